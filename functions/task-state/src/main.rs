@@ -1,0 +1,2 @@
+//! task-state
+fn main() {}

@@ -1,0 +1,2 @@
+//! teardown
+fn main() {}

@@ -1,0 +1,1 @@
+//! What the three functions have in common.

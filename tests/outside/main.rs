@@ -1,0 +1,2 @@
+//! Outside-in tests.
+fn main() {}

@@ -1,1 +1,5 @@
-//! What the three functions have in common.
+//! What the three functions have in common: wire types, configuration, names, the AWS and Jenkins edges.
+
+pub mod config;
+pub mod http;
+pub mod label;

@@ -1,0 +1,397 @@
+//! The configuration as it is written: one type for each section of the YAML.
+//!
+//! The types are the single source: the parser, the JSON Schema and the defaults all come from here.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::duration::Limit;
+use crate::label::LabelSet;
+
+/// The whole configuration, checked.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Config {
+    /// The Jenkins controller that the agents serve.
+    pub jenkins: Jenkins,
+    /// An EventBridge bus (name or ARN) that every notice is also put on.
+    pub event_bus: Option<String>,
+    /// Where agents can run, in order of preference.
+    pub clouds: Vec<Cloud>,
+}
+
+/// The Jenkins controller.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Jenkins {
+    /// Its root URL: the only origin that notices and API calls may go to.
+    #[schemars(with = "String")]
+    pub url: url::Url,
+    /// The user of the REST API, with Agent/Create, Connect, Disconnect, Delete and Overall/Read.
+    pub user: Option<String>,
+    /// That user's API token.
+    pub api_token: Option<SecretRef>,
+    /// Whether nodes are created and deleted over the REST API. Default: whether `user` and `apiToken` are there.
+    pub register_nodes: Option<bool>,
+    /// PEM certificates of a private certificate authority, trusted for Jenkins alone.
+    pub ca_certificate: Option<SecretRef>,
+    /// The notices' own settings.
+    #[serde(default)]
+    pub webhook: Webhook,
+}
+
+/// How notices reach Jenkins.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Webhook {
+    /// Receives every notice of every request.
+    #[schemars(with = "Option<String>")]
+    pub url: Option<url::Url>,
+    /// Sent raw as the `Authorization` header of every notice.
+    pub authorization: Option<SecretRef>,
+    /// Signs notices as the Standard Webhooks specification has it (`whsec_` and base64).
+    pub signing_secret: Option<SecretRef>,
+}
+
+/// Where a secret is. Never the secret itself.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum SecretRef {
+    /// An SSM parameter, decrypted.
+    Ssm(String),
+    /// An environment variable.
+    Env(String),
+    /// A file.
+    File(String),
+}
+
+/// One cluster in one region and account, and the templates that run there.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Cloud {
+    /// 1 to 64 of `A-Z a-z 0-9 _ -`.
+    pub name: String,
+    /// The AWS region, `eu-west-1`.
+    pub region: String,
+    /// The cluster's name or ARN.
+    #[serde(default = "default_cluster")]
+    pub cluster: String,
+    /// A role to assume for a cluster in another account.
+    pub assume_role_arn: Option<String>,
+    /// The Auto Scaling group of the cluster's instances. Without it, nothing is ever scaled.
+    pub auto_scaling_group: Option<String>,
+    /// How long a request may wait for room.
+    #[serde(default = "fifteen_minutes")]
+    pub instance_launch_timeout: Limit,
+    /// Instances without tasks for that long are terminated.
+    #[serde(default)]
+    pub idle_instance_timeout: Limit,
+    /// What one instance of the group offers, until the first has registered.
+    pub instance_capacity: Option<Size>,
+    /// Agents of this cloud that may exist at once.
+    pub max_agents: Option<u32>,
+    /// What kinds of agent there are, in order of preference.
+    pub templates: Vec<Template>,
+}
+
+/// CPU units (1024 are one vCPU) and MiB of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, serde::Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Size {
+    /// CPU units; 1024 are one vCPU.
+    pub cpu: u32,
+    /// MiB.
+    pub memory: u32,
+}
+
+/// One kind of agent.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Template {
+    /// 1 to 64 of `A-Z a-z 0-9 _ -`; part of every agent's name.
+    pub name: String,
+    /// What the label expression of a request is held against.
+    pub labels: LabelSet,
+    /// Full ARN, `family:revision` or `family`.
+    pub task_definition: String,
+    /// The agent's container. Default: the task definition's only essential container.
+    pub container: Option<String>,
+    /// How Jenkins and the agent find each other.
+    pub connect: Connect,
+    /// The agent's working directory.
+    #[serde(default = "default_workspace")]
+    pub workspace: String,
+    /// Executors of the node. More than one gives up one build per agent.
+    #[serde(default = "one")]
+    pub executors: u32,
+    /// From RunTask until the agent must be ready.
+    #[serde(default = "fifteen_minutes")]
+    pub container_start_timeout: Limit,
+    /// Agents of a request that does not say how many; 1 to 10.
+    #[serde(default = "one")]
+    pub agents_per_request: u32,
+    /// Agents of this template that may exist at once.
+    pub max_agents: Option<u32>,
+    /// No agent outlives this.
+    #[serde(default = "one_day")]
+    pub max_lifetime: Limit,
+    /// An agent without a build for that long, as Jenkins sees it, is stopped. Default 10m, with `registerNodes`.
+    pub idle_timeout: Option<Limit>,
+    /// How Jenkins logs in, for `connect: ssh`.
+    #[serde(default)]
+    pub ssh: Ssh,
+    /// What the task runs on.
+    #[serde(default)]
+    pub launch: Launch,
+    /// For task definitions with network mode `awsvpc` only.
+    pub network: Option<Network>,
+    /// The Fargate platform version.
+    pub platform_version: Option<String>,
+    /// How ECS chooses among instances.
+    #[serde(default)]
+    pub placement_strategy: Vec<PlacementStrategy>,
+    /// Which instances ECS may choose.
+    #[serde(default)]
+    pub placement_constraints: Vec<PlacementConstraint>,
+    /// Allows `aws ecs execute-command` on the agent.
+    #[serde(default)]
+    pub enable_execute_command: bool,
+    /// For the container, and for the builds on the node.
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
+    /// For the task.
+    #[serde(default)]
+    pub tags: BTreeMap<String, String>,
+    /// What a request may override.
+    #[serde(default)]
+    pub allowed_overrides: Vec<Override>,
+    /// The most that an override may ask for.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// How Jenkins and the agent find each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, serde::Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Connect {
+    /// Jenkins logs in to the agent.
+    Ssh,
+    /// The agent dials Jenkins, over WebSocket.
+    Inbound,
+}
+
+/// Jenkins' SSH launcher, for one template.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Ssh {
+    /// The container port of sshd.
+    pub port: u16,
+    /// A Jenkins credential.
+    pub credentials_id: Option<String>,
+    /// Which address of the agent Jenkins dials.
+    pub address: Address,
+    /// How Jenkins checks the host key.
+    pub host_key_verification: HostKeyVerification,
+    /// Of Jenkins' SSH launcher.
+    pub launch_timeout: Limit,
+    /// Further tries of Jenkins' SSH launcher.
+    pub max_retries: u32,
+    /// Between two tries of Jenkins' SSH launcher.
+    pub retry_wait: Limit,
+    /// The agent's `java`.
+    pub java_path: Option<String>,
+    /// Options for that `java`.
+    pub jvm_options: Option<String>,
+    /// Put before the command that starts the agent.
+    pub prefix_start_command: Option<String>,
+    /// Put behind the command that starts the agent.
+    pub suffix_start_command: Option<String>,
+}
+
+impl Default for Ssh {
+    fn default() -> Self {
+        Self {
+            port: 22,
+            credentials_id: None,
+            address: Address::Private,
+            host_key_verification: HostKeyVerification::None,
+            launch_timeout: Limit::seconds(60),
+            max_retries: 10,
+            retry_wait: Limit::seconds(3),
+            java_path: None,
+            jvm_options: None,
+            prefix_start_command: None,
+            suffix_start_command: None,
+        }
+    }
+}
+
+/// Which address of an agent Jenkins dials.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Address {
+    /// The address inside the VPC.
+    Private,
+    /// The public address.
+    Public,
+}
+
+/// How Jenkins checks an agent's SSH host key.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum HostKeyVerification {
+    /// It does not.
+    None,
+    /// Against the controller's `known_hosts`.
+    KnownHosts,
+    /// Against this public key.
+    Key(String),
+}
+
+/// What a task runs on: a launch type, or capacity providers. Default: EC2.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Launch {
+    /// The launch type.
+    #[serde(rename = "type")]
+    pub kind: Option<LaunchType>,
+    /// Instead of a launch type.
+    #[serde(default)]
+    pub capacity_providers: Vec<CapacityProvider>,
+}
+
+/// The launch type of a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, serde::Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum LaunchType {
+    /// On container instances in EC2.
+    Ec2,
+    /// On Fargate.
+    Fargate,
+    /// On registered instances elsewhere (ECS Anywhere).
+    External,
+}
+
+/// One capacity provider of a strategy.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CapacityProvider {
+    /// Its name; `FARGATE` and `FARGATE_SPOT` are AWS's own.
+    pub name: String,
+    /// Its share of the tasks beyond `base`; 0 to 1000.
+    #[serde(default = "one_signed")]
+    pub weight: i32,
+    /// At least so many tasks run on it; 0 to 100000.
+    #[serde(default)]
+    pub base: i32,
+}
+
+/// The network of an `awsvpc` task.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Network {
+    /// 1 to 16 subnets of one VPC.
+    pub subnets: Vec<String>,
+    /// Up to 5; default: the VPC's own.
+    #[serde(default)]
+    pub security_groups: Vec<String>,
+    /// Fargate only.
+    #[serde(default)]
+    pub assign_public_ip: bool,
+}
+
+/// One rule by which ECS chooses among instances.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PlacementStrategy {
+    /// The rule.
+    #[serde(rename = "type")]
+    pub kind: PlacementStrategyType,
+    /// What the rule goes by: `memory`, `cpu`, `attribute:…`, `instanceId`. None for `random`.
+    pub field: Option<String>,
+}
+
+/// A placement rule of ECS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum PlacementStrategyType {
+    /// Fill one instance after the other.
+    Binpack,
+    /// Spread evenly.
+    Spread,
+    /// Any.
+    Random,
+}
+
+/// One condition on the instances that ECS may choose.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PlacementConstraint {
+    /// The condition's kind.
+    #[serde(rename = "type")]
+    pub kind: PlacementConstraintType,
+    /// In ECS' cluster query language, for `memberOf`.
+    pub expression: Option<String>,
+}
+
+/// A placement condition of ECS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum PlacementConstraintType {
+    /// One task of the group per instance.
+    DistinctInstance,
+    /// Instances that the expression selects.
+    MemberOf,
+}
+
+/// What a request may be allowed to override.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Override {
+    /// The task's CPU units.
+    Cpu,
+    /// The task's MiB.
+    Memory,
+    /// Environment variables of the container and the node.
+    Environment,
+    /// The container's command.
+    Command,
+    /// The task's role.
+    TaskRole,
+}
+
+/// The most that an override may ask for.
+#[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Limits {
+    /// CPU units.
+    pub cpu: Option<u32>,
+    /// MiB.
+    pub memory: Option<u32>,
+}
+
+fn default_cluster() -> String {
+    "default".into()
+}
+
+fn default_workspace() -> String {
+    "/home/jenkins".into()
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn one_signed() -> i32 {
+    1
+}
+
+fn fifteen_minutes() -> Limit {
+    Limit::minutes(15)
+}
+
+fn one_day() -> Limit {
+    Limit::minutes(24 * 60)
+}

@@ -97,7 +97,7 @@ pub struct Cloud {
 }
 
 /// CPU units (1024 are one vCPU) and MiB of memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, serde::Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, serde::Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Size {
     /// CPU units; 1024 are one vCPU.

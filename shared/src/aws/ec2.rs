@@ -1,0 +1,156 @@
+//! The two reads of Amazon EC2 that an agent's address takes, signed by the SDK's own signer.
+//!
+//! `aws-sdk-ec2` would add minutes to every cold build for them (docs/adr/0004).
+
+use std::time::{Duration, SystemTime};
+
+use aws_config::SdkConfig;
+use aws_credential_types::provider::ProvideCredentials as _;
+use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningSettings, sign};
+use aws_sigv4::sign::v4;
+use aws_types::service_config::ServiceConfigKey;
+use bytes::Bytes;
+
+use super::ApiFault;
+use crate::http::Http;
+
+/// A bound on one call; EC2's reads take tens of milliseconds.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Calls EC2 in one region.
+#[derive(Debug, Clone)]
+pub struct Client {
+    sdk: SdkConfig,
+    endpoint: String,
+    http: Http,
+}
+
+/// The addresses of an instance or a network interface.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Addresses {
+    /// Inside the VPC.
+    pub private: Option<String>,
+    /// From the internet.
+    pub public: Option<String>,
+}
+
+impl Client {
+    /// Builds the client; nothing is called yet. The endpoint comes from the SDK's standard environment.
+    pub fn new(sdk: &SdkConfig, http: Http) -> Self {
+        let key = ServiceConfigKey::builder().service_id("EC2").env("AWS_ENDPOINT_URL").profile("endpoint_url").build();
+        let own = key.ok().and_then(|key| sdk.service_config()?.load_config(key));
+        let region = sdk.region().map_or("us-east-1", |region| region.as_ref());
+        let suffix = if region.starts_with("cn-") { ".cn" } else { "" };
+        let endpoint = own
+            .or_else(|| sdk.endpoint_url().map(str::to_owned))
+            .unwrap_or_else(|| format!("https://ec2.{region}.amazonaws.com{suffix}"));
+        Self { sdk: sdk.clone(), endpoint, http }
+    }
+
+    /// Addresses and tags of an instance (API_DescribeInstances).
+    ///
+    /// # Errors
+    /// When the call failed or EC2 does not know the instance.
+    pub async fn instance(&self, id: &str) -> Result<(Addresses, Vec<(String, String)>), ApiFault> {
+        const ACTION: &str = "ec2:DescribeInstances";
+        let text = self.call(ACTION, &[("Action", "DescribeInstances"), ("InstanceId.1", id)]).await?;
+        let document = parse(ACTION, &text)?;
+        let instance = document
+            .descendants()
+            .find(|node| node.has_tag_name_any("instanceId") && node.text() == Some(id))
+            .and_then(|node| node.parent())
+            .ok_or_else(|| fault(ACTION, None, format!("no instance {id} in the answer")))?;
+        let child = |name: &str| {
+            instance.children().find(|node| node.has_tag_name_any(name)).and_then(|node| node.text()).map(str::to_owned)
+        };
+        let tags = instance
+            .children()
+            .filter(|node| node.has_tag_name_any("tagSet"))
+            .flat_map(|set| set.children())
+            .filter_map(|item| {
+                let text = |name: &str| item.children().find(|node| node.has_tag_name_any(name)).and_then(|node| node.text());
+                Some((text("key")?.to_owned(), text("value").unwrap_or_default().to_owned()))
+            })
+            .collect();
+        Ok((Addresses { private: child("privateIpAddress"), public: child("ipAddress") }, tags))
+    }
+
+    /// The public address of a network interface (API_DescribeNetworkInterfaces).
+    ///
+    /// # Errors
+    /// When the call failed.
+    pub async fn interface(&self, id: &str) -> Result<Addresses, ApiFault> {
+        const ACTION: &str = "ec2:DescribeNetworkInterfaces";
+        let text = self
+            .call(ACTION, &[("Action", "DescribeNetworkInterfaces"), ("NetworkInterfaceId.1", id)])
+            .await?;
+        let document = parse(ACTION, &text)?;
+        let first = |name: &str| {
+            document.descendants().find(|node| node.has_tag_name_any(name)).and_then(|node| node.text()).map(str::to_owned)
+        };
+        Ok(Addresses { private: first("privateIpAddress"), public: first("publicIp") })
+    }
+
+    async fn call(&self, action: &'static str, parameters: &[(&str, &str)]) -> Result<String, ApiFault> {
+        let failed = |message: String| fault(action, None, message);
+        let body = url::form_urlencoded::Serializer::new(String::new())
+            .extend_pairs(parameters)
+            .append_pair("Version", "2016-11-15")
+            .finish();
+        let mut request = http::Request::post(format!("{}/", self.endpoint.trim_end_matches('/')))
+            .header(http::header::CONTENT_TYPE, "application/x-www-form-urlencoded; charset=utf-8")
+            .body(Bytes::from(body))
+            .map_err(|error| failed(error.to_string()))?;
+        self.sign(&mut request).await.map_err(failed)?;
+        let answer = self.http.send(request, TIMEOUT).await.map_err(|error| failed(error.to_string()))?;
+        let text = String::from_utf8_lossy(answer.body()).into_owned();
+        if answer.status().is_success() {
+            return Ok(text);
+        }
+        let document = parse(action, &text)?;
+        let first = |name: &str| document.descendants().find(|node| node.has_tag_name_any(name)).and_then(|node| node.text());
+        Err(fault(action, first("Code").map(str::to_owned), first("Message").unwrap_or("no message").to_owned()))
+    }
+
+    async fn sign(&self, request: &mut http::Request<Bytes>) -> Result<(), String> {
+        let credentials = self.sdk.credentials_provider().ok_or("no AWS credentials are set")?;
+        let credentials = credentials.provide_credentials().await.map_err(|error| error.to_string())?;
+        let identity = credentials.into();
+        let region = self.sdk.region().map(|region| region.as_ref()).unwrap_or_default();
+        let parameters = v4::SigningParams::builder()
+            .identity(&identity)
+            .region(region)
+            .name("ec2")
+            .time(SystemTime::now())
+            .settings(SigningSettings::default())
+            .build()
+            .map_err(|error| error.to_string())?
+            .into();
+        let headers =
+            request.headers().iter().filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)));
+        let uri = request.uri().to_string();
+        let signable = SignableRequest::new("POST", uri, headers, SignableBody::Bytes(request.body()))
+            .map_err(|error| error.to_string())?;
+        let (instructions, _) = sign(signable, &parameters).map_err(|error| error.to_string())?.into_parts();
+        instructions.apply_to_request_http1x(request);
+        Ok(())
+    }
+}
+
+fn parse<'a>(action: &'static str, text: &'a str) -> Result<roxmltree::Document<'a>, ApiFault> {
+    roxmltree::Document::parse(text).map_err(|error| fault(action, None, format!("not XML: {error}")))
+}
+
+fn fault(action: &'static str, code: Option<String>, message: String) -> ApiFault {
+    ApiFault { action, code, message }
+}
+
+trait AnyNamespace {
+    fn has_tag_name_any(&self, name: &str) -> bool;
+}
+
+impl AnyNamespace for roxmltree::Node<'_, '_> {
+    fn has_tag_name_any(&self, name: &str) -> bool {
+        self.is_element() && self.tag_name().name() == name
+    }
+}

@@ -1,0 +1,180 @@
+//! The AWS edge: one module for each service. They carry out and do not decide; what a fault means is decided here.
+
+pub mod autoscaling;
+pub mod bus;
+pub mod ec2;
+pub mod ecs;
+pub mod queues;
+
+use std::time::Duration;
+
+use aws_config::retry::RetryConfig;
+use aws_config::sts::AssumeRoleProvider;
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_smithy_http_client::{Builder, tls};
+use aws_smithy_runtime_api::client::result::SdkError;
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
+use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+
+use crate::config::Cloud;
+use crate::http::Http;
+
+/// The SDK's configuration, from its standard environment: every call is bounded, and one client serves all services.
+pub async fn sdk_config() -> SdkConfig {
+    let http = Builder::new()
+        .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
+        .build_https();
+    sdk_config_with(http).await
+}
+
+/// The same over an HTTP client of one's own, as tests have it.
+pub async fn sdk_config_with(http: impl Into<SharedHttpClient>) -> SdkConfig {
+    aws_config::defaults(BehaviorVersion::latest())
+        .http_client(http.into())
+        .retry_config(RetryConfig::standard().with_max_attempts(3).with_max_backoff(Duration::from_secs(2)))
+        .timeout_config(
+            TimeoutConfig::builder()
+                .connect_timeout(Duration::from_secs(2))
+                .operation_attempt_timeout(Duration::from_secs(5))
+                .operation_timeout(Duration::from_secs(12))
+                .build(),
+        )
+        .load()
+        .await
+}
+
+/// The clients for one cloud: its region, and its role where it has one.
+#[derive(Debug, Clone)]
+pub struct CloudClients {
+    /// Tasks and container instances.
+    pub ecs: aws_sdk_ecs::Client,
+    /// The group.
+    pub autoscaling: aws_sdk_autoscaling::Client,
+    /// Addresses.
+    pub ec2: ec2::Client,
+}
+
+impl CloudClients {
+    /// Builds them; nothing is called yet.
+    pub async fn new(sdk: &SdkConfig, http: Http, cloud: &Cloud) -> Self {
+        let mut regional = sdk.to_builder().region(Region::new(cloud.region.clone()));
+        if let Some(role) = &cloud.assume_role_arn {
+            let provider = AssumeRoleProvider::builder(role)
+                .session_name("jenkins-ecs-agents")
+                .region(Region::new(cloud.region.clone()))
+                .configure(sdk)
+                .build()
+                .await;
+            regional = regional.credentials_provider(aws_credential_types::provider::SharedCredentialsProvider::new(provider));
+        }
+        let regional = regional.build();
+        Self {
+            ecs: aws_sdk_ecs::Client::new(&regional),
+            autoscaling: aws_sdk_autoscaling::Client::new(&regional),
+            ec2: ec2::Client::new(&regional, http),
+        }
+    }
+}
+
+/// An AWS call that did not do what it was to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{action}: {}{message}", code.as_deref().map(|code| format!("{code}: ")).unwrap_or_default())]
+pub struct ApiFault {
+    /// What was called, `ecs:RunTask`.
+    pub action: &'static str,
+    /// AWS' error code; none when no answer came.
+    pub code: Option<String>,
+    /// In AWS' words, or those of the HTTP client.
+    pub message: String,
+}
+
+impl ApiFault {
+    /// From the SDK's error.
+    pub fn new<E, R>(action: &'static str, error: SdkError<E, R>) -> Self
+    where
+        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+        R: std::fmt::Debug + Send + Sync + 'static,
+    {
+        match &error {
+            SdkError::ServiceError(service) => Self {
+                action,
+                code: service.err().code().map(str::to_owned),
+                message: service.err().message().unwrap_or("no message").to_owned(),
+            },
+            _ => Self { action, code: None, message: aws_smithy_types::error::display::DisplayErrorContext(&error).to_string() },
+        }
+    }
+
+    /// What the fault means for whoever called. This is the one place that decides.
+    ///
+    /// Permanent are the codes that the API references list and that the same call meets again; everything unknown
+    /// is tried again, since a lost request is worse than a late refusal.
+    pub fn class(&self) -> Class {
+        const PERMANENT: &[&str] = &[
+            "AccessDenied",
+            "AccessDeniedException",
+            "BlockedException",
+            "ClientException",
+            "ClusterNotFoundException",
+            "InvalidParameterException",
+            "PlatformTaskDefinitionIncompatibilityException",
+            "PlatformUnknownException",
+            "ResourceNotFoundException",
+            "UnauthorizedOperation",
+            "UnsupportedFeatureException",
+            "ValidationError",
+        ];
+        let Some(code) = self.code.as_deref() else { return Class::Retry };
+        if !PERMANENT.contains(&code) {
+            return Class::Retry;
+        }
+        let message = self.message.to_ascii_lowercase();
+        // API_RunTask has no code of its own for these: ECS says them in the message of a client error.
+        let no_room = ["no container instances", "capacity is unavailable", "reached the limit on the number of"];
+        if matches!(code, "ClientException" | "InvalidParameterException")
+            && no_room.iter().any(|words| message.contains(words))
+        {
+            Class::NoRoom
+        } else if message.contains("rate exceeded") || message.contains("throttl") {
+            Class::Retry
+        } else {
+            Class::Permanent
+        }
+    }
+}
+
+/// What a fault means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// There is no room now; there may be later.
+    NoRoom,
+    /// The same call will always fail.
+    Permanent,
+    /// It may work the next time.
+    Retry,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_are_told_apart_in_one_place() {
+        for (code, message, class) in [
+            (None, "connection refused", Class::Retry),
+            (Some("ThrottlingException"), "Rate exceeded", Class::Retry),
+            (Some("ServerException"), "Service Unavailable", Class::Retry),
+            (Some("SomethingNew"), "?", Class::Retry),
+            (Some("AccessDeniedException"), "not authorized to perform: ecs:RunTask", Class::Permanent),
+            (Some("ClusterNotFoundException"), "Cluster not found.", Class::Permanent),
+            (Some("ClientException"), "TaskDefinition not found.", Class::Permanent),
+            (Some("InvalidParameterException"), "No Container Instances were found in your cluster.", Class::NoRoom),
+            (Some("ClientException"), "Capacity is unavailable at this time. Please try again later", Class::NoRoom),
+            (Some("ClientException"), "Rate exceeded", Class::Retry),
+        ] {
+            let fault = ApiFault { action: "ecs:RunTask", code: code.map(Into::into), message: message.into() };
+            assert_eq!(fault.class(), class, "{fault}");
+        }
+    }
+}

@@ -1,0 +1,479 @@
+//! What travels: requests and completions from Jenkins, notices to Jenkins, and the record of a request on its task.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
+
+use crate::config::Connect;
+use crate::name::{AgentName, digest};
+
+/// The version of every message here.
+pub const VERSION: u32 = 1;
+
+/// A build asks for agents.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AgentRequest {
+    /// Checked by [`AgentRequest::parse`].
+    #[serde(rename = "version", deserialize_with = "version_one")]
+    _version: u32,
+    /// Two messages with one id start one agent. Default: the SQS message id.
+    #[serde(default)]
+    pub request_id: Option<RequestId>,
+    /// A Jenkins label expression, as written.
+    pub label: String,
+    /// One URL for each agent, told of its outcome.
+    #[serde(default, rename = "webhookUrl", deserialize_with = "one_or_many")]
+    pub webhook_urls: Vec<String>,
+    /// The build that asks.
+    #[serde(default)]
+    pub build: Option<Build>,
+    /// Nobody wants the agents any more after this.
+    #[serde(default)]
+    pub expires_at: Option<Timestamp>,
+    /// How many agents, 1 to 10.
+    #[serde(default)]
+    pub count: Option<u32>,
+    /// What is to differ from the template.
+    #[serde(default)]
+    pub overrides: Overrides,
+}
+
+impl AgentRequest {
+    /// Reads a message's body, bare or in an SNS envelope.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong with the message.
+    pub fn parse(body: &str) -> Result<Self, String> {
+        let request: Self = read(body, "an AgentRequest")?;
+        match request.count {
+            Some(count) if !(1..=10).contains(&count) => Err(format!("count: is {count}, has to be 1 to 10")),
+            _ if request.webhook_urls.len() > 10 => {
+                Err(format!("webhookUrl: has {} URLs, at most 10 go", request.webhook_urls.len()))
+            }
+            _ => Ok(request),
+        }
+    }
+}
+
+/// What can be told to whom of a message that is not a valid request.
+#[derive(Debug, Default)]
+pub struct Salvage {
+    /// Its id, where it is one.
+    pub request_id: Option<RequestId>,
+    /// Its URLs.
+    pub webhook_urls: Vec<String>,
+    /// Its build.
+    pub build: Option<Build>,
+}
+
+impl Salvage {
+    /// Reads what can be read.
+    pub fn from(body: &str) -> Self {
+        let Ok(mut fields) = read::<serde_json::Map<String, Value>>(body, "an object") else {
+            return Self::default();
+        };
+        let mut take = |name: &str| fields.remove(name).unwrap_or_default();
+        Self {
+            request_id: serde_json::from_value(take("requestId")).ok(),
+            webhook_urls: one_or_many(take("webhookUrl")).unwrap_or_default(),
+            build: serde_json::from_value(take("build")).ok(),
+        }
+    }
+}
+
+/// The name of a request: 1 to 128 of `A-Z a-z 0-9 . _ : / -`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+#[serde(transparent)]
+pub struct RequestId(String);
+
+impl RequestId {
+    /// As it is written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for RequestId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::str::FromStr for RequestId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._:/-".contains(&byte);
+        if (1..=128).contains(&text.len()) && text.bytes().all(allowed) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err("a requestId is 1 to 128 of A-Z a-z 0-9 . _ : / -".into())
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for RequestId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// A build in Jenkins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Build {
+    /// The job's full name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<String>,
+    /// The build's number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number: Option<u64>,
+    /// Its page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+}
+
+impl std::fmt::Display for Build {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.job.as_deref().unwrap_or("build"))?;
+        self.number.map_or(Ok(()), |number| write!(f, " #{number}"))
+    }
+}
+
+/// What of a template a request wants otherwise.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Overrides {
+    /// The task's CPU units.
+    pub cpu: Option<u32>,
+    /// The task's MiB.
+    pub memory: Option<u32>,
+    /// Further environment variables.
+    pub environment: BTreeMap<String, String>,
+    /// The container's command.
+    pub command: Option<Vec<String>>,
+    /// ARN of the task's role.
+    pub task_role: Option<String>,
+}
+
+/// A build is over.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BuildCompleted {
+    #[serde(rename = "version", deserialize_with = "version_one")]
+    _version: u32,
+    /// Stops all agents of this request.
+    #[serde(default)]
+    pub request_id: Option<RequestId>,
+    /// Stops this agent.
+    #[serde(default)]
+    pub agent: Option<String>,
+    /// Stops this task.
+    #[serde(default)]
+    pub task_arn: Option<String>,
+    /// The build.
+    #[serde(default)]
+    pub build: Option<Build>,
+    /// How it ended, in Jenkins' words.
+    #[serde(default)]
+    pub result: Option<String>,
+}
+
+impl BuildCompleted {
+    /// Reads a message's body, bare or in an SNS envelope.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong with the message.
+    pub fn parse(body: &str) -> Result<Self, String> {
+        let completion: Self = read(body, "a BuildCompleted")?;
+        if completion.request_id.is_none() && completion.agent.is_none() && completion.task_arn.is_none() {
+            return Err("one of requestId, agent and taskArn is needed".into());
+        }
+        Ok(completion)
+    }
+}
+
+/// What a task says of its request: the value of [`Record::VARIABLE`] in the container's environment overrides.
+///
+/// Tags would be the other place, but StopTask deletes them (API_StopTask) and task events do not carry them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    /// The request.
+    pub request_id: RequestId,
+    /// Which of its agents.
+    pub index: u32,
+    /// Of how many.
+    pub count: u32,
+    /// When it was made.
+    pub requested_at: Timestamp,
+    /// The agent's container.
+    pub container: String,
+    /// Told of the outcome.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub webhook_url: Option<String>,
+    /// The build that asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build: Option<Build>,
+}
+
+impl Record {
+    /// The environment variable that holds it.
+    pub const VARIABLE: &str = "JENKINS_ECS_AGENTS_REQUEST";
+}
+
+/// Something Jenkins is told.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Notice {
+    /// [`VERSION`].
+    pub version: u32,
+    /// What it is about.
+    #[serde(rename = "type")]
+    pub kind: NoticeType,
+    /// The same on every retry.
+    pub id: String,
+    /// When it was first formed.
+    pub at: Timestamp,
+    /// The request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<RequestId>,
+    /// The build that asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub build: Option<Build>,
+    /// The agent, as far as there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agent: Option<Agent>,
+    /// Its task, as far as there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task: Option<Task>,
+    /// What went wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+    /// What took how long.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timings: Option<Timings>,
+}
+
+impl Notice {
+    /// A notice with nothing but its head. `subject` is what it is about: the agent's name, or what stands for it.
+    pub fn new(kind: NoticeType, subject: &str, at: Timestamp) -> Self {
+        Self {
+            version: VERSION,
+            kind,
+            id: format!("msg_{}", digest(&[kind.as_str(), subject])),
+            at,
+            request_id: None,
+            build: None,
+            agent: None,
+            task: None,
+            failure: None,
+            timings: None,
+        }
+    }
+}
+
+/// What a notice is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NoticeType {
+    /// The agent can take its build.
+    #[serde(rename = "agent.ready")]
+    Ready,
+    /// There will be no agent.
+    #[serde(rename = "agent.failed")]
+    Failed,
+    /// A ready agent is gone.
+    #[serde(rename = "agent.stopped")]
+    Stopped,
+    /// The request waits for room.
+    #[serde(rename = "agent.waiting")]
+    Waiting,
+}
+
+impl NoticeType {
+    /// As it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "agent.ready",
+            Self::Failed => "agent.failed",
+            Self::Stopped => "agent.stopped",
+            Self::Waiting => "agent.waiting",
+        }
+    }
+}
+
+/// The agent of a notice.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Agent {
+    /// The node's name.
+    pub name: AgentName,
+    /// The template's labels.
+    pub labels: Vec<String>,
+    /// How it is reached.
+    pub connect: Connect,
+    /// Its address, for SSH.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// Its port, for SSH.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Its working directory.
+    pub workspace: String,
+    /// Its executors.
+    pub executors: u32,
+    /// The Jenkins credential that logs in to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials_id: Option<String>,
+}
+
+/// The task of a notice.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Task {
+    /// Its ARN.
+    pub arn: String,
+    /// Its cluster's ARN.
+    pub cluster: String,
+    /// Its task definition's ARN.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task_definition: Option<String>,
+    /// Its container instance's ARN, on EC2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container_instance: Option<String>,
+    /// Grows with each change of the task.
+    pub version: i64,
+}
+
+/// What went wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Failure {
+    /// For programs.
+    pub code: FailureCode,
+    /// For people: what happened and what to do.
+    pub message: String,
+    /// Why ECS stopped the task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_code: Option<String>,
+    /// Of the agent's container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+}
+
+impl Failure {
+    /// A failure that ECS has no part in.
+    pub fn new(code: FailureCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), stop_code: None, exit_code: None }
+    }
+}
+
+/// What went wrong, for programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum FailureCode {
+    /// The message is not a request.
+    InvalidRequest,
+    /// No template serves the label.
+    NoTemplate,
+    /// The template does not allow the override.
+    OverrideRefused,
+    /// ECS cannot start such a task.
+    LaunchFailed,
+    /// There was no room in time.
+    CapacityTimeout,
+    /// The task ended before it was ready.
+    StartFailed,
+    /// The task was not ready in time.
+    StartTimeout,
+    /// The agent lived too long.
+    LifetimeExceeded,
+    /// The agent had no build for too long.
+    Idle,
+    /// AWS took the Spot capacity back.
+    SpotInterruption,
+}
+
+impl FailureCode {
+    /// As it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidRequest => "INVALID_REQUEST",
+            Self::NoTemplate => "NO_TEMPLATE",
+            Self::OverrideRefused => "OVERRIDE_REFUSED",
+            Self::LaunchFailed => "LAUNCH_FAILED",
+            Self::CapacityTimeout => "CAPACITY_TIMEOUT",
+            Self::StartFailed => "START_FAILED",
+            Self::StartTimeout => "START_TIMEOUT",
+            Self::LifetimeExceeded => "LIFETIME_EXCEEDED",
+            Self::Idle => "IDLE",
+            Self::SpotInterruption => "SPOT_INTERRUPTION",
+        }
+    }
+}
+
+/// When what happened.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Timings {
+    /// Jenkins sent the request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requested_at: Option<Timestamp>,
+    /// ECS took the task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub launched_at: Option<Timestamp>,
+    /// The images began to come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull_started_at: Option<Timestamp>,
+    /// The images were there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull_stopped_at: Option<Timestamp>,
+    /// The task ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
+    /// From the request to this notice, in ms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total_ms: Option<i64>,
+}
+
+/// Reads a body of JSON, bare or in an SNS envelope.
+fn read<T: serde::de::DeserializeOwned>(body: &str, what: &str) -> Result<T, String> {
+    let message = sns_message(body).map_err(|error| format!("not JSON: {error}"))?;
+    // From the text, not from the parsed value: only so does a doubled field not pass unseen.
+    serde_json::from_str(message.as_deref().unwrap_or(body)).map_err(|error| format!("not {what}: {error}"))
+}
+
+/// The message inside an SNS envelope; nothing for any other JSON.
+///
+/// An envelope has `Type: Notification` and the message as text (SNS developer guide, "Raw message delivery").
+fn sns_message(body: &str) -> serde_json::Result<Option<String>> {
+    let mut value: Value = serde_json::from_str(body)?;
+    let enveloped = value.get("Type").and_then(Value::as_str) == Some("Notification") && value.get("TopicArn").is_some();
+    Ok(match value.get_mut("Message").map(Value::take) {
+        Some(Value::String(message)) if enveloped => Some(message),
+        _ => None,
+    })
+}
+
+fn version_one<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    match Value::deserialize(deserializer)? {
+        Value::Number(number) if number.as_u64() == Some(VERSION.into()) => Ok(VERSION),
+        other => Err(serde::de::Error::custom(format!("version {other} is not known here; {VERSION} is"))),
+    }
+}
+
+fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "webhookUrl: has to be a URL or a list of URLs")]
+    enum OneOrMany {
+        One(String),
+        Many(Vec<String>),
+    }
+    Ok(match OneOrMany::deserialize(deserializer)? {
+        OneOrMany::One(url) => vec![url],
+        OneOrMany::Many(urls) => urls,
+    })
+}

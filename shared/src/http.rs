@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use aws_smithy_http_client::{Connector, tls};
-use aws_smithy_runtime_api::client::http::{HttpConnector as _, SharedHttpConnector};
-use aws_smithy_runtime_api::http::Request;
+use aws_smithy_runtime_api::client::http::{HttpConnector, HttpConnectorFuture, SharedHttpConnector};
+use aws_smithy_runtime_api::client::result::ConnectorError;
+use aws_smithy_runtime_api::http::{Request, Response};
 use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
@@ -41,6 +42,13 @@ impl Http {
     /// A connector of one's own, as tests have it.
     pub fn new(connector: SharedHttpConnector) -> Self {
         Self(connector)
+    }
+
+    /// Answers from a function instead of the network.
+    pub fn in_memory(
+        answer: impl Fn(http::Request<Bytes>) -> Answer + Send + Sync + 'static,
+    ) -> Self {
+        Self(SharedHttpConnector::new(InMemory(Box::new(answer))))
     }
 
     /// TLS with the system's roots and, if given, the PEM certificates of a private authority. Never follows a redirect.
@@ -101,4 +109,28 @@ fn root_cause(error: &dyn std::error::Error) -> String {
         cause = source;
     }
     cause.to_string()
+}
+
+type Answer = futures::future::BoxFuture<'static, Result<http::Response<Bytes>, String>>;
+
+/// An HTTP connector without a network.
+struct InMemory(Box<dyn Fn(http::Request<Bytes>) -> Answer + Send + Sync>);
+
+impl std::fmt::Debug for InMemory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("InMemory")
+    }
+}
+
+impl HttpConnector for InMemory {
+    fn call(&self, request: Request) -> HttpConnectorFuture {
+        let failed = |error: String| ConnectorError::io(error.into());
+        let answer = request
+            .try_into_http1x()
+            .map(|request| (self.0)(request.map(|body| Bytes::copy_from_slice(body.bytes().unwrap_or_default()))));
+        HttpConnectorFuture::new(async move {
+            let answer = answer.map_err(|error| failed(error.to_string()))?.await.map_err(failed)?;
+            Response::try_from(answer.map(SdkBody::from)).map_err(|error| failed(error.to_string()))
+        })
+    }
 }

@@ -1,8 +1,24 @@
 //! What the three functions have in common: wire types, configuration, names, the AWS and Jenkins edges.
 
+pub mod agents;
+pub mod app;
 pub mod aws;
+pub mod batch;
+pub mod capacity;
 pub mod config;
 pub mod http;
+pub mod jenkins;
 pub mod label;
+pub mod log;
 pub mod message;
 pub mod name;
+pub mod origin;
+pub mod secret;
+pub mod notices;
+pub mod origin;
+pub mod outcome;
+pub mod report;
+pub mod secret;
+pub mod start;
+pub mod stop;
+pub mod wait;

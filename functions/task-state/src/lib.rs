@@ -1,1 +1,4 @@
-//! task-state
+//! `task-state`: ECS event → notice to Jenkins.
+
+pub mod handler;
+pub mod plan;

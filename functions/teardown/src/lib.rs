@@ -1,1 +1,5 @@
-//! teardown
+//! `teardown`: build complete → task stopped; and the sweep.
+
+pub mod handler;
+pub mod plan;
+pub mod sweep;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use aws_sdk_ecs::Client;
+pub use aws_sdk_ecs::types::{ContainerInstanceStatus, DesiredStatus};
 use aws_sdk_ecs::types::{self as sdk, TaskField};
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -158,7 +159,8 @@ fn run_task_input(
         .started_by(&launch.started_by)
         .client_token(&launch.client_token)
         .overrides(overrides)
-        .set_platform_version(template.platform_version.clone())
+        // Only Fargate has platform versions; EC2 refuses the parameter (API_RunTask).
+        .set_platform_version(template.platform_version.clone().filter(|_| template.on_fargate()))
         .set_tags(Some(tags(&launch.tags)));
     if template.enable_execute_command {
         input = input.enable_execute_command(true);
@@ -512,7 +514,7 @@ pub async fn list_tasks(
     client: &Client,
     cluster: &str,
     started_by: Option<&str>,
-    desired_status: sdk::DesiredStatus,
+    desired_status: DesiredStatus,
 ) -> Result<Vec<String>, ApiFault> {
     let mut arns = Vec::new();
     let mut next = None;
@@ -789,7 +791,7 @@ pub async fn set_instance_status(
     client: &Client,
     cluster: &str,
     arn: &str,
-    status: sdk::ContainerInstanceStatus,
+    status: ContainerInstanceStatus,
 ) -> Result<(), ApiFault> {
     client
         .update_container_instances_state()

@@ -395,3 +395,26 @@ fn fifteen_minutes() -> Limit {
 fn one_day() -> Limit {
     Limit::minutes(24 * 60)
 }
+
+impl Template {
+    /// Whether its tasks run on Fargate, by launch type or by AWS' own capacity providers.
+    pub fn on_fargate(&self) -> bool {
+        match self.launch.capacity_providers.as_slice() {
+            [] => self.launch.kind == Some(LaunchType::Fargate),
+            providers => providers.iter().all(|provider| provider.name.starts_with("FARGATE")),
+        }
+    }
+
+    /// Whether the cloud's group may be raised for it: capacity providers scale theirs on their own, and nobody scales
+    /// external instances.
+    pub fn scales_group(&self) -> bool {
+        self.launch.capacity_providers.is_empty() && self.launch.kind.unwrap_or(LaunchType::Ec2) == LaunchType::Ec2
+    }
+}
+
+impl Jenkins {
+    /// Whether nodes are created and deleted over the REST API.
+    pub fn registers_nodes(&self) -> bool {
+        self.register_nodes.unwrap_or(self.user.is_some() && self.api_token.is_some())
+    }
+}

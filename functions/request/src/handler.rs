@@ -1,0 +1,618 @@
+//! Sequences a batch of requests: admit, count, run, then make room for what found none. Decides nothing.
+
+use std::collections::{BTreeMap, HashMap};
+
+use anyhow::Result;
+use aws_lambda_events::event::sqs::SqsEvent;
+use futures::future::join_all;
+use serde_json::Value;
+use shared::agents;
+use shared::app::{App, CloudRef};
+use shared::aws::ecs::{self, DesiredStatus, Ran, Task};
+use shared::aws::{Class, autoscaling, queues};
+use shared::batch::{self, Invocation, Item, Retry, guarded};
+use shared::capacity::{Observed, Plan};
+use shared::config::{Connect, Size};
+use shared::jenkins;
+use shared::message::{Failure, FailureCode, Notice, NoticeType};
+use shared::name::AgentName;
+use shared::notices::Target;
+use shared::wait::{self, WaitsFor};
+
+use crate::check;
+use crate::plan::{self, Blocked, Envelope, Existing, Order, Refused};
+
+/// Answers an invocation: a batch of the requests queue, or the check.
+///
+/// # Errors
+/// When the event is neither.
+pub async fn handle(app: &App, invocation: &Invocation, event: Value) -> Result<Value> {
+    if event.get("check").is_some() {
+        return Ok(serde_json::to_value(check::report(app).await)?);
+    }
+    let event: SqsEvent = serde_json::from_value(event)
+        .map_err(|error| anyhow::anyhow!("neither an SQS batch nor {{\"check\": {{}}}}: {error}"))?;
+    let response = batch(app, invocation, batch::items(event)).await;
+    Ok(serde_json::to_value(response)?)
+}
+
+/// What a record has come to before anything is done about room.
+enum Step<'a> {
+    /// Nothing is left to do.
+    Done,
+    /// Some agents found no room.
+    Blocked(Box<Order<'a>>, Vec<Blocked>),
+}
+
+async fn batch(app: &App, invocation: &Invocation, items: Vec<Item>) -> aws_lambda_events::event::sqs::SqsBatchResponse {
+    let admitted: Vec<_> = items.iter().map(|item| admit(app, item)).collect();
+    let existing = count(app, &admitted).await;
+    let mut counts = existing;
+    // Who may start under maxAgents is settled in order, before anything runs.
+    let allowed: Vec<_> = admitted
+        .iter()
+        .map(|admitted| admitted.as_ref().ok().map(|order| allow(app, order, &mut counts)))
+        .collect();
+    let started = items.iter().zip(admitted).zip(allowed).map(|((item, admitted), allowed)| async move {
+        guarded(invocation, async {
+            match (admitted, allowed) {
+                (Ok(order), Some(Ok((go, stay)))) => run(app, item, order, go, stay).await,
+                (Ok(_), Some(Err(retry))) => Err(retry),
+                (Ok(_), None) => Ok(Step::Done),
+                (Err(refused), _) => refuse(app, item, *refused).await.map(|()| Step::Done),
+            }
+        })
+        .await
+    });
+    let steps = join_all(started).await;
+    let room = make_room(app, invocation, &steps).await;
+    let finished = items.iter().zip(steps).map(|(item, step)| async {
+        let result = guarded(invocation, async {
+            match step? {
+                Step::Done => Ok(()),
+                Step::Blocked(order, blocked) => wait_for_room(app, item, *order, blocked, &room).await,
+            }
+        })
+        .await;
+        match result {
+            Err(retry) => give_up_or_retry(app, item, retry).await,
+            done => done,
+        }
+    });
+    let results = join_all(finished).await;
+    batch::answer(app, &app.settings.queues.requests, items.into_iter().zip(results).collect()).await
+}
+
+fn admit<'a>(app: &'a App, item: &Item) -> Result<Order<'a>, Box<Refused>> {
+    let envelope = Envelope { message_id: &item.id, sent_at: item.sent_at, wait: item.wait.as_ref() };
+    plan::admit(app.config(), app.jenkins.origin(), &item.body, envelope, app.now())
+}
+
+/// Counts the agents of the clouds where a request meets a limit: one look for the whole batch.
+async fn count(app: &App, admitted: &[Result<Order<'_>, Box<Refused>>]) -> HashMap<usize, Result<Existing, Retry>> {
+    let limited: std::collections::BTreeSet<_> = admitted
+        .iter()
+        .flatten()
+        .filter(|order| order.cloud.max_agents.or(order.template.max_agents).is_some())
+        .map(|order| order.cloud_index)
+        .collect();
+    let counts = limited.into_iter().map(|index| async move { (index, existing(app, app.cloud(index)).await) });
+    join_all(counts).await.into_iter().collect()
+}
+
+async fn existing(app: &App, cloud: CloudRef<'_>) -> Result<Existing, Retry> {
+    let cluster = &cloud.cloud.cluster;
+    let arns = ecs::list_tasks(&cloud.clients.ecs, cluster, None, DesiredStatus::Running).await?;
+    let mut existing = Existing::default();
+    for task in ecs::describe_tasks(&cloud.clients.ecs, cluster, &arns).await? {
+        if let Some(name) = task.started_by.as_deref().and_then(|name| app.agent_name(name)) {
+            let template = app.template_name(&name);
+            if cloud.template(template).is_some() {
+                existing.add(&name, template);
+            }
+        }
+    }
+    Ok(existing)
+}
+
+fn allow(
+    app: &App,
+    order: &Order<'_>,
+    counts: &mut HashMap<usize, Result<Existing, Retry>>,
+) -> Result<(Vec<u32>, Vec<u32>), Retry> {
+    match counts.get_mut(&order.cloud_index) {
+        None => Ok((order.agents.clone(), Vec::new())),
+        Some(Err(retry)) => Err(retry.clone()),
+        Some(Ok(existing)) => {
+            let names: Vec<_> =
+                order.agents.iter().map(|&index| order.name(&app.settings.agent_name_prefix, index)).collect();
+            Ok(plan::within_limits(order, &names, existing))
+        }
+    }
+}
+
+/// Starts the agents of a request.
+async fn run<'a>(app: &'a App, item: &Item, order: Order<'a>, go: Vec<u32>, stay: Vec<u32>) -> Result<Step<'a>, Retry> {
+    let cloud = app.cloud(order.cloud_index);
+    let container = match &order.template.container {
+        Some(name) => name.clone(),
+        None => match app.task_definition(cloud, &order.template.task_definition).await {
+            Ok(definition) => match definition.only_essential() {
+                Ok(name) => name.to_owned(),
+                Err(message) => return launch_failed(app, item, &order, &order.agents, message).await,
+            },
+            Err(fault) if fault.class() == Class::Permanent => {
+                return launch_failed(app, item, &order, &order.agents, fault.to_string()).await;
+            }
+            Err(fault) => return Err(fault.into()),
+        },
+    };
+    let started = join_all(go.into_iter().map(|index| {
+        let (order, container) = (&order, &container);
+        async move { (index, start(app, item, cloud, order, index, container).await) }
+    }))
+    .await;
+    let mut blocked = Vec::new();
+    let mut refused: BTreeMap<String, Vec<u32>> = BTreeMap::new();
+    for (index, started) in started {
+        match started? {
+            Started::Yes => {}
+            Started::NoRoom { reason, full } => {
+                let waits_for = order.waits_for();
+                blocked.push(Blocked { agents: vec![index], waits_for, reason, size: None, full });
+            }
+            Started::Refused(message) => refused.entry(message).or_default().push(index),
+        }
+    }
+    for (message, agents) in refused {
+        launch_failed(app, item, &order, &agents, message).await?;
+    }
+    if !stay.is_empty() {
+        let (limit, of) = match order.template.max_agents {
+            Some(limit) => (limit, format!("template {}", order.template.name)),
+            None => (order.cloud.max_agents.unwrap_or_default(), format!("cloud {}", order.cloud.name)),
+        };
+        let reason = format!("the maxAgents of {of} ({limit}) are running");
+        blocked.push(Blocked { agents: stay, waits_for: WaitsFor::MaxAgents, reason, size: None, full: Vec::new() });
+    }
+    Ok(if blocked.is_empty() { Step::Done } else { Step::Blocked(Box::new(order), blocked) })
+}
+
+/// What came of starting one agent.
+enum Started {
+    /// Its task exists.
+    Yes,
+    /// It has to wait.
+    NoRoom { reason: String, full: Vec<String> },
+    /// It never can.
+    Refused(String),
+}
+
+async fn start(
+    app: &App,
+    item: &Item,
+    cloud: CloudRef<'_>,
+    order: &Order<'_>,
+    index: u32,
+    container: &str,
+) -> Result<Started, Retry> {
+    let name = order.name(&app.settings.agent_name_prefix, index);
+    // A request that has waited may have a copy that found room meanwhile, under another token.
+    if order.attempt() > 0 {
+        let cluster = &order.cloud.cluster;
+        let arns = ecs::list_tasks(&cloud.clients.ecs, cluster, Some(name.as_str()), DesiredStatus::Running).await?;
+        if !arns.is_empty() {
+            answer_inquiry(app, cloud, order, index, &name, &arns).await?;
+            return Ok(Started::Yes);
+        }
+    }
+    let record = order.record(index, container);
+    let inbound = match order.template.connect {
+        Connect::Ssh => None,
+        Connect::Inbound => match inbound(app, order, &name, index).await? {
+            Ok(environment) => Some(environment),
+            Err(message) => return Ok(Started::Refused(message)),
+        },
+    };
+    let launch = order.launch(&name, &record, app.config().jenkins.url.as_str(), inbound);
+    let ran = ecs::run_task(&cloud.clients.ecs, &launch).await;
+    let started = match ran {
+        Ran::Task(task) if plan::is_inquiry(&task, item.sent_at) => {
+            answer_inquiry(app, cloud, order, index, &name, &[task.arn.clone()]).await?;
+            Started::Yes
+        }
+        Ran::Task(task) => {
+            tracing::info!(
+                request.id = order.request_id.as_str(),
+                agent.name = name.as_str(),
+                task.arn = task.arn,
+                template = order.template.name,
+                "task started"
+            );
+            Started::Yes
+        }
+        Ran::Existing(mut arns) => {
+            if arns.is_empty() {
+                let cluster = &order.cloud.cluster;
+                arns = ecs::list_tasks(&cloud.clients.ecs, cluster, Some(name.as_str()), DesiredStatus::Running).await?;
+            }
+            answer_inquiry(app, cloud, order, index, &name, &arns).await?;
+            Started::Yes
+        }
+        Ran::NoRoom { reason, full } => Started::NoRoom { reason, full },
+        Ran::Refused(message) => Started::Refused(message),
+        Ran::Unknown(message) => return Err(Retry(message)),
+    };
+    // An inbound agent's node was there before its task; it does not stay without one.
+    if order.template.connect == Connect::Inbound
+        && !matches!(started, Started::Yes)
+        && let Err(fault) = app.jenkins.delete_node(name.as_str()).await
+    {
+        tracing::warn!(agent.name = name.as_str(), error = %fault, "the sweep will delete the node");
+    }
+    Ok(started)
+}
+
+/// Creates the node of an inbound agent, whose secret Jenkins derives from its name, before the task starts.
+async fn inbound(
+    app: &App,
+    order: &Order<'_>,
+    name: &AgentName,
+    index: u32,
+) -> Result<Result<BTreeMap<String, String>, String>, Retry> {
+    let labels = order.webhook_url(index).is_some();
+    let node = agents::node(
+        name,
+        order.template,
+        labels,
+        jenkins::Launcher::Inbound,
+        order.environment(),
+        &agents::describe(&order.request_id, order.build.as_ref(), None),
+    );
+    let secret = async {
+        app.jenkins.create_node(&node).await?;
+        app.jenkins.inbound_secret(name.as_str()).await
+    };
+    match secret.await {
+        Ok(secret) => Ok(Ok(BTreeMap::from([
+            ("JENKINS_URL".into(), app.config().jenkins.url.to_string()),
+            ("JENKINS_AGENT_NAME".into(), name.to_string()),
+            ("JENKINS_SECRET".into(), secret.expose().to_owned()),
+            ("JENKINS_AGENT_WORKDIR".into(), order.template.workspace.clone()),
+            ("JENKINS_WEB_SOCKET".into(), "true".into()),
+        ]))),
+        Err(jenkins::Fault::Permanent(message)) => Ok(Err(format!("Jenkins refuses the node {name}: {message}"))),
+        Err(fault) => Err(fault.into()),
+    }
+}
+
+/// Answers a later copy of a request: what its agent has become is told again.
+async fn answer_inquiry(
+    app: &App,
+    cloud: CloudRef<'_>,
+    order: &Order<'_>,
+    index: u32,
+    name: &AgentName,
+    arns: &[String],
+) -> Result<(), Retry> {
+    let tasks = ecs::describe_tasks(&cloud.clients.ecs, &order.cloud.cluster, arns).await?;
+    let Some(url) = order.webhook_url(index) else { return Ok(()) };
+    let living = tasks.iter().find(|task| !task.is_ending());
+    let notice = match living {
+        Some(task) if task.reported_ready() => ready_again(app, cloud, order, index, name, task).await?,
+        // It starts: its events will tell.
+        Some(_) => return Ok(()),
+        None => Some(ended(app, order, index, name, tasks.first())),
+    };
+    if let Some(notice) = notice {
+        tracing::info!(
+            request.id = order.request_id.as_str(),
+            agent.name = name.as_str(),
+            notice.r#type = notice.kind.as_str(),
+            "answered an inquiry"
+        );
+        app.tell_all(&notice, vec![Target::Request(url.to_owned())]).await?;
+    }
+    Ok(())
+}
+
+async fn ready_again(
+    app: &App,
+    cloud: CloudRef<'_>,
+    order: &Order<'_>,
+    index: u32,
+    name: &AgentName,
+    task: &Task,
+) -> Result<Option<Notice>, Retry> {
+    let record = task.record().unwrap_or_else(|| order.record(index, ""));
+    let endpoint = match order.template.connect {
+        Connect::Inbound => None,
+        Connect::Ssh => match agents::endpoint(app, cloud, order.template, &record.container, task).await {
+            Ok(endpoint) => Some(endpoint),
+            Err(agents::NoEndpoint::Retry(reason)) => return Err(Retry(reason)),
+            Err(agents::NoEndpoint::Never(_)) => return Ok(None),
+        },
+    };
+    let kind = NoticeType::Ready;
+    Ok(Some(agents::notice(kind, name, Some(order.template), endpoint, task, Some(&record), app.now())))
+}
+
+fn ended(app: &App, order: &Order<'_>, index: u32, name: &AgentName, task: Option<&Task>) -> Notice {
+    let record = order.record(index, "");
+    let nothing = Task::default();
+    let task_or_nothing = task.unwrap_or(&nothing);
+    let mut notice = agents::notice(
+        NoticeType::Failed,
+        name,
+        Some(order.template),
+        None,
+        task_or_nothing,
+        Some(&task_or_nothing.record().unwrap_or(record)),
+        app.now(),
+    );
+    let reason = task_or_nothing.stopped_reason.as_deref().unwrap_or("its task is gone");
+    let mut failure = Failure::new(
+        FailureCode::StartFailed,
+        format!("the agent of this request has ended already: {reason}; ask again under another requestId"),
+    );
+    failure.stop_code = task_or_nothing.stop_code.clone();
+    notice.failure = Some(failure);
+    if task.is_none() {
+        notice.task = None;
+    }
+    notice
+}
+
+/// Observes and raises the group of each cloud that a request found without room: once per batch.
+async fn make_room(
+    app: &App,
+    invocation: &Invocation,
+    steps: &[Result<Step<'_>, Retry>],
+) -> HashMap<usize, Result<Room, Retry>> {
+    let mut needs: BTreeMap<usize, Vec<(&Order<'_>, &Blocked)>> = BTreeMap::new();
+    for step in steps.iter().flatten() {
+        if let Step::Blocked(order, blocked) = step {
+            let blocked = blocked.iter().filter(|blocked| blocked.waits_for == WaitsFor::Instance);
+            needs.entry(order.cloud_index).or_default().extend(blocked.map(|blocked| (&**order, blocked)));
+        }
+    }
+    let rooms = needs.into_iter().filter(|(_, needs)| !needs.is_empty()).map(|(index, needs)| async move {
+        (index, guarded(invocation, observe_and_raise(app, app.cloud(index), needs)).await)
+    });
+    join_all(rooms).await.into_iter().collect()
+}
+
+/// A cloud after its group was raised.
+struct Room {
+    observed: Observed,
+    plan: Plan,
+    /// Why the group could not be raised, where that will not mend.
+    refused: Option<String>,
+    /// What a task of each template takes.
+    sizes: HashMap<String, Size>,
+}
+
+async fn observe_and_raise(app: &App, cloud: CloudRef<'_>, needs: Vec<(&Order<'_>, &Blocked)>) -> Result<Room, Retry> {
+    let mut sizes = HashMap::new();
+    for (order, _) in &needs {
+        if !sizes.contains_key(&order.template.name) {
+            let definition = app.task_definition(cloud, &order.template.task_definition).await?;
+            sizes.insert(order.template.name.clone(), definition.size);
+        }
+    }
+    let scaled: Vec<_> = needs.iter().filter(|(order, _)| order.scales()).collect();
+    let (instances, group) = tokio::join!(
+        ecs::instances(&cloud.clients.ecs, &cloud.cloud.cluster),
+        async {
+            match cloud.cloud.auto_scaling_group.as_deref().filter(|_| !scaled.is_empty()) {
+                Some(name) => Some(autoscaling::group(&cloud.clients.autoscaling, name).await),
+                None => None,
+            }
+        }
+    );
+    let mut room = Room {
+        observed: Observed {
+            group: None,
+            instances: instances?,
+            configured: cloud.cloud.instance_capacity,
+            full: needs.iter().flat_map(|(_, blocked)| blocked.full.iter().cloned()).collect(),
+        },
+        plan: Plan::default(),
+        refused: None,
+        sizes,
+    };
+    match group {
+        None => return Ok(room),
+        Some(Ok(Some(group))) => room.observed.group = Some(group),
+        Some(Ok(None)) => {
+            let name = cloud.cloud.auto_scaling_group.as_deref().unwrap_or_default();
+            room.refused = Some(format!("there is no Auto Scaling group {name}; mend autoScalingGroup of cloud {}", cloud.cloud.name));
+        }
+        Some(Err(fault)) if fault.class() == Class::Permanent => room.refused = Some(fault.to_string()),
+        Some(Err(fault)) => return Err(fault.into()),
+    }
+    let own: Vec<Size> = scaled
+        .iter()
+        .flat_map(|(order, blocked)| {
+            let size = order.size(room.sizes.get(&order.template.name).copied().unwrap_or_default());
+            blocked.agents.iter().map(move |_| size)
+        })
+        .filter(|&size| !room.observed.too_large(size))
+        .collect();
+    if own.is_empty() || room.observed.group.is_none() {
+        return Ok(room);
+    }
+    // The queue's count says nothing of clouds: where several scale, the sweep adds what this batch does not see.
+    let scaling = app.all_clouds().filter(|cloud| cloud.cloud.auto_scaling_group.is_some()).count();
+    let waiting = if scaling == 1 { queues::depth(&app.sqs, &app.settings.queues.waiting).await? } else { 0 };
+    room.plan = room.observed.plan(&plan::demand(&own, waiting));
+    if let (Some(target), Some(group)) = (room.plan.raise_to, &room.observed.group) {
+        match autoscaling::set_desired(&cloud.clients.autoscaling, &group.name, target).await {
+            Ok(()) => tracing::info!(
+                cloud = cloud.cloud.name,
+                group = group.name,
+                desired_before = group.desired,
+                desired = target,
+                maximum = group.maximum,
+                waiting,
+                "group raised"
+            ),
+            Err(fault) if fault.class() == Class::Permanent => room.refused = Some(fault.to_string()),
+            Err(fault) => return Err(fault.into()),
+        }
+    }
+    Ok(room)
+}
+
+/// Moves what is blocked to the waiting queue, or ends it where waiting cannot help.
+async fn wait_for_room(
+    app: &App,
+    item: &Item,
+    order: Order<'_>,
+    blocked: Vec<Blocked>,
+    rooms: &HashMap<usize, Result<Room, Retry>>,
+) -> Result<(), Retry> {
+    let mut merged: Vec<Blocked> = Vec::new();
+    for one in blocked {
+        match merged.iter_mut().find(|other| other.waits_for == one.waits_for) {
+            Some(other) => other.agents.extend(one.agents),
+            None => merged.push(one),
+        }
+    }
+    for mut blocked in merged {
+        if blocked.waits_for == WaitsFor::Instance {
+            let room = match rooms.get(&order.cloud_index) {
+                Some(Ok(room)) => room,
+                Some(Err(retry)) => return Err(retry.clone()),
+                None => return Err(Retry("the cloud was not observed".into())),
+            };
+            let size = order.size(room.sizes.get(&order.template.name).copied().unwrap_or_default());
+            if room.observed.too_large(size) {
+                let largest = room.observed.largest().unwrap_or_default();
+                let message = format!("the task takes {size}, and the largest instance has {largest}: no instance will ever hold it");
+                launch_failed(app, item, &order, &blocked.agents, message).await?;
+                continue;
+            }
+            if let Some(refused) = &room.refused {
+                launch_failed(app, item, &order, &blocked.agents, refused.clone()).await?;
+                continue;
+            }
+            blocked.size = Some(size);
+            blocked.reason = plan::explain(&blocked.reason, &order, Some((&room.observed, room.plan)));
+        }
+        match order.next_wait(&blocked, app.now()) {
+            Err(failure) => fail(app, &order, &blocked.agents, failure).await?,
+            Ok(wait) => {
+                wait::hand_over(app, &item.body, &wait).await?;
+                tracing::info!(
+                    request.id = order.request_id.as_str(),
+                    agents = ?wait.agents,
+                    attempt = wait.attempt,
+                    reason = wait.reason,
+                    "request waits"
+                );
+                if order.wait.is_none() {
+                    tell_waiting(app, &order, &blocked).await?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Tells everybody but the request's own webhook, which takes one outcome.
+async fn tell_waiting(app: &App, order: &Order<'_>, blocked: &Blocked) -> Result<(), Retry> {
+    let listeners = app.listeners();
+    if listeners.is_empty() {
+        return Ok(());
+    }
+    for &index in &blocked.agents {
+        let notice = head(app, NoticeType::Waiting, order, index);
+        app.tell_all(&notice, listeners.clone()).await?;
+    }
+    Ok(())
+}
+
+/// A notice about an agent that has no task.
+fn head(app: &App, kind: NoticeType, order: &Order<'_>, index: u32) -> Notice {
+    let name = order.name(&app.settings.agent_name_prefix, index);
+    let build = order.build.clone();
+    agents::notice_without_task(kind, &name, Some(order.template), &order.request_id, build, order.requested_at, app.now())
+}
+
+/// Tells the build that there will be no agent, for a reason that no waiting mends; the message is kept for people.
+async fn launch_failed<'a>(
+    app: &App,
+    item: &Item,
+    order: &Order<'_>,
+    agents: &[u32],
+    message: String,
+) -> Result<Step<'a>, Retry> {
+    app.reject(&item.body, &message).await?;
+    fail(app, order, agents, Failure::new(FailureCode::LaunchFailed, message)).await?;
+    Ok(Step::Done)
+}
+
+/// Tells the build that there will be no agent.
+async fn fail(app: &App, order: &Order<'_>, agents: &[u32], failure: Failure) -> Result<(), Retry> {
+    tracing::error!(
+        request.id = order.request_id.as_str(),
+        code = failure.code.as_str(),
+        error = failure.message,
+        "no agent for the request"
+    );
+    for &index in agents {
+        let mut notice = head(app, NoticeType::Failed, order, index);
+        notice.failure = Some(failure.clone());
+        let request = order.webhook_url(index).map(|url| Target::Request(url.to_owned()));
+        app.tell_all(&notice, request.into_iter().chain(app.listeners()).collect()).await?;
+    }
+    Ok(())
+}
+
+/// Refuses a message: kept for people, told to whoever may be told.
+async fn refuse(app: &App, item: &Item, refused: Refused) -> Result<(), Retry> {
+    tracing::error!(
+        message.id = item.id,
+        request.id = refused.request_id.as_ref().map(|id| id.as_str()),
+        code = refused.failure.code.as_str(),
+        error = refused.failure.message,
+        "request refused"
+    );
+    if refused.failure.code != FailureCode::CapacityTimeout {
+        let reason = format!("{}: {}", refused.failure.code.as_str(), refused.failure.message);
+        app.reject(&item.body, &reason).await?;
+    }
+    let subject = refused.request_id.as_ref().map_or(item.id.as_str(), |id| id.as_str());
+    let notice = |index: usize| {
+        let mut notice = Notice::new(NoticeType::Failed, &format!("{subject}/{index}"), app.now());
+        notice.request_id = refused.request_id.clone();
+        notice.build = refused.build.clone();
+        notice.failure = Some(refused.failure.clone());
+        notice
+    };
+    if refused.webhook_urls.is_empty() {
+        app.tell_all(&notice(0), app.listeners()).await?;
+    }
+    for (index, url) in refused.webhook_urls.into_iter().enumerate() {
+        let targets = std::iter::once(Target::Request(url)).chain(app.listeners()).collect();
+        app.tell_all(&notice(index), targets).await?;
+    }
+    Ok(())
+}
+
+/// On the last try before the queue would move the message to its dead letters, where nobody is told.
+async fn give_up_or_retry(app: &App, item: &Item, retry: Retry) -> Result<(), Retry> {
+    if item.receives < 2 {
+        return Err(retry);
+    }
+    match app.max_receives().await {
+        Ok(Some(most)) if item.receives >= most => {}
+        _ => return Err(retry),
+    }
+    let message = format!("given up after {} tries: {}", item.receives, retry.0);
+    match admit(app, item) {
+        Ok(order) => launch_failed(app, item, &order, &order.agents, message).await.map(drop),
+        Err(refused) => refuse(app, item, *refused).await,
+    }
+}

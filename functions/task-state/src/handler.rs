@@ -1,0 +1,182 @@
+//! Sequences an event of ECS or a batch of what Jenkins could not take yet. Decides nothing.
+
+use anyhow::{Result, anyhow};
+use aws_lambda_events::event::sqs::{SqsBatchResponse, SqsEvent};
+use futures::future::join_all;
+use serde_json::Value;
+use shared::app::{App, ClusterArn};
+use shared::aws::ecs::Task;
+use shared::batch::{self, Invocation, Item, Retry, guarded};
+use shared::notices::{Delivered, Undelivered, Work};
+use shared::report::Ours;
+use shared::wait::{self, WaitsFor};
+
+use crate::plan::{self, Concern, Event, Instance};
+
+/// Answers an invocation.
+///
+/// # Errors
+/// When an event could neither be dealt with nor kept: Lambda then brings it again.
+pub async fn handle(app: &App, invocation: &Invocation, event: Value) -> Result<Value> {
+    match plan::event(event) {
+        Event::Batch(batch) => {
+            let event: SqsEvent = serde_json::from_value(batch).map_err(|error| anyhow!("not an SQS batch: {error}"))?;
+            Ok(serde_json::to_value(undelivered(app, invocation, batch::items(event)).await)?)
+        }
+        Event::Task(task) => {
+            let (result, woken) = (task_changed(app, invocation, &task).await, agent_ended(app, invocation, &task).await);
+            if let Err(Retry(reason)) = woken {
+                tracing::warn!(error = reason, "the sweep will wake the waiting requests");
+            }
+            result.map(|()| Value::Null)
+        }
+        Event::Instance(instance) => match guarded(invocation, room(app, &instance)).await {
+            Ok(()) => Ok(Value::Null),
+            Err(Retry(reason)) => Err(anyhow!("{reason}")),
+        },
+        Event::Other(what) => {
+            tracing::debug!(what, "not ours to deal with");
+            Ok(Value::Null)
+        }
+    }
+}
+
+async fn task_changed(app: &App, invocation: &Invocation, task: &Task) -> Result<()> {
+    let Some((cloud, name)) = app.whose(task) else { return Ok(()) };
+    let ours = Ours { cloud, name: &name, template: cloud.template(app.template_name(&name)) };
+    let work = async {
+        match plan::concern(task) {
+            Concern::Nothing => Ok(()),
+            Concern::Ended => app.stopped(ours, task).await,
+            Concern::Look => {
+                // Only an ended task can be one that ECS forgets before anything is told of it.
+                let otherwise = task.is_stopped().then(|| app.fallback(ours, task)).flatten().filter(|_| task.started_at.is_none());
+                app.report(ours, &task.arn, otherwise.as_ref()).await
+            }
+        }
+    };
+    let Err(Retry(reason)) = guarded(invocation, work).await else { return Ok(()) };
+    tracing::warn!(agent.name = name.as_str(), task.arn = task.arn, error = reason, "kept for later");
+    let work = Work::Task {
+        cluster: task.cluster_arn.clone(),
+        arn: task.arn.clone(),
+        name: name.clone(),
+        otherwise: app.fallback(ours, task),
+    };
+    app.keep(&Undelivered { since: app.now(), work })
+        .await
+        .map_err(|fault| anyhow!("{reason}; and it could not be kept: {fault}"))
+}
+
+/// An agent's end is room for one that waits under `maxAgents`.
+async fn agent_ended(app: &App, invocation: &Invocation, task: &Task) -> Result<(), Retry> {
+    let Some((cloud, name)) = app.whose(task).filter(|_| task.is_stopped()) else { return Ok(()) };
+    let template = app.template_name(&name);
+    let limited = cloud.cloud.max_agents.or(cloud.template(template).and_then(|template| template.max_agents)).is_some();
+    if !limited {
+        return Ok(());
+    }
+    guarded(invocation, async {
+        let waiting = wait::look(app).await?;
+        let serves = |message: &wait::Waiting| {
+            message.wait.as_ref().is_some_and(|wait| {
+                wait.waits_for == WaitsFor::MaxAgents
+                    && wait.cloud == cloud.cloud.name
+                    && (cloud.cloud.max_agents.is_some() || wait.template == template)
+            })
+        };
+        let next = waiting.iter().position(serves);
+        let (woken, rest): (Vec<_>, Vec<_>) =
+            waiting.into_iter().enumerate().partition(|(index, _)| Some(*index) == next);
+        let rest: Vec<_> = rest.into_iter().map(|(_, message)| message).collect();
+        wait::release(app, &rest).await;
+        for (_, message) in woken {
+            wait::wake(app, &message).await?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// A container instance has room: as many waiting requests as fit, oldest first, go back to the requests queue.
+async fn room(app: &App, instance: &Instance) -> Result<(), Retry> {
+    let Some(cluster) = ClusterArn::parse(&instance.cluster_arn) else { return Ok(()) };
+    let clouds: Vec<_> = app.all_clouds().filter(|cloud| cluster.is(cloud.cloud)).map(|cloud| &cloud.cloud.name).collect();
+    let Some(room) = instance.room().filter(|_| !clouds.is_empty()) else { return Ok(()) };
+    let waiting = wait::look(app).await?;
+    if waiting.is_empty() {
+        return Ok(());
+    }
+    let (woken, rest) = wait::fitting(waiting, room, |wait| clouds.contains(&&wait.cloud));
+    wait::release(app, &rest).await;
+    tracing::info!(
+        container_instance.arn = instance.container_instance_arn,
+        room.cpu = room.cpu,
+        room.memory_mib = room.memory,
+        woken = woken.len(),
+        waiting = rest.len(),
+        "room on an instance"
+    );
+    for result in join_all(woken.iter().map(|message| wait::wake(app, message))).await {
+        result?;
+    }
+    Ok(())
+}
+
+async fn undelivered(app: &App, invocation: &Invocation, items: Vec<Item>) -> SqsBatchResponse {
+    let results = join_all(items.into_iter().map(|item| async {
+        let result = guarded(invocation, retry(app, &item)).await;
+        (item, result)
+    }))
+    .await;
+    batch::answer(app, &app.settings.queues.undelivered, results).await
+}
+
+/// Tries again what Jenkins could not take.
+async fn retry(app: &App, item: &Item) -> Result<(), Retry> {
+    let undelivered: Undelivered = match serde_json::from_str(&item.body) {
+        Ok(undelivered) => undelivered,
+        Err(error) => return Ok(app.reject(&item.body, &format!("not an undelivered notice: {error}")).await?),
+    };
+    match work(app, &undelivered).await {
+        Err(Retry(reason)) if plan::is_given_up(undelivered.since, app.now()) => {
+            tracing::error!(error = reason, "Jenkins could not be reached for a day; the notice is in the rejected queue");
+            Ok(app.reject(&item.body, &format!("given up after a day: {reason}")).await?)
+        }
+        result => result,
+    }
+}
+
+async fn work(app: &App, undelivered: &Undelivered) -> Result<(), Retry> {
+    match &undelivered.work {
+        Work::Task { cluster, arn, name, otherwise } => {
+            let cluster = ClusterArn::parse(cluster).or_else(|| ClusterArn::of_resource(arn, "task"));
+            let Some(cloud) = cluster.and_then(|cluster| app.cloud_of(&cluster, Some(app.template_name(name)))) else {
+                tracing::error!(agent.name = name.as_str(), task.arn = arn, "the task's cloud is no longer configured");
+                return Ok(());
+            };
+            let ours = Ours { cloud, name, template: cloud.template(app.template_name(name)) };
+            app.report(ours, arn, otherwise.as_ref()).await
+        }
+        Work::Notice { notice, to } => {
+            let mut left = Vec::new();
+            let mut reason = String::new();
+            for target in to {
+                if let Delivered::Later(why) = app.tell(notice, target).await? {
+                    reason = why;
+                    left.push(target.clone());
+                }
+            }
+            if left.is_empty() {
+                Ok(())
+            } else if left.len() == to.len() {
+                Err(Retry(reason))
+            } else {
+                // Whoever has it does not get it again.
+                let work = Work::Notice { notice: notice.clone(), to: left };
+                Ok(app.keep(&Undelivered { since: undelivered.since, work }).await?)
+            }
+        }
+        Work::Node { name } => Ok(app.jenkins.delete_node(name).await.map(drop)?),
+    }
+}

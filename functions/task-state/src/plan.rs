@@ -1,0 +1,163 @@
+//! What an event comes to: pure, synchronous, time is an argument.
+
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::Value;
+use shared::aws::ecs::Task;
+use shared::config::Size;
+use shared::stop::{Cause, Stop};
+
+/// What an invocation brings.
+#[derive(Debug)]
+pub enum Event {
+    /// A batch of the undelivered queue.
+    Batch(Value),
+    /// A task has changed.
+    Task(Box<Task>),
+    /// A container instance has changed.
+    Instance(Instance),
+    /// Nothing that concerns us.
+    Other(String),
+}
+
+/// Tells the events apart. What cannot be read as one of ECS' concerns nobody here.
+pub fn event(event: Value) -> Event {
+    if event.get("Records").is_some() {
+        return Event::Batch(event);
+    }
+    let kind = event.get("detail-type").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let detail = event.get("detail").cloned().unwrap_or_default();
+    let read = match kind.as_str() {
+        "ECS Task State Change" => serde_json::from_value(detail).map(|task| Event::Task(Box::new(task))),
+        "ECS Container Instance State Change" => serde_json::from_value(detail).map(Event::Instance),
+        _ => return Event::Other(format!("detail-type {kind:?}")),
+    };
+    read.unwrap_or_else(|error| Event::Other(format!("{kind}: {error}")))
+}
+
+/// A container instance, as its event shows it.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Instance {
+    /// Its ARN.
+    pub container_instance_arn: String,
+    /// Its cluster's ARN.
+    pub cluster_arn: String,
+    /// `ACTIVE`, `DRAINING`, …
+    pub status: String,
+    /// Whether its container agent talks to ECS.
+    pub agent_connected: bool,
+    /// What no task has reserved.
+    pub remaining_resources: Vec<Resource>,
+}
+
+/// One resource of a container instance.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Resource {
+    /// `CPU`, `MEMORY`, `PORTS`, …
+    pub name: String,
+    /// How much, where it is a number.
+    pub integer_value: i64,
+}
+
+impl Instance {
+    /// The room that it has for tasks; none if it takes none.
+    pub fn room(&self) -> Option<Size> {
+        let amount = |name: &str| {
+            let found = self.remaining_resources.iter().find(|resource| resource.name == name)?;
+            u32::try_from(found.integer_value).ok()
+        };
+        let room = Size { cpu: amount("CPU")?, memory: amount("MEMORY")? };
+        (self.status == "ACTIVE" && self.agent_connected && room.memory > 0).then_some(room)
+    }
+}
+
+/// What is to be done about a task's event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Concern {
+    /// ECS has to be asked what the task is now.
+    Look,
+    /// The event says all: its task ended as it was to end.
+    Ended,
+    /// Nothing yet: the task is on its way.
+    Nothing,
+}
+
+/// Judges a task's event.
+pub fn concern(task: &Task) -> Concern {
+    match task.last_status.as_str() {
+        "RUNNING" if task.desired_status != "STOPPED" => Concern::Look,
+        "STOPPED" => match Stop::parse(task.stopped_reason.as_deref().unwrap_or_default()) {
+            Some(Stop { cause: Cause::Unwanted | Cause::Duplicate, .. }) => Concern::Ended,
+            Some(Stop { cause: Cause::Completed | Cause::Idle | Cause::LifetimeExceeded, before_ready: false, .. })
+                if task.started_at.is_some() =>
+            {
+                Concern::Ended
+            }
+            _ => Concern::Look,
+        },
+        _ => Concern::Nothing,
+    }
+}
+
+/// Whether something has been tried for as long as Jenkins may take to come back.
+pub fn is_given_up(since: Timestamp, now: Timestamp) -> bool {
+    now.duration_since(since) > jiff::SignedDuration::from_hours(25)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_a_connected_active_instance_has_room() {
+        let instance = |status: &str, connected: bool, memory: i64| {
+            let detail = json!({"detail-type": "ECS Container Instance State Change", "detail": {
+                "status": status, "agentConnected": connected, "containerInstanceArn": "x", "unknown": 1,
+                "remainingResources": [
+                    {"name": "CPU", "type": "INTEGER", "integerValue": 1024},
+                    {"name": "MEMORY", "type": "INTEGER", "integerValue": memory},
+                    {"name": "PORTS", "type": "STRINGSET", "stringSetValue": ["22"]}]}});
+            match event(detail) {
+                Event::Instance(instance) => instance.room(),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(instance("ACTIVE", true, 2048), Some(Size { cpu: 1024, memory: 2048 }));
+        assert_eq!(instance("DRAINING", true, 2048), None);
+        assert_eq!(instance("ACTIVE", false, 2048), None);
+        assert_eq!(instance("ACTIVE", true, 0), None);
+    }
+
+    #[test]
+    fn what_is_not_ecs_is_nothing() {
+        for foreign in [json!({}), json!([]), json!({"detail-type": "x"}), json!({"detail-type": "ECS Task State Change", "detail": 3})] {
+            assert!(matches!(event(foreign.clone()), Event::Other(_)), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn the_happy_end_needs_no_look() {
+        let task = |status: &str, reason: &str, started: bool| Task {
+            last_status: status.into(),
+            stopped_reason: Some(reason.into()),
+            started_at: started.then_some(Timestamp::UNIX_EPOCH),
+            ..Task::default()
+        };
+        for (status, reason, started, expected) in [
+            ("PENDING", "", false, Concern::Nothing),
+            ("RUNNING", "", true, Concern::Look),
+            ("DEPROVISIONING", "x", true, Concern::Nothing),
+            ("STOPPED", "COMPLETED: build a #1 is over: SUCCESS", true, Concern::Ended),
+            ("STOPPED", "COMPLETED: build a #1 is over: ABORTED", false, Concern::Look),
+            ("STOPPED", "COMPLETED before ready: build a #1 is over: ABORTED", true, Concern::Look),
+            ("STOPPED", "START_TIMEOUT before ready: x", true, Concern::Look),
+            ("STOPPED", "Essential container in task exited", true, Concern::Look),
+        ] {
+            assert_eq!(concern(&task(status, reason, started)), expected, "{status} {reason}");
+        }
+    }
+}

@@ -1,0 +1,416 @@
+//! The sweep: the net beneath everything that arrives as an event. One part that cannot be done does not keep the
+//! others from being done, and nothing is stopped on a guess.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use futures::stream::{self, StreamExt as _};
+use jiff::Timestamp;
+use shared::agents;
+use shared::app::{App, CloudRef, ClusterArn};
+use shared::aws::autoscaling::{self, Group};
+use shared::aws::ecs::{self, ContainerInstanceStatus, DesiredStatus, IDLE_SINCE_TAG, Instance, KEEP_TAG, Task};
+use shared::batch::{Invocation, Retry, guarded};
+use shared::capacity::Observed;
+use shared::config::Size;
+use shared::jenkins::NodeState;
+use shared::message::{AgentRequest, Failure, NoticeType};
+use shared::name::AgentName;
+use shared::notices::Target;
+use shared::report::Ours;
+use shared::wait::{self, Waiting, WaitsFor};
+
+use crate::plan::{self, InstanceStep, NodeStep, Seen, TaskStep};
+
+/// Calls that go out at once; more would only meet AWS' limits.
+const CONCURRENCY: usize = 10;
+
+/// Does all that is due at `time`.
+pub async fn sweep(app: &App, invocation: &Invocation, time: Timestamp) {
+    let nodes = nodes(app, invocation).await;
+    let mut names = HashSet::new();
+    let mut all_known = true;
+    let mut counts: HashMap<usize, u32> = HashMap::new();
+    let mut template_counts: HashMap<(usize, String), u32> = HashMap::new();
+    for cloud in distinct_clusters(app) {
+        match guarded(invocation, tasks(app, cloud)).await {
+            Err(Retry(reason)) => {
+                all_known = false;
+                tracing::warn!(cloud = cloud.cloud.name, error = reason, "the cluster could not be asked; nothing is stopped");
+            }
+            Ok((running, stopped)) => {
+                for (owner, name, _) in &running {
+                    names.insert(name.clone());
+                    *counts.entry(owner.index).or_default() += 1;
+                    *template_counts.entry((owner.index, app.template_name(name).to_owned())).or_default() += 1;
+                }
+                sweep_tasks(app, invocation, &running, nodes.as_ref(), time).await;
+                sweep_ends(app, invocation, &stopped, time).await;
+            }
+        }
+    }
+    let waiting = sweep_waiting(app, invocation, time, Counts { counts, template_counts, all_known }).await;
+    if let Some(nodes) = &nodes
+        && all_known
+    {
+        sweep_nodes(app, invocation, nodes.values(), &names, time).await;
+    }
+    sweep_instances(app, invocation, &waiting, time).await;
+}
+
+/// What Jenkins has; nothing if it registers no nodes or cannot be asked.
+async fn nodes(app: &App, invocation: &Invocation) -> Option<HashMap<String, NodeState>> {
+    if !app.jenkins.registers_nodes() {
+        return None;
+    }
+    match guarded(invocation, async { Ok(app.jenkins.nodes().await?) }).await {
+        Ok(nodes) => Some(nodes.into_iter().map(|node| (node.name.clone(), node)).collect()),
+        Err(Retry(reason)) => {
+            tracing::warn!(error = reason, "Jenkins could not be asked; no agent is called idle");
+            None
+        }
+    }
+}
+
+/// One cloud for each cluster.
+fn distinct_clusters(app: &App) -> Vec<CloudRef<'_>> {
+    let mut seen = HashSet::new();
+    app.all_clouds()
+        .filter(|cloud| seen.insert((&cloud.cloud.region, &cloud.cloud.cluster, &cloud.cloud.assume_role_arn)))
+        .collect()
+}
+
+type OurTask<'a> = (CloudRef<'a>, AgentName, Task);
+
+/// Our tasks of a cluster: those that are to run, and those that ended within the last hour.
+async fn tasks<'a>(app: &'a App, cloud: CloudRef<'a>) -> Result<(Vec<OurTask<'a>>, Vec<OurTask<'a>>), Retry> {
+    let (client, cluster) = (&cloud.clients.ecs, &cloud.cloud.cluster);
+    let mut found = [Vec::new(), Vec::new()];
+    for (found, status) in found.iter_mut().zip([DesiredStatus::Running, DesiredStatus::Stopped]) {
+        let arns = ecs::list_tasks(client, cluster, None, status).await?;
+        for task in ecs::describe_tasks(client, cluster, &arns).await? {
+            let anothers = shared::outcome::is_anothers(&task, app.config().jenkins.url.as_str());
+            if let Some((owner, name)) = app.whose(&task).filter(|_| !anothers) {
+                found.push((owner, name, task));
+            }
+        }
+    }
+    let [running, stopped] = found;
+    Ok((running, stopped))
+}
+
+async fn sweep_tasks(
+    app: &App,
+    invocation: &Invocation,
+    running: &[OurTask<'_>],
+    nodes: Option<&HashMap<String, NodeState>>,
+    now: Timestamp,
+) {
+    let all: Vec<Task> = running.iter().map(|(_, _, task)| task.clone()).collect();
+    let twice: HashMap<String, shared::stop::Stop> =
+        plan::duplicates(&all).into_iter().map(|(task, stop)| (task.arn.clone(), stop)).collect();
+    each(invocation, running, |(cloud, name, task)| {
+        let twice = &twice;
+        async move {
+            let template = cloud.template(app.template_name(name));
+            let ours = Ours { cloud: *cloud, name, template };
+            if let Some(stop) = twice.get(&task.arn).filter(|_| !task.tags.contains_key(KEEP_TAG)) {
+                return app.stop(ours, task, stop.clone()).await;
+            }
+            let seen = match nodes {
+                None => Seen::Unknown,
+                Some(nodes) => nodes.get(name.as_str()).map_or(Seen::Missing, Seen::Node),
+            };
+            match plan::task_step(task, template, seen, now) {
+                TaskStep::Leave => Ok(()),
+                TaskStep::Stop(stop) => app.stop(ours, task, stop).await,
+                TaskStep::Report => app.report_described(ours, task).await,
+                TaskStep::MarkIdle => {
+                    Ok(ecs::tag(&cloud.clients.ecs, &task.arn, IDLE_SINCE_TAG, &now.to_string()).await?)
+                }
+                TaskStep::MarkBusy => Ok(ecs::untag(&cloud.clients.ecs, &task.arn, IDLE_SINCE_TAG).await?),
+            }
+        }
+    })
+    .await;
+}
+
+/// Makes up for last events that never came.
+async fn sweep_ends(app: &App, invocation: &Invocation, stopped: &[OurTask<'_>], now: Timestamp) {
+    let unreported: Vec<_> = stopped.iter().filter(|(_, _, task)| plan::is_unreported_end(task, now)).collect();
+    each(invocation, &unreported, |(cloud, name, task)| async move {
+        let ours = Ours { cloud: *cloud, name, template: cloud.template(app.template_name(name)) };
+        app.stopped(ours, task).await
+    })
+    .await;
+}
+
+/// Does something for each, ten at a time, until the time is over; what fails is done by the next sweep.
+async fn each<'a, T, F>(invocation: &Invocation, all: &'a [T], work: impl Fn(&'a T) -> F)
+where
+    F: Future<Output = Result<(), Retry>> + 'a,
+{
+    stream::iter(all)
+        .map(|one| guarded(invocation, work(one)))
+        .buffer_unordered(CONCURRENCY)
+        .for_each(|result| async {
+            if let Err(Retry(reason)) = result {
+                tracing::warn!(error = reason, "left to the next sweep");
+            }
+        })
+        .await;
+}
+
+/// How many agents there are.
+struct Counts {
+    counts: HashMap<usize, u32>,
+    template_counts: HashMap<(usize, String), u32>,
+    all_known: bool,
+}
+
+impl Counts {
+    /// Whether one more agent may exist; it is counted if so.
+    fn take(&mut self, cloud: CloudRef<'_>, template: &str) -> bool {
+        let all = self.counts.entry(cloud.index).or_default();
+        let of_template = self.template_counts.entry((cloud.index, template.to_owned())).or_default();
+        let below = |limit: Option<u32>, count: u32| limit.is_none_or(|limit| count < limit);
+        let free = self.all_known
+            && below(cloud.cloud.max_agents, *all)
+            && below(cloud.template(template).and_then(|template| template.max_agents), *of_template);
+        if free {
+            *all += 1;
+            *of_template += 1;
+        }
+        free
+    }
+}
+
+/// Fails what has waited too long, sends back what has room, raises the groups for the rest. Answers how many agents
+/// still wait in each cloud.
+async fn sweep_waiting(app: &App, invocation: &Invocation, now: Timestamp, mut counts: Counts) -> HashMap<String, usize> {
+    let mut left: HashMap<String, usize> = HashMap::new();
+    let waiting = match guarded(invocation, async { Ok(wait::look(app).await?) }).await {
+        Ok(waiting) => waiting,
+        Err(Retry(reason)) => {
+            tracing::warn!(error = reason, "the waiting queue could not be read");
+            // Nothing is given back while something may wait.
+            left.extend(app.all_clouds().map(|cloud| (cloud.cloud.name.clone(), 1)));
+            return left;
+        }
+    };
+    let mut wake = Vec::new();
+    let mut by_cloud: BTreeMap<usize, Vec<Waiting>> = BTreeMap::new();
+    let mut rest = Vec::new();
+    let mut late = Vec::new();
+    for message in waiting {
+        let Some(wait) = &message.wait else {
+            wake.push(message);
+            continue;
+        };
+        let cloud = app.all_clouds().find(|cloud| cloud.cloud.name == wait.cloud);
+        let expires_at = AgentRequest::parse(&message.body).ok().and_then(|request| request.expires_at);
+        if let Some((code, text)) = plan::waited_too_long(wait, cloud.map(|cloud| cloud.cloud), expires_at, now) {
+            late.push((message, Failure::new(code, text)));
+            continue;
+        }
+        match (cloud, wait.waits_for) {
+            (None, _) | (_, WaitsFor::Fargate) => wake.push(message),
+            (Some(cloud), WaitsFor::MaxAgents) => {
+                let template = wait.template.clone();
+                if counts.take(cloud, &template) { wake.push(message) } else { rest.push(message) }
+            }
+            (Some(cloud), WaitsFor::Instance) => by_cloud.entry(cloud.index).or_default().push(message),
+        }
+    }
+    for (index, messages) in by_cloud {
+        let cloud = app.cloud(index);
+        match guarded(invocation, observe(cloud)).await {
+            Err(Retry(reason)) => {
+                tracing::warn!(cloud = cloud.cloud.name, error = reason, "the cloud could not be observed");
+                *left.entry(cloud.cloud.name.clone()).or_default() += messages.len();
+                rest.extend(messages);
+            }
+            Ok(observed) => {
+                let (fitting, still) = plan::fitting(messages, &observed.instances);
+                wake.extend(fitting);
+                *left.entry(cloud.cloud.name.clone()).or_default() += still.len();
+                if let Err(Retry(reason)) = guarded(invocation, raise(cloud, &observed, &still)).await {
+                    tracing::warn!(cloud = cloud.cloud.name, error = reason, "the group is raised by the next sweep");
+                }
+                rest.extend(still);
+            }
+        }
+    }
+    wait::release(app, &rest).await;
+    each(invocation, &wake, |message| async move { Ok(wait::wake(app, message).await?) }).await;
+    each(invocation, &late, |(message, failure)| fail(app, message, failure)).await;
+    left
+}
+
+async fn observe(cloud: CloudRef<'_>) -> Result<Observed, Retry> {
+    let group = match &cloud.cloud.auto_scaling_group {
+        Some(name) => autoscaling::group(&cloud.clients.autoscaling, name).await?,
+        None => None,
+    };
+    let instances = ecs::instances(&cloud.clients.ecs, &cloud.cloud.cluster).await?;
+    Ok(Observed { group, instances, configured: cloud.cloud.instance_capacity, ..Observed::default() })
+}
+
+async fn raise(cloud: CloudRef<'_>, observed: &Observed, waiting: &[Waiting]) -> Result<(), Retry> {
+    let demand: Vec<Size> = waiting
+        .iter()
+        .filter_map(|message| message.wait.as_ref())
+        .filter(|wait| cloud.template(&wait.template).is_some_and(|template| template.scales_group()))
+        .flat_map(|wait| wait.agents.iter().map(|_| wait.size.unwrap_or_default()))
+        .collect();
+    let (Some(target), Some(group)) = (observed.plan(&demand).raise_to, &observed.group) else { return Ok(()) };
+    autoscaling::set_desired(&cloud.clients.autoscaling, &group.name, target).await?;
+    tracing::info!(
+        cloud = cloud.cloud.name,
+        group = group.name,
+        desired_before = group.desired,
+        desired = target,
+        waiting = demand.len(),
+        "group raised by the sweep"
+    );
+    Ok(())
+}
+
+/// Tells the build of a request that has waited too long.
+async fn fail(app: &App, message: &Waiting, failure: &Failure) -> Result<(), Retry> {
+    let Some(wait) = &message.wait else { return Ok(()) };
+    let request = AgentRequest::parse(&message.body).ok();
+    let template = app
+        .all_clouds()
+        .find(|cloud| cloud.cloud.name == wait.cloud)
+        .and_then(|cloud| cloud.template(&wait.template));
+    for &index in &wait.agents {
+        let name = AgentName::new(&app.settings.agent_name_prefix, &wait.template, wait.request_id.as_str(), index);
+        let mut notice = agents::notice_without_task(
+            NoticeType::Failed,
+            &name,
+            template,
+            &wait.request_id,
+            request.as_ref().and_then(|request| request.build.clone()),
+            wait.requested_at,
+            app.now(),
+        );
+        notice.failure = Some(failure.clone());
+        let url = request.as_ref().and_then(|request| request.webhook_urls.get(index as usize)).cloned();
+        let targets = url.map(Target::Request).into_iter().chain(app.listeners()).collect();
+        app.tell_all(&notice, targets).await?;
+    }
+    tracing::error!(
+        request.id = wait.request_id.as_str(),
+        code = failure.code.as_str(),
+        error = failure.message,
+        "no agent for the request"
+    );
+    Ok(wait::forget(app, message).await?)
+}
+
+/// Deletes our nodes whose task is gone; those that came back are let in again.
+async fn sweep_nodes<'a>(
+    app: &App,
+    invocation: &Invocation,
+    nodes: impl Iterator<Item = &'a NodeState>,
+    running: &HashSet<AgentName>,
+    now: Timestamp,
+) {
+    let ours: Vec<_> = nodes
+        .filter_map(|node| {
+            let name = app.agent_name(&node.name)?;
+            let known = app.all_clouds().any(|cloud| cloud.template(app.template_name(&name)).is_some());
+            (known && !is_elsewhere(app, node)).then_some((node, name))
+        })
+        .collect();
+    each(invocation, &ours, |(node, name)| async move {
+        let alive = running.contains(name);
+        match plan::node_step(node, now) {
+            NodeStep::Mark if alive => Ok(()),
+            _ if alive => Ok(app.jenkins.set_online(name.as_str()).await.map(drop)?),
+            NodeStep::Wait => Ok(()),
+            NodeStep::Mark => Ok(app.jenkins.set_offline(name.as_str(), &plan::orphan_message(now)).await.map(drop)?),
+            NodeStep::Delete => {
+                tracing::info!(agent.name = name.as_str(), "node deleted: its task is gone");
+                Ok(app.jenkins.delete_node(name.as_str()).await.map(drop)?)
+            }
+        }
+    })
+    .await;
+}
+
+/// Whether a node says that its task is in a cluster that is not ours: another stack's, with the same prefix.
+fn is_elsewhere(app: &App, node: &NodeState) -> bool {
+    let arn = node.description.as_deref().and_then(|text| {
+        text.split([' ', ',']).find(|word| word.starts_with("arn:") && word.contains(":ecs:"))
+    });
+    arn.and_then(|arn| ClusterArn::of_resource(arn, "task"))
+        .is_some_and(|cluster| app.all_clouds().all(|cloud| !cluster.is(cloud.cloud)))
+}
+
+/// Gives back instances that have had nothing to do for long enough.
+async fn sweep_instances(app: &App, invocation: &Invocation, waiting: &HashMap<String, usize>, now: Timestamp) {
+    for cloud in app.all_clouds() {
+        let Some(name) = cloud.cloud.auto_scaling_group.as_deref().filter(|_| cloud.cloud.idle_instance_timeout.0.is_some())
+        else {
+            continue;
+        };
+        let observed = guarded(invocation, async {
+            let group = autoscaling::group(&cloud.clients.autoscaling, name).await?;
+            Ok((group, ecs::instances(&cloud.clients.ecs, &cloud.cloud.cluster).await?))
+        });
+        let (group, instances) = match observed.await {
+            Ok((Some(group), instances)) => (group, instances),
+            Ok((None, _)) => {
+                tracing::error!(cloud = cloud.cloud.name, group = name, "there is no such Auto Scaling group; mend autoScalingGroup");
+                continue;
+            }
+            Err(Retry(reason)) => {
+                tracing::warn!(cloud = cloud.cloud.name, error = reason, "no instance is given back");
+                continue;
+            }
+        };
+        let needed = waiting.get(&cloud.cloud.name).is_some_and(|&count| count > 0);
+        let steps = plan::instance_steps(cloud.cloud, &group, &instances, needed, now);
+        let due: Vec<_> =
+            instances.iter().filter_map(|instance| Some((instance, *steps.get(&instance.arn)?))).collect();
+        each(invocation, &due, |(instance, step)| instance_step(cloud, &group, instance, *step, now)).await;
+    }
+}
+
+async fn instance_step(
+    cloud: CloudRef<'_>,
+    group: &Group,
+    instance: &Instance,
+    step: InstanceStep,
+    now: Timestamp,
+) -> Result<(), Retry> {
+    let (client, cluster) = (&cloud.clients.ecs, &cloud.cloud.cluster);
+    let Some(id) = instance.ec2_id.as_deref() else { return Ok(()) };
+    match step {
+        InstanceStep::MarkIdle => Ok(ecs::tag(client, &instance.arn, IDLE_SINCE_TAG, &now.to_string()).await?),
+        InstanceStep::MarkBusy => Ok(ecs::untag(client, &instance.arn, IDLE_SINCE_TAG).await?),
+        InstanceStep::Undrain => undrain(cloud, instance).await,
+        InstanceStep::DrainAndTerminate => {
+            let (_, tags) = cloud.clients.ec2.instance(id).await?;
+            if tags.iter().any(|(key, _)| key == KEEP_TAG) {
+                return Ok(());
+            }
+            ecs::set_instance_status(client, cluster, &instance.arn, ContainerInstanceStatus::Draining).await?;
+            // Only now can no task come any more: what came until here keeps the instance.
+            let again = ecs::describe_instances(client, cluster, std::slice::from_ref(&instance.arn)).await?;
+            if again.first().is_none_or(|instance| instance.tasks > 0) {
+                return undrain(cloud, instance).await;
+            }
+            autoscaling::terminate(&cloud.clients.autoscaling, id).await?;
+            tracing::info!(cloud = cloud.cloud.name, group = group.name, ec2.instance = id, "idle instance given back");
+            Ok(())
+        }
+    }
+}
+
+async fn undrain(cloud: CloudRef<'_>, instance: &Instance) -> Result<(), Retry> {
+    let (client, cluster) = (&cloud.clients.ecs, &cloud.cloud.cluster);
+    ecs::set_instance_status(client, cluster, &instance.arn, ContainerInstanceStatus::Active).await?;
+    Ok(ecs::untag(client, &instance.arn, IDLE_SINCE_TAG).await?)
+}

@@ -1,0 +1,229 @@
+//! What every invocation of a function works with, built once at start-up.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use jiff::Timestamp;
+
+use crate::aws::ec2::Addresses;
+use crate::aws::ecs::{self, TaskDefinition};
+use crate::aws::{ApiFault, CloudClients};
+use crate::config::{Cloud, Config, Settings, Template};
+use crate::jenkins::Jenkins;
+use crate::name::AgentName;
+
+/// Tells the time; the tests' clocks run faster.
+#[derive(Clone)]
+pub struct Clock(Arc<dyn Fn() -> Timestamp + Send + Sync>);
+
+impl Clock {
+    /// A clock of one's own.
+    pub fn new(now: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
+        Self(Arc::new(now))
+    }
+
+    /// The system's.
+    pub fn system() -> Self {
+        Self::new(Timestamp::now)
+    }
+
+    /// The time.
+    pub fn now(&self) -> Timestamp {
+        (self.0)()
+    }
+}
+
+/// Settings, clients and what one process remembers of things that do not change.
+pub struct App {
+    /// The settings.
+    pub settings: Settings,
+    /// The clients of each cloud, in the order of the configuration.
+    pub clouds: Vec<CloudClients>,
+    /// The queues.
+    pub sqs: aws_sdk_sqs::Client,
+    /// The event bus.
+    pub events: aws_sdk_eventbridge::Client,
+    /// Who we are.
+    pub sts: aws_sdk_sts::Client,
+    /// The controller.
+    pub jenkins: Jenkins,
+    /// The time.
+    pub clock: Clock,
+    /// What does not change while a process lives.
+    pub memory: Memory,
+}
+
+/// Facts that are looked up once per process: nothing is lost when it ends.
+#[derive(Default)]
+pub struct Memory {
+    definitions: Mutex<HashMap<(usize, String), Arc<TaskDefinition>>>,
+    addresses: Mutex<HashMap<String, Addresses>>,
+    told: Mutex<HashMap<String, Timestamp>>,
+    max_receives: Mutex<Option<Option<u32>>>,
+}
+
+/// A cloud of the configuration with its clients.
+#[derive(Clone, Copy)]
+pub struct CloudRef<'a> {
+    /// Its place in the configuration.
+    pub index: usize,
+    /// Its settings.
+    pub cloud: &'a Cloud,
+    /// Its clients.
+    pub clients: &'a CloudClients,
+}
+
+impl App {
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.settings.config
+    }
+
+    /// The time.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Our agent's name, if that is what it is.
+    pub fn agent_name(&self, name: &str) -> Option<AgentName> {
+        AgentName::parse(&self.settings.agent_name_prefix, name)
+    }
+
+    /// The template's part of an agent's name.
+    pub fn template_name<'a>(&self, name: &'a AgentName) -> &'a str {
+        name.template(&self.settings.agent_name_prefix)
+    }
+
+    /// The cloud at this place of the configuration.
+    pub fn cloud(&self, index: usize) -> CloudRef<'_> {
+        CloudRef { index, cloud: &self.config().clouds[index], clients: &self.clouds[index] }
+    }
+
+    /// All clouds.
+    pub fn all_clouds(&self) -> impl Iterator<Item = CloudRef<'_>> {
+        (0..self.clouds.len()).map(|index| self.cloud(index))
+    }
+
+    /// The cloud of a cluster: where several share it, the one that has the template, else the first.
+    pub fn cloud_of(&self, cluster: &ClusterArn<'_>, template: Option<&str>) -> Option<CloudRef<'_>> {
+        let mut clouds = self.all_clouds().filter(|cloud| cluster.is(cloud.cloud)).peekable();
+        let first = *clouds.peek()?;
+        Some(clouds.find(|cloud| template.is_some_and(|name| cloud.template(name).is_some())).unwrap_or(first))
+    }
+
+    /// A task definition, described once.
+    ///
+    /// # Errors
+    /// When ECS could not be asked or does not know it.
+    pub async fn task_definition(&self, cloud: CloudRef<'_>, name: &str) -> Result<Arc<TaskDefinition>, ApiFault> {
+        let key = (cloud.index, name.to_owned());
+        if let Some(known) = lock(&self.memory.definitions).get(&key) {
+            return Ok(known.clone());
+        }
+        let definition = Arc::new(ecs::describe_task_definition(&cloud.clients.ecs, name).await?);
+        lock(&self.memory.definitions).insert(key, definition.clone());
+        Ok(definition)
+    }
+
+    /// The addresses of a container instance, looked up once.
+    ///
+    /// # Errors
+    /// When AWS could not be asked or does not know the instance.
+    pub async fn instance_addresses(&self, cloud: CloudRef<'_>, arn: &str) -> Result<Addresses, ApiFault> {
+        if let Some(known) = lock(&self.memory.addresses).get(arn) {
+            return Ok(known.clone());
+        }
+        let unknown = |message: String| ApiFault { action: "ecs:DescribeContainerInstances", code: None, message };
+        let instances = ecs::describe_instances(&cloud.clients.ecs, &cloud.cloud.cluster, &[arn.to_owned()]).await?;
+        let id = instances
+            .into_iter()
+            .find_map(|instance| instance.ec2_id)
+            .ok_or_else(|| unknown(format!("{arn} has no EC2 instance")))?;
+        let (addresses, _) = cloud.clients.ec2.instance(&id).await?;
+        lock(&self.memory.addresses).insert(arn.to_owned(), addresses.clone());
+        Ok(addresses)
+    }
+
+    /// After how many receives the requests queue moves a message to its dead letters, asked once.
+    ///
+    /// # Errors
+    /// When SQS could not be asked.
+    pub async fn max_receives(&self) -> Result<Option<u32>, ApiFault> {
+        if let Some(known) = *lock(&self.memory.max_receives) {
+            return Ok(known);
+        }
+        let count = crate::aws::queues::max_receives(&self.sqs, &self.settings.queues.requests).await?;
+        *lock(&self.memory.max_receives) = Some(count);
+        Ok(count)
+    }
+
+    /// Whether this process has told this notice to the request's webhook already. A help against events that come
+    /// twice, where ECS takes no tag any more; nothing depends on it.
+    pub fn has_told(&self, notice_id: &str) -> bool {
+        lock(&self.memory.told).contains_key(notice_id)
+    }
+
+    /// Remembers a notice that the request's webhook has, for an hour.
+    pub fn remember_told(&self, notice_id: &str) {
+        let now = self.now();
+        let mut told = lock(&self.memory.told);
+        if told.len() >= 10_000 {
+            told.retain(|_, at| now.duration_since(*at).as_secs() < 3600);
+        }
+        told.insert(notice_id.to_owned(), now);
+    }
+}
+
+/// A panic in one record must not take the memory from the others.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<'a> CloudRef<'a> {
+    /// A template of this cloud.
+    pub fn template(&self, name: &str) -> Option<&'a Template> {
+        self.cloud.templates.iter().find(|template| template.name == name)
+    }
+}
+
+/// The ARN of a cluster, taken apart: `arn:aws:ecs:REGION:ACCOUNT:cluster/NAME`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClusterArn<'a> {
+    /// The region.
+    pub region: &'a str,
+    /// The account.
+    pub account: &'a str,
+    /// The cluster's name.
+    pub name: &'a str,
+}
+
+impl<'a> ClusterArn<'a> {
+    /// Takes the ARN of a cluster apart.
+    pub fn parse(arn: &'a str) -> Option<Self> {
+        let (region, account, resource) = ecs_arn(arn)?;
+        Some(Self { region, account, name: resource.strip_prefix("cluster/")? })
+    }
+
+    /// The cluster in the ARN of a task or a container instance: `arn:aws:ecs:REGION:ACCOUNT:task/NAME/ID`.
+    pub fn of_resource(arn: &'a str, kind: &str) -> Option<Self> {
+        let (region, account, resource) = ecs_arn(arn)?;
+        let (name, id) = resource.strip_prefix(kind)?.strip_prefix('/')?.split_once('/')?;
+        (!name.is_empty() && !id.is_empty() && !id.contains('/')).then_some(Self { region, account, name })
+    }
+
+    /// Whether it is the cluster of this cloud.
+    pub fn is(&self, cloud: &Cloud) -> bool {
+        self.region == cloud.region
+            && match ClusterArn::parse(&cloud.cluster) {
+                Some(own) => (own.region, own.account, own.name) == (self.region, self.account, self.name),
+                None => cloud.cluster == self.name,
+            }
+    }
+}
+
+fn ecs_arn(arn: &str) -> Option<(&str, &str, &str)> {
+    let mut parts = arn.splitn(6, ':');
+    let head = (parts.next()?, parts.next()?, parts.next()?);
+    (head.0 == "arn" && head.2 == "ecs").then_some(())?;
+    Some((parts.next()?, parts.next()?, parts.next()?))
+}

@@ -1,0 +1,170 @@
+//! Batches of SQS messages: each record for itself, whatever its neighbours do.
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use aws_lambda_events::event::sqs::{BatchItemFailure, SqsBatchResponse, SqsEvent, SqsMessage};
+use futures::FutureExt as _;
+use jiff::Timestamp;
+use rand::Rng as _;
+use tokio::time::Instant;
+
+use crate::app::App;
+use crate::aws::queues;
+use crate::wait;
+
+/// Kept back at the end of an invocation, to answer with what is done.
+const RESERVE: Duration = Duration::from_millis(1500);
+
+/// An invocation's own circumstances.
+#[derive(Debug, Clone)]
+pub struct Invocation {
+    /// When the answer has to be given, a reserve already taken off.
+    pub deadline: Instant,
+    /// The function's ARN, which names its account.
+    pub function_arn: String,
+}
+
+impl Invocation {
+    /// From what Lambda says.
+    pub fn new(context: &lambda_runtime::Context) -> Self {
+        let now = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default();
+        let left = Duration::from_millis(context.deadline.saturating_sub(now));
+        Self {
+            deadline: Instant::now() + left.saturating_sub(RESERVE),
+            function_arn: context.invoked_function_arn.clone(),
+        }
+    }
+
+    /// Whether nothing new should be begun.
+    pub fn is_over(&self) -> bool {
+        Instant::now() >= self.deadline
+    }
+}
+
+/// A record that has to come back, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retry(pub String);
+
+impl<E: std::error::Error> From<E> for Retry {
+    fn from(error: E) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// A message of a batch.
+#[derive(Debug, Clone, Default)]
+pub struct Item {
+    /// SQS' id.
+    pub id: String,
+    /// As it was sent.
+    pub body: String,
+    /// Hides the message for longer.
+    pub receipt: String,
+    /// How often it was received, this time included.
+    pub receives: u32,
+    /// When it was sent.
+    pub sent_at: Option<Timestamp>,
+    /// What the request has been through.
+    pub wait: Option<wait::Wait>,
+    /// The queue's ARN.
+    pub source_arn: String,
+}
+
+impl From<SqsMessage> for Item {
+    fn from(message: SqsMessage) -> Self {
+        let attribute = |name: &str| message.attributes.get(name);
+        Self {
+            receives: attribute("ApproximateReceiveCount").and_then(|count| count.parse().ok()).unwrap_or(1),
+            sent_at: attribute("SentTimestamp")
+                .and_then(|time| time.parse().ok())
+                .and_then(|time| Timestamp::from_millisecond(time).ok()),
+            wait: message
+                .message_attributes
+                .get(wait::ATTRIBUTE)
+                .and_then(|attribute| attribute.string_value.as_deref())
+                .and_then(|json| serde_json::from_str(json).ok()),
+            id: message.message_id.unwrap_or_default(),
+            body: message.body.unwrap_or_default(),
+            receipt: message.receipt_handle.unwrap_or_default(),
+            source_arn: message.event_source_arn.unwrap_or_default(),
+        }
+    }
+}
+
+/// The messages of an event.
+pub fn items(event: SqsEvent) -> Vec<Item> {
+    event.records.into_iter().map(Item::from).collect()
+}
+
+/// Does something to its end, to the deadline or to its panic: whichever comes first.
+///
+/// # Errors
+/// When it did not end well; it has to be done again.
+pub async fn guarded<T>(
+    invocation: &Invocation,
+    work: impl Future<Output = Result<T, Retry>>,
+) -> Result<T, Retry> {
+    if invocation.is_over() {
+        return Err(Retry("not begun: the function's time is nearly over".into()));
+    }
+    match tokio::time::timeout_at(invocation.deadline, AssertUnwindSafe(work).catch_unwind()).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(panic)) => {
+            let message = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied())
+                .unwrap_or("no message");
+            Err(Retry(format!("panicked: {message}")))
+        }
+        Err(_) => Err(Retry("not finished before the function's time was over".into())),
+    }
+}
+
+/// Answers a batch: every record that has to come back is hidden for a while first.
+pub async fn answer(app: &App, queue: &str, results: Vec<(Item, Result<(), Retry>)>) -> SqsBatchResponse {
+    let failed = results.into_iter().filter_map(|(item, result)| Some((item, result.err()?)));
+    let hidden = failed.map(|(item, Retry(reason))| async move {
+        let delay = backoff(item.receives);
+        tracing::warn!(
+            message.id = item.id,
+            receives = item.receives,
+            delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
+            error = reason,
+            "the message comes back"
+        );
+        if !item.receipt.is_empty()
+            && let Err(fault) = queues::hide(&app.sqs, queue, &item.receipt, delay).await
+        {
+            tracing::warn!(message.id = item.id, error = %fault, "the message comes back at the queue's own time");
+        }
+        let mut failure = BatchItemFailure::default();
+        failure.item_identifier = item.id;
+        failure
+    });
+    let mut response = SqsBatchResponse::default();
+    response.batch_item_failures = futures::future::join_all(hidden).await;
+    response
+}
+
+/// How long a message stays hidden after so many receives: 4 s, doubled up to 15 min, and between half and all of that,
+/// so that what failed together does not come back together.
+pub fn backoff(receives: u32) -> Duration {
+    let ceiling = Duration::from_secs(4 << receives.clamp(1, 9).saturating_sub(1)).min(Duration::from_secs(900));
+    ceiling.mul_f64(rand::rng().random_range(0.5..=1.0)).max(Duration::from_secs(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_backoff_grows_and_is_bounded() {
+        for (receives, most) in [(0, 4), (1, 4), (2, 8), (5, 64), (9, 900), (1000, 900)] {
+            let delay = backoff(receives).as_secs_f64();
+            assert!(delay <= f64::from(most) && delay >= f64::from(most) / 2.0, "{receives}: {delay}");
+        }
+    }
+}

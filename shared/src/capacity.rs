@@ -1,0 +1,248 @@
+//! How many instances the waiting work needs: one plan, for `request` and the sweep alike. Pure.
+//!
+//! The answer is absolute and computed from what is observed, so two copies that run at once come to the same number;
+//! it is only ever a raise.
+
+use std::collections::BTreeSet;
+
+use crate::aws::autoscaling::Group;
+use crate::aws::ecs::Instance;
+use crate::config::Size;
+
+impl Size {
+    /// Whether a task of this size fits in `room`.
+    pub fn fits(self, room: Self) -> bool {
+        self.cpu <= room.cpu && self.memory <= room.memory
+    }
+
+    /// What is left of it without `part`; nothing where that is more.
+    pub fn without(self, part: Self) -> Self {
+        Self { cpu: self.cpu.saturating_sub(part.cpu), memory: self.memory.saturating_sub(part.memory) }
+    }
+}
+
+impl std::fmt::Display for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} CPU units and {} MiB", self.cpu, self.memory)
+    }
+}
+
+/// A cloud as it stands.
+#[derive(Debug, Clone, Default)]
+pub struct Observed {
+    /// Its group, if it has one.
+    pub group: Option<Group>,
+    /// All container instances of its cluster.
+    pub instances: Vec<Instance>,
+    /// What one instance offers, as configured, until the first has registered.
+    pub configured: Option<Size>,
+    /// Container instances that ECS called full for another reason than CPU and memory: network interfaces, ports.
+    pub full: BTreeSet<String>,
+}
+
+/// What is to be done about the waiting work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Plan {
+    /// The new desired capacity, above the present one.
+    pub raise_to: Option<u32>,
+    /// Whether the group's maximum leaves some of the work without an instance.
+    pub at_maximum: bool,
+}
+
+/// A place for tasks: an instance that is there, boots or is to come.
+struct Bin {
+    room: Size,
+    slots: u32,
+}
+
+impl Bin {
+    fn take(&mut self, size: Size) -> bool {
+        let fits = self.slots > 0 && size.fits(self.room);
+        if fits {
+            self.room = self.room.without(size);
+            self.slots -= 1;
+        }
+        fits
+    }
+}
+
+impl Observed {
+    /// The largest instance that is there or was said to come; none while nothing is known.
+    pub fn largest(&self) -> Option<Size> {
+        self.instances
+            .iter()
+            .map(|instance| instance.total)
+            .chain(self.configured)
+            .max_by_key(|size| (size.memory, size.cpu))
+    }
+
+    /// Whether no instance can ever hold a task of this size, as far as anything is known.
+    pub fn too_large(&self, size: Size) -> bool {
+        let mut known = self.instances.iter().map(|instance| instance.total).chain(self.configured).peekable();
+        known.peek().is_some() && !known.any(|total| size.fits(total))
+    }
+
+    /// The group's own container instances.
+    fn registered<'a>(&'a self, group: &'a Group) -> impl Iterator<Item = &'a Instance> {
+        self.instances.iter().filter(move |instance| {
+            let id = instance.ec2_id.as_deref();
+            group.instances.iter().any(|member| Some(member.id.as_str()) == id)
+        })
+    }
+
+    /// The desired capacity that gives every task of `demand` a place.
+    pub fn plan(&self, demand: &[Size]) -> Plan {
+        let Some(group) = &self.group else { return Plan::default() };
+        if demand.is_empty() {
+            return Plan::default();
+        }
+        let registered = self.registered(group).count() as u32;
+        let booting = group.desired.saturating_sub(registered);
+        let size = self
+            .registered(group)
+            .map(|instance| instance.total)
+            .max_by_key(|size| (size.memory, size.cpu))
+            .or(self.configured);
+        let wanted = match size {
+            Some(size) => group.desired + self.instances_beyond(booting, size, demand),
+            // Nothing is known of an instance's size: the first to boot will tell.
+            None if booting == 0 => group.desired + 1,
+            None => group.desired,
+        };
+        let target = wanted.min(group.maximum);
+        Plan { raise_to: (target > group.desired).then_some(target), at_maximum: wanted > group.maximum }
+    }
+
+    /// How many new instances it takes beyond those that are there or boot.
+    fn instances_beyond(&self, booting: u32, size: Size, demand: &[Size]) -> u32 {
+        // An instance that is full for network interfaces or ports tells how many tasks an instance holds.
+        let slots = self
+            .instances
+            .iter()
+            .filter(|instance| self.full.contains(&instance.arn) && instance.tasks > 0)
+            .map(|instance| instance.tasks)
+            .max()
+            .unwrap_or(u32::MAX);
+        let mut bins: Vec<Bin> = self
+            .instances
+            .iter()
+            .filter(|instance| instance.takes_tasks() && !self.full.contains(&instance.arn))
+            .map(|instance| Bin { room: instance.free, slots: slots.saturating_sub(instance.tasks) })
+            .collect();
+        bins.extend((0..booting).map(|_| Bin { room: size, slots }));
+        let before = bins.len();
+        let mut demand = demand.to_vec();
+        // The largest first: the usual way to need few bins (first fit decreasing).
+        demand.sort_unstable_by_key(|size| std::cmp::Reverse((size.memory, size.cpu)));
+        for task in demand {
+            if !bins.iter_mut().any(|bin| bin.take(task)) && task.fits(size) {
+                let mut bin = Bin { room: size, slots };
+                bin.take(task);
+                bins.push(bin);
+            }
+        }
+        (bins.len() - before) as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::aws::autoscaling::GroupInstance;
+
+    const TASK: Size = Size { cpu: 1024, memory: 2048 };
+    const INSTANCE: Size = Size { cpu: 4096, memory: 7680 };
+
+    fn observed(desired: u32, maximum: u32, free: &[Size]) -> Observed {
+        let instances: Vec<_> = free
+            .iter()
+            .enumerate()
+            .map(|(index, &free)| Instance {
+                arn: format!("arn-{index}"),
+                ec2_id: Some(format!("i-{index}")),
+                status: "ACTIVE".into(),
+                connected: true,
+                free,
+                total: INSTANCE,
+                tasks: 1,
+                ..Instance::default()
+            })
+            .collect();
+        let members = instances
+            .iter()
+            .map(|instance| GroupInstance { id: instance.ec2_id.clone().unwrap_or_default(), ..Default::default() })
+            .collect();
+        let group = Group { name: "group".into(), minimum: 0, desired, maximum, instances: members };
+        Observed { group: Some(group), instances, configured: Some(INSTANCE), full: BTreeSet::new() }
+    }
+
+    #[test]
+    fn the_group_is_raised_to_what_the_work_needs() {
+        let none = Size::default();
+        let raised = |observed: &Observed, tasks: usize| observed.plan(&vec![TASK; tasks]).raise_to;
+        // Three tasks of 2 GiB fit on an instance.
+        assert_eq!(raised(&observed(0, 10, &[]), 1), Some(1));
+        assert_eq!(raised(&observed(0, 10, &[]), 20), Some(7));
+        assert_eq!(raised(&observed(2, 10, &[none, none]), 4), Some(4), "five instances are never cut to one");
+        assert_eq!(raised(&observed(2, 10, &[none]), 3), None, "one boots and will hold all three");
+        assert_eq!(raised(&observed(2, 10, &[none]), 4), Some(3));
+        assert_eq!(raised(&observed(1, 10, &[INSTANCE]), 3), None, "there is room meanwhile");
+        assert_eq!(raised(&observed(5, 5, &[none; 5]), 30), None);
+        assert!(observed(5, 5, &[none; 5]).plan(&[TASK]).at_maximum);
+        assert_eq!(raised(&observed(3, 5, &[none; 3]), 30), Some(5));
+        assert_eq!(raised(&observed(0, 10, &[]), 0), None);
+    }
+
+    #[test]
+    fn an_unknown_size_raises_by_one_while_nothing_boots() {
+        let mut unknown = observed(0, 10, &[]);
+        unknown.configured = None;
+        assert_eq!(unknown.plan(&[TASK; 9]).raise_to, Some(1));
+        unknown.group.as_mut().expect("a group").desired = 1;
+        assert_eq!(unknown.plan(&[TASK; 9]).raise_to, None);
+        assert!(!unknown.too_large(Size { cpu: 1 << 20, memory: 1 << 20 }));
+    }
+
+    #[test]
+    fn a_task_larger_than_any_instance_raises_nothing() {
+        let state = observed(0, 10, &[]);
+        let huge = Size { cpu: 8192, memory: 2048 };
+        assert!(state.too_large(huge));
+        assert_eq!(state.plan(&[huge]).raise_to, None);
+    }
+
+    #[test]
+    fn instances_without_interfaces_are_full_however_much_memory_they_have() {
+        let mut state = observed(1, 10, &[INSTANCE]);
+        state.instances[0].tasks = 2;
+        state.full.insert("arn-0".into());
+        assert_eq!(state.plan(&[TASK]).raise_to, Some(2));
+        assert_eq!(state.plan(&[TASK; 4]).raise_to, Some(3), "two a new instance, as on the full one");
+    }
+
+    proptest! {
+        #[test]
+        fn never_lowered_never_beyond_the_maximum_and_enough(
+            desired in 0u32..20, maximum in 0u32..30, registered in 0usize..20, tasks in 0usize..60
+        ) {
+            let registered = registered.min(desired as usize);
+            let desired = desired.min(maximum);
+            let registered = registered.min(desired as usize);
+            let state = observed(desired, maximum, &vec![Size::default(); registered]);
+            let plan = state.plan(&vec![TASK; tasks]);
+            if let Some(target) = plan.raise_to {
+                prop_assert!(target > desired && target <= maximum);
+            }
+            let capacity = (plan.raise_to.unwrap_or(desired) - registered as u32) as usize * 3;
+            prop_assert!(capacity >= tasks || plan.at_maximum);
+            // A second copy that sees the first one's raise comes to the same number.
+            let mut raised = state.clone();
+            if let (Some(target), Some(group)) = (plan.raise_to, raised.group.as_mut()) {
+                group.desired = target;
+            }
+            prop_assert_eq!(raised.plan(&vec![TASK; tasks]).raise_to, None);
+        }
+    }
+}

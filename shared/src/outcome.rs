@@ -1,0 +1,196 @@
+//! What has become of a task: pure.
+
+use crate::aws::ecs::{CONTROLLER_TAG, Task};
+use crate::message::{Failure, FailureCode, NoticeType};
+use crate::stop::{Cause, Stop};
+
+/// What a task that is said to run comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Running {
+    /// It is to be told to be ready.
+    Ready,
+    /// It will be, but is not yet.
+    NotYet,
+    /// It is over.
+    Stopped,
+    /// There is nothing to tell.
+    Nothing(&'static str),
+}
+
+/// Judges a task as ECS describes it, tags and all.
+pub fn of_running(task: &Task, controller: &str, container: Option<&str>, has_health_check: bool) -> Running {
+    if is_anothers(task, controller) {
+        return Running::Nothing("the task is another controller's");
+    }
+    if task.is_stopped() {
+        return Running::Stopped;
+    }
+    if task.is_ending() {
+        return Running::Nothing("the task is stopping; its last event will tell");
+    }
+    if task.reported() {
+        return Running::Nothing("the task was reported already");
+    }
+    if task.last_status != "RUNNING" {
+        return Running::NotYet;
+    }
+    let health = container.and_then(|name| task.container(name)).and_then(|found| found.health_status.as_deref());
+    match health {
+        Some("UNHEALTHY") => Running::NotYet,
+        Some("UNKNOWN") | None if has_health_check => Running::NotYet,
+        _ => Running::Ready,
+    }
+}
+
+/// Whether a tag says that the task belongs to another controller.
+pub fn is_anothers(task: &Task, controller: &str) -> bool {
+    task.tags.get(CONTROLLER_TAG).is_some_and(|tag| tag != controller)
+}
+
+/// What a stopped task comes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// Failed, where nobody was told of a ready agent; stopped otherwise.
+    pub kind: NoticeType,
+    /// What went wrong, if anything.
+    pub failure: Option<Failure>,
+}
+
+/// Judges a stopped task. `reported_ready` is what its tags said, none where nobody can say any more.
+pub fn of_stopped(task: &Task, container: Option<&str>, reported_ready: Option<bool>) -> Option<Ended> {
+    let reason = task.stopped_reason.as_deref().unwrap_or_default();
+    let stop = Stop::parse(reason);
+    // A task that never ran was never ready, whatever else is known.
+    let ready = task.started_at.is_some()
+        && match &stop {
+            Some(stop) => !stop.before_ready,
+            None => reported_ready.unwrap_or(true),
+        };
+    let found = container.and_then(|name| task.container(name));
+    let exit_code = found.and_then(|found| found.exit_code);
+    let failure = |code, message| {
+        Some(Failure { code, message, stop_code: task.stop_code.clone(), exit_code })
+    };
+    match stop {
+        Some(Stop { cause: Cause::Duplicate, .. }) => None,
+        Some(Stop { cause: Cause::Unwanted, .. }) => Some(Ended { kind: NoticeType::Stopped, failure: None }),
+        Some(Stop { cause, text, .. }) => {
+            let kind = if ready { NoticeType::Stopped } else { NoticeType::Failed };
+            let code = cause.failure().or((!ready).then_some(FailureCode::StartFailed));
+            Some(Ended { kind, failure: code.and_then(|code| failure(code, text)) })
+        }
+        None if !ready => {
+            let message = start_failure(task, container, reason);
+            Some(Ended { kind: NoticeType::Failed, failure: failure(FailureCode::StartFailed, message) })
+        }
+        None if is_spot_interruption(task) => {
+            let message = format!("AWS took the Spot capacity back ({reason}); ask for another agent");
+            Some(Ended { kind: NoticeType::Stopped, failure: failure(FailureCode::SpotInterruption, message) })
+        }
+        None => Some(Ended { kind: NoticeType::Stopped, failure: None }),
+    }
+}
+
+/// `SpotInterruption` is the stop code of Fargate Spot (ECS developer guide, "Stopped task error codes").
+fn is_spot_interruption(task: &Task) -> bool {
+    task.stop_code.as_deref() == Some("SpotInterruption")
+        || task.stopped_reason.as_deref().is_some_and(|reason| reason.to_ascii_lowercase().contains("spot interruption"))
+}
+
+/// Why a task never became an agent, in one sentence that says what to do.
+fn start_failure(task: &Task, container: Option<&str>, reason: &str) -> String {
+    let detail = container
+        .and_then(|name| task.container(name))
+        .into_iter()
+        .chain(&task.containers)
+        .find_map(|container| Some((container.name.as_str(), container.reason.as_deref()?)));
+    let exit = task
+        .containers
+        .iter()
+        .find(|found| Some(found.name.as_str()) == container || container.is_none())
+        .and_then(|container| container.exit_code);
+    let all = detail.map_or_else(|| reason.to_owned(), |(name, detail)| format!("{reason}; container {name}: {detail}"));
+    let hint = if all.contains("CannotPull") || all.contains("pull image manifest") || all.contains("ImageNotFound") {
+        "image not found or not pullable: check the image's name and tag, the task's execution role and the way to the registry: "
+    } else if all.contains("ResourceInitializationError") {
+        "the task could not be set up: check its execution role, secrets, log group and network: "
+    } else if all.contains("OutOfMemory") || exit == Some(137) {
+        "the container was killed, most likely for want of memory: raise the task's memory: "
+    } else if is_spot_interruption(task) {
+        "AWS took the Spot capacity back; ask for another agent: "
+    } else if exit.is_some() {
+        "the container ended before the agent was ready: see its log: "
+    } else {
+        ""
+    };
+    let exit = exit.map(|code| format!(" (exit code {code})")).unwrap_or_default();
+    format!("{hint}{all}{exit}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::aws::ecs::{Container, REPORTED_TAG};
+
+    fn task(status: &str) -> Task {
+        Task {
+            last_status: status.into(),
+            desired_status: if status == "STOPPED" { "STOPPED" } else { "RUNNING" }.into(),
+            containers: vec![Container { name: "agent".into(), ..Container::default() }],
+            started_at: Some(jiff::Timestamp::UNIX_EPOCH),
+            ..Task::default()
+        }
+    }
+
+    #[test]
+    fn a_running_task_is_ready_once() {
+        let judge = |task: &Task, check| of_running(task, "https://ci/", Some("agent"), check);
+        assert_eq!(judge(&task("RUNNING"), false), Running::Ready);
+        assert_eq!(judge(&task("PENDING"), false), Running::NotYet);
+        assert_eq!(judge(&task("STOPPED"), false), Running::Stopped);
+        assert_eq!(judge(&task("RUNNING"), true), Running::NotYet);
+        for (health, ready) in [("HEALTHY", true), ("UNHEALTHY", false), ("UNKNOWN", false)] {
+            let mut task = task("RUNNING");
+            task.containers[0].health_status = Some(health.into());
+            assert_eq!(judge(&task, true) == Running::Ready, ready, "{health}");
+        }
+        let mut reported = task("RUNNING");
+        reported.tags.insert(REPORTED_TAG.into(), "ready 2026".into());
+        assert!(matches!(judge(&reported, false), Running::Nothing(_)));
+        let mut anothers = task("RUNNING");
+        anothers.tags.insert(CONTROLLER_TAG.into(), "https://other/".into());
+        assert!(matches!(judge(&anothers, false), Running::Nothing(_)));
+        let mut ending = task("RUNNING");
+        ending.desired_status = "STOPPED".into();
+        assert!(matches!(judge(&ending, false), Running::Nothing(_)));
+    }
+
+    #[test]
+    fn an_end_is_told_as_what_it_was() {
+        use FailureCode::*;
+        use NoticeType::*;
+        for (reason, stop_code, started, reported, kind, code) in [
+            ("Essential container in task exited", "EssentialContainerExited", true, Some(false), Failed, Some(StartFailed)),
+            ("Essential container in task exited", "EssentialContainerExited", true, Some(true), Stopped, None),
+            ("CannotPullContainerError: x", "TaskFailedToStart", false, Some(false), Failed, Some(StartFailed)),
+            ("Your Spot Task was interrupted.", "SpotInterruption", true, Some(true), Stopped, Some(SpotInterruption)),
+            ("COMPLETED: build a #1 is over: SUCCESS", "UserInitiated", true, None, Stopped, None),
+            ("COMPLETED: build a #1 is over: ABORTED", "UserInitiated", false, None, Failed, Some(StartFailed)),
+            ("START_TIMEOUT before ready: x", "UserInitiated", true, None, Failed, Some(StartTimeout)),
+            ("LIFETIME_EXCEEDED: x", "UserInitiated", true, None, Stopped, Some(LifetimeExceeded)),
+            ("IDLE: x", "UserInitiated", true, None, Stopped, Some(Idle)),
+            ("UNUSABLE before ready: no port", "UserInitiated", true, None, Failed, Some(StartFailed)),
+            ("UNWANTED before ready: x", "UserInitiated", true, None, Stopped, None),
+        ] {
+            let mut task = task("STOPPED");
+            task.stopped_reason = Some(reason.into());
+            task.stop_code = Some(stop_code.into());
+            task.started_at = task.started_at.filter(|_| started);
+            let ended = of_stopped(&task, Some("agent"), reported).expect(reason);
+            assert_eq!((ended.kind, ended.failure.map(|failure| failure.code)), (kind, code), "{reason}");
+        }
+        let mut duplicate = task("STOPPED");
+        duplicate.stopped_reason = Some("DUPLICATE: x".into());
+        assert_eq!(of_stopped(&duplicate, Some("agent"), None), None);
+    }
+}

@@ -1,0 +1,322 @@
+//! Tells Jenkins what has become of a task: for its events, for retries, and for the sweep alike.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::agents::{self, NoEndpoint};
+use crate::app::{App, CloudRef, ClusterArn};
+use crate::aws::ecs::{self, DesiredStatus, REPORTED_TAG, Task};
+use crate::aws::{ApiFault, Class};
+use crate::batch::Retry;
+use crate::config::{Connect, Template};
+use crate::jenkins::{self, Created, Launcher};
+use crate::message::{Notice, NoticeType, Record};
+use crate::name::AgentName;
+use crate::notices::{Delivered, Fallback, Target, Undelivered, Work};
+use crate::outcome::{self, Running};
+use crate::stop::{Cause, Stop};
+
+/// One of our tasks.
+#[derive(Clone, Copy)]
+pub struct Ours<'a> {
+    /// Where it runs.
+    pub cloud: CloudRef<'a>,
+    /// Its agent's name.
+    pub name: &'a AgentName,
+    /// Its template, unless it is no longer configured.
+    pub template: Option<&'a Template>,
+}
+
+impl App {
+    /// The cloud and the name of a task, if it is ours.
+    pub fn whose(&self, task: &Task) -> Option<(CloudRef<'_>, AgentName)> {
+        let name = self.agent_name(task.started_by.as_deref()?)?;
+        let cluster = ClusterArn::parse(&task.cluster_arn).or_else(|| ClusterArn::of_resource(&task.arn, "task"))?;
+        let cloud = self.cloud_of(&cluster, Some(self.template_name(&name)))?;
+        Some((cloud, name))
+    }
+
+    /// Looks at a task and tells what it has become.
+    ///
+    /// # Errors
+    /// When that has to be tried again; nothing is lost as long as the caller does.
+    pub async fn report(&self, ours: Ours<'_>, arn: &str, otherwise: Option<&Fallback>) -> Result<(), Retry> {
+        let clients = &ours.cloud.clients.ecs;
+        let tasks = ecs::describe_tasks(clients, &ours.cloud.cloud.cluster, &[arn.to_owned()]).await?;
+        match tasks.into_iter().next() {
+            Some(task) => self.report_described(ours, &task).await,
+            None => {
+                tracing::info!(agent.name = ours.name.as_str(), task.arn = arn, "ECS no longer knows the task");
+                match otherwise {
+                    Some(fallback) => self.tell_once(&fallback.notice, fallback.webhook_url.as_deref()).await.map(drop),
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+
+    /// Tells what a task has become, as ECS describes it just now.
+    ///
+    /// # Errors
+    /// When that has to be tried again.
+    pub async fn report_described(&self, ours: Ours<'_>, task: &Task) -> Result<(), Retry> {
+        let record = task.record();
+        let container = record.as_ref().map(|record| record.container.as_str());
+        let has_health_check = self.has_health_check(ours, task, container).await?;
+        match outcome::of_running(task, self.config().jenkins.url.as_str(), container, has_health_check) {
+            Running::Ready => self.ready(ours, task, record.as_ref()).await,
+            Running::Stopped => self.stopped(ours, task).await,
+            Running::NotYet => Ok(()),
+            Running::Nothing(why) => {
+                tracing::debug!(agent.name = ours.name.as_str(), task.arn = task.arn, "{why}");
+                Ok(())
+            }
+        }
+    }
+
+    /// ECS says `UNKNOWN` of a container without a health check as well as of one that was not checked yet
+    /// (API_Container), so that the task definition has to tell; it is described once per process.
+    async fn has_health_check(&self, ours: Ours<'_>, task: &Task, container: Option<&str>) -> Result<bool, Retry> {
+        let unknown = container
+            .and_then(|name| task.container(name))
+            .is_some_and(|container| container.health_status.as_deref() == Some("UNKNOWN"));
+        let (true, false, false, Some(definition)) =
+            (unknown, task.is_ending(), task.reported(), &task.task_definition_arn)
+        else {
+            return Ok(false);
+        };
+        match self.task_definition(ours.cloud, definition).await {
+            Ok(definition) => {
+                let found = definition.containers.iter().find(|found| Some(found.name.as_str()) == container);
+                Ok(found.is_some_and(|found| found.health_check))
+            }
+            Err(fault) if fault.class() == Class::Permanent => {
+                tracing::warn!(error = %fault, "taken to have no health check");
+                Ok(false)
+            }
+            Err(fault) => Err(fault.into()),
+        }
+    }
+
+    async fn ready(&self, ours: Ours<'_>, task: &Task, record: Option<&Record>) -> Result<(), Retry> {
+        let name = ours.name;
+        let Some(record) = record else {
+            return self.stop(ours, task, Stop::new(Cause::Unusable, "the task carries no record of its request")).await;
+        };
+        let Some(template) = ours.template else {
+            let text = format!("template {} is no longer configured", self.template_name(name));
+            return self.stop(ours, task, Stop::new(Cause::Unusable, text)).await;
+        };
+        let endpoint = match template.connect {
+            Connect::Inbound => None,
+            Connect::Ssh => match agents::endpoint(self, ours.cloud, template, &record.container, task).await {
+                Ok(endpoint) => Some(endpoint),
+                Err(NoEndpoint::Retry(reason)) => return Err(Retry(reason)),
+                Err(NoEndpoint::Never(reason)) => {
+                    return self.stop(ours, task, Stop::new(Cause::Unusable, reason)).await;
+                }
+            },
+        };
+        if self.jenkins.registers_nodes() {
+            let launcher = match &endpoint {
+                Some(endpoint) => Launcher::Ssh {
+                    host: endpoint.host.clone(),
+                    port: endpoint.port,
+                    settings: template.ssh.clone(),
+                },
+                None => Launcher::Inbound,
+            };
+            let environment = task
+                .environment()
+                .filter(|(variable, _)| {
+                    *variable != Record::VARIABLE
+                        && !(template.connect == Connect::Inbound && variable.starts_with("JENKINS_"))
+                })
+                .map(|(variable, value)| (variable.to_owned(), value.to_owned()))
+                .collect();
+            let description = agents::describe(&record.request_id, record.build.as_ref(), Some(&task.arn));
+            let labelled = record.webhook_url.is_some();
+            let node = agents::node(name, template, labelled, launcher, environment, &description);
+            match self.jenkins.create_node(&node).await {
+                Ok(Created::Existed) if template.connect == Connect::Ssh => {
+                    if !self.is_eldest(ours, task).await? {
+                        return Ok(());
+                    }
+                }
+                Ok(_) => {}
+                Err(jenkins::Fault::Permanent(reason)) => {
+                    let text = format!("Jenkins refuses the node: {reason}");
+                    return self.stop(ours, task, Stop::new(Cause::Unusable, text)).await;
+                }
+                Err(fault) => return Err(fault.into()),
+            }
+        }
+        let notice = agents::notice(NoticeType::Ready, name, Some(template), endpoint, task, Some(record), self.now());
+        let outcome = match &record.webhook_url {
+            Some(url) if !self.has_told(&notice.id) => self.tell(&notice, &Target::Request(url.clone())).await?,
+            _ => Delivered::Yes,
+        };
+        let told = match outcome {
+            Delivered::Yes => "ready",
+            Delivered::Rejected => "rejected",
+            Delivered::Unwanted => {
+                self.delete_node(name).await?;
+                let stop = Stop::new(Cause::Unwanted, "Jenkins says that nobody waits for this agent");
+                return self.stop(ours, task, stop).await;
+            }
+            Delivered::Later(reason) => return Err(Retry(reason)),
+        };
+        self.remember_told(&notice.id);
+        self.mark(ours.cloud, task, told).await?;
+        self.tell_all(&notice, self.listeners()).await?;
+        Ok(())
+    }
+
+    /// Another task of this name may have made the node. The younger of two is stopped, and the node that stays is the
+    /// elder's.
+    async fn is_eldest(&self, ours: Ours<'_>, task: &Task) -> Result<bool, Retry> {
+        let clients = &ours.cloud.clients.ecs;
+        let cluster = &ours.cloud.cloud.cluster;
+        let arns = ecs::list_tasks(clients, cluster, Some(ours.name.as_str()), DesiredStatus::Running).await?;
+        if arns.iter().all(|arn| *arn == task.arn) {
+            return Ok(true);
+        }
+        let tasks = ecs::describe_tasks(clients, cluster, &arns).await?;
+        let age = |task: &Task| (task.created_at, task.arn.clone());
+        let eldest = tasks.iter().chain([task]).min_by_key(|task| age(task)).map(|task| task.arn.clone());
+        if eldest.as_deref() == Some(task.arn.as_str()) {
+            return Ok(true);
+        }
+        self.stop(ours, task, Stop::new(Cause::Duplicate, format!("{} has the same name", eldest.unwrap_or_default()))).await?;
+        Ok(false)
+    }
+
+    /// Tells the end of a task.
+    ///
+    /// # Errors
+    /// When that has to be tried again.
+    pub async fn stopped(&self, ours: Ours<'_>, task: &Task) -> Result<(), Retry> {
+        let record = task.record();
+        let container = record.as_ref().map(|record| record.container.as_str());
+        let reported = match Stop::parse(task.stopped_reason.as_deref().unwrap_or_default()) {
+            Some(_) => None,
+            None => Some(task.reported_ready()),
+        };
+        let Some(ended) = outcome::of_stopped(task, container, reported) else { return Ok(()) };
+        self.delete_node(ours.name).await?;
+        let mut notice = agents::notice(ended.kind, ours.name, ours.template, None, task, record.as_ref(), self.now());
+        notice.failure = ended.failure;
+        if let Some(failure) = &notice.failure {
+            tracing::error!(
+                agent.name = ours.name.as_str(),
+                task.arn = task.arn,
+                request.id = record.as_ref().map(|record| record.request_id.as_str()),
+                code = failure.code.as_str(),
+                error = failure.message,
+                "agent ended"
+            );
+        }
+        let url = record.as_ref().and_then(|record| record.webhook_url.as_deref());
+        match ended.kind {
+            NoticeType::Failed if task.reported() => Ok(()),
+            NoticeType::Failed => {
+                if self.tell_once(&notice, url).await? {
+                    // ECS may take no tag of a stopped task any more.
+                    if let Err(Retry(reason)) = self.mark(ours.cloud, task, "failed").await {
+                        tracing::debug!(task.arn = task.arn, error = reason, "not marked as reported");
+                    }
+                }
+                Ok(())
+            }
+            _ => {
+                if !self.has_told(&notice.id) {
+                    self.tell_all(&notice, self.listeners()).await?;
+                    self.remember_told(&notice.id);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Tells an outcome to the request's webhook, then to everybody else. Answers false if it was told before.
+    async fn tell_once(&self, notice: &Notice, url: Option<&str>) -> Result<bool, Retry> {
+        if self.has_told(&notice.id) {
+            return Ok(false);
+        }
+        if let Some(url) = url
+            && let Delivered::Later(reason) = self.tell(notice, &Target::Request(url.to_owned())).await?
+        {
+            return Err(Retry(reason));
+        }
+        self.remember_told(&notice.id);
+        self.tell_all(notice, self.listeners()).await?;
+        Ok(true)
+    }
+
+    /// Records on the task that its outcome was told.
+    async fn mark(&self, cloud: CloudRef<'_>, task: &Task, told: &str) -> Result<(), Retry> {
+        let value = format!("{told} {}", self.now());
+        match ecs::tag(&cloud.clients.ecs, &task.arn, REPORTED_TAG, &value).await {
+            Err(fault) if fault.class() == Class::Permanent => {
+                tracing::debug!(task.arn = task.arn, error = %fault, "the task takes no tag any more");
+                Ok(())
+            }
+            result => Ok(result?),
+        }
+    }
+
+    /// Stops a task. One that is gone already is what was wanted.
+    ///
+    /// # Errors
+    /// When ECS could not be asked.
+    pub async fn stop(&self, ours: Ours<'_>, task: &Task, stop: Stop) -> Result<(), Retry> {
+        tracing::info!(agent.name = ours.name.as_str(), task.arn = task.arn, reason = %stop, "stopping the task");
+        let stopped =
+            ecs::stop_task(&ours.cloud.clients.ecs, &ours.cloud.cloud.cluster, &task.arn, &stop.to_string()).await;
+        match stopped {
+            Err(fault) if is_gone(&fault) => Ok(()),
+            result => Ok(result.map(drop)?),
+        }
+    }
+
+    /// Deletes a node; what Jenkins cannot do now is kept for later.
+    ///
+    /// # Errors
+    /// When it could not even be kept.
+    pub async fn delete_node(&self, name: &AgentName) -> Result<(), Retry> {
+        if !self.jenkins.registers_nodes() {
+            return Ok(());
+        }
+        match self.jenkins.delete_node(name.as_str()).await {
+            Ok(_) => Ok(()),
+            Err(fault) => {
+                tracing::warn!(agent.name = name.as_str(), error = %fault, "the node is deleted later");
+                let work = Work::Node { name: name.to_string() };
+                Ok(self.keep(&Undelivered { since: self.now(), work }).await?)
+            }
+        }
+    }
+
+    /// What has to be told if ECS forgets the task before Jenkins can be told.
+    pub fn fallback(&self, ours: Ours<'_>, task: &Task) -> Option<Fallback> {
+        let record = task.record()?;
+        let now = self.now();
+        let mut notice = agents::notice(NoticeType::Failed, ours.name, ours.template, None, task, Some(&record), now);
+        let mut gone = task.clone();
+        gone.started_at = None;
+        gone.stopped_reason.get_or_insert_with(|| "the task ended while Jenkins could not be told of it".into());
+        notice.failure = outcome::of_stopped(&gone, Some(&record.container), Some(false))?.failure;
+        Some(Fallback { notice: Box::new(notice), webhook_url: record.webhook_url })
+    }
+}
+
+/// Whether StopTask says that there is no such task (any more): `InvalidParameterException` with these words.
+pub fn is_gone(fault: &ApiFault) -> bool {
+    fault.class() == Class::Permanent && fault.message.to_ascii_lowercase().contains("task was not found")
+}
+
+/// How old something is, nothing for the future.
+pub fn age(since: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(now.duration_since(since)).unwrap_or_default()
+}

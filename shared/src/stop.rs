@@ -1,0 +1,118 @@
+//! Why we stop a task: written into its stopped reason, read again from its last event. StopTask deletes a task's tags
+//! (API_StopTask), so this text is all that is left to tell how an agent ended.
+
+use std::fmt;
+
+use crate::message::FailureCode;
+
+/// Why we stop a task.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stop {
+    /// What for.
+    pub cause: Cause,
+    /// Whether it was known, when it was stopped, that nobody had been told of a ready agent.
+    pub before_ready: bool,
+    /// For people.
+    pub text: String,
+}
+
+/// What a task is stopped for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// Its build is over.
+    Completed,
+    /// Jenkins says that nobody wants it.
+    Unwanted,
+    /// It can never be reached or registered.
+    Unusable,
+    /// An older task has its name.
+    Duplicate,
+    /// It was not ready in time.
+    StartTimeout,
+    /// It lived too long.
+    LifetimeExceeded,
+    /// It had no build for too long.
+    Idle,
+}
+
+impl Cause {
+    const ALL: [Self; 7] = [
+        Self::Completed,
+        Self::Unwanted,
+        Self::Unusable,
+        Self::Duplicate,
+        Self::StartTimeout,
+        Self::LifetimeExceeded,
+        Self::Idle,
+    ];
+
+    /// As it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Completed => "COMPLETED",
+            Self::Unwanted => "UNWANTED",
+            Self::Unusable => "UNUSABLE",
+            Self::Duplicate => "DUPLICATE",
+            Self::StartTimeout => "START_TIMEOUT",
+            Self::LifetimeExceeded => "LIFETIME_EXCEEDED",
+            Self::Idle => "IDLE",
+        }
+    }
+
+    /// The failure that Jenkins is told; none where that is how agents are to end.
+    pub fn failure(self) -> Option<FailureCode> {
+        match self {
+            Self::Completed | Self::Unwanted | Self::Duplicate => None,
+            Self::Unusable => Some(FailureCode::StartFailed),
+            Self::StartTimeout => Some(FailureCode::StartTimeout),
+            Self::LifetimeExceeded => Some(FailureCode::LifetimeExceeded),
+            Self::Idle => Some(FailureCode::Idle),
+        }
+    }
+}
+
+const BEFORE_READY: &str = " before ready";
+
+impl Stop {
+    /// A reason.
+    pub fn new(cause: Cause, text: impl Into<String>) -> Self {
+        let before_ready = matches!(cause, Cause::Unusable | Cause::StartTimeout | Cause::Unwanted);
+        Self { cause, before_ready, text: text.into() }
+    }
+
+    /// Reads a stopped reason; none if it is not one of ours.
+    pub fn parse(reason: &str) -> Option<Self> {
+        let (head, text) = reason.split_once(": ")?;
+        let (code, before_ready) = match head.strip_suffix(BEFORE_READY) {
+            Some(code) => (code, true),
+            None => (head, false),
+        };
+        let cause = Cause::ALL.into_iter().find(|cause| cause.as_str() == code)?;
+        Some(Self { cause, before_ready, text: text.to_owned() })
+    }
+}
+
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let before_ready = if self.before_ready { BEFORE_READY } else { "" };
+        write!(f, "{}{before_ready}: {}", self.cause.as_str(), self.text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_read_as_it_was_written() {
+        for cause in Cause::ALL {
+            for before_ready in [false, true] {
+                let stop = Stop { cause, before_ready, text: "build a: b #1".into() };
+                assert_eq!(Stop::parse(&stop.to_string()), Some(stop));
+            }
+        }
+        for foreign in ["", "Essential container in task exited", "Task failed: x", "IDLE"] {
+            assert_eq!(Stop::parse(foreign), None, "{foreign}");
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Requests that wait for room: the SQS message is their record, and nothing polls the queue.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::app::App;
+use crate::aws::{ApiFault, queues};
+use crate::config::Size;
+use crate::message::RequestId;
+
+/// The message attribute that travels with a request between the queues, as JSON: SQS takes ten attributes at most.
+pub const ATTRIBUTE: &str = "wait";
+
+/// The most messages that one look at the waiting queue takes.
+const LOOK: usize = 500;
+
+/// A look hides the messages for so long: enough to decide and to send some back.
+const HIDDEN: Duration = Duration::from_secs(30);
+
+/// What a request has been through.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Wait {
+    /// Its id, which may have been that of its first message.
+    pub request_id: RequestId,
+    /// When Jenkins sent it.
+    pub requested_at: Timestamp,
+    /// When it first had to wait.
+    pub since: Timestamp,
+    /// How often ECS has answered definitely that there is no room: part of the next RunTask's token.
+    pub attempt: u32,
+    /// Which of its agents still wait.
+    pub agents: Vec<u32>,
+    /// The cloud that serves it.
+    pub cloud: String,
+    /// The template that serves it.
+    pub template: String,
+    /// What one of its agents takes, where that is known.
+    pub size: Option<Size>,
+    /// What it waits for.
+    pub waits_for: WaitsFor,
+    /// Why, in ECS' words.
+    pub reason: String,
+}
+
+/// What a request waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum WaitsFor {
+    /// An instance with room.
+    Instance,
+    /// Capacity that nobody announces: Fargate's.
+    Fargate,
+    /// The end of another agent.
+    MaxAgents,
+}
+
+impl Wait {
+    /// How long the message stays out of sight, so that one that bounced is woken later than the others.
+    pub fn delay(&self) -> Duration {
+        match self.attempt {
+            0 | 1 => Duration::ZERO,
+            bounces => Duration::from_secs(5 << (bounces - 2).min(5)),
+        }
+    }
+}
+
+/// A message taken from the waiting queue.
+#[derive(Debug, Clone)]
+pub struct Waiting {
+    /// The request, as Jenkins sent it.
+    pub body: String,
+    /// What it has been through; none if somebody else put it there.
+    pub wait: Option<Wait>,
+    /// Deletes or releases it.
+    pub receipt: String,
+    /// When it was put there, in ms since 1970.
+    pub sent_at_ms: Option<i64>,
+}
+
+/// Takes what waits, oldest first. What is not sent back has to be released.
+///
+/// # Errors
+/// When nothing could be received.
+pub async fn look(app: &App) -> Result<Vec<Waiting>, ApiFault> {
+    let mut waiting = Vec::new();
+    while waiting.len() < LOOK {
+        let received = match queues::receive(&app.sqs, &app.settings.queues.waiting, ATTRIBUTE, HIDDEN).await {
+            Ok(received) => received,
+            Err(fault) if waiting.is_empty() => return Err(fault),
+            Err(_) => break,
+        };
+        // A short page is the end: the last poll would only wait for nothing.
+        let last = received.len() < 10;
+        waiting.extend(received.into_iter().map(|message| Waiting {
+            wait: message.attribute.as_deref().and_then(|json| serde_json::from_str(json).ok()),
+            body: message.body,
+            receipt: message.receipt,
+            sent_at_ms: message.sent_at_ms,
+        }));
+        if last {
+            break;
+        }
+    }
+    waiting.sort_by_key(|message| message.wait.as_ref().map(|wait| wait.since));
+    Ok(waiting)
+}
+
+/// Puts a request into the waiting queue.
+///
+/// # Errors
+/// When the call failed; the request is then still where it was.
+pub async fn hand_over(app: &App, body: &str, wait: &Wait) -> Result<(), ApiFault> {
+    let json = serde_json::to_string(wait).unwrap_or_default();
+    queues::send(&app.sqs, &app.settings.queues.waiting, body, &[(ATTRIBUTE, &json)], wait.delay()).await
+}
+
+/// Sends a request back to the requests queue, and only then takes it out of the waiting queue.
+///
+/// # Errors
+/// When a call failed; the request is then in one queue or, harmlessly, in both.
+pub async fn wake(app: &App, message: &Waiting) -> Result<(), ApiFault> {
+    let json = message.wait.as_ref().and_then(|wait| serde_json::to_string(wait).ok());
+    let attributes: Vec<_> = json.iter().map(|json| (ATTRIBUTE, json.as_str())).collect();
+    queues::send(&app.sqs, &app.settings.queues.requests, &message.body, &attributes, Duration::ZERO).await?;
+    forget(app, message).await
+}
+
+/// Takes a request out of the waiting queue.
+///
+/// # Errors
+/// When the call failed.
+pub async fn forget(app: &App, message: &Waiting) -> Result<(), ApiFault> {
+    queues::delete(&app.sqs, &app.settings.queues.waiting, &message.receipt).await
+}
+
+/// Lets others see the messages again.
+pub async fn release(app: &App, messages: &[Waiting]) {
+    let receipts: Vec<_> = messages.iter().map(|message| message.receipt.clone()).collect();
+    queues::release(&app.sqs, &app.settings.queues.waiting, &receipts).await;
+}
+
+/// Splits off what fits into `room`, in the order given. Pure.
+pub fn fitting(waiting: Vec<Waiting>, mut room: Size, serves: impl Fn(&Wait) -> bool) -> (Vec<Waiting>, Vec<Waiting>) {
+    waiting.into_iter().partition(|message| {
+        let Some(wait) = message.wait.as_ref().filter(|wait| wait.waits_for == WaitsFor::Instance && serves(wait)) else {
+            return false;
+        };
+        let size = wait.size.unwrap_or_default();
+        let mut placed = 0;
+        while placed < wait.agents.len() && size.fits(room) && room != Size::default() {
+            room = room.without(size);
+            placed += 1;
+        }
+        placed > 0
+    })
+}

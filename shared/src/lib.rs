@@ -12,8 +12,6 @@ pub mod label;
 pub mod log;
 pub mod message;
 pub mod name;
-pub mod origin;
-pub mod secret;
 pub mod notices;
 pub mod origin;
 pub mod outcome;

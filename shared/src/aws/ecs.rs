@@ -803,3 +803,17 @@ pub async fn set_instance_status(
         .map(drop)
         .map_err(|error| ApiFault::new("ecs:UpdateContainerInstancesState", error))
 }
+
+/// The status of a cluster; none if there is no such cluster.
+///
+/// # Errors
+/// When the call failed.
+pub async fn cluster_status(client: &Client, name: &str) -> Result<Option<String>, ApiFault> {
+    let answer = client
+        .describe_clusters()
+        .clusters(name)
+        .send()
+        .await
+        .map_err(|error| ApiFault::new("ecs:DescribeClusters", error))?;
+    Ok(answer.clusters.unwrap_or_default().into_iter().find_map(|cluster| cluster.status))
+}

@@ -106,11 +106,10 @@ fn typed(mut value: Value, errors: &mut Vec<ConfigError>) -> (Option<Config>, BT
         let message = error.inner().to_string();
         let path = error.path();
         let field = |prefix: &str| message.strip_prefix(prefix)?.split('`').next();
-        if let Some(name) = field("unknown field `") {
-            errors.push(ConfigError::new(join(path, name), unknown(&message)));
-            if let Some(Value::Object(fields)) = find(&mut value, path, 0) {
-                fields.remove(name);
-            }
+        if field("unknown field `").is_some() {
+            // The path ends with the field itself.
+            errors.push(ConfigError::new(text(path), unknown(&message)));
+            remove(&mut value, path);
         } else if let Some(name) = field("missing field `") {
             let at = join(path, name);
             if guessed.insert(at.clone()) {

@@ -107,6 +107,21 @@ impl Jenkins {
         })
     }
 
+    /// Finds out, by reading alone, which permissions we have: Overall/Read shows the root, and Agent/Create lets
+    /// `ComputerSet.doCheckName` answer. No page that can only be read asks for Agent/Connect, Disconnect or Delete.
+    pub async fn permissions(&self) -> Vec<(&'static str, Result<bool, Fault>)> {
+        let mut found = Vec::new();
+        for (permission, path) in [("Overall/Read", "api/json?tree=mode"), ("Agent/Create", "computer/checkName?value=")] {
+            let granted = match self.call_once(&Method::GET, path, None).await {
+                Ok(answer) if matches!(answer.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => Ok(false),
+                Ok(answer) => settle(path, answer).map(|_| true),
+                Err(fault) => Err(fault),
+            };
+            found.push((permission, granted));
+        }
+        found
+    }
+
     /// Calls Jenkins as the configured user. Refusals have become faults; any other answer is the caller's to judge.
     async fn call(
         &self,

@@ -1,0 +1,322 @@
+//! The check: what the function finds with its real role, changing nothing, and how to mend each fault.
+
+use std::fmt::Display;
+
+use futures::future::join_all;
+use serde::Serialize;
+use shared::app::{App, CloudRef};
+use shared::aws::ecs::{self, TaskDefinition};
+use shared::aws::queues::{self, QueueAttributeName};
+use shared::aws::{ApiFault, autoscaling};
+use shared::config::{Connect, LaunchType, Template};
+
+/// What was found.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// Whether every item is.
+    pub ok: bool,
+    /// One for each thing looked at.
+    pub items: Vec<Item>,
+}
+
+/// One thing looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Item {
+    /// What was looked at: `clouds[0].cluster`.
+    pub item: String,
+    /// Whether it is as it has to be.
+    pub ok: bool,
+    /// What was found.
+    pub found: String,
+    /// How to mend it; none where nothing is to mend.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mend: Option<String>,
+}
+
+impl Item {
+    fn good(item: impl Into<String>, found: impl Into<String>) -> Self {
+        Self { item: item.into(), ok: true, found: found.into(), mend: None }
+    }
+
+    fn bad(item: impl Into<String>, found: impl Display, mend: impl Into<String>) -> Self {
+        Self { item: item.into(), ok: false, found: found.to_string(), mend: Some(mend.into()) }
+    }
+
+    fn judged(ok: bool, item: impl Into<String>, found: impl Into<String>, mend: impl Into<String>) -> Self {
+        let (item, found) = (item.into(), found.into());
+        if ok { Self::good(item, found) } else { Self::bad(item, found, mend) }
+    }
+
+    fn fault(item: impl Into<String>, fault: &ApiFault) -> Self {
+        let mend = match fault.code.as_deref() {
+            Some("AccessDenied" | "AccessDeniedException" | "UnauthorizedOperation") => {
+                format!("allow {} in the function's role, on this resource", fault.action)
+            }
+            None => "check the function's way to AWS: VPC, NAT or endpoints".into(),
+            Some(_) => "see the message".into(),
+        };
+        Self::bad(item, fault, mend)
+    }
+}
+
+/// Looks at everything.
+pub async fn report(app: &App) -> Report {
+    let clouds = async {
+        let all = join_all(app.all_clouds().map(|cloud| check_cloud(app, cloud))).await;
+        all.into_iter().flatten().collect::<Vec<_>>()
+    };
+    let (credentials, clouds, queues, jenkins) =
+        tokio::join!(check_credentials(app), clouds, check_queues(app), check_jenkins(app));
+    let items: Vec<Item> = [vec![credentials], clouds, queues, jenkins].into_iter().flatten().collect();
+    Report { ok: items.iter().all(|item| item.ok), items }
+}
+
+async fn check_credentials(app: &App) -> Item {
+    match app.sts.get_caller_identity().send().await {
+        Ok(identity) => Item::good(
+            "credentials",
+            format!("account {}, {}", identity.account().unwrap_or("?"), identity.arn().unwrap_or("?")),
+        ),
+        Err(error) => Item::fault("credentials", &ApiFault::new("sts:GetCallerIdentity", error)),
+    }
+}
+
+async fn check_cloud(app: &App, cloud: CloudRef<'_>) -> Vec<Item> {
+    let at = format!("clouds[{}]", cloud.index);
+    let (cluster, group, templates) = tokio::join!(
+        check_cluster(cloud, &at),
+        check_group(cloud, &at),
+        join_all(
+            cloud.cloud.templates.iter().enumerate().map(|(index, template)| {
+                check_template(app, cloud, template, format!("{at}.templates[{index}]"))
+            })
+        )
+    );
+    cluster.into_iter().chain(group).chain(templates.into_iter().flatten()).collect()
+}
+
+async fn check_cluster(cloud: CloudRef<'_>, at: &str) -> Vec<Item> {
+    let name = &cloud.cloud.cluster;
+    let item = format!("{at}.cluster");
+    let mut items = vec![match ecs::cluster_status(&cloud.clients.ecs, name).await {
+        Ok(Some(status)) => Item::judged(
+            status == "ACTIVE",
+            &item,
+            format!("cluster {name} is {status}"),
+            "create the cluster again, or name another",
+        ),
+        Ok(None) => Item::bad(&item, format!("there is no cluster {name} in {}", cloud.cloud.region), "create it, or mend cluster or region"),
+        Err(fault) => Item::fault(&item, &fault),
+    }];
+    if cloud.cloud.templates.iter().all(|template| template.on_fargate()) {
+        return items;
+    }
+    let item = format!("{at}.instances");
+    items.push(match ecs::instances(&cloud.clients.ecs, name).await {
+        Ok(instances) => {
+            let usable = instances.iter().filter(|instance| instance.takes_tasks()).count();
+            let found = format!("{} container instances are registered, {usable} of them take tasks", instances.len());
+            let may_come = cloud.cloud.auto_scaling_group.is_some()
+                || cloud.cloud.templates.iter().any(|template| !template.launch.capacity_providers.is_empty());
+            Item::judged(
+                usable > 0 || may_come,
+                item,
+                found,
+                "register container instances, or set autoScalingGroup so that the group can be raised",
+            )
+        }
+        Err(fault) => Item::fault(item, &fault),
+    });
+    items
+}
+
+async fn check_group(cloud: CloudRef<'_>, at: &str) -> Option<Item> {
+    let name = cloud.cloud.auto_scaling_group.as_deref()?;
+    let item = format!("{at}.autoScalingGroup");
+    Some(match autoscaling::group(&cloud.clients.autoscaling, name).await {
+        Ok(Some(group)) => Item::judged(
+            group.maximum > 0,
+            item,
+            format!(
+                "group {name}: minimum {}, desired {}, maximum {}, {} instances",
+                group.minimum,
+                group.desired,
+                group.maximum,
+                group.instances.len()
+            ),
+            "raise the group's maximum above 0",
+        ),
+        Ok(None) => Item::bad(item, format!("there is no Auto Scaling group {name} in {}", cloud.cloud.region), "create it, or mend autoScalingGroup"),
+        Err(fault) => Item::fault(item, &fault),
+    })
+}
+
+async fn check_template(app: &App, cloud: CloudRef<'_>, template: &Template, at: String) -> Vec<Item> {
+    let item = format!("{at}.taskDefinition");
+    let definition = match app.task_definition(cloud, &template.task_definition).await {
+        Ok(definition) => definition,
+        Err(fault) if fault.code.as_deref() == Some("ClientException") => {
+            let found = format!("template {}: {fault}", template.name);
+            return vec![Item::bad(item, found, "register the task definition, or mend taskDefinition")];
+        }
+        Err(fault) => return vec![Item::fault(item, &fault)],
+    };
+    let found = format!("template {}: {} is {}, {}", template.name, definition.arn, definition.status, definition.size);
+    let mut items =
+        vec![Item::judged(definition.status == "ACTIVE", item, found, "register a new revision and name that")];
+    items.extend(check_container(template, &definition, &at));
+    items.push(check_network(template, &definition, format!("{at}.launch")));
+    if template.connect == Connect::Ssh && app.jenkins.registers_nodes() {
+        let credentials = template.ssh.credentials_id.as_deref();
+        items.push(Item::judged(
+            credentials.is_some(),
+            format!("{at}.ssh.credentialsId"),
+            credentials.map_or("no credential is named".into(), |id| format!("Jenkins credential {id}")),
+            "name the Jenkins credential that logs in to the agent",
+        ));
+    }
+    items
+}
+
+fn check_container(template: &Template, definition: &TaskDefinition, at: &str) -> Vec<Item> {
+    let item = format!("{at}.container");
+    let name = match &template.container {
+        Some(name) => name.as_str(),
+        None => match definition.only_essential() {
+            Ok(name) => name,
+            Err(message) => return vec![Item::bad(item, message, "name the agent's container with `container`")],
+        },
+    };
+    let Some(container) = definition.containers.iter().find(|container| container.name == name) else {
+        let names: Vec<_> = definition.containers.iter().map(|container| container.name.as_str()).collect();
+        let found = format!("there is no container {name}; there are: {}", names.join(", "));
+        return vec![Item::bad(item, found, "mend container")];
+    };
+    let mut items = vec![Item::good(item, format!("container {name}"))];
+    if template.connect == Connect::Ssh {
+        let port = i32::from(template.ssh.port);
+        // With awsvpc and host every port of the container is reached without a mapping.
+        let mapped = container.ports.contains(&port) || matches!(definition.network_mode.as_str(), "awsvpc" | "host");
+        items.push(Item::judged(
+            mapped,
+            format!("{at}.ssh.port"),
+            format!("container port {port} is {}reachable in network mode {}", if mapped { "" } else { "not " }, definition.network_mode),
+            format!("add a port mapping for container port {port} with host port 0, or mend ssh.port"),
+        ));
+    }
+    items
+}
+
+fn check_network(template: &Template, definition: &TaskDefinition, item: String) -> Item {
+    let awsvpc = definition.network_mode == "awsvpc";
+    let fargate = template.on_fargate();
+    let kind = match (template.launch.capacity_providers.as_slice(), template.launch.kind) {
+        ([], Some(LaunchType::Fargate)) => "FARGATE",
+        ([], Some(LaunchType::External)) => "EXTERNAL",
+        ([], _) => "EC2",
+        (_, _) if fargate => "FARGATE",
+        _ => "capacity providers",
+    };
+    let found = format!("network mode {} with {kind}", definition.network_mode);
+    let compatible = definition.compatibilities.is_empty()
+        || kind == "capacity providers"
+        || definition.compatibilities.iter().any(|compatibility| compatibility == kind);
+    if fargate && !awsvpc {
+        return Item::bad(item, found, "Fargate needs a task definition with network mode awsvpc");
+    }
+    if !compatible {
+        let fits = definition.compatibilities.join(", ");
+        return Item::bad(item, format!("{found}; the task definition fits {fits}"), "mend launch, or the task definition's compatibilities");
+    }
+    if awsvpc && template.network.is_none() {
+        return Item::bad(item, format!("{found}, and no network is configured"), "set network.subnets and network.securityGroups");
+    }
+    if !awsvpc && template.network.is_some() {
+        return Item::bad(item, format!("{found}, and a network is configured"), "network is for awsvpc only: take it out");
+    }
+    Item::good(item, found)
+}
+
+async fn check_queues(app: &App) -> Vec<Item> {
+    let queues = &app.settings.queues;
+    let all = [
+        ("REQUESTS_QUEUE_URL", &queues.requests),
+        ("WAITING_QUEUE_URL", &queues.waiting),
+        ("UNDELIVERED_QUEUE_URL", &queues.undelivered),
+        ("REJECTED_QUEUE_URL", &queues.rejected),
+        ("COMPLETIONS_QUEUE_URL", &queues.completions),
+    ];
+    join_all(all.into_iter().map(|(name, url)| async move {
+        let wanted = [
+            QueueAttributeName::ApproximateNumberOfMessages,
+            QueueAttributeName::ApproximateNumberOfMessagesNotVisible,
+            QueueAttributeName::RedrivePolicy,
+        ];
+        match queues::attributes(&app.sqs, url, &wanted).await {
+            Ok(attributes) => {
+                let number = |name| attributes.get(&name).map_or("?", String::as_str);
+                let redrives = attributes.contains_key(&QueueAttributeName::RedrivePolicy);
+                let found = format!(
+                    "{url}: {} messages, {} in flight{}",
+                    number(QueueAttributeName::ApproximateNumberOfMessages),
+                    number(QueueAttributeName::ApproximateNumberOfMessagesNotVisible),
+                    if redrives { ", with dead letters" } else { "" }
+                );
+                let waiting = name == "WAITING_QUEUE_URL";
+                Item::judged(!(waiting && redrives), name, found, "the waiting queue may not redrive: take its redrive policy off")
+            }
+            Err(fault) => Item::fault(name, &fault),
+        }
+    }))
+    .await
+}
+
+async fn check_jenkins(app: &App) -> Vec<Item> {
+    let url = &app.config().jenkins.url;
+    let mut items = Vec::new();
+    match app.jenkins.who_am_i().await {
+        Ok(who) => {
+            let version = who.version.as_deref();
+            items.push(Item::judged(
+                version.is_some(),
+                "jenkins.url",
+                format!("{url} answers as Jenkins {}", version.unwrap_or("of no version")),
+                "something else answers there: mend jenkins.url",
+            ));
+            if app.jenkins.registers_nodes() {
+                items.push(Item::judged(
+                    who.is_authenticated,
+                    "jenkins.user",
+                    format!("Jenkins takes us for {}", who.user),
+                    "mend jenkins.user and jenkins.apiToken",
+                ));
+                items.extend(check_permissions(app).await);
+            }
+        }
+        Err(fault) => {
+            let mend = "check that the function reaches Jenkins (VPC, security groups, caCertificate) and that jenkins.user and jenkins.apiToken are right";
+            items.push(Item::bad("jenkins.url", format!("{url}: {fault}"), mend));
+        }
+    }
+    items
+}
+
+async fn check_permissions(app: &App) -> Vec<Item> {
+    let unknown = Item::good(
+        "jenkins.permissions",
+        "Agent/Connect, Agent/Disconnect and Agent/Delete cannot be found out without changing something",
+    );
+    let checked = app.jenkins.permissions().await;
+    checked
+        .into_iter()
+        .map(|(permission, result)| {
+            let item = format!("jenkins.permissions.{permission}");
+            match result {
+                Ok(true) => Item::good(item, "granted"),
+                Ok(false) => Item::bad(item, "not granted", format!("grant {permission} to jenkins.user in Jenkins")),
+                Err(fault) => Item::bad(item, fault, "could not be found out; see the message"),
+            }
+        })
+        .chain([unknown])
+        .collect()
+}

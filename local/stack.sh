@@ -1,0 +1,57 @@
+# Sourced by the scripts beside it: where things are, and how they are installed.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+stack=$root/local/.stack
+cd "$root"
+
+say() { printf '\033[1m%s\033[0m\n' "$*"; }
+fail() { printf '%s: %s\n' "$0" "$*" >&2; exit 1; }
+
+need() {
+    command -v "$1" >/dev/null || fail "$1 is missing: $2"
+}
+
+# A virtual environment with pinned packages, made once for each state of the requirements file.
+venv() {
+    local name=$1 requirements=$2 why=$3
+    need python3 "install Python 3.11 or newer, with venv (Debian: python3-venv)"
+    if ! cmp -s "$requirements" "$stack/$name/requirements"; then
+        say "Installing $why into local/.stack/$name (once)"
+        rm -rf "${stack:?}/$name"
+        python3 -m venv "$stack/$name" || fail "python3 -m venv failed: install Debian's python3-venv"
+        "$stack/$name/bin/pip" install --quiet --disable-pip-version-check --requirement "$requirements" \
+            || fail "pip could not install $requirements: is PyPI reachable?"
+        cp "$requirements" "$stack/$name/requirements"
+    fi
+}
+
+# Debian packages that are missing, without starting any daemon that they bring.
+debian() {
+    local missing=() package
+    for package in "$@"; do
+        dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
+    done
+    [ ${#missing[@]} -eq 0 ] && return
+    local sudo=()
+    if [ "$(id -u)" -ne 0 ]; then
+        sudo=(sudo -n)
+        "${sudo[@]}" true 2>/dev/null || fail "needs the Debian packages ${missing[*]}: install them, or run this as root"
+    fi
+    command -v apt-get >/dev/null || fail "needs ${missing[*]}, and there is no apt-get here: install them by hand"
+    say "Installing Debian's ${missing[*]} (once; starts no daemon)"
+    # What invoke-rc.d asks before it starts a service: 101 is no.
+    local policy=/usr/sbin/policy-rc.d ours=
+    if [ ! -e "$policy" ]; then
+        ours=yes
+        printf '#!/bin/sh\nexit 101\n' | "${sudo[@]}" tee "$policy" >/dev/null
+        "${sudo[@]}" chmod +x "$policy"
+    fi
+    local done=0
+    { "${sudo[@]}" apt-get update -qq \
+        && "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}"; } \
+        >"$stack/apt.log" 2>&1 || done=$?
+    [ -n "$ours" ] && "${sudo[@]}" rm "$policy"
+    [ $done -eq 0 ] || fail "apt-get could not install ${missing[*]}: see local/.stack/apt.log"
+}
+
+mkdir -p "$stack"

@@ -24,7 +24,11 @@ impl Clock {
 
     /// The system's.
     pub fn system() -> Self {
-        Self::new(Timestamp::now)
+        Self::new(|| {
+            let now = Timestamp::now();
+            // Milliseconds are what Jenkins and people read.
+            now.round(jiff::Unit::Millisecond).unwrap_or(now)
+        })
     }
 
     /// The time.

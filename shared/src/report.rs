@@ -64,7 +64,7 @@ impl App {
         let record = task.record();
         let container = record.as_ref().map(|record| record.container.as_str());
         let has_health_check = self.has_health_check(ours, task, container).await?;
-        match outcome::of_running(task, self.config().jenkins.url.as_str(), container, has_health_check) {
+        match outcome::of_running(task, self.config().jenkins.url.as_written(), container, has_health_check) {
             Running::Ready => self.ready(ours, task, record.as_ref()).await,
             Running::Stopped => self.stopped(ours, task).await,
             Running::NotYet => Ok(()),

@@ -14,7 +14,7 @@ use crate::config::settings::{self, SettingsFaults};
 use crate::http::Http;
 use crate::jenkins::Jenkins;
 use crate::log;
-use crate::secret::{Environment, SecretStore};
+use crate::secret::Environment;
 
 /// Starts a function: everything wrong with its settings ends the start with one message.
 pub async fn run<F>(handle: impl Fn(Arc<App>, Invocation, Value) -> F) -> ExitCode
@@ -64,8 +64,7 @@ pub async fn build_with(
     http: Option<Http>,
 ) -> Result<App, SettingsFaults> {
     let ssm = aws_sdk_ssm::Client::new(sdk);
-    let settings = settings::load(&*environment, &ssm).await?;
-    let secrets = SecretStore::read(&settings.config, ssm, environment).await.map_err(SettingsFaults)?;
+    let (settings, secrets) = settings::load(environment, ssm).await?;
     let fault = |error: anyhow::Error| SettingsFaults(vec![error.to_string()]);
     let private_authority = secrets.current().ca_certificate.clone();
     let (to_jenkins, to_ec2) = match http {

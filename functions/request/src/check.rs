@@ -272,7 +272,7 @@ async fn check_queues(app: &App) -> Vec<Item> {
 }
 
 async fn check_jenkins(app: &App) -> Vec<Item> {
-    let url = &app.config().jenkins.url;
+    let url = app.config().jenkins.url.as_written();
     let mut items = Vec::new();
     match app.jenkins.who_am_i().await {
         Ok(who) => {

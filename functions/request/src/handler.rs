@@ -202,7 +202,7 @@ async fn start(
         let cluster = &order.cloud.cluster;
         let arns = ecs::list_tasks(&cloud.clients.ecs, cluster, Some(name.as_str()), DesiredStatus::Running).await?;
         if !arns.is_empty() {
-            answer_inquiry(app, cloud, order, index, &name, &arns).await?;
+            answer_inquiry(app, cloud, order, index, &name, &arns, item).await?;
             return Ok(Started::Yes);
         }
     }
@@ -214,11 +214,11 @@ async fn start(
             Err(message) => return Ok(Started::Refused(message)),
         },
     };
-    let launch = order.launch(&name, &record, app.config().jenkins.url.as_str(), inbound);
+    let launch = order.launch(&name, &record, app.config().jenkins.url.as_written(), inbound);
     let ran = ecs::run_task(&cloud.clients.ecs, &launch).await;
     let started = match ran {
         Ran::Task(task) if plan::is_inquiry(&task, item.sent_at) => {
-            answer_inquiry(app, cloud, order, index, &name, &[task.arn.clone()]).await?;
+            answer_inquiry(app, cloud, order, index, &name, &[task.arn.clone()], item).await?;
             Started::Yes
         }
         Ran::Task(task) => {
@@ -236,7 +236,7 @@ async fn start(
                 let cluster = &order.cloud.cluster;
                 arns = ecs::list_tasks(&cloud.clients.ecs, cluster, Some(name.as_str()), DesiredStatus::Running).await?;
             }
-            answer_inquiry(app, cloud, order, index, &name, &arns).await?;
+            answer_inquiry(app, cloud, order, index, &name, &arns, item).await?;
             Started::Yes
         }
         Ran::NoRoom { reason, full } => Started::NoRoom { reason, full },
@@ -286,6 +286,9 @@ async fn inbound(
     }
 }
 
+/// After so many receives, seconds apart, a task that ECS does not describe is gone.
+const SURE_AFTER: u32 = 3;
+
 /// Answers a later copy of a request: what its agent has become is told again.
 async fn answer_inquiry(
     app: &App,
@@ -294,9 +297,14 @@ async fn answer_inquiry(
     index: u32,
     name: &AgentName,
     arns: &[String],
+    item: &Item,
 ) -> Result<(), Retry> {
-    let tasks = ecs::describe_tasks(&cloud.clients.ecs, &order.cloud.cluster, arns).await?;
     let Some(url) = order.webhook_url(index) else { return Ok(()) };
+    let tasks = ecs::describe_tasks(&cloud.clients.ecs, &order.cloud.cluster, arns).await?;
+    if tasks.is_empty() && item.receives < SURE_AFTER {
+        // ECS is eventually consistent: what another copy has just started may not be seen yet (API_RunTask).
+        return Err(Retry("the request's task is not described yet".into()));
+    }
     let living = tasks.iter().find(|task| !task.is_ending());
     let notice = match living {
         Some(task) if task.reported_ready() => ready_again(app, cloud, order, index, name, task).await?,

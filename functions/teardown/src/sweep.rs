@@ -88,7 +88,7 @@ async fn tasks<'a>(app: &'a App, cloud: CloudRef<'a>) -> Result<(Vec<OurTask<'a>
     for (found, status) in found.iter_mut().zip([DesiredStatus::Running, DesiredStatus::Stopped]) {
         let arns = ecs::list_tasks(client, cluster, None, status).await?;
         for task in ecs::describe_tasks(client, cluster, &arns).await? {
-            let anothers = shared::outcome::is_anothers(&task, app.config().jenkins.url.as_str());
+            let anothers = shared::outcome::is_anothers(&task, app.config().jenkins.url.as_written());
             if let Some((owner, name)) = app.whose(&task).filter(|_| !anothers) {
                 found.push((owner, name, task));
             }

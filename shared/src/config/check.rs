@@ -2,30 +2,33 @@
 
 use std::collections::BTreeMap;
 
-use super::load::ConfigError;
-use super::{Cloud, Config, Connect, Jenkins, Launch, LaunchType, Limit, PlacementConstraintType, SecretRef, Template};
+use super::load::{ConfigError, Guessed};
+use super::yaml::join;
+use super::{
+    Cloud, Config, Connect, Jenkins, Launch, LaunchType, Limit, Network, PlacementConstraintType, PlacementStrategyType,
+    SecretRef, Template,
+};
+use crate::label::LabelExpression;
 use crate::message::Record;
 use crate::origin::Origin;
 
-/// Collects faults under a path.
+/// Collects faults below a path. Guesses are not at fault.
 struct Faults<'a> {
     path: String,
+    guessed: &'a Guessed,
     all: &'a mut Vec<ConfigError>,
 }
 
 impl Faults<'_> {
     fn at(&mut self, field: &str) -> Faults<'_> {
-        let path = match (self.path.as_str(), field) {
-            ("", field) => field.to_owned(),
-            (path, field) if field.starts_with('[') => format!("{path}{field}"),
-            (path, field) => format!("{path}.{field}"),
-        };
-        Faults { path, all: self.all }
+        Faults { path: join(&self.path, field), guessed: self.guessed, all: self.all }
     }
 
     fn add(&mut self, field: &str, message: impl Into<String>) {
-        let path = self.at(field).path;
-        self.all.push(ConfigError::new(path, message));
+        let path = join(&self.path, field);
+        if !self.guessed.covers(&path) {
+            self.all.push(ConfigError::new(path, message));
+        }
     }
 
     fn unless(&mut self, holds: bool, field: &str, message: impl Into<String>) {
@@ -33,201 +36,245 @@ impl Faults<'_> {
             self.add(field, message);
         }
     }
+
+    /// Whether a field can be relied on where another one depends on it.
+    fn is_written(&self, field: &str) -> bool {
+        self.guessed.is_written(&join(&self.path, field))
+    }
 }
 
-/// Everything that a configuration does not hold.
-pub fn check(config: &Config, agent_name_prefix: &str) -> Vec<ConfigError> {
-    let mut all = Vec::new();
-    let mut faults = Faults { path: String::new(), all: &mut all };
-    jenkins(&config.jenkins, &mut faults.at("jenkins"));
+/// Adds everything that a configuration does not hold.
+pub(super) fn check(config: &Config, guessed: &Guessed, all: &mut Vec<ConfigError>) {
+    let mut faults = Faults { path: String::new(), guessed, all };
     if let Some(bus) = &config.event_bus {
-        faults.unless(is_plain(bus), "eventBus", "has to be a bus' name or ARN");
+        let name = bus.rsplit_once(":event-bus/").map_or(bus.as_str(), |(_, name)| name);
+        faults.unless(is_word(name, 256, "/._-"), "eventBus", "has to be a bus' name or ARN");
     }
+    jenkins(&config.jenkins, &mut faults.at("jenkins"));
     faults.unless(!config.clouds.is_empty(), "clouds", "has to have at least one cloud");
-    let mut clouds = BTreeMap::new();
-    let mut templates = BTreeMap::new();
+    // Whether nodes are registered is only known where none of these is a guess.
+    let nodes = ["user", "apiToken", "registerNodes"]
+        .iter()
+        .all(|field| faults.at("jenkins").is_written(field))
+        .then(|| config.jenkins.registers_nodes());
+    let mut cloud_names = BTreeMap::new();
+    let mut template_names = BTreeMap::new();
     for (index, one) in config.clouds.iter().enumerate() {
-        let place = format!("clouds[{index}]");
-        let mut faults = faults.at(&place);
-        if let Some(first) = clouds.insert(one.name.as_str(), index) {
-            faults.add("name", format!("{:?} is the name of clouds[{first}] too", one.name));
+        let here = format!("clouds[{index}]");
+        let mut faults = faults.at(&here);
+        if let Some(first) = cloud_names.insert(&one.name, here.clone()) {
+            faults.add("name", format!("{:?} is the name of {first} too", one.name));
         }
-        cloud(one, &config.jenkins, &mut faults);
-        for (number, template) in one.templates.iter().enumerate() {
-            let key = (&one.region, &one.cluster, &one.assume_role_arn, template.name.as_str());
-            let here = format!("{place}.templates[{number}]");
-            let mut faults = faults.at(&format!("templates[{number}]"));
-            if let Some(first) = templates.insert(key, here) {
-                faults.add("name", format!("{:?} is the name of {first} too, in the same cluster", template.name));
+        cloud(one, &mut faults);
+        for (index, one_template) in one.templates.iter().enumerate() {
+            let place = format!("templates[{index}]");
+            let mut faults = faults.at(&place);
+            let cluster = (&one.region, cluster_name(&one.cluster), &one.assume_role_arn);
+            if let Some(first) = template_names.insert((cluster, &one_template.name), format!("{here}.{place}")) {
+                let message = format!("{:?} is the name of {first} too, in the same cluster", one_template.name);
+                faults.add("name", message);
             }
-            let length = agent_name_prefix.len() + template.name.len() + 13;
-            faults.unless(length <= 128, "name", "is too long for ECS with the prefix: 128 characters in all");
-            self::template(template, &config.jenkins, &mut faults);
+            template(one_template, nodes, &mut faults);
         }
     }
-    all
 }
 
 fn jenkins(jenkins: &Jenkins, faults: &mut Faults<'_>) {
     let url = &jenkins.url;
-    faults.unless(
-        matches!(url.scheme(), "http" | "https") && url.has_host(),
-        "url",
-        "has to be an http or https URL with a host",
-    );
-    faults.unless(url.username().is_empty() && url.password().is_none(), "url", "may hold no user info; see user and apiToken");
+    let is_web = matches!(url.scheme(), "http" | "https") && url.has_host();
+    faults.unless(is_web, "url", "has to be an http or https URL with a host");
+    let has_user_info = !url.username().is_empty() || url.password().is_some();
+    faults.unless(!has_user_info, "url", "may hold no user info; that is what user and apiToken are for");
     faults.unless(url.query().is_none() && url.fragment().is_none(), "url", "may have no query and no fragment");
-    for (name, reference) in [
+    if let (Some(webhook), true) = (&jenkins.webhook.url, faults.is_written("url"))
+        && let Err(reason) = Origin::new(url.clone()).allows(webhook.as_str())
+    {
+        faults.add("webhook.url", reason);
+    }
+    for (field, reference) in [
         ("apiToken", &jenkins.api_token),
         ("caCertificate", &jenkins.ca_certificate),
         ("webhook.authorization", &jenkins.webhook.authorization),
         ("webhook.signingSecret", &jenkins.webhook.signing_secret),
     ] {
-        if let Some(SecretRef::Ssm(text) | SecretRef::Env(text) | SecretRef::File(text)) = reference {
-            faults.unless(!text.trim().is_empty(), name, "names nothing");
+        if let Some(SecretRef::Ssm(name) | SecretRef::Env(name) | SecretRef::File(name)) = reference {
+            faults.unless(is_filled(name), field, "names nothing");
         }
     }
-    if let Some(user) = &jenkins.user {
-        faults.unless(!user.is_empty() && !user.contains(':'), "user", "may not be empty and may hold no colon");
-    }
+    // RFC 7617: the first colon of Basic credentials ends the user.
+    let user_is_fine = jenkins.user.as_ref().is_none_or(|user| is_filled(user) && !user.contains(':'));
+    faults.unless(user_is_fine, "user", "has to be a Jenkins user's id, without a colon");
     if jenkins.register_nodes == Some(true) {
         faults.unless(jenkins.user.is_some(), "user", "is missing, and registerNodes needs it");
         faults.unless(jenkins.api_token.is_some(), "apiToken", "is missing, and registerNodes needs it");
     }
-    if let Some(webhook) = &jenkins.webhook.url
-        && let Err(reason) = Origin::new(url.clone()).allows(webhook.as_str())
-    {
-        faults.add("webhook.url", reason);
-    }
 }
 
-fn cloud(cloud: &Cloud, _: &Jenkins, faults: &mut Faults<'_>) {
-    faults.unless(is_name(&cloud.name), "name", "has to be 1 to 64 of A-Z a-z 0-9 _ -");
-    faults.unless(
-        cloud.region.len() >= 3 && cloud.region.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-'),
-        "region",
-        format!("{:?} is no AWS region", cloud.region),
-    );
-    faults.unless(is_plain(&cloud.cluster), "cluster", "has to be a cluster's name or ARN");
+fn cloud(cloud: &Cloud, faults: &mut Faults<'_>) {
+    faults.unless(is_name(&cloud.name), "name", NAME);
+    faults.unless(is_region(&cloud.region), "region", "has to be an AWS region, as eu-west-1");
+    let cluster = cluster_name(&cloud.cluster);
+    faults.unless(is_word(cluster, 255, "_-"), "cluster", "has to be a cluster's name or ARN");
     if let Some(role) = &cloud.assume_role_arn {
-        faults.unless(role.starts_with("arn:") && role.contains(":role/"), "assumeRoleArn", "has to be a role's ARN");
+        let is_role = role.starts_with("arn:") && role.split_once(":role/").is_some_and(|(_, name)| is_filled(name));
+        faults.unless(is_role, "assumeRoleArn", "has to be a role's ARN");
     }
-    if let Some(group) = &cloud.auto_scaling_group {
-        faults.unless(!group.trim().is_empty(), "autoScalingGroup", "names nothing");
-    }
+    faults.unless(cloud.auto_scaling_group.as_deref().is_none_or(is_filled), "autoScalingGroup", "names nothing");
     faults.unless(
-        cloud.idle_instance_timeout == Limit::NEVER || cloud.auto_scaling_group.is_some(),
+        cloud.idle_instance_timeout == Limit::NEVER
+            || cloud.auto_scaling_group.is_some()
+            || !faults.is_written("autoScalingGroup"),
         "idleInstanceTimeout",
-        "needs autoScalingGroup",
+        "needs autoScalingGroup: only its instances are ever terminated",
     );
     if let Some(size) = cloud.instance_capacity {
-        faults.unless(size.cpu > 0, "instanceCapacity.cpu", "has to be above 0");
-        faults.unless(size.memory > 0, "instanceCapacity.memory", "has to be above 0");
+        faults.unless(size.cpu > 0, "instanceCapacity.cpu", POSITIVE);
+        faults.unless(size.memory > 0, "instanceCapacity.memory", POSITIVE);
     }
-    faults.unless(cloud.max_agents != Some(0), "maxAgents", "has to be above 0");
+    faults.unless(cloud.max_agents != Some(0), "maxAgents", POSITIVE);
     faults.unless(!cloud.templates.is_empty(), "templates", "has to have at least one template");
 }
 
-fn template(template: &Template, jenkins: &Jenkins, faults: &mut Faults<'_>) {
-    faults.unless(is_name(&template.name), "name", "has to be 1 to 64 of A-Z a-z 0-9 _ -");
+fn template(template: &Template, nodes: Option<bool>, faults: &mut Faults<'_>) {
+    faults.unless(is_name(&template.name), "name", NAME);
     faults.unless(!template.labels.0.is_empty(), "labels", "has to have at least one label");
-    for label in &template.labels.0 {
-        faults.unless(
-            !label.is_empty() && !label.chars().any(|c| c.is_whitespace() || c.is_control() || c == '"' || c == '\\'),
-            "labels",
-            format!("{label:?} cannot be a label"),
-        );
+    for label in template.labels.0.iter().filter(|label| !is_label(label)) {
+        faults.add("labels", format!("{label:?} cannot be a label: it could not be asked for without quotes"));
     }
-    faults.unless(is_plain(&template.task_definition), "taskDefinition", "has to be an ARN, family:revision or family");
-    if let Some(container) = &template.container {
-        faults.unless(!container.trim().is_empty(), "container", "names nothing");
-    }
-    faults.unless(!template.workspace.trim().is_empty(), "workspace", "names nothing");
-    faults.unless(template.executors > 0, "executors", "has to be above 0");
-    faults.unless((1..=10).contains(&template.agents_per_request), "agentsPerRequest", "has to be 1 to 10");
-    faults.unless(template.max_agents != Some(0), "maxAgents", "has to be above 0");
-    faults.unless(template.limits.cpu != Some(0), "limits.cpu", "has to be above 0");
-    faults.unless(template.limits.memory != Some(0), "limits.memory", "has to be above 0");
     faults.unless(
-        template.idle_timeout.is_none_or(|limit| limit == Limit::NEVER) || jenkins.registers_nodes(),
+        is_task_definition(&template.task_definition),
+        "taskDefinition",
+        "has to be a task definition's ARN, family:revision or family",
+    );
+    faults.unless(template.container.as_deref().is_none_or(is_filled), "container", "names nothing");
+    faults.unless(is_filled(&template.workspace), "workspace", "names nothing");
+    faults.unless(template.executors > 0, "executors", POSITIVE);
+    faults.unless((1..=10).contains(&template.agents_per_request), "agentsPerRequest", "has to be 1 to 10");
+    faults.unless(template.max_agents != Some(0), "maxAgents", POSITIVE);
+    faults.unless(template.limits.cpu != Some(0), "limits.cpu", POSITIVE);
+    faults.unless(template.limits.memory != Some(0), "limits.memory", POSITIVE);
+    faults.unless(
+        nodes != Some(false) || template.idle_timeout.is_none_or(|limit| limit == Limit::NEVER),
         "idleTimeout",
         "needs jenkins.registerNodes: only Jenkins knows whether an agent is idle",
     );
-    if template.connect == Connect::Inbound {
-        faults.unless(
-            jenkins.registers_nodes(),
-            "connect",
-            "inbound needs jenkins.registerNodes, with user and apiToken: the agent's secret is its node's",
-        );
-    } else {
-        faults.unless(template.ssh.port > 0, "ssh.port", "has to be above 0");
-        faults.unless(template.ssh.launch_timeout != Limit::NEVER, "ssh.launchTimeout", "cannot be never");
-        faults.unless(template.ssh.retry_wait != Limit::NEVER, "ssh.retryWait", "cannot be never");
+    if faults.is_written("connect") {
+        connect(template, nodes, faults);
     }
     launch(&template.launch, &mut faults.at("launch"));
-    network(template, faults);
+    if faults.is_written("launch") {
+        match template.on_fargate() {
+            true => fargate(template, faults),
+            false => instances(template, faults),
+        }
+    }
+    if let Some(network) = &template.network {
+        self::network(network, &mut faults.at("network"));
+    }
+    placement(template, faults);
     environment(template, faults);
     tags(template, faults);
 }
 
+fn connect(template: &Template, nodes: Option<bool>, faults: &mut Faults<'_>) {
+    let ssh = &template.ssh;
+    match template.connect {
+        Connect::Inbound => faults.unless(
+            nodes != Some(false),
+            "connect",
+            "inbound needs jenkins.registerNodes with user and apiToken: the agent's secret is that of its node",
+        ),
+        Connect::Ssh => {
+            faults.unless(
+                nodes != Some(true) || ssh.credentials_id.as_deref().is_some_and(is_filled),
+                "ssh.credentialsId",
+                "is missing, and Jenkins cannot log in to a registered node without it",
+            );
+            faults.unless(ssh.port > 0, "ssh.port", POSITIVE);
+            faults.unless(ssh.launch_timeout != Limit::NEVER, "ssh.launchTimeout", "cannot be never");
+            faults.unless(ssh.retry_wait != Limit::NEVER, "ssh.retryWait", "cannot be never");
+        }
+    }
+}
+
+/// As API_RunTask and API_CapacityProviderStrategyItem have it.
 fn launch(launch: &Launch, faults: &mut Faults<'_>) {
     let providers = &launch.capacity_providers;
     faults.unless(launch.kind.is_none() || providers.is_empty(), "type", "and capacityProviders exclude each other");
     for (index, provider) in providers.iter().enumerate() {
         let mut faults = faults.at(&format!("capacityProviders[{index}]"));
-        faults.unless(is_plain(&provider.name), "name", "has to be a capacity provider's name");
+        faults.unless(is_word(&provider.name, 255, "_-"), "name", "has to be a capacity provider's name");
         faults.unless((0..=1000).contains(&provider.weight), "weight", "has to be 0 to 1000");
         faults.unless((0..=100_000).contains(&provider.base), "base", "has to be 0 to 100000");
     }
-    if !providers.is_empty() {
-        faults.unless(providers.iter().any(|provider| provider.weight > 0), "capacityProviders", "one weight has to be above 0");
-        let bases = providers.iter().filter(|provider| provider.base > 0).count();
-        faults.unless(bases <= 1, "capacityProviders", "only one may have a base");
-        let fargate = providers.iter().filter(|provider| provider.name.starts_with("FARGATE")).count();
-        faults.unless(
-            fargate == 0 || fargate == providers.len(),
-            "capacityProviders",
-            "Fargate's and Auto Scaling groups' cannot be mixed",
-        );
-    }
+    let field = "capacityProviders";
+    let with_weight = providers.iter().filter(|provider| provider.weight > 0).count();
+    let with_base = providers.iter().filter(|provider| provider.base > 0).count();
+    let of_fargate = providers.iter().filter(|provider| provider.is_fargate()).count();
+    faults.unless(with_weight > 0 || providers.is_empty(), field, "has to have one weight above 0");
+    faults.unless(with_base <= 1, field, "may have one base above 0 only");
+    faults.unless(of_fargate == 0 || of_fargate == providers.len(), field, "cannot mix Fargate's with others");
+    faults.unless(providers.len() <= 20, field, "may have 20 at most");
 }
 
-fn network(template: &Template, faults: &mut Faults<'_>) {
-    let fargate = template.on_fargate();
-    match &template.network {
-        None => faults.unless(!fargate, "network", "is missing, and Fargate needs its subnets"),
-        Some(network) => {
-            faults.unless((1..=16).contains(&network.subnets.len()), "network.subnets", "has to have 1 to 16 subnets");
-            faults.unless(network.security_groups.len() <= 5, "network.securityGroups", "may have 5 at most");
-            let all = network.subnets.iter().chain(&network.security_groups);
-            faults.unless(all.into_iter().all(|id| is_plain(id)), "network", "has an empty id");
-            faults.unless(!network.assign_public_ip || fargate, "network.assignPublicIp", "is for Fargate only");
-        }
+fn fargate(template: &Template, faults: &mut Faults<'_>) {
+    faults.unless(template.network.is_some(), "network", "is missing, and Fargate needs its subnets");
+    faults.unless(template.placement_strategy.is_empty(), "placementStrategy", "is not for Fargate");
+    faults.unless(template.placement_constraints.is_empty(), "placementConstraints", "is not for Fargate");
+}
+
+fn instances(template: &Template, faults: &mut Faults<'_>) {
+    let public = template.network.as_ref().is_some_and(|network| network.assign_public_ip);
+    faults.unless(!public, "network.assignPublicIp", "is for Fargate only");
+    let external = template.launch.kind == Some(LaunchType::External);
+    faults.unless(!external || template.network.is_none(), "network", "is not for external instances");
+    // The default may be written down anywhere.
+    let version = template.platform_version.as_deref();
+    faults.unless(version.is_none_or(|version| version == "LATEST"), "platformVersion", "is for Fargate only");
+}
+
+/// As API_AwsVpcConfiguration has it.
+fn network(network: &Network, faults: &mut Faults<'_>) {
+    faults.unless((1..=16).contains(&network.subnets.len()), "subnets", "has to have 1 to 16 subnets");
+    faults.unless(network.subnets.iter().all(|id| is_word(id, 64, "-")), "subnets", "has to have ids, as subnet-1");
+    faults.unless(network.security_groups.len() <= 5, "securityGroups", "may have 5 at most");
+    let groups_are_ids = network.security_groups.iter().all(|id| is_word(id, 64, "-"));
+    faults.unless(groups_are_ids, "securityGroups", "has to have ids, as sg-1");
+}
+
+/// As API_RunTask, API_PlacementStrategy and API_PlacementConstraint have it.
+fn placement(template: &Template, faults: &mut Faults<'_>) {
+    faults.unless(template.placement_strategy.len() <= 5, "placementStrategy", "may have 5 at most");
+    for (index, strategy) in template.placement_strategy.iter().enumerate() {
+        let mut faults = faults.at(&format!("placementStrategy[{index}]"));
+        let (holds, message) = match (strategy.kind, strategy.field.as_deref()) {
+            (PlacementStrategyType::Random, field) => (field.is_none(), "does not go with random"),
+            (PlacementStrategyType::Binpack, field) => {
+                let binpack = field.map(str::to_ascii_lowercase);
+                (matches!(binpack.as_deref(), Some("cpu" | "memory")), "has to be cpu or memory for binpack")
+            }
+            (PlacementStrategyType::Spread, field) => {
+                (field.is_some_and(is_filled), "is missing: spread goes by instanceId or by an attribute:NAME")
+            }
+        };
+        faults.unless(holds || !faults.is_written("type"), "field", message);
     }
-    let placed = template.placement_strategy.is_empty() && template.placement_constraints.is_empty();
-    faults.unless(placed || !fargate, "placementStrategy", "and placementConstraints are not for Fargate");
-    faults.unless(template.placement_strategy.len() <= 5, "placementStrategy", "may have 5 rules at most");
     faults.unless(template.placement_constraints.len() <= 10, "placementConstraints", "may have 10 at most");
     for (index, constraint) in template.placement_constraints.iter().enumerate() {
+        let mut faults = faults.at(&format!("placementConstraints[{index}]"));
         let wanted = constraint.kind == PlacementConstraintType::MemberOf;
-        faults.unless(
-            constraint.expression.is_some() == wanted,
-            &format!("placementConstraints[{index}].expression"),
-            "goes with memberOf, and only with it",
-        );
+        let holds = constraint.expression.as_deref().is_some_and(is_filled) == wanted;
+        faults.unless(holds || !faults.is_written("type"), "expression", "goes with memberOf, and only with it");
     }
-    faults.unless(
-        template.launch.kind != Some(LaunchType::External) || template.network.is_none(),
-        "network",
-        "is not for external instances",
-    );
 }
 
 fn environment(template: &Template, faults: &mut Faults<'_>) {
+    let connect = faults.is_written("connect").then_some(template.connect);
     for name in template.environment.keys() {
-        let field = format!("environment.{name}");
-        faults.unless(!name.is_empty() && !name.contains('='), &field, "cannot be a variable's name");
-        faults.unless(!is_reserved_variable(name, template.connect), &field, "is set by the launch itself");
+        let field = join("environment", name);
+        faults.unless(is_filled(name) && !name.contains('='), &field, "cannot be a variable's name");
+        let is_ours = name == Record::VARIABLE || connect.is_some_and(|connect| is_reserved_variable(name, connect));
+        faults.unless(!is_ours, &field, "is set by the launch itself");
     }
 }
 
@@ -240,30 +287,73 @@ pub fn is_reserved_variable(name: &str, connect: Connect) -> bool {
     name == Record::VARIABLE || (connect == Connect::Inbound && INBOUND_VARIABLES.contains(&name))
 }
 
-/// ECS takes 50 tags of a resource (API_Tag); we set some ourselves.
+/// ECS takes 50 tags of a resource; the rest is ours.
 const MOST_TAGS: usize = 40;
 
+/// As API_Tag has it.
 fn tags(template: &Template, faults: &mut Faults<'_>) {
     faults.unless(template.tags.len() <= MOST_TAGS, "tags", format!("may have {MOST_TAGS} at most"));
     for (key, value) in &template.tags {
-        let field = format!("tags.{key}");
-        let lower = key.to_ascii_lowercase();
-        faults.unless(!lower.starts_with("aws:"), &field, "may not begin with aws:");
-        faults.unless(!lower.starts_with("jenkins-ecs-agents:"), &field, "may not begin with jenkins-ecs-agents:");
+        let field = join("tags", key);
+        for reserved in ["aws:", "jenkins-ecs-agents:"] {
+            let is_reserved = key.to_ascii_lowercase().starts_with(reserved);
+            faults.unless(!is_reserved, &field, format!("may not begin with {reserved}"));
+        }
         faults.unless((1..=128).contains(&key.chars().count()), &field, "has to have 1 to 128 characters");
         faults.unless(value.chars().count() <= 256, &field, "may have a value of 256 characters at most");
-        let allowed = |c: char| c.is_alphanumeric() || "+-=._:/@ ".contains(c);
-        faults.unless(key.chars().chain(value.chars()).all(allowed), &field, "may hold letters, digits, spaces and + - = . _ : / @");
+        let are_allowed = |text: &str| text.chars().all(|c| c.is_alphanumeric() || " +-=._:/@".contains(c));
+        let message = "may hold letters, digits, spaces and + - = . _ : / @ only";
+        faults.unless(are_allowed(key) && are_allowed(value), &field, message);
     }
 }
 
-fn is_name(name: &str) -> bool {
-    (1..=64).contains(&name.len())
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+const POSITIVE: &str = "has to be above 0";
+const NAME: &str = "has to be 1 to 64 of A-Z a-z 0-9 _ -";
+
+fn is_name(text: &str) -> bool {
+    is_word(text, 64, "_-")
 }
 
-fn is_plain(text: &str) -> bool {
-    !text.is_empty() && !text.chars().any(|c| c.is_whitespace() || c.is_control())
+/// 1 to `most` ASCII letters, digits and what else is allowed.
+pub(super) fn is_word(text: &str, most: usize, others: &str) -> bool {
+    (1..=most).contains(&text.len()) && text.chars().all(|c| c.is_ascii_alphanumeric() || others.contains(c))
+}
+
+fn is_filled(text: &str) -> bool {
+    !text.trim().is_empty()
+}
+
+/// Whether the text can be asked for as it is, and is one label in the node's list of them, which Jenkins splits with
+/// `QuotedStringTokenizer` (`Label.parse`).
+fn is_label(text: &str) -> bool {
+    let alone = text.parse::<LabelExpression>().is_ok_and(|expression| expression.as_label() == Some(text));
+    alone && !text.chars().any(|c| c.is_whitespace() || c.is_control() || c == '\\')
+}
+
+fn is_region(text: &str) -> bool {
+    let (words, number) = text.rsplit_once('-').unwrap_or_default();
+    let is_letters = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase());
+    words.contains('-')
+        && words.split('-').all(is_letters)
+        && (1..=2).contains(&number.len())
+        && number.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+fn cluster_name(cluster: &str) -> &str {
+    match cluster.split_once(":cluster/") {
+        Some((arn, name)) if arn.starts_with("arn:") => name,
+        _ => cluster,
+    }
+}
+
+/// API_RegisterTaskDefinition: a family has up to 255 letters, digits, underscores and hyphens.
+fn is_task_definition(text: &str) -> bool {
+    let (family, revision) = match text.split_once(":task-definition/") {
+        Some((arn, name)) if arn.starts_with("arn:") && name.contains(':') => name.split_once(':').unwrap_or_default(),
+        Some(_) => return false,
+        None => text.split_once(':').unwrap_or((text, "1")),
+    };
+    is_word(family, 255, "_-") && revision.parse::<u32>().is_ok_and(|revision| revision > 0)
 }
 
 #[cfg(test)]
@@ -272,7 +362,7 @@ mod tests {
     use crate::config::load::from_yaml;
 
     fn faults(yaml: &str) -> Vec<String> {
-        match from_yaml(yaml, "ecs-") {
+        match from_yaml(yaml) {
             Ok(_) => Vec::new(),
             Err(errors) => errors.iter().map(ToString::to_string).collect(),
         }
@@ -334,7 +424,7 @@ clouds:
   - {name: a, region: eu-west-1, templates: [{name: b, labels: [c], taskDefinition: d, connect: ssh}]}
 ";
         assert_eq!(faults(yaml), Vec::<String>::new());
-        assert!(!from_yaml(yaml, "ecs-").expect("good").jenkins.registers_nodes());
+        assert!(!from_yaml(yaml).expect("good").jenkins.registers_nodes());
     }
 
     #[test]
@@ -356,7 +446,7 @@ clouds:
 
     #[test]
     fn the_example_is_a_configuration() {
-        let config: Config = from_yaml(include_str!("../../../agents.example.yaml"), "ecs-").expect("good");
+        let config: Config = from_yaml(include_str!("../../../agents.example.yaml")).expect("good");
         assert!(config.jenkins.registers_nodes());
     }
 

@@ -1,12 +1,14 @@
-//! Reads the configuration, wherever it is, and finds everything that is wrong with its form at once.
+//! Reads the configuration and finds everything that is wrong with it at once.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use serde_json::{Map, Value, json};
-use serde_path_to_error::{Path, Segment};
+use serde_path_to_error::Segment;
 
 use super::Config;
-use super::check;
+use super::check::check;
+use super::yaml::{self, join};
 
 /// A fault of the configuration: where, and what.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,66 +26,139 @@ impl ConfigError {
     }
 }
 
-impl std::fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.path.as_str() {
-            "" => f.write_str(&self.message),
-            path => write!(f, "{path}: {}", self.message),
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.path.is_empty() {
+            write!(f, "{}: ", self.path)?;
         }
+        f.write_str(&self.message)
     }
 }
 
-/// Reads and checks a configuration of one document.
-///
-/// # Errors
-/// Everything that is wrong with it.
-pub fn from_yaml(text: &str, agent_name_prefix: &str) -> Result<Config, Vec<ConfigError>> {
-    from_documents(&[(String::new(), text.to_owned())], agent_name_prefix)
+/// One YAML text and where it is from, which only a configuration of several texts has to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Document {
+    /// The SSM parameter's name.
+    pub source: String,
+    /// YAML.
+    pub text: String,
 }
 
-/// Reads and checks a configuration of several documents, each with its source: their `clouds` are joined.
+impl Document {
+    /// The only text of a configuration.
+    pub fn only(text: impl Into<String>) -> Self {
+        Self { source: String::new(), text: text.into() }
+    }
+}
+
+/// Reads and checks a configuration of one text.
 ///
 /// # Errors
 /// Everything that is wrong with it.
-pub fn from_documents(documents: &[(String, String)], agent_name_prefix: &str) -> Result<Config, Vec<ConfigError>> {
-    let mut errors = Vec::new();
-    let mut joined = Map::new();
-    let mut from: Map<String, Value> = Map::new();
-    for (source, text) in documents {
-        let at = |message: String| {
-            ConfigError::new("", if source.is_empty() { message } else { format!("{source}: {message}") })
-        };
-        match serde_saphyr::from_str::<Value>(text) {
-            Ok(Value::Object(fields)) => {
-                for (key, value) in fields {
-                    match (joined.get_mut(&key), value) {
-                        (Some(Value::Array(clouds)), Value::Array(more)) if key == "clouds" => clouds.extend(more),
-                        (Some(_), _) => errors.push(at(format!("{key} is in {} already", from[&key]))),
-                        (None, value) => {
-                            from.insert(key.clone(), Value::from(source.as_str()));
-                            joined.insert(key, value);
-                        }
-                    }
-                }
-            }
-            Ok(_) => errors.push(at("the configuration has to be a YAML mapping with jenkins and clouds".into())),
-            Err(error) => errors.push(at(format!("not YAML: {error}"))),
-        }
-    }
-    if !errors.is_empty() && joined.is_empty() {
-        return Err(errors);
-    }
-    let (config, guessed) = typed(Value::Object(joined), &mut errors);
+pub fn from_yaml(text: &str) -> Result<Config, Vec<ConfigError>> {
+    from_documents(&[Document::only(text)])
+}
+
+/// Reads and checks a configuration of one or several texts, whose `clouds` are joined in order.
+///
+/// # Errors
+/// Everything that is wrong with it, ordered by path.
+pub fn from_documents(documents: &[Document]) -> Result<Config, Vec<ConfigError>> {
+    let Joined { mut value, cloud_sources, mut guessed, mut errors } = Joined::new(documents);
+    let config = typed(&mut value, &mut guessed, &mut errors);
     if let Some(config) = &config {
-        // What was put in place of something wrong or missing is not held against the rules.
-        let real = |error: &ConfigError| !guessed.iter().any(|path| is_within(&error.path, path));
-        errors.extend(check::check(config, agent_name_prefix).into_iter().filter(real));
+        check(config, &guessed, &mut errors);
+    }
+    if let (Some(config), []) = (config, errors.as_slice()) {
+        return Ok(config);
+    }
+    for error in &mut errors {
+        let index = error.path.strip_prefix("clouds[").and_then(|rest| rest.split(']').next()?.parse::<usize>().ok());
+        match index.and_then(|index| cloud_sources.get(index)) {
+            Some(source) if !source.is_empty() => error.message += &format!(" (in {source})"),
+            _ => {}
+        }
     }
     errors.sort();
     errors.dedup();
-    match config {
-        Some(config) if errors.is_empty() => Ok(config),
-        _ => Err(errors),
+    Err(errors)
+}
+
+/// Several texts as one value.
+#[derive(Default)]
+struct Joined {
+    value: Value,
+    /// Where each cloud is from.
+    cloud_sources: Vec<String>,
+    guessed: Guessed,
+    errors: Vec<ConfigError>,
+}
+
+impl Joined {
+    fn new(documents: &[Document]) -> Self {
+        let (mut fields, mut first_source) = (Map::new(), BTreeMap::new());
+        let mut joined = Self::default();
+        let mut complete = true;
+        for Document { source, text } in documents {
+            let located = |error: ConfigError| match source.as_str() {
+                "" => error,
+                source => ConfigError::new("", format!("{source}: {error}")),
+            };
+            let more = match yaml::parse(text) {
+                Ok((Value::Object(more), twice)) => {
+                    joined.errors.extend(twice.into_iter().map(located));
+                    more
+                }
+                unreadable => {
+                    complete = false;
+                    let message = match unreadable {
+                        Ok(_) => "has to be a YAML mapping with jenkins and clouds".into(),
+                        Err(error) => format!("not YAML: {error}"),
+                    };
+                    joined.errors.push(located(ConfigError::new("", message)));
+                    continue;
+                }
+            };
+            for (key, value) in more {
+                match (fields.get_mut(&key), value) {
+                    (Some(Value::Array(clouds)), Value::Array(more)) if key == "clouds" => clouds.extend(more),
+                    (Some(_), _) => {
+                        let message = format!("is in {} too, and only one may have it", first_source[&key]);
+                        joined.errors.push(located(ConfigError::new(key, message)));
+                    }
+                    (None, value) => {
+                        first_source.insert(key.clone(), source.as_str());
+                        fields.insert(key, value);
+                    }
+                }
+            }
+            let clouds = fields.get("clouds").and_then(Value::as_array).map_or(0, Vec::len);
+            joined.cloud_sources.resize(clouds, source.clone());
+        }
+        if !complete {
+            // What the unreadable text has is not missing.
+            for key in ["jenkins", "clouds"].into_iter().filter(|&key| !fields.contains_key(key)) {
+                joined.guessed.0.insert(key.into());
+            }
+        }
+        joined.value = Value::Object(fields);
+        joined
+    }
+}
+
+/// The places where something is missing or wrong. What stands there instead is a guess, not held against anybody.
+#[derive(Debug, Default)]
+pub(super) struct Guessed(BTreeSet<String>);
+
+impl Guessed {
+    /// Whether what is at the path was written so: neither it, nor what it is part of or made of, is a guess.
+    pub(super) fn is_written(&self, path: &str) -> bool {
+        !self.0.iter().any(|guess| is_within(path, guess) || is_within(guess, path))
+    }
+
+    /// Whether it is or belongs to a guess.
+    pub(super) fn covers(&self, path: &str) -> bool {
+        self.0.iter().any(|guess| is_within(path, guess))
     }
 }
 
@@ -94,138 +169,130 @@ fn is_within(path: &str, outer: &str) -> bool {
 /// More faults than this are not looked for.
 const MOST: usize = 200;
 
-/// Deserialises; at each fault, notes it, puts something of the right form in its place and tries again, so that one
-/// run finds them all. Answers too where it did so.
-fn typed(mut value: Value, errors: &mut Vec<ConfigError>) -> (Option<Config>, BTreeSet<String>) {
-    let mut guessed = BTreeSet::new();
+/// Deserialises; notes what is wrong, puts a guess in its place and tries again, so that one run finds everything.
+fn typed(value: &mut Value, guessed: &mut Guessed, errors: &mut Vec<ConfigError>) -> Option<Config> {
     for _ in 0..MOST {
-        let error = match serde_path_to_error::deserialize::<_, Config>(value.clone()) {
-            Ok(config) => return (Some(config), guessed),
+        let error = match serde_path_to_error::deserialize::<_, Config>(&*value) {
+            Ok(config) => return Some(config),
             Err(error) => error,
         };
+        let segments: Vec<&Segment> = error.path().iter().collect();
         let message = error.inner().to_string();
-        let path = error.path();
-        let field = |prefix: &str| message.strip_prefix(prefix)?.split('`').next();
-        if field("unknown field `").is_some() {
-            // The path ends with the field itself.
-            errors.push(ConfigError::new(text(path), unknown(&message)));
-            remove(&mut value, path);
-        } else if let Some(name) = field("missing field `") {
-            let at = join(path, name);
-            if guessed.insert(at.clone()) {
-                errors.push(ConfigError::new(at, "is missing"));
+        if let Some(field) = message.strip_prefix("missing field `").and_then(|rest| rest.split('`').next()) {
+            let path = join(&text(&segments), field);
+            if guessed.0.insert(path.clone()) {
+                errors.push(ConfigError::new(path, "is missing"));
             }
-            if let Some(Value::Object(fields)) = find(&mut value, path, 0) {
-                fields.insert(name.to_owned(), guess(name));
+            if let Some(Value::Object(fields)) = find(value, &segments) {
+                fields.insert(field.into(), guess_field(list_of(&segments), field));
             }
+        } else if let Some(rest) = message.strip_prefix("unknown field `") {
+            let expected = rest.split_once(", ").map_or("nothing expected", |(_, expected)| expected);
+            errors.push(ConfigError::new(text(&segments), format!("is not known here; {expected}")));
+            repair(value, &segments);
         } else {
-            let at = text(path);
-            let again = !guessed.insert(at.clone());
-            if again {
-                // What was guessed does not fit either: the field is left out, and its default holds.
-                remove(&mut value, path);
-                continue;
+            // A variant without content is no place of its own.
+            let end = segments.iter().rposition(|segment| matches!(segment, Segment::Seq { .. } | Segment::Map { .. }));
+            let place = &segments[..end.map_or(0, |end| end + 1)];
+            if guessed.0.insert(text(place)) {
+                errors.push(ConfigError::new(text(&segments), worded(&message)));
             }
-            errors.push(ConfigError::new(at, message));
-            let name = path.iter().rev().find_map(|segment| match segment {
-                Segment::Map { key } => Some(key.as_str()),
-                _ => None,
-            });
-            match (find(&mut value, path, 0), path.iter().last()) {
-                (Some(place), Some(Segment::Seq { .. })) => *place = guess_element(name.unwrap_or_default()),
-                _ => remove(&mut value, path),
-            }
+            repair(value, place);
         }
     }
-    (None, guessed)
+    None
 }
 
-/// `unknown field `x`, expected one of …` without what the path says already.
-fn unknown(message: &str) -> String {
-    match message.split_once(", ") {
-        Some((_, expected)) => format!("is not known here; {expected}"),
-        None => "is not known here".into(),
+/// Takes a key out of its mapping; an element of a list is replaced, since its neighbours keep their places.
+fn repair(value: &mut Value, place: &[&Segment]) {
+    let Some((last, parents)) = place.split_last() else { return };
+    match (last, find(value, parents)) {
+        (Segment::Map { key }, Some(Value::Object(fields))) => {
+            fields.remove(key);
+        }
+        (Segment::Seq { index }, Some(Value::Array(list))) => {
+            if let Some(element) = list.get_mut(*index) {
+                *element = guess_element(list_of(place));
+            }
+        }
+        _ => {}
     }
+}
+
+/// The key of the list that the path leads into, if its last step does.
+fn list_of<'a>(segments: &[&'a Segment]) -> &'a str {
+    match segments {
+        [.., Segment::Map { key }, Segment::Seq { .. }] => key,
+        _ => "",
+    }
+}
+
+fn find<'a>(value: &'a mut Value, segments: &[&Segment]) -> Option<&'a mut Value> {
+    segments.iter().try_fold(value, |place, segment| match segment {
+        Segment::Seq { index } => place.get_mut(*index),
+        Segment::Map { key } | Segment::Enum { variant: key } => place.get_mut(key.as_str()),
+        Segment::Unknown => None,
+    })
+}
+
+fn text(segments: &[&Segment]) -> String {
+    segments.iter().fold(String::new(), |path, segment| match segment {
+        Segment::Seq { index } => format!("{path}[{index}]"),
+        Segment::Map { key } | Segment::Enum { variant: key } => join(&path, key),
+        Segment::Unknown => path,
+    })
+}
+
+/// serde's message in the words of a configuration. A text that stands in the wrong place is not repeated: it could be
+/// a secret.
+fn worded(message: &str) -> String {
+    let wrong = ["invalid type: ", "invalid value: ", "unknown variant "].iter().find_map(|head| message.strip_prefix(head));
+    let Some((found, expected)) = wrong.and_then(|wrong| wrong.split_once(", expected ")) else {
+        return message.to_owned();
+    };
+    let expected = match expected {
+        "a sequence" => "a list",
+        "a map" => "a mapping",
+        "a boolean" => "true or false",
+        "u16" | "u32" => "a whole number, 0 or more",
+        "i32" => "a whole number",
+        _ if expected.starts_with("struct ") => "a mapping",
+        _ => expected,
+    };
+    let found = match found {
+        "map" => "a mapping",
+        "sequence" => "a list",
+        "null" => "nothing",
+        _ if found.starts_with("string ") => "a text",
+        _ => found,
+    };
+    format!("has to be {expected}, not {found}")
 }
 
 /// Something of the right form for a field that has to be there.
-fn guess(name: &str) -> Value {
-    match name {
-        "jenkins" => json!({"url": guess("url")}),
-        "url" => json!("https://placeholder.invalid/"),
-        "clouds" => json!([guess_element("clouds")]),
-        "templates" => json!([guess_element("templates")]),
-        "labels" => json!(["placeholder"]),
-        "subnets" => json!(["subnet-placeholder"]),
-        "region" => json!("us-east-1"),
-        "connect" => json!("ssh"),
-        "cpu" | "memory" => json!(1),
-        "type" => json!("random"),
-        _ => json!("placeholder"),
+fn guess_field(list: &str, field: &str) -> Value {
+    match (list, field) {
+        (_, "jenkins") => json!({"url": guess_field("", "url")}),
+        (_, "url") => json!("https://guess.invalid/"),
+        (_, "clouds" | "templates") => json!([guess_element(field)]),
+        (_, "labels" | "subnets") => json!(["guess"]),
+        (_, "cpu" | "memory") => json!(1),
+        (_, "connect") => json!("ssh"),
+        ("placementStrategy", "type") => json!("random"),
+        ("placementConstraints", "type") => json!("distinctInstance"),
+        _ => json!("guess"),
     }
 }
 
-fn guess_element(name: &str) -> Value {
-    match name {
-        "clouds" => json!({"name": "placeholder", "region": "us-east-1", "templates": [guess_element("templates")]}),
-        "templates" => {
-            json!({"name": "placeholder", "labels": ["placeholder"], "taskDefinition": "placeholder", "connect": "ssh"})
-        }
-        "capacityProviders" => json!({"name": "placeholder"}),
-        "placementStrategy" => json!({"type": "random"}),
-        "placementConstraints" => json!({"type": "distinctInstance"}),
-        "allowedOverrides" => json!("cpu"),
-        _ => json!("placeholder"),
-    }
-}
-
-fn text(path: &Path) -> String {
-    let mut text = String::new();
-    for segment in path.iter() {
-        match segment {
-            Segment::Seq { index } => text += &format!("[{index}]"),
-            Segment::Map { key } | Segment::Enum { variant: key } => {
-                if !text.is_empty() {
-                    text.push('.');
-                }
-                text += key;
-            }
-            Segment::Unknown => text += "?",
-        }
-    }
-    text
-}
-
-fn join(path: &Path, name: &str) -> String {
-    let path = text(path);
-    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
-}
-
-/// The value at a path, without its last `less` segments.
-fn find<'a>(value: &'a mut Value, path: &Path, less: usize) -> Option<&'a mut Value> {
-    let segments: Vec<_> = path.iter().collect();
-    let mut place = value;
-    for segment in &segments[..segments.len().saturating_sub(less)] {
-        place = match segment {
-            Segment::Seq { index } => place.get_mut(*index)?,
-            Segment::Map { key } => place.get_mut(key.as_str())?,
-            // A variant is a key where it has a content, and no place of its own where it is only a word.
-            Segment::Enum { variant } if place.get(variant.as_str()).is_some() => place.get_mut(variant.as_str())?,
-            Segment::Enum { .. } | Segment::Unknown => place,
-        };
-    }
-    Some(place)
-}
-
-/// Removes what is at a path: a key from its mapping; in a list, the whole list's key.
-fn remove(value: &mut Value, path: &Path) {
-    let segments: Vec<_> = path.iter().collect();
-    let Some(last) = segments.iter().rposition(|segment| matches!(segment, Segment::Map { .. })) else {
-        *value = Value::Object(Map::new());
-        return;
+/// The same for an element of a list.
+fn guess_element(list: &str) -> Value {
+    let fields: &[&str] = match list {
+        "clouds" => &["name", "region", "templates"],
+        "templates" => &["name", "labels", "taskDefinition", "connect"],
+        "capacityProviders" => &["name"],
+        "placementStrategy" | "placementConstraints" => &["type"],
+        "allowedOverrides" => return json!("cpu"),
+        _ => return json!("guess"),
     };
-    let Segment::Map { key } = segments[last] else { return };
-    if let Some(Value::Object(fields)) = find(value, path, segments.len() - last) {
-        fields.remove(key);
-    }
+    fields.iter().map(|&field| (field, guess_field(list, field))).collect()
 }

@@ -5,8 +5,9 @@ use std::fmt;
 use aws_sdk_ssm::Client;
 
 use super::Config;
-use super::load;
+use super::load::{self, Document};
 use crate::aws::ApiFault;
+use crate::secret::{Environment, SecretStore};
 
 /// What a function is told by its environment, checked.
 #[derive(Debug, Clone)]
@@ -40,7 +41,8 @@ pub struct SettingsFaults(pub Vec<String>);
 
 impl fmt::Display for SettingsFaults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} settings are missing or wrong:", self.0.len())?;
+        let s = if self.0.len() == 1 { " is" } else { "s are" };
+        write!(f, "{} setting{s} missing or wrong:", self.0.len())?;
         self.0.iter().try_for_each(|fault| write!(f, "\n- {fault}"))
     }
 }
@@ -54,11 +56,11 @@ pub fn environment(name: &str) -> Option<String> {
 
 const DEFAULT_PREFIX: &str = "ecs-";
 
-/// Reads and checks the settings.
+/// Reads and checks the settings, and reads the secrets that they name.
 ///
 /// # Errors
-/// Every setting at fault.
-pub async fn load(environment: &dyn Fn(&str) -> Option<String>, ssm: &Client) -> Result<Settings, SettingsFaults> {
+/// Every setting and every secret at fault.
+pub async fn load(environment: Environment, ssm: Client) -> Result<(Settings, SecretStore), SettingsFaults> {
     let mut faults = Vec::new();
     let mut queue = |name: &str| match environment(name) {
         Some(url) if url::Url::parse(&url).is_ok_and(|url| url.has_host()) => url,
@@ -89,14 +91,18 @@ pub async fn load(environment: &dyn Fn(&str) -> Option<String>, ssm: &Client) ->
         None => Err(vec![
             "AGENTS_CONFIG: is missing; set it to file:PATH, ssm:/parameter/name, ssm:/path/ or inline:YAML".into(),
         ]),
-        Some(source) => match documents(&source, ssm).await {
+        Some(source) => match documents(&source, &ssm).await {
             Err(fault) => Err(vec![format!("AGENTS_CONFIG: {fault}")]),
-            Ok(documents) => load::from_documents(&documents, &agent_name_prefix)
+            Ok(documents) => load::from_documents(&documents)
                 .map_err(|errors| errors.iter().map(ToString::to_string).collect()),
         },
     };
-    match config {
-        Ok(config) if faults.is_empty() => Ok(Settings { config, queues, agent_name_prefix }),
+    let read = match config {
+        Ok(config) => SecretStore::read(&config, ssm, environment.clone()).await.map(|secrets| (config, secrets)),
+        Err(errors) => Err(errors),
+    };
+    match read {
+        Ok((config, secrets)) if faults.is_empty() => Ok((Settings { config, queues, agent_name_prefix }, secrets)),
         Ok(_) => Err(SettingsFaults(faults)),
         Err(errors) => {
             faults.extend(errors);
@@ -111,13 +117,13 @@ fn is_prefix(prefix: &str) -> bool {
 }
 
 /// The documents of a source, each with where it is from.
-async fn documents(source: &str, ssm: &Client) -> Result<Vec<(String, String)>, String> {
+async fn documents(source: &str, ssm: &Client) -> Result<Vec<Document>, String> {
     if let Some(yaml) = source.strip_prefix("inline:") {
-        return Ok(vec![(String::new(), yaml.to_owned())]);
+        return Ok(vec![Document::only(yaml)]);
     }
     if let Some(path) = source.strip_prefix("file:") {
         let text = std::fs::read_to_string(path).map_err(|error| format!("cannot read {path}: {error}"))?;
-        return Ok(vec![(String::new(), text)]);
+        return Ok(vec![Document::only(text)]);
     }
     let Some(name) = source.strip_prefix("ssm:") else {
         let kind = source.split(':').next().unwrap_or_default();
@@ -132,7 +138,7 @@ async fn documents(source: &str, ssm: &Client) -> Result<Vec<(String, String)>, 
             .await
             .map_err(|error| ApiFault::new("ssm:GetParameter", error).to_string())?;
         let value = answer.parameter.and_then(|parameter| parameter.value);
-        return Ok(vec![(String::new(), value.ok_or_else(|| format!("SSM parameter {name} has no value"))?)]);
+        return Ok(vec![Document::only(value.ok_or_else(|| format!("SSM parameter {name} has no value"))?)]);
     }
     let mut documents = Vec::new();
     let mut next = None;
@@ -147,12 +153,12 @@ async fn documents(source: &str, ssm: &Client) -> Result<Vec<(String, String)>, 
             .await
             .map_err(|error| ApiFault::new("ssm:GetParametersByPath", error).to_string())?;
         let found = answer.parameters.unwrap_or_default();
-        documents.extend(found.into_iter().filter_map(|parameter| Some((parameter.name?, parameter.value?))));
+        documents.extend(found.into_iter().filter_map(|parameter| Some(Document { source: parameter.name?, text: parameter.value? })));
         next = answer.next_token.filter(|token| !token.is_empty());
         if next.is_none() {
             break;
         }
     }
-    documents.sort();
+    documents.sort_by(|a: &Document, b| a.source.cmp(&b.source));
     if documents.is_empty() { Err(format!("there are no SSM parameters under {name}")) } else { Ok(documents) }
 }

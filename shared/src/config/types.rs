@@ -5,7 +5,10 @@
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+use url::Url;
 
 use super::duration::Limit;
 use crate::label::LabelSet;
@@ -27,8 +30,7 @@ pub struct Config {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Jenkins {
     /// Its root URL: the only origin that notices and API calls may go to.
-    #[schemars(with = "String")]
-    pub url: url::Url,
+    pub url: RootUrl,
     /// The user of the REST API, with Agent/Create, Connect, Disconnect, Delete and Overall/Read.
     pub user: Option<String>,
     /// That user's API token.
@@ -42,13 +44,48 @@ pub struct Jenkins {
     pub webhook: Webhook,
 }
 
+/// A URL that is kept as it was written too: the tag on our tasks, and the condition on it in the functions' roles, have
+/// to be the same to the letter.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(try_from = "String")]
+#[schemars(with = "String")]
+pub struct RootUrl {
+    written: String,
+    url: url::Url,
+}
+
+impl RootUrl {
+    /// As it was written.
+    pub fn as_written(&self) -> &str {
+        &self.written
+    }
+}
+
+impl std::ops::Deref for RootUrl {
+    type Target = url::Url;
+
+    fn deref(&self) -> &url::Url {
+        &self.url
+    }
+}
+
+impl TryFrom<String> for RootUrl {
+    type Error = String;
+
+    fn try_from(written: String) -> Result<Self, String> {
+        let url = url::Url::parse(&written).map_err(|error| format!("{written:?} is no URL: {error}"))?;
+        Ok(Self { written, url })
+    }
+}
+
 /// How notices reach Jenkins.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Webhook {
     /// Receives every notice of every request.
-    #[schemars(with = "Option<String>")]
-    pub url: Option<url::Url>,
+    #[serde(default, deserialize_with = "some_url")]
+    #[schemars(with = "Option<String>", url)]
+    pub url: Option<Url>,
     /// Sent raw as the `Authorization` header of every notice.
     pub authorization: Option<SecretRef>,
     /// Signs notices as the Standard Webhooks specification has it (`whsec_` and base64).
@@ -56,7 +93,7 @@ pub struct Webhook {
 }
 
 /// Where a secret is. Never the secret itself.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum SecretRef {
     /// An SSM parameter, decrypted.
@@ -65,6 +102,33 @@ pub enum SecretRef {
     Env(String),
     /// A file.
     File(String),
+}
+
+/// By hand, so that no error repeats what may well be the secret itself.
+impl<'de> Deserialize<'de> for SecretRef {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        let fields = value.as_object().filter(|fields| fields.len() == 1).into_iter().flatten();
+        let named = fields.filter_map(|(kind, name)| match (kind.as_str(), name.as_str()?.to_owned()) {
+            ("ssm", name) => Some(Self::Ssm(name)),
+            ("env", name) => Some(Self::Env(name)),
+            ("file", path) => Some(Self::File(path)),
+            _ => None,
+        });
+        let wrong = "has to be {ssm: NAME}, {env: NAME} or {file: PATH}, and never the secret itself";
+        named.last().ok_or_else(|| D::Error::custom(wrong))
+    }
+}
+
+fn url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Url, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    Url::parse(&text).map_err(|error| D::Error::custom(format!("has to be an absolute URL: {error}")))
+}
+
+fn some_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Url>, D::Error> {
+    #[derive(Deserialize)]
+    struct Text(#[serde(deserialize_with = "url")] Url);
+    Ok(Option::<Text>::deserialize(deserializer)?.map(|text| text.0))
 }
 
 /// One cluster in one region and account, and the templates that run there.
@@ -401,7 +465,7 @@ impl Template {
     pub fn on_fargate(&self) -> bool {
         match self.launch.capacity_providers.as_slice() {
             [] => self.launch.kind == Some(LaunchType::Fargate),
-            providers => providers.iter().all(|provider| provider.name.starts_with("FARGATE")),
+            providers => providers.iter().all(CapacityProvider::is_fargate),
         }
     }
 
@@ -409,6 +473,13 @@ impl Template {
     /// external instances.
     pub fn scales_group(&self) -> bool {
         self.launch.capacity_providers.is_empty() && self.launch.kind.unwrap_or(LaunchType::Ec2) == LaunchType::Ec2
+    }
+}
+
+impl CapacityProvider {
+    /// Whether it is one of AWS' own.
+    pub fn is_fargate(&self) -> bool {
+        matches!(self.name.as_str(), "FARGATE" | "FARGATE_SPOT")
     }
 }
 

@@ -64,7 +64,7 @@ pub struct WhoAmI {
 impl Jenkins {
     /// The controller of a configuration; nothing is called yet.
     pub fn new(http: Http, config: &config::Jenkins, secrets: Arc<SecretStore>) -> Self {
-        let mut root = config.url.clone();
+        let mut root: Url = (*config.url).clone();
         if !root.path().ends_with('/') {
             root.set_path(&format!("{}/", root.path()));
         }

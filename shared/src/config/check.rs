@@ -80,7 +80,7 @@ pub(super) fn check(config: &Config, guessed: &Guessed, all: &mut Vec<ConfigErro
 }
 
 fn jenkins(jenkins: &Jenkins, faults: &mut Faults<'_>) {
-    let url = &jenkins.url;
+    let url: &url::Url = &jenkins.url;
     let is_web = matches!(url.scheme(), "http" | "https") && url.has_host();
     faults.unless(is_web, "url", "has to be an http or https URL with a host");
     let has_user_info = !url.username().is_empty() || url.password().is_some();

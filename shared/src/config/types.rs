@@ -51,7 +51,7 @@ pub struct Jenkins {
 #[schemars(with = "String")]
 pub struct RootUrl {
     written: String,
-    url: url::Url,
+    url: Url,
 }
 
 impl RootUrl {
@@ -62,9 +62,9 @@ impl RootUrl {
 }
 
 impl std::ops::Deref for RootUrl {
-    type Target = url::Url;
+    type Target = Url;
 
-    fn deref(&self) -> &url::Url {
+    fn deref(&self) -> &Url {
         &self.url
     }
 }
@@ -73,7 +73,7 @@ impl TryFrom<String> for RootUrl {
     type Error = String;
 
     fn try_from(written: String) -> Result<Self, String> {
-        let url = url::Url::parse(&written).map_err(|error| format!("{written:?} is no URL: {error}"))?;
+        let url = Url::parse(&written).map_err(|error| format!("has to be an absolute URL: {error}"))?;
         Ok(Self { written, url })
     }
 }
@@ -83,9 +83,7 @@ impl TryFrom<String> for RootUrl {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Webhook {
     /// Receives every notice of every request.
-    #[serde(default, deserialize_with = "some_url")]
-    #[schemars(with = "Option<String>", url)]
-    pub url: Option<Url>,
+    pub url: Option<RootUrl>,
     /// Sent raw as the `Authorization` header of every notice.
     pub authorization: Option<SecretRef>,
     /// Signs notices as the Standard Webhooks specification has it (`whsec_` and base64).
@@ -118,17 +116,6 @@ impl<'de> Deserialize<'de> for SecretRef {
         let wrong = "has to be {ssm: NAME}, {env: NAME} or {file: PATH}, and never the secret itself";
         named.last().ok_or_else(|| D::Error::custom(wrong))
     }
-}
-
-fn url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Url, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    Url::parse(&text).map_err(|error| D::Error::custom(format!("has to be an absolute URL: {error}")))
-}
-
-fn some_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Url>, D::Error> {
-    #[derive(Deserialize)]
-    struct Text(#[serde(deserialize_with = "url")] Url);
-    Ok(Option::<Text>::deserialize(deserializer)?.map(|text| text.0))
 }
 
 /// One cluster in one region and account, and the templates that run there.

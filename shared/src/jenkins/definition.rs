@@ -177,9 +177,9 @@ fn text(name: &str, text: &str) -> String {
     format!("<{name}>{escaped}</{name}>")
 }
 
-/// The SSH launcher has no "never"; it takes 0 for its own default (`SSHLauncher.setLaunchTimeoutSeconds`).
-fn seconds(limit: Limit) -> u64 {
-    limit.0.unwrap_or_default().as_secs()
+/// The SSH launcher has no "never", and takes 0 for its own default (`SSHLauncher.setLaunchTimeoutSeconds`).
+fn seconds(limit: Limit) -> i32 {
+    i32::try_from(limit.0.unwrap_or_default().as_secs()).unwrap_or(i32::MAX)
 }
 
 #[cfg(test)]
@@ -327,7 +327,9 @@ mod tests {
         .map(|(path, text)| (path.to_owned(), text.to_owned()))
         .into();
         assert_eq!(leaves(&document), expected);
-        let class = |name| document.descendants().find(|element| element.has_tag_name(name)).and_then(|found| found.attribute("class"));
+        let class = |name| {
+            document.descendants().find(|element| element.has_tag_name(name)).and_then(|found| found.attribute("class"))
+        };
         assert_eq!(class("launcher"), Some(SSH_LAUNCHER));
         assert_eq!(class("retentionStrategy"), Some(ALWAYS));
         assert_eq!(class("sshHostKeyVerificationStrategy"), Some(GIVEN_KEY));

@@ -3,27 +3,35 @@
 //! Every call is bounded, goes to the configured origin only, follows no redirect, and authenticates with an API token,
 //! which needs no crumb (`hudson.security.csrf.CrumbFilter` lets `BasicHeaderApiTokenAuthenticator` pass).
 
+mod access;
+mod definition;
 mod nodes;
 mod webhook;
 
-use std::sync::Arc;
+use std::fmt::Display;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use base64::Engine as _;
 use bytes::Bytes;
-use http::{Method, StatusCode, header};
+use http::{HeaderValue, Method, StatusCode, header};
 use url::Url;
 
+pub use access::WhoAmI;
 pub use nodes::{Created, Launcher, Node, NodeState};
 pub use webhook::Posted;
 
 use crate::config;
-use crate::http::Http;
+use crate::http::{Http, HttpFault};
 use crate::origin::Origin;
-use crate::secret::{Secret, SecretStore};
+use crate::secret::SecretStore;
 
 /// A bound on one API call: Jenkins answers them in milliseconds, or is in trouble.
 const API_TIMEOUT: Duration = Duration::from_secs(5);
+
+const USER_AGENT: &str = concat!("jenkins-ecs-agents/", env!("CARGO_PKG_VERSION"));
+
+const FORM: &str = "application/x-www-form-urlencoded";
 
 /// The controller.
 #[derive(Debug)]
@@ -34,6 +42,8 @@ pub struct Jenkins {
     user: Option<String>,
     registers_nodes: bool,
     secrets: Arc<SecretStore>,
+    /// As the last answer that had one said: a hint of how a node is created best.
+    version: Mutex<Option<Version>>,
 }
 
 /// Why Jenkins did not do what it was asked.
@@ -50,15 +60,52 @@ pub enum Fault {
     Permanent(String),
 }
 
-/// What the check asks of Jenkins.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WhoAmI {
-    /// `X-Jenkins`, the controller's version.
-    pub version: Option<String>,
-    /// Whom Jenkins takes us for.
-    pub user: String,
-    /// Whether it knows us at all.
-    pub is_authenticated: bool,
+impl From<HttpFault> for Fault {
+    fn from(fault: HttpFault) -> Self {
+        Self::Later(fault.to_string())
+    }
+}
+
+/// Jenkins' version, as far as it matters: `2.541` of `2.541.2`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Version(u32, u32);
+
+impl Version {
+    /// From the header `X-Jenkins`, which pages and the API have, and redirects do not (`Functions.advertiseHeaders`,
+    /// `hudson.model.Api`).
+    fn of(answer: &http::Response<Bytes>) -> Option<Self> {
+        let mut numbers = version(answer)?.split(['.', '-', ' ']).map(str::parse);
+        Some(Self(numbers.next()?.ok()?, numbers.next()?.ok()?))
+    }
+}
+
+fn version(answer: &http::Response<Bytes>) -> Option<&str> {
+    answer.headers().get("x-jenkins")?.to_str().ok()
+}
+
+/// What is called, and with what.
+#[derive(Debug, Clone, Copy)]
+struct Call<'a> {
+    method: &'a Method,
+    /// Relative to the root, with its query.
+    path: &'a str,
+    content_type: Option<&'static str>,
+    body: &'a str,
+}
+
+impl<'a> Call<'a> {
+    fn get(path: &'a str) -> Self {
+        Self { method: &Method::GET, path, content_type: None, body: "" }
+    }
+
+    fn post(path: &'a str, content_type: &'static str, body: &'a str) -> Self {
+        Self { method: &Method::POST, path, content_type: Some(content_type), body }
+    }
+
+    /// The path without its query.
+    fn action(&self) -> &'a str {
+        self.path.split('?').next().unwrap_or(self.path)
+    }
 }
 
 impl Jenkins {
@@ -75,6 +122,7 @@ impl Jenkins {
             user: config.user.clone(),
             registers_nodes: config.registers_nodes(),
             secrets,
+            version: Mutex::new(None),
         }
     }
 
@@ -88,131 +136,157 @@ impl Jenkins {
         self.registers_nodes
     }
 
-    /// Asks who we are.
-    ///
-    /// # Errors
-    /// When Jenkins cannot be asked or does not accept our token.
-    pub async fn who_am_i(&self) -> Result<WhoAmI, Fault> {
-        let answer = self.call(Method::GET, "whoAmI/api/json", None).await?;
-        let version = answer.headers().get("x-jenkins").and_then(|value| value.to_str().ok()).map(str::to_owned);
-        if answer.status() != StatusCode::OK {
-            return Err(unexpected("whoAmI", &answer));
-        }
-        let body: serde_json::Value = serde_json::from_slice(answer.body())
-            .map_err(|error| Fault::Permanent(format!("{} does not answer like Jenkins: {error}", self.root)))?;
-        Ok(WhoAmI {
-            version,
-            user: body["name"].as_str().unwrap_or("anonymous").to_owned(),
-            is_authenticated: body["authenticated"].as_bool().unwrap_or(false) && !body["anonymous"].as_bool().unwrap_or(false),
-        })
-    }
-
-    /// Finds out, by reading alone, which permissions we have: Overall/Read shows the root, and Agent/Create lets
-    /// `ComputerSet.doCheckName` answer. No page that can only be read asks for Agent/Connect, Disconnect or Delete.
-    pub async fn permissions(&self) -> Vec<(&'static str, Result<bool, Fault>)> {
-        let mut found = Vec::new();
-        for (permission, path) in [("Overall/Read", "api/json?tree=mode"), ("Agent/Create", "computer/checkName?value=")] {
-            let granted = match self.call_once(&Method::GET, path, None).await {
-                Ok(answer) if matches!(answer.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => Ok(false),
-                Ok(answer) => settle(path, answer).map(|_| true),
-                Err(fault) => Err(fault),
-            };
-            found.push((permission, granted));
-        }
-        found
-    }
-
     /// Calls Jenkins as the configured user. Refusals have become faults; any other answer is the caller's to judge.
-    async fn call(
-        &self,
-        method: Method,
-        path: &str,
-        form: Option<String>,
-    ) -> Result<http::Response<Bytes>, Fault> {
-        let answer = self.call_once(&method, path, form.as_deref()).await?;
-        if !matches!(answer.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
-            return settle(path, answer);
+    async fn call(&self, call: Call<'_>) -> Result<http::Response<Bytes>, Fault> {
+        let answer = self.call_once(call).await?;
+        if !is_refusal(answer.status()) {
+            return Ok(answer);
         }
         // The token may have been renewed since it was read: it is read again, once.
         if let Err(errors) = self.secrets.refresh().await {
             return Err(Fault::Refused(format!("the secrets could not be read again: {}", errors.join("; "))));
         }
-        let answer = self.call_once(&method, path, form.as_deref()).await?;
-        match answer.status() {
-            StatusCode::UNAUTHORIZED => {
-                let fault = "does not accept jenkins.user with jenkins.apiToken; make a new token and store it there";
-                tracing::error!("Jenkins {fault}");
-                Err(Fault::Refused(fault.into()))
-            }
-            StatusCode::FORBIDDEN => {
-                let permission = answer
-                    .headers()
-                    .get("x-required-permission")
-                    .and_then(|value| value.to_str().ok())
-                    .unwrap_or("a permission");
-                let user = self.user.as_deref().unwrap_or("anonymous");
-                let fault = format!("jenkins.user {user} lacks {permission} for {}", action(path));
-                tracing::error!("Jenkins: {fault}");
-                Err(Fault::Refused(fault))
-            }
-            _ => settle(path, answer),
+        let answer = self.call_once(call).await?;
+        if !is_refusal(answer.status()) {
+            return Ok(answer);
+        }
+        let text = self.refusal(call, &answer);
+        tracing::error!("Jenkins: {text}");
+        Err(Fault::Refused(text))
+    }
+
+    /// What has to be mended after a 401 or 403.
+    fn refusal(&self, call: Call<'_>, answer: &http::Response<Bytes>) -> String {
+        let (user, action) = (self.user.as_deref().unwrap_or("anonymous"), call.action());
+        let required = answer.headers().get("x-required-permission").and_then(|value| value.to_str().ok());
+        match required.map(permission_name) {
+            Some(permission) => format!("jenkins.user {user} lacks {permission} for {action}: grant it in Jenkins"),
+            None => format!(
+                "answered {} to {action} as jenkins.user {user}{}: mend jenkins.user and jenkins.apiToken",
+                answer.status(),
+                self.said(answer)
+            ),
         }
     }
 
-    async fn call_once(&self, method: &Method, path: &str, form: Option<&str>) -> Result<http::Response<Bytes>, Fault> {
-        let url = self.root.join(path).map_err(|error| Fault::Permanent(format!("{}: {error}", action(path))))?;
+    /// One exchange, whatever is said, as long as it is Jenkins that says it and is not in trouble.
+    async fn call_once(&self, call: Call<'_>) -> Result<http::Response<Bytes>, Fault> {
+        let broken = |error: &dyn Display| Fault::Permanent(format!("cannot ask for {}: {error}", call.action()));
+        let url = self.root.join(call.path).map_err(|error| broken(&error))?;
         let mut request = http::Request::builder()
-            .method(method.clone())
+            .method(call.method)
             .uri(url.as_str())
-            .header(header::ACCEPT, "application/json, text/html;q=0.5, */*;q=0.1");
-        if let (Some(user), Some(token)) = (&self.user, &self.secrets.current().api_token) {
-            request = request.header(header::AUTHORIZATION, basic(user, token));
+            .header(header::USER_AGENT, USER_AGENT)
+            .header(header::ACCEPT, "application/json, text/html;q=0.5, */*;q=0.1")
+            // Jenkins words its errors in the caller's language.
+            .header(header::ACCEPT_LANGUAGE, "en");
+        if let Some(basic) = self.basic() {
+            let mut value = HeaderValue::try_from(format!("Basic {basic}")).map_err(|error| broken(&error))?;
+            value.set_sensitive(true);
+            request = request.header(header::AUTHORIZATION, value);
         }
-        if method == Method::POST {
-            request = request.header(header::CONTENT_TYPE, "application/x-www-form-urlencoded");
+        if let Some(content_type) = call.content_type {
+            request = request.header(header::CONTENT_TYPE, content_type);
         }
-        let body = Bytes::from(form.unwrap_or_default().to_owned());
-        let request = request.body(body).map_err(|error| Fault::Permanent(format!("{}: {error}", action(path))))?;
-        self.http.send(request, API_TIMEOUT).await.map_err(|error| Fault::Later(error.to_string()))
+        let request = request.body(Bytes::from(call.body.to_owned())).map_err(|error| broken(&error))?;
+        let answer = self.send(request, API_TIMEOUT).await?;
+        let status = answer.status();
+        if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
+            return Err(Fault::Later(format!("answered {status} to {}{}", call.action(), self.said(&answer))));
+        }
+        match self.leads_away(&url, &answer) {
+            Some(to) => Err(Fault::Refused(format!(
+                "answered {status} to {} and leads to {to}: jenkins.url has to reach Jenkins itself, past any login page",
+                call.action()
+            ))),
+            None => Ok(answer),
+        }
+    }
+
+    /// Sends whatever it is, and notes the version.
+    async fn send(&self, request: http::Request<Bytes>, timeout: Duration) -> Result<http::Response<Bytes>, HttpFault> {
+        let answer = self.http.send(request, timeout).await?;
+        if let Some(version) = Version::of(&answer) {
+            *self.version.lock().unwrap_or_else(PoisonError::into_inner) = Some(version);
+        }
+        Ok(answer)
+    }
+
+    /// The version as last seen.
+    fn version(&self) -> Option<Version> {
+        *self.version.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Jenkins answers its forms with a redirect back. One to another host or to a login page is somebody else's, a
+    /// single sign-on before it, say, and nothing has been done then.
+    fn leads_away(&self, url: &Url, answer: &http::Response<Bytes>) -> Option<String> {
+        if !answer.status().is_redirection() {
+            return None;
+        }
+        let to = url.join(answer.headers().get(header::LOCATION)?.to_str().ok()?).ok()?;
+        let path = to.path().strip_prefix(self.root.path()).unwrap_or(to.path());
+        let is_login = ["login", "securityRealm/"].iter().any(|page| path.starts_with(page));
+        (is_login || to.host() != self.root.host()).then(|| format!("{}{}", to.host_str().unwrap_or("?"), to.path()))
+    }
+
+    /// User and token as `Authorization: Basic` has them, if both are there.
+    fn basic(&self) -> Option<String> {
+        let secrets = self.secrets.current();
+        let text = format!("{}:{}", self.user.as_ref()?, secrets.api_token.as_ref()?.expose());
+        Some(base64::engine::general_purpose::STANDARD.encode(text))
+    }
+
+    /// An answer that is neither success nor anything known.
+    fn unexpected(&self, call: Call<'_>, answer: &http::Response<Bytes>) -> Fault {
+        Fault::Permanent(format!("answered {} to {}{}", answer.status(), call.action(), self.said(answer)))
+    }
+
+    /// What an answer says in words, with a colon before it: the paragraph of an error page
+    /// (`hudson/model/AbstractModelObject/error.jelly`), its title, or a plain text; and none of our secrets, should
+    /// somebody repeat them.
+    fn said(&self, answer: &http::Response<Bytes>) -> String {
+        let body = String::from_utf8_lossy(&answer.body()[..answer.body().len().min(64 * 1024)]);
+        let element = |name: &str| {
+            let (_, rest) = body.split_once(&format!("<{name}>"))?;
+            Some(rest.split_once(&format!("</{name}>"))?.0)
+        };
+        let is_page = body.trim_start().starts_with('<');
+        let text = if is_page { element("p").or_else(|| element("title")) } else { Some(&*body) };
+        // Tags go, and what stands between them stays.
+        let mut parts = text.unwrap_or_default().split('<');
+        let first = parts.next().unwrap_or_default();
+        let rest = parts.filter_map(|part| Some(part.split_once('>')?.1));
+        let text = self.redact(std::iter::once(first).chain(rest).collect());
+        let words = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
+        let text: String = words.collect::<Vec<_>>().join(" ").chars().take(200).collect();
+        if text.is_empty() { text } else { format!(": {text}") }
+    }
+
+    fn redact(&self, text: String) -> String {
+        let secrets = self.secrets.current();
+        let raw = [&secrets.api_token, &secrets.webhook_authorization].into_iter().flatten();
+        let raw = raw.map(|secret| secret.expose().to_owned());
+        raw.chain(self.basic()).fold(text, |text, secret| text.replace(&secret, "[secret]"))
     }
 }
 
-fn basic(user: &str, token: &Secret) -> String {
-    let text = format!("{user}:{}", token.expose());
-    format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(text))
+fn is_refusal(status: StatusCode) -> bool {
+    matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
 }
 
-/// 5xx and 429 pass; everything else is for the caller to judge.
-fn settle(path: &str, answer: http::Response<Bytes>) -> Result<http::Response<Bytes>, Fault> {
-    let status = answer.status();
-    if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
-        return Err(Fault::Later(format!("answered {status} to {}", action(path))));
+/// The name on Jenkins' security page of a permission as `X-Required-Permission` has it
+/// (`hudson.security.AccessDeniedException3`): the group's class and the permission.
+fn permission_name(id: &str) -> String {
+    match id.rsplit_once('.') {
+        Some(("hudson.model.Computer", name)) => format!("Agent/{name}"),
+        Some(("hudson.model.Hudson", name)) => format!("Overall/{name}"),
+        _ => id.to_owned(),
     }
-    Ok(answer)
 }
 
-/// An answer that is neither success nor anything known.
-fn unexpected(what: &str, answer: &http::Response<Bytes>) -> Fault {
-    Fault::Permanent(format!("answered {} to {what}{}", answer.status(), said(answer)))
-}
-
-/// What Jenkins says in an error page: the `X-Error` header, or the page's paragraph.
-///
-/// `hudson.model.Failure` and `hudson.util.FormFillFailure` show their message in a `<p>` of an HTML page.
-fn said(answer: &http::Response<Bytes>) -> String {
-    if let Some(error) = answer.headers().get("x-error").and_then(|value| value.to_str().ok()) {
-        return format!(": {error}");
-    }
-    let body = String::from_utf8_lossy(&answer.body()[..answer.body().len().min(64 * 1024)]).into_owned();
-    let paragraph = body.split("<p>").nth(1).and_then(|rest| rest.split("</p>").next()).unwrap_or_default();
-    let text: String = paragraph.split('<').map(|part| part.rsplit('>').next().unwrap_or_default()).collect();
-    let text: String = text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(200).collect();
-    if text.is_empty() { text } else { format!(": {text}") }
-}
-
-/// A path without its query.
-fn action(path: &str) -> &str {
-    path.split('?').next().unwrap_or(path)
+/// A proxy's page, or something else that is not Jenkins: as good as no answer.
+fn not_jenkins(error: serde_json::Error) -> Fault {
+    Fault::Refused(format!("the answer is not that of a Jenkins ({error}): mend jenkins.url"))
 }
 
 #[cfg(test)]
@@ -220,7 +294,7 @@ pub(crate) mod tests {
     use std::sync::Mutex;
 
     use super::*;
-    use crate::secret::Secrets;
+    use crate::secret::{Secret, Secrets};
 
     /// A Jenkins that answers from a list and keeps what it was asked.
     pub(crate) struct Scripted {
@@ -275,6 +349,56 @@ pub(crate) mod tests {
         };
         let scripted = scripted(vec![forbidden(), forbidden()]);
         let fault = scripted.jenkins.delete_node("a").await.expect_err("403");
-        assert!(fault.to_string().contains("hudson.model.Computer.Create"), "{fault}");
+        assert!(fault.to_string().contains("Agent/Create"), "{fault}");
+    }
+
+    #[tokio::test]
+    async fn a_login_page_before_jenkins_is_no_success() {
+        let redirect = |location: &'static str| {
+            http::Response::builder().status(302).header("Location", location).body("").expect("a response")
+        };
+        for location in [
+            "https://sso.example.com/authorize",
+            "/jenkins/login?from=%2F",
+            "https://ci.example.com/jenkins/securityRealm/commenceLogin",
+        ] {
+            let fault = scripted(vec![redirect(location)]).jenkins.delete_node("a").await.expect_err(location);
+            assert!(matches!(&fault, Fault::Refused(text) if text.contains("jenkins.url")), "{fault}");
+        }
+        let own = "https://ci.example.com/jenkins/computer/";
+        for location in ["..", ".", own, "http://ci.example.com/jenkins/computer/"] {
+            assert_eq!(scripted(vec![redirect(location)]).jenkins.delete_node("a").await, Ok(true), "{location}");
+        }
+    }
+
+    #[tokio::test]
+    async fn trouble_is_told_in_words_and_without_secrets() {
+        let page = "<!DOCTYPE html><html><head><title>Starting\n Jenkins</title></head><body>t0ken</body></html>";
+        for (body, words) in [
+            (page, ": Starting Jenkins"),
+            ("<html><p>Agent called <b>‘a’</b> already exists</p>", ": Agent called ‘a’ already exists"),
+            (
+                "you sent Basic Ym90OnQwa2Vu, t0ken and\u{7} raw authorization",
+                ": you sent Basic [secret], [secret] and [secret]",
+            ),
+            ("", ""),
+        ] {
+            let fault = scripted(vec![answer(503, body)]).jenkins.nodes().await.expect_err("503");
+            let Fault::Later(text) = &fault else { panic!("{fault}") };
+            assert_eq!(text, &format!("answered 503 Service Unavailable to computer/api/json{words}"));
+        }
+        assert!(matches!(scripted(vec![]).jenkins.nodes().await, Err(Fault::Later(_))));
+    }
+
+    #[test]
+    fn versions_are_read_as_far_as_they_matter() {
+        let version = |text: &str| {
+            Version::of(&http::Response::builder().header("X-Jenkins", text).body(Bytes::new()).expect("a response"))
+        };
+        assert_eq!(version("2.541.2"), Some(Version(2, 541)));
+        assert_eq!(version("2.579-SNAPSHOT (private)"), Some(Version(2, 579)));
+        assert_eq!(version("?"), None);
+        assert!(version("2.528.3") < Some(Version(2, 539)));
+        assert!(version("3.0") > Some(Version(2, 539)));
     }
 }

@@ -2,13 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use http::{Method, StatusCode};
+use http::StatusCode;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
-use serde_json::{Value, json};
 
-use super::{Fault, Jenkins, said, unexpected};
-use crate::config::{self, HostKeyVerification, Limit};
+use super::{Call, FORM, Fault, Jenkins, Version, definition, not_jenkins};
+use crate::config;
 use crate::secret::Secret;
 
 /// A node as Jenkins is to have it.
@@ -32,6 +31,7 @@ pub struct Node {
 
 /// How Jenkins and an agent find each other.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "one at a time, on its way into one call")]
 pub enum Launcher {
     /// Jenkins logs in.
     Ssh {
@@ -78,22 +78,61 @@ pub struct NodeState {
 /// What of a node is asked for.
 const FIELDS: &str = "displayName,description,offline,temporarilyOffline,offlineCauseReason,idle";
 
+/// From this version on `ComputerSet.doCreateItem` takes a node as XML.
+const TAKES_XML: Version = Version(2, 539);
+
 impl Jenkins {
-    /// Creates a node: `ComputerSet.doDoCreateItem`, which answers with a redirect, and with 400 for a name that is taken
-    /// or not allowed (`ComputerSet.checkName`). Needs Agent/Create.
+    /// Creates a node: as XML where the controller takes that, else as the form of its own page. Either is answered with
+    /// 400 where the name is taken or not allowed. Needs Agent/Create.
     ///
     /// # Errors
     /// When it was not created and none was there.
     pub async fn create_node(&self, node: &Node) -> Result<Created, Fault> {
-        let json = definition(node).to_string();
-        let form = url::form_urlencoded::Serializer::new(String::new()).append_pair("json", &json).finish();
+        if self.takes_xml().await? {
+            match self.create_from_xml(node).await {
+                // A controller that does not take it after all is asked in the older way.
+                Err(Fault::Permanent(reason)) => {
+                    tracing::debug!(agent.name = node.name, error = reason, "not created from XML");
+                }
+                result => return result,
+            }
+        }
+        self.create_from_form(node).await
+    }
+
+    /// Whether the controller takes XML by its version, which is asked for if no answer has told it yet. Who cannot say
+    /// gets the form.
+    async fn takes_xml(&self) -> Result<bool, Fault> {
+        if self.version().is_none()
+            && let Err(fault @ Fault::Later(_)) = self.call_once(Call::get("whoAmI/api/json")).await
+        {
+            return Err(fault);
+        }
+        Ok(self.version() >= Some(TAKES_XML))
+    }
+
+    /// `ComputerSet.doCreateItem` with XML, which answers 200.
+    async fn create_from_xml(&self, node: &Node) -> Result<Created, Fault> {
+        let path = format!("computer/createItem?name={}", encode(&node.name));
+        let xml = definition::xml(node);
+        self.create(node, Call::post(&path, "application/xml; charset=UTF-8", &xml)).await
+    }
+
+    /// `ComputerSet.doDoCreateItem`, which answers with a redirect to the list of nodes.
+    async fn create_from_form(&self, node: &Node) -> Result<Created, Fault> {
         let path = format!("computer/doCreateItem?name={}&type=hudson.slaves.DumbSlave", encode(&node.name));
-        let answer = self.call(Method::POST, &path, Some(form)).await?;
+        let json = definition::form(node).to_string();
+        let form = url::form_urlencoded::Serializer::new(String::new()).append_pair("json", &json).finish();
+        self.create(node, Call::post(&path, FORM, &form)).await
+    }
+
+    async fn create(&self, node: &Node, call: Call<'_>) -> Result<Created, Fault> {
+        let answer = self.call(call).await?;
         match answer.status() {
-            status if status.is_success() || status.is_redirection() => Ok(Created::New),
+            status if is_done(status) => Ok(Created::New),
+            // In words it says so in many languages.
             StatusCode::BAD_REQUEST if self.node(&node.name).await?.is_some() => Ok(Created::Existed),
-            StatusCode::BAD_REQUEST => Err(Fault::Permanent(format!("refuses node {}{}", node.name, said(&answer)))),
-            _ => Err(unexpected("doCreateItem", &answer)),
+            _ => Err(self.unexpected(call, &answer)),
         }
     }
 
@@ -103,11 +142,12 @@ impl Jenkins {
     /// When Jenkins could not be asked.
     pub async fn node(&self, name: &str) -> Result<Option<NodeState>, Fault> {
         let path = format!("computer/{}/api/json?tree={FIELDS}", encode(name));
-        let answer = self.call(Method::GET, &path, None).await?;
+        let call = Call::get(&path);
+        let answer = self.call(call).await?;
         match answer.status() {
             StatusCode::NOT_FOUND => Ok(None),
-            StatusCode::OK => serde_json::from_slice(answer.body()).map(Some).map_err(not_json),
-            _ => Err(unexpected("a node's api/json", &answer)),
+            StatusCode::OK => serde_json::from_slice(answer.body()).map(Some).map_err(not_jenkins),
+            _ => Err(self.unexpected(call, &answer)),
         }
     }
 
@@ -120,18 +160,18 @@ impl Jenkins {
         struct All {
             computer: Vec<NodeState>,
         }
-        let answer = self.call(Method::GET, &format!("computer/api/json?tree=computer[{FIELDS}]"), None).await?;
+        let path = format!("computer/api/json?tree=computer[{FIELDS}]");
+        let call = Call::get(&path);
+        let answer = self.call(call).await?;
         match answer.status() {
-            StatusCode::OK => {
-                serde_json::from_slice(answer.body()).map(|All { computer }| computer).map_err(not_json)
-            }
-            _ => Err(unexpected("computer/api/json", &answer)),
+            StatusCode::OK => serde_json::from_slice(answer.body()).map(|all: All| all.computer).map_err(not_jenkins),
+            _ => Err(self.unexpected(call, &answer)),
         }
     }
 
     /// Takes a node offline with this message. `Computer.doToggleOffline` toggles, so that the state is read first; one
-    /// that is offline already keeps its state and gets the message. Answers false if there is no such node. Needs
-    /// Agent/Disconnect.
+    /// that is offline already stays so and gets the message (`Computer.doChangeOfflineCause`). Answers false if there is
+    /// no such node. Needs Agent/Disconnect.
     ///
     /// # Errors
     /// When Jenkins could not be asked.
@@ -164,11 +204,12 @@ impl Jenkins {
 
     async fn node_action(&self, name: &str, action: &str) -> Result<bool, Fault> {
         let path = format!("computer/{}/{action}", encode(name));
-        let answer = self.call(Method::POST, &path, Some(String::new())).await?;
+        let call = Call::post(&path, FORM, "");
+        let answer = self.call(call).await?;
         match answer.status() {
             StatusCode::NOT_FOUND => Ok(false),
-            status if status.is_success() || status.is_redirection() => Ok(true),
-            _ => Err(unexpected(super::action(action), &answer)),
+            status if is_done(status) => Ok(true),
+            _ => Err(self.unexpected(call, &answer)),
         }
     }
 
@@ -178,93 +219,35 @@ impl Jenkins {
     /// # Errors
     /// When Jenkins could not be asked, or its answer holds no secret.
     pub async fn inbound_secret(&self, name: &str) -> Result<Secret, Fault> {
-        let answer = self.call(Method::GET, &format!("computer/{}/jenkins-agent.jnlp", encode(name)), None).await?;
-        if answer.status() != StatusCode::OK {
+        let path = format!("computer/{}/jenkins-agent.jnlp", encode(name));
+        let call = Call::get(&path);
+        let answer = self.call(call).await?;
+        match answer.status() {
+            StatusCode::OK => first_argument(answer.body())
+                .ok_or_else(|| Fault::Permanent(format!("the answer to {} holds no secret", call.action()))),
             // A node just made may not have its computer yet.
-            return Err(Fault::Later(format!("answered {} to jenkins-agent.jnlp of {name}", answer.status())));
-        }
-        let text = String::from_utf8_lossy(answer.body());
-        let argument = text.split("<argument>").nth(1).and_then(|rest| rest.split("</argument>").next());
-        match argument.map(str::trim) {
-            Some(secret) if !secret.is_empty() => Ok(Secret::new(secret)),
-            _ => Err(Fault::Permanent(format!("jenkins-agent.jnlp of {name} holds no secret"))),
+            StatusCode::NOT_FOUND => Err(Fault::Later(format!("has no {} yet", call.action()))),
+            _ => Err(self.unexpected(call, &answer)),
         }
     }
 }
 
-fn not_json(error: serde_json::Error) -> Fault {
-    Fault::Permanent(format!("does not answer like Jenkins: {error}"))
+/// A form is answered with a redirect (`HttpResponses.redirectToDot`), the API with 200.
+fn is_done(status: StatusCode) -> bool {
+    status.is_success() || status.is_redirection()
 }
 
-fn encode(text: &str) -> String {
+/// The text of the first `<argument>` (`SlaveComputer/jenkins-agent.jnlp.jelly`).
+fn first_argument(jnlp: &[u8]) -> Option<Secret> {
+    let jnlp = roxmltree::Document::parse(std::str::from_utf8(jnlp).ok()?).ok()?;
+    let argument = jnlp.descendants().find(|element| element.has_tag_name("argument"))?;
+    argument.text().map(str::trim).filter(|text| !text.is_empty()).map(Secret::new)
+}
+
+/// For a path or a query.
+pub(super) fn encode(text: &str) -> String {
     const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
     utf8_percent_encode(text, RESERVED).to_string()
-}
-
-/// The form that Jenkins' own page for a permanent agent submits (`DumbSlave`, `Slave`'s data-bound setters).
-fn definition(node: &Node) -> Value {
-    let environment: Vec<Value> =
-        node.environment.iter().map(|(key, value)| json!({"key": key, "value": value})).collect();
-    let mut properties = json!({"stapler-class-bag": "true"});
-    if !environment.is_empty() {
-        properties["hudson-slaves-EnvironmentVariablesNodeProperty"] = json!({"env": environment});
-    }
-    json!({
-        "name": node.name,
-        "nodeDescription": node.description,
-        "numExecutors": node.executors.to_string(),
-        "remoteFS": node.workspace,
-        "labelString": node.labels.join(" "),
-        "mode": "EXCLUSIVE",
-        "": ["hudson.slaves.JNLPLauncher", "hudson.slaves.RetentionStrategy$Always"],
-        "launcher": launcher(&node.launcher),
-        "retentionStrategy": class("hudson.slaves.RetentionStrategy$Always"),
-        "nodeProperties": properties,
-        "type": "hudson.slaves.DumbSlave",
-    })
-}
-
-fn class(name: &str) -> Value {
-    json!({"stapler-class": name, "$class": name})
-}
-
-/// `JNLPLauncher` and ssh-slaves' `SSHLauncher` with their data-bound setters.
-fn launcher(launcher: &Launcher) -> Value {
-    match launcher {
-        Launcher::Inbound => {
-            let mut json = class("hudson.slaves.JNLPLauncher");
-            json["webSocket"] = json!(true);
-            json["workDirSettings"] = json!({"disabled": false, "workDirPath": "", "internalDir": "remoting", "failIfWorkDirIsMissing": false});
-            json
-        }
-        Launcher::Ssh { host, port, settings } => {
-            let mut json = class("hudson.plugins.sshslaves.SSHLauncher");
-            let seconds = |limit: Limit| limit.0.unwrap_or_default().as_secs();
-            json["host"] = json!(host);
-            json["port"] = json!(port);
-            json["credentialsId"] = json!(settings.credentials_id);
-            json["launchTimeoutSeconds"] = json!(seconds(settings.launch_timeout));
-            json["maxNumRetries"] = json!(settings.max_retries);
-            json["retryWaitTime"] = json!(seconds(settings.retry_wait));
-            json["javaPath"] = json!(settings.java_path.as_deref().unwrap_or_default());
-            json["jvmOptions"] = json!(settings.jvm_options.as_deref().unwrap_or_default());
-            json["prefixStartSlaveCmd"] = json!(settings.prefix_start_command.as_deref().unwrap_or_default());
-            json["suffixStartSlaveCmd"] = json!(settings.suffix_start_command.as_deref().unwrap_or_default());
-            json["tcpNoDelay"] = json!(true);
-            json["sshHostKeyVerificationStrategy"] = match &settings.host_key_verification {
-                HostKeyVerification::None => class("hudson.plugins.sshslaves.verifiers.NonVerifyingKeyVerificationStrategy"),
-                HostKeyVerification::KnownHosts => {
-                    class("hudson.plugins.sshslaves.verifiers.KnownHostsFileKeyVerificationStrategy")
-                }
-                HostKeyVerification::Key(key) => {
-                    let mut json = class("hudson.plugins.sshslaves.verifiers.ManuallyProvidedKeyVerificationStrategy");
-                    json["key"] = json!(key);
-                    json
-                }
-            };
-            json
-        }
-    }
 }
 
 #[cfg(test)]
@@ -272,7 +255,7 @@ mod tests {
     use super::super::tests::{answer, scripted};
     use super::*;
 
-    fn node(launcher: Launcher) -> Node {
+    fn node() -> Node {
         Node {
             name: "ecs-a-0a1b2c3d4e5f".into(),
             description: "for a & b".into(),
@@ -280,49 +263,99 @@ mod tests {
             workspace: "/home/jenkins".into(),
             executors: 1,
             environment: BTreeMap::from([("A".into(), "b c".into())]),
-            launcher,
+            launcher: Launcher::Inbound,
         }
     }
 
-    fn form(request: &http::Request<bytes::Bytes>) -> Value {
-        let (_, json) = url::form_urlencoded::parse(request.body()).find(|(key, _)| key == "json").expect("json");
-        serde_json::from_str(&json).expect("JSON")
+    fn of_version(version: &str, status: u16, body: &'static str) -> http::Response<&'static str> {
+        http::Response::builder().status(status).header("X-Jenkins", version).body(body).expect("a response")
     }
 
     #[tokio::test]
-    async fn a_node_is_posted_as_the_page_posts_it() {
-        let scripted = scripted(vec![answer(302, "")]);
-        let settings = config::Ssh { prefix_start_command: Some("bash -l -c '".into()), ..config::Ssh::default() };
-        let launcher = Launcher::Ssh { host: "10.0.1.5".into(), port: 32768, settings };
-        assert_eq!(scripted.jenkins.create_node(&node(launcher)).await, Ok(Created::New));
+    async fn an_older_controller_gets_the_form() {
+        let scripted = scripted(vec![of_version("2.528.3", 200, "{}"), answer(302, ""), answer(302, "")]);
+        assert_eq!(scripted.jenkins.create_node(&node()).await, Ok(Created::New));
+        assert_eq!(scripted.jenkins.create_node(&node()).await, Ok(Created::New));
         let asked = scripted.asked.lock().expect("asked");
+        assert_eq!(asked.len(), 3, "the version is asked for once");
+        assert_eq!(asked[1].method(), "POST");
         assert_eq!(
-            asked[0].uri(),
+            asked[1].uri(),
             "https://ci.example.com/jenkins/computer/doCreateItem?name=ecs-a-0a1b2c3d4e5f&type=hudson.slaves.DumbSlave"
         );
-        let form = form(&asked[0]);
-        assert_eq!(form["labelString"], "a b");
-        assert_eq!(form["mode"], "EXCLUSIVE");
-        assert_eq!(form["launcher"]["host"], "10.0.1.5");
-        assert_eq!(form["launcher"]["port"], 32768);
-        assert_eq!(form["launcher"]["prefixStartSlaveCmd"], "bash -l -c '");
-        assert_eq!(form["nodeProperties"]["hudson-slaves-EnvironmentVariablesNodeProperty"]["env"][0]["value"], "b c");
+        assert_eq!(asked[1].headers()["content-type"], FORM);
+        assert_eq!(asked[1].headers()["authorization"], "Basic Ym90OnQwa2Vu");
+        let (_, json) = url::form_urlencoded::parse(asked[1].body()).find(|(key, _)| key == "json").expect("json");
+        assert_eq!(json, definition::form(&node()).to_string());
+    }
+
+    #[tokio::test]
+    async fn a_newer_controller_gets_xml() {
+        let scripted = scripted(vec![of_version("2.541.1", 200, "{}"), of_version("2.541.1", 200, "")]);
+        assert_eq!(scripted.jenkins.create_node(&node()).await, Ok(Created::New));
+        let asked = scripted.asked.lock().expect("asked");
+        assert_eq!(asked[1].uri(), "https://ci.example.com/jenkins/computer/createItem?name=ecs-a-0a1b2c3d4e5f");
+        assert_eq!(asked[1].headers()["content-type"], "application/xml; charset=UTF-8");
+        assert_eq!(*asked[1].body(), definition::xml(&node()));
+    }
+
+    #[tokio::test]
+    async fn whoever_takes_no_xml_after_all_gets_the_form() {
+        let scripted = scripted(vec![
+            of_version("2.541.1", 200, "{}"),
+            of_version("2.541.1", 400, "<p>No mode given</p>"),
+            answer(404, ""),
+            answer(302, ""),
+        ]);
+        assert_eq!(scripted.jenkins.create_node(&node()).await, Ok(Created::New));
+        assert_eq!(scripted.asked.lock().expect("asked")[3].uri().path(), "/jenkins/computer/doCreateItem");
     }
 
     #[tokio::test]
     async fn a_node_that_is_there_is_no_fault_and_a_bad_one_is() {
-        let there = scripted(vec![answer(400, ""), answer(200, "{\"displayName\": \"x\"}")]);
-        assert_eq!(there.jenkins.create_node(&node(Launcher::Inbound)).await, Ok(Created::Existed));
-        let bad = scripted(vec![answer(400, "<h1>Error</h1><p>‘<b>*</b>’ is an unsafe character</p>"), answer(404, "")]);
-        let fault = bad.jenkins.create_node(&node(Launcher::Inbound)).await.expect_err("400");
-        assert!(matches!(&fault, Fault::Permanent(text) if text.contains("is an unsafe character")), "{fault}");
+        let there = scripted(vec![answer(200, "{}"), answer(400, ""), answer(200, "{\"displayName\": \"x\"}")]);
+        assert_eq!(there.jenkins.create_node(&node()).await, Ok(Created::Existed));
+        let page = "<h1>Error</h1><p>‘<b>*</b>’ is an unsafe character</p>";
+        let bad = scripted(vec![answer(200, "{}"), answer(400, page), answer(404, "")]);
+        let fault = bad.jenkins.create_node(&node()).await.expect_err("400");
+        assert!(matches!(&fault, Fault::Permanent(text) if text.contains("‘*’ is an unsafe character")), "{fault}");
+    }
+
+    #[tokio::test]
+    async fn a_controller_in_trouble_is_asked_again_later() {
+        let after_version = |status| vec![answer(200, "{}"), answer(status, "")];
+        for answers in [vec![], vec![answer(503, "")], after_version(500), after_version(429)] {
+            let fault = scripted(answers).jenkins.create_node(&node()).await.expect_err("trouble");
+            assert!(matches!(fault, Fault::Later(_)), "{fault}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nodes_are_read_in_one_call() {
+        let body = r#"{"_class": "hudson.model.ComputerSet", "computer": [
+            {"_class": "hudson.model.Hudson$MasterComputer", "displayName": "Built-In Node", "description": "",
+             "offline": false, "temporarilyOffline": false, "offlineCauseReason": "", "idle": true},
+            {"_class": "hudson.slaves.SlaveComputer", "displayName": "ecs-a-0a1b2c3d4e5f", "description": null,
+             "offline": true, "temporarilyOffline": true, "offlineCauseReason": "build over", "idle": false}]}"#;
+        let scripted = scripted(vec![answer(200, body)]);
+        let expected = NodeState {
+            name: "ecs-a-0a1b2c3d4e5f".into(),
+            description: None,
+            offline: true,
+            temporarily_offline: true,
+            offline_cause: Some("build over".into()),
+            idle: false,
+        };
+        assert_eq!(scripted.jenkins.nodes().await.expect("nodes")[1], expected);
+        assert_eq!(scripted.asked.lock().expect("asked").len(), 1);
     }
 
     #[tokio::test]
     async fn offline_is_read_before_it_is_toggled() {
         let online = scripted(vec![answer(200, "{\"temporarilyOffline\": false}"), answer(302, "")]);
         assert_eq!(online.jenkins.set_offline("a", "x y").await, Ok(true));
-        assert!(online.asked.lock().expect("asked")[1].uri().to_string().ends_with("/toggleOffline?offlineMessage=x%20y"));
+        let toggled = online.asked.lock().expect("asked")[1].uri().to_string();
+        assert!(toggled.ends_with("/toggleOffline?offlineMessage=x%20y"), "{toggled}");
         let offline = scripted(vec![answer(200, "{\"temporarilyOffline\": true}"), answer(302, "")]);
         assert_eq!(offline.jenkins.set_offline("a", "x").await, Ok(true));
         assert!(offline.asked.lock().expect("asked")[1].uri().path().ends_with("/changeOfflineCause"));
@@ -331,9 +364,34 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn only_what_is_offline_goes_online() {
+        let offline = scripted(vec![answer(200, "{\"temporarilyOffline\": true}"), answer(302, "")]);
+        assert_eq!(offline.jenkins.set_online("a").await, Ok(true));
+        let online = scripted(vec![answer(200, "{\"temporarilyOffline\": false}")]);
+        assert_eq!(online.jenkins.set_online("a").await, Ok(false));
+    }
+
+    #[tokio::test]
+    async fn what_is_gone_need_not_be_deleted() {
+        for (status, deleted) in [(302, true), (200, true), (404, false)] {
+            let scripted = scripted(vec![answer(status, "")]);
+            assert_eq!(scripted.jenkins.delete_node("a b").await, Ok(deleted));
+            let asked = scripted.asked.lock().expect("asked");
+            assert_eq!(
+                (asked[0].method().as_str(), asked[0].uri().path()),
+                ("POST", "/jenkins/computer/a%20b/doDelete")
+            );
+        }
+    }
+
+    #[tokio::test]
     async fn the_secret_is_the_first_argument() {
-        let jnlp = "<jnlp><application-desc><argument>5ecre7</argument><argument>a</argument></application-desc></jnlp>";
-        let scripted = scripted(vec![answer(200, jnlp)]);
-        assert_eq!(scripted.jenkins.inbound_secret("a").await.expect("a secret").expose(), "5ecre7");
+        let jnlp =
+            "<jnlp><application-desc><argument>5ecre7</argument><argument>a</argument></application-desc></jnlp>";
+        let asked =
+            |status, body| async move { scripted(vec![answer(status, body)]).jenkins.inbound_secret("a").await };
+        assert_eq!(asked(200, jnlp).await.expect("a secret").expose(), "5ecre7");
+        assert!(matches!(asked(404, "").await, Err(Fault::Later(_))));
+        assert!(matches!(asked(200, "<jnlp/>").await, Err(Fault::Permanent(_))));
     }
 }

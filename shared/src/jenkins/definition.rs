@@ -1,5 +1,7 @@
 //! A node in the two languages that Jenkins takes it in: the form of its own page, and its configuration file.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use super::nodes::{Launcher, Node};
@@ -141,18 +143,21 @@ fn ssh_launcher_xml(host: &str, port: u16, settings: &Ssh) -> String {
     )
 }
 
-/// `hudson.EnvVars` is a `TreeMap` with a comparator of its own, which XStream writes as Java serialisation would.
+/// `hudson.EnvVars` is a `TreeMap` whose comparator ignores case, and XStream writes it as Java serialisation would.
+/// `TreeMap.readObject` takes the order as it comes: it has to be the comparator's, and no name may come twice.
 fn environment_xml(node: &Node) -> String {
     if node.environment.is_empty() {
         return String::new();
     }
+    let fold = |name: &str| name.to_uppercase().to_lowercase();
+    let sorted: BTreeMap<_, _> = node.environment.iter().map(|(name, value)| (fold(name), (name, value))).collect();
     let variables: String =
-        node.environment.iter().flat_map(|(name, value)| [text("string", name), text("string", value)]).collect();
+        sorted.values().flat_map(|(name, value)| [text("string", name), text("string", value)]).collect();
     format!(
         "<hudson.slaves.EnvironmentVariablesNodeProperty><envVars serialization='custom'><unserializable-parents/>\
          <tree-map><default><comparator class='java.lang.String$CaseInsensitiveComparator'/></default>\
          <int>{}</int>{variables}</tree-map></envVars></hudson.slaves.EnvironmentVariablesNodeProperty>",
-        node.environment.len(),
+        sorted.len(),
     )
 }
 
@@ -184,8 +189,6 @@ fn seconds(limit: Limit) -> i32 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
 
     fn node(launcher: Launcher) -> Node {
@@ -340,6 +343,16 @@ mod tests {
         assert!(leaves.contains(&("launcher/webSocket".into(), "true".into())));
         assert!(leaves.contains(&("launcher/workDirSettings/disabled".into(), "false".into())));
         assert!(leaves.contains(&("nodeProperties".into(), String::new())));
+    }
+
+    #[test]
+    fn variables_are_in_the_order_that_jenkins_reads_them_in() {
+        let variables = ["B", "PATH", "_X", "a", "path"].map(|name| (name.to_owned(), format!("{name}=")));
+        let xml = xml(&Node { environment: BTreeMap::from(variables), ..node(Launcher::Inbound) });
+        let (_, variables) = xml.split_once("<int>").expect("a count");
+        let expected = "4</int><string>_X</string><string>_X=</string><string>a</string><string>a=</string>\
+            <string>B</string><string>B=</string><string>path</string><string>path=</string></tree-map>";
+        assert!(variables.starts_with(expected), "{variables}");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::str::FromStr;
 #[serde(transparent)]
 pub struct LabelSet(
     /// Names that can stand in a label expression without quotes.
-    #[schemars(length(min = 1), inner(length(min = 1)))]
+    #[schemars(length(min = 1), inner(regex(pattern = r#"^[^\s&|!<>()"'\\]+$"#)))]
     pub BTreeSet<String>,
 );
 

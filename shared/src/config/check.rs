@@ -208,13 +208,16 @@ fn launch(launch: &Launch, faults: &mut Faults<'_>) {
         faults.unless((0..=100_000).contains(&provider.base), "base", "has to be 0 to 100000");
     }
     let field = "capacityProviders";
+    faults.unless(providers.len() <= 20, field, "may have 20 at most");
+    if !faults.is_written(field) {
+        return;
+    }
     let with_weight = providers.iter().filter(|provider| provider.weight > 0).count();
     let with_base = providers.iter().filter(|provider| provider.base > 0).count();
     let of_fargate = providers.iter().filter(|provider| provider.is_fargate()).count();
     faults.unless(with_weight > 0 || providers.is_empty(), field, "has to have one weight above 0");
     faults.unless(with_base <= 1, field, "may have one base above 0 only");
     faults.unless(of_fargate == 0 || of_fargate == providers.len(), field, "cannot mix Fargate's with others");
-    faults.unless(providers.len() <= 20, field, "may have 20 at most");
 }
 
 fn fargate(template: &Template, faults: &mut Faults<'_>) {
@@ -358,7 +361,6 @@ fn is_task_definition(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use crate::config::Config;
     use crate::config::load::from_yaml;
 
     /// With one cloud of one template, to each of which fields are added.
@@ -552,22 +554,5 @@ mod tests {
             assert!(found.iter().all(|one| one.contains(".typ") || one.starts_with(fault)), "{found:#?}");
             assert!(!found.concat().contains("hunter2"));
         }
-    }
-
-    #[test]
-    fn the_example_is_a_configuration() {
-        let config: Config = from_yaml(include_str!("../../../agents.example.yaml")).expect("good");
-        assert!(config.jenkins.registers_nodes());
-    }
-
-    #[test]
-    fn the_schema_that_is_shipped_is_that_of_the_types() {
-        let schema = serde_json::to_string_pretty(&schemars::schema_for!(Config)).expect("JSON") + "\n";
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../agents.schema.json");
-        if std::env::var_os("UPDATE_SCHEMA").is_some() {
-            std::fs::write(path, &schema).expect("written");
-        }
-        let shipped = std::fs::read_to_string(path).expect("agents.schema.json");
-        assert!(shipped == schema, "run the tests with UPDATE_SCHEMA=1 and commit agents.schema.json");
     }
 }

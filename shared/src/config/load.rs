@@ -146,7 +146,7 @@ impl Joined {
     }
 }
 
-/// The places where something is missing or wrong. What stands there instead is a guess, not held against anybody.
+/// The places where something is missing, wrong or not known. What stands there instead is a guess, not held against anybody.
 #[derive(Debug, Default)]
 pub(super) struct Guessed(BTreeSet<String>);
 
@@ -188,15 +188,22 @@ fn typed(value: &mut Value, guessed: &mut Guessed, errors: &mut Vec<ConfigError>
             }
         } else if let Some(rest) = message.strip_prefix("unknown field `") {
             let expected = rest.split_once(", ").map_or("nothing expected", |(_, expected)| expected);
-            errors.push(ConfigError::new(text(&segments), format!("is not known here; {expected}")));
+            let path = text(&segments);
+            guessed.0.insert(path.clone());
+            errors.push(ConfigError::new(path, format!("is not known here; {expected}")));
             repair(value, &segments);
         } else {
-            // A variant without content is no place of its own.
-            let end = segments.iter().rposition(|segment| matches!(segment, Segment::Seq { .. } | Segment::Map { .. }));
-            let place = &segments[..end.map_or(0, |end| end + 1)];
-            if guessed.0.insert(text(place)) {
+            // Where a guess is wrong too, what it is part of has to give way: a list in place of a mapping, say.
+            let places = (0..=segments.len()).rev().map(|length| &segments[..length]);
+            let is_place = |place: &&[&Segment]| matches!(place.last(), Some(Segment::Seq { .. } | Segment::Map { .. }));
+            let mut places = places.filter(is_place);
+            let innermost = places.next()?;
+            let place = if guessed.0.insert(text(innermost)) {
                 errors.push(ConfigError::new(text(&segments), worded(&message)));
-            }
+                innermost
+            } else {
+                places.find(|place| guessed.0.insert(text(place)))?
+            };
             repair(value, place);
         }
     }
@@ -295,4 +302,267 @@ fn guess_element(list: &str) -> Value {
         _ => return json!("guess"),
     };
     fields.iter().map(|&field| (field, guess_field(list, field))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use proptest::sample::subsequence;
+
+    use super::*;
+
+    /// Everything that can be written.
+    const FULL: &str = r#"
+jenkins:
+  url: https://jenkins.example.com/
+  user: ecs-agents
+  apiToken: {ssm: /jenkins/api-token}
+  registerNodes: true
+  caCertificate: {file: /etc/ca.pem}
+  webhook:
+    url: https://jenkins.example.com/hook
+    authorization: {env: AUTHORIZATION}
+    signingSecret: {ssm: /jenkins/signing}
+eventBus: ci-agents
+clouds:
+  - name: linux
+    region: eu-west-1
+    cluster: default
+    assumeRoleArn: arn:aws:iam::123456789012:role/agents
+    autoScalingGroup: jenkins-ecs
+    instanceLaunchTimeout: 15m
+    idleInstanceTimeout: never
+    instanceCapacity: {cpu: 4096, memory: 7680}
+    maxAgents: 100
+    templates:
+      - name: maven
+        labels: [linux, maven]
+        taskDefinition: arn:aws:ecs:eu-west-1:123456789012:task-definition/jenkins-maven:7
+        container: agent
+        connect: ssh
+        workspace: /home/jenkins
+        executors: 1
+        containerStartTimeout: 15m
+        agentsPerRequest: 1
+        maxAgents: 20
+        maxLifetime: 24h
+        idleTimeout: 10m
+        ssh:
+          port: 22
+          credentialsId: jenkins-agent-key
+          address: private
+          hostKeyVerification: {key: "ssh-ed25519 AAAA"}
+          launchTimeout: 60s
+          maxRetries: 10
+          retryWait: 3s
+          javaPath: /opt/java/bin/java
+          jvmOptions: -Xmx64m
+          prefixStartCommand: "sh -lc '"
+          suffixStartCommand: "'"
+        launch: {type: ec2}
+        network: {subnets: [subnet-1], securityGroups: [sg-1], assignPublicIp: false}
+        platformVersion: LATEST
+        placementStrategy: [{type: binpack, field: memory}]
+        placementConstraints: [{type: memberOf, expression: "attribute:ecs.os-type == linux"}]
+        enableExecuteCommand: false
+        environment: {MAVEN_OPTS: -Xmx1g}
+        tags: {team: build}
+        allowedOverrides: [cpu, memory, environment, command, taskRole]
+        limits: {cpu: 4096, memory: 16384}
+      - name: node
+        labels: [node]
+        taskDefinition: node
+        connect: inbound
+        launch: {capacityProviders: [{name: FARGATE_SPOT, weight: 4, base: 0}, {name: FARGATE, weight: 1, base: 1}]}
+        network: {subnets: [subnet-1, subnet-2], assignPublicIp: true}
+"#;
+
+    fn full() -> Value {
+        yaml::parse(FULL).expect("YAML").0
+    }
+
+    fn faults(value: &Value) -> Vec<ConfigError> {
+        from_yaml(&value.to_string()).err().unwrap_or_default()
+    }
+
+    fn validator() -> jsonschema::Validator {
+        jsonschema::validator_for(&schemars::schema_for!(Config).into()).expect("a schema")
+    }
+
+    /// Every place below this one, as a path and as a JSON pointer.
+    fn places(value: &Value, path: &str, pointer: &str) -> Vec<(String, String)> {
+        let below: Vec<(String, String, &Value)> = match value {
+            Value::Object(fields) => {
+                fields.iter().map(|(key, value)| (join(path, key), format!("{pointer}/{key}"), value)).collect()
+            }
+            Value::Array(list) => (list.iter().enumerate())
+                .map(|(index, value)| (format!("{path}[{index}]"), format!("{pointer}/{index}"), value))
+                .collect(),
+            _ => Vec::new(),
+        };
+        let mut all = Vec::new();
+        for (path, pointer, value) in below {
+            all.extend(places(value, &path, &pointer));
+            all.push((path, pointer));
+        }
+        all
+    }
+
+    fn all_places() -> Vec<(String, String)> {
+        places(&full(), "", "")
+    }
+
+    #[test]
+    fn everything_that_can_be_written_is_read() {
+        let config = from_yaml(FULL).expect("good");
+        assert_eq!(config.clouds[0].templates.len(), 2);
+        assert!(validator().is_valid(&full()));
+        // So that the tests below leave no field out.
+        let schema = Value::from(schemars::schema_for!(Config));
+        let used: BTreeSet<_> = all_places().into_iter().map(|(path, _)| path).collect();
+        for definition in schema["$defs"].as_object().into_iter().flat_map(Map::values).chain([&schema]) {
+            for field in definition["properties"].as_object().into_iter().flat_map(Map::keys) {
+                assert!(used.iter().any(|path| path == field || path.ends_with(&format!(".{field}"))), "{field}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_has_to_be_there_is_missed_where_it_is_missing() {
+        let all = all_places();
+        let mut required = 0;
+        for (path, pointer) in &all {
+            let (parent, key) = pointer.rsplit_once('/').expect("a pointer");
+            let mut value = full();
+            let Some(Value::Object(fields)) = value.pointer_mut(parent) else { continue };
+            fields.remove(key);
+            if !validator().is_valid(&value) && !path.ends_with("Key.key") {
+                required += 1;
+                let found: Vec<_> = faults(&value).iter().map(ToString::to_string).collect();
+                assert!(
+                    matches!(found.as_slice(), [one] if one.starts_with(path) || path.starts_with(&one[..one.find(':').unwrap_or(0)])),
+                    "{path}: {found:#?}"
+                );
+            }
+        }
+        assert!(required > 20, "{required}");
+    }
+
+    #[test]
+    fn what_is_not_known_is_named() {
+        for (path, pointer) in all_places().into_iter().chain([(String::new(), String::new())]) {
+            let mut value = full();
+            match value.pointer_mut(&pointer) {
+                Some(Value::Object(fields)) => fields.insert("colour".into(), json!(["red"])),
+                _ => continue,
+            };
+            let found = faults(&value);
+            assert!(!validator().is_valid(&value), "{path}");
+            assert_eq!(found.len(), 1, "{path}: {found:#?}");
+            assert!(is_within(&join(&path, "colour"), &found[0].path), "{path}: {found:#?}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn every_fault_is_found_at_once_and_nothing_else(
+            chosen in subsequence(all_places(), 1..8), nonsense in prop_oneof![Just(json!([{"x": 1}])), Just(json!(-1.5))]
+        ) {
+            let mut value = full();
+            let mut wrong: Vec<&str> = Vec::new();
+            for (path, pointer) in &chosen {
+                // What is inside another fault cannot be seen.
+                if let Some(place) = value.pointer_mut(pointer) {
+                    *place = nonsense.clone();
+                    wrong.retain(|inner| !is_within(inner, path));
+                    wrong.push(path);
+                }
+            }
+            let found = faults(&value);
+            prop_assert!(!validator().is_valid(&value));
+            let near = |a: &str, b: &str| is_within(a, b) || is_within(b, a);
+            for path in &wrong {
+                prop_assert!(found.iter().any(|error| near(&error.path, path)), "{path} in {found:#?}");
+            }
+            for error in &found {
+                prop_assert!(wrong.iter().any(|path| near(&error.path, path)), "{error} beside {wrong:?}");
+            }
+        }
+    }
+
+    fn document(source: &str, text: &str) -> Document {
+        Document { source: source.into(), text: text.into() }
+    }
+
+    fn cloud(name: &str, more: &str) -> String {
+        let template = format!("{{name: {name}, labels: [l], taskDefinition: d, connect: ssh}}");
+        format!("clouds: [{{name: {name}, region: eu-west-1, templates: [{template}], {more}}}]")
+    }
+
+    #[test]
+    fn the_clouds_of_several_texts_are_joined() {
+        let documents = [
+            document("/a/1", &cloud("one", "")),
+            document("/a/2", &(cloud("two", "") + "\njenkins: {url: https://a/}")),
+            document("/a/3", "eventBus: bus"),
+        ];
+        let config = from_documents(&documents).expect("good");
+        let names: Vec<_> = config.clouds.iter().map(|cloud| cloud.name.as_str()).collect();
+        assert_eq!(names, ["one", "two"]);
+        assert_eq!(config.event_bus.as_deref(), Some("bus"));
+    }
+
+    #[test]
+    fn the_faults_of_several_texts_say_where_they_are_from() {
+        let documents = [
+            document("/a/1", &(cloud("one", "maxAgents: 0") + "\njenkins: {url: https://a/}")),
+            document("/a/2", &(cloud("two", "maxAgents: 0, maxAgents: 1") + "\njenkins: {url: https://b/}")),
+            document("/a/3", "clouds: 3"),
+            document("/a/4", "a: ["),
+        ];
+        let found: Vec<_> = from_documents(&documents).expect_err("wrong").iter().map(ToString::to_string).collect();
+        assert_eq!(found[..4], [
+            "/a/2: clouds[0].maxAgents: is there twice",
+            "/a/2: jenkins: is in /a/1 too, and only one may have it",
+            "/a/3: clouds: is in /a/1 too, and only one may have it",
+            found[3].as_str(),
+        ]);
+        assert!(found[3].starts_with("/a/4: not YAML: "), "{found:#?}");
+        assert_eq!(found[4..], [
+            "clouds[0].maxAgents: has to be above 0 (in /a/1)",
+            "clouds[1].maxAgents: has to be above 0 (in /a/2)",
+        ]);
+    }
+
+    #[test]
+    fn what_an_unreadable_text_has_is_not_missing() {
+        let documents = [document("/a/1", "jenkins: {"), document("/a/2", &cloud("two", ""))];
+        let found = from_documents(&documents).expect_err("wrong");
+        assert!(matches!(found.as_slice(), [one] if one.message.starts_with("/a/1: not YAML")), "{found:#?}");
+    }
+
+    #[test]
+    fn what_is_no_configuration_at_all_is_told_in_a_sentence() {
+        for (text, expected) in [
+            ("", "has to be a YAML mapping with jenkins and clouds"),
+            ("- a", "has to be a YAML mapping with jenkins and clouds"),
+            ("{}", "clouds: is missing; jenkins: is missing"),
+            ("jenkins: 3\nclouds: x", "clouds: has to be a list, not a text; jenkins: has to be a mapping, not integer `3`"),
+            ("jenkins: {url: https://a/}\nclouds: []", "clouds: has to have at least one cloud"),
+        ] {
+            let found: Vec<_> = from_yaml(text).expect_err(text).iter().map(ToString::to_string).collect();
+            assert_eq!(found.join("; "), expected);
+        }
+    }
+
+    #[test]
+    fn a_secret_in_the_wrong_place_is_not_repeated() {
+        for text in ["hunter2", "{ssm: [hunter2]}", "{text: hunter2}", "[hunter2]", "{ssm: a, env: hunter2}"] {
+            let found = from_yaml(&FULL.replace("{ssm: /jenkins/api-token}", text)).expect_err(text);
+            assert!(matches!(found.as_slice(), [one] if one.path == "jenkins.apiToken"), "{found:#?}");
+            assert!(!found[0].message.contains("hunter2"), "{found:#?}");
+        }
+    }
 }

@@ -6,22 +6,24 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::de::Error as _;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use url::Url;
 
 use super::duration::Limit;
 use crate::label::LabelSet;
 
-/// The whole configuration, checked.
+/// Which agents a Jenkins controller can have, and where they run.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(title = "Configuration of jenkins-ecs-agents")]
 pub struct Config {
     /// The Jenkins controller that the agents serve.
     pub jenkins: Jenkins,
     /// An EventBridge bus (name or ARN) that every notice is also put on.
     pub event_bus: Option<String>,
     /// Where agents can run, in order of preference.
+    #[schemars(length(min = 1))]
     pub clouds: Vec<Cloud>,
 }
 
@@ -46,9 +48,8 @@ pub struct Jenkins {
 
 /// A URL that is kept as it was written too: the tag on our tasks, and the condition on it in the functions' roles, have
 /// to be the same to the letter.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
-#[schemars(with = "String")]
 pub struct RootUrl {
     written: String,
     url: Url,
@@ -78,6 +79,20 @@ impl TryFrom<String> for RootUrl {
     }
 }
 
+impl JsonSchema for RootUrl {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "RootUrl".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({"type": "string", "format": "uri", "pattern": "^https?://"})
+    }
+}
+
 /// How notices reach Jenkins.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -95,11 +110,11 @@ pub struct Webhook {
 #[serde(rename_all = "camelCase")]
 pub enum SecretRef {
     /// An SSM parameter, decrypted.
-    Ssm(String),
+    Ssm(#[schemars(length(min = 1))] String),
     /// An environment variable.
-    Env(String),
+    Env(#[schemars(length(min = 1))] String),
     /// A file.
-    File(String),
+    File(#[schemars(length(min = 1))] String),
 }
 
 /// By hand, so that no error repeats what may well be the secret itself.
@@ -123,15 +138,19 @@ impl<'de> Deserialize<'de> for SecretRef {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Cloud {
     /// 1 to 64 of `A-Z a-z 0-9 _ -`.
+    #[schemars(regex(pattern = "^[A-Za-z0-9_-]{1,64}$"))]
     pub name: String,
     /// The AWS region, `eu-west-1`.
+    #[schemars(regex(pattern = "^[a-z]+(-[a-z]+)+-[0-9]{1,2}$"))]
     pub region: String,
     /// The cluster's name or ARN.
     #[serde(default = "default_cluster")]
     pub cluster: String,
     /// A role to assume for a cluster in another account.
+    #[schemars(regex(pattern = "^arn:.+:role/.+$"))]
     pub assume_role_arn: Option<String>,
     /// The Auto Scaling group of the cluster's instances. Without it, nothing is ever scaled.
+    #[schemars(length(min = 1))]
     pub auto_scaling_group: Option<String>,
     /// How long a request may wait for room.
     #[serde(default = "fifteen_minutes")]
@@ -142,18 +161,22 @@ pub struct Cloud {
     /// What one instance of the group offers, until the first has registered.
     pub instance_capacity: Option<Size>,
     /// Agents of this cloud that may exist at once.
+    #[schemars(range(min = 1))]
     pub max_agents: Option<u32>,
     /// What kinds of agent there are, in order of preference.
+    #[schemars(length(min = 1))]
     pub templates: Vec<Template>,
 }
 
 /// CPU units (1024 are one vCPU) and MiB of memory.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, serde::Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Size {
     /// CPU units; 1024 are one vCPU.
+    #[schemars(range(min = 1))]
     pub cpu: u32,
     /// MiB.
+    #[schemars(range(min = 1))]
     pub memory: u32,
 }
 
@@ -162,28 +185,37 @@ pub struct Size {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Template {
     /// 1 to 64 of `A-Z a-z 0-9 _ -`; part of every agent's name.
+    #[schemars(regex(pattern = "^[A-Za-z0-9_-]{1,64}$"))]
     pub name: String,
     /// What the label expression of a request is held against.
     pub labels: LabelSet,
     /// Full ARN, `family:revision` or `family`.
+    #[schemars(regex(
+        pattern = "^(arn:.+:task-definition/[A-Za-z0-9_-]{1,255}:0*[1-9][0-9]*|[A-Za-z0-9_-]{1,255}(:0*[1-9][0-9]*)?)$"
+    ))]
     pub task_definition: String,
     /// The agent's container. Default: the task definition's only essential container.
+    #[schemars(length(min = 1))]
     pub container: Option<String>,
     /// How Jenkins and the agent find each other.
     pub connect: Connect,
     /// The agent's working directory.
     #[serde(default = "default_workspace")]
+    #[schemars(length(min = 1))]
     pub workspace: String,
     /// Executors of the node. More than one gives up one build per agent.
     #[serde(default = "one")]
+    #[schemars(range(min = 1))]
     pub executors: u32,
     /// From RunTask until the agent must be ready.
     #[serde(default = "fifteen_minutes")]
     pub container_start_timeout: Limit,
     /// Agents of a request that does not say how many; 1 to 10.
     #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 10))]
     pub agents_per_request: u32,
     /// Agents of this template that may exist at once.
+    #[schemars(range(min = 1))]
     pub max_agents: Option<u32>,
     /// No agent outlives this.
     #[serde(default = "one_day")]
@@ -202,9 +234,11 @@ pub struct Template {
     pub platform_version: Option<String>,
     /// How ECS chooses among instances.
     #[serde(default)]
+    #[schemars(length(max = 5))]
     pub placement_strategy: Vec<PlacementStrategy>,
     /// Which instances ECS may choose.
     #[serde(default)]
+    #[schemars(length(max = 10))]
     pub placement_constraints: Vec<PlacementConstraint>,
     /// Allows `aws ecs execute-command` on the agent.
     #[serde(default)]
@@ -224,7 +258,7 @@ pub struct Template {
 }
 
 /// How Jenkins and the agent find each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, serde::Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Connect {
     /// Jenkins logs in to the agent.
@@ -238,6 +272,7 @@ pub enum Connect {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Ssh {
     /// The container port of sshd.
+    #[schemars(range(min = 1))]
     pub port: u16,
     /// A Jenkins credential.
     pub credentials_id: Option<String>,
@@ -280,7 +315,7 @@ impl Default for Ssh {
 }
 
 /// Which address of an agent Jenkins dials.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Address {
     /// The address inside the VPC.
@@ -290,7 +325,7 @@ pub enum Address {
 }
 
 /// How Jenkins checks an agent's SSH host key.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum HostKeyVerification {
     /// It does not.
@@ -310,11 +345,12 @@ pub struct Launch {
     pub kind: Option<LaunchType>,
     /// Instead of a launch type.
     #[serde(default)]
+    #[schemars(length(max = 20))]
     pub capacity_providers: Vec<CapacityProvider>,
 }
 
 /// The launch type of a task.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, serde::Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum LaunchType {
     /// On container instances in EC2.
@@ -329,13 +365,16 @@ pub enum LaunchType {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CapacityProvider {
-    /// Its name; `FARGATE` and `FARGATE_SPOT` are AWS's own.
+    /// Its name; `FARGATE` and `FARGATE_SPOT` are AWS' own.
+    #[schemars(length(min = 1, max = 255))]
     pub name: String,
     /// Its share of the tasks beyond `base`; 0 to 1000.
     #[serde(default = "one_signed")]
+    #[schemars(range(min = 0, max = 1000))]
     pub weight: i32,
     /// At least so many tasks run on it; 0 to 100000.
     #[serde(default)]
+    #[schemars(range(min = 0, max = 100_000))]
     pub base: i32,
 }
 
@@ -344,9 +383,11 @@ pub struct CapacityProvider {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Network {
     /// 1 to 16 subnets of one VPC.
+    #[schemars(length(min = 1, max = 16))]
     pub subnets: Vec<String>,
     /// Up to 5; default: the VPC's own.
     #[serde(default)]
+    #[schemars(length(max = 5))]
     pub security_groups: Vec<String>,
     /// Fargate only.
     #[serde(default)]
@@ -418,8 +459,10 @@ pub enum Override {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Limits {
     /// CPU units.
+    #[schemars(range(min = 1))]
     pub cpu: Option<u32>,
     /// MiB.
+    #[schemars(range(min = 1))]
     pub memory: Option<u32>,
 }
 

@@ -401,4 +401,28 @@ pub(crate) mod tests {
         assert!(version("2.528.3") < Some(Version(2, 539)));
         assert!(version("3.0") > Some(Version(2, 539)));
     }
+
+    /// Through the real client, which has its own mind about what a URL may hold.
+    #[tokio::test]
+    async fn queries_reach_jenkins_as_they_are_written() {
+        use std::io::{Read as _, Write as _};
+
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let asked = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a connection");
+            let mut head = [0; 4096];
+            let length = stream.read(&mut head).expect("a request");
+            stream.write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n").expect("an answer");
+            String::from_utf8_lossy(&head[..length]).into_owned()
+        });
+        let yaml = format!("{{url: 'http://127.0.0.1:{port}'}}");
+        let config: config::Jenkins = serde_saphyr::from_str(&yaml).expect("a configuration");
+        let http = Http::with_tls(None).expect("a client");
+        let jenkins = Jenkins::new(http, &config, Arc::new(SecretStore::fixed(Secrets::default())));
+        assert_eq!(jenkins.permissions().await, [("Overall/Read", Ok(false))]);
+        let asked = asked.join().expect("a request");
+        let line = "GET /computer/api/json?tree=computer[displayName,monitorData[*]]%7B0,2%7D HTTP/1.1\r\n";
+        assert!(asked.starts_with(line), "{asked}");
+    }
 }

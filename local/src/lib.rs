@@ -1,1 +1,5 @@
-//! The local stack.
+//! The local stack: AWS and Jenkins on one machine, for the demo, the tests and the benchmark alike.
+
+pub mod aws;
+pub mod http;
+pub mod lambda;

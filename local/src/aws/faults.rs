@@ -1,0 +1,92 @@
+//! What goes wrong with a call: scripted, or by chance from a seed.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+
+use super::ApiError;
+
+/// What goes wrong with one call.
+#[derive(Debug, Clone)]
+pub enum Fault {
+    /// It is refused, and nothing happens.
+    Error(ApiError),
+    /// It happens, and the answer gets lost.
+    Lost,
+    /// It happens, and the answer takes its time.
+    Slow(Duration),
+}
+
+impl Fault {
+    /// The service is asked too often.
+    pub fn throttled() -> Self {
+        Self::Error(ApiError::new("ThrottlingException", "Rate exceeded"))
+    }
+
+    /// The service has a fault of its own.
+    pub fn server() -> Self {
+        Self::Error(ApiError { status: 500, ..ApiError::new("ServerException", "Service Unavailable. Please try again later.") })
+    }
+
+    /// The role does not allow it.
+    pub fn denied() -> Self {
+        Self::Error(ApiError::new("AccessDeniedException", "User is not authorized to perform this action"))
+    }
+}
+
+/// The faults to come.
+#[derive(Default)]
+pub struct Faults {
+    scripted: HashMap<(String, String), VecDeque<Option<Fault>>>,
+    always: HashMap<(String, String), Fault>,
+    chance: Option<(StdRng, f64)>,
+}
+
+impl Faults {
+    /// The next calls of an action go wrong like this; `None` lets one pass.
+    pub fn script(&mut self, service: &str, action: &str, faults: impl IntoIterator<Item = Option<Fault>>) {
+        self.scripted.entry((service.into(), action.into())).or_default().extend(faults);
+    }
+
+    /// All calls of an action go wrong like this, until it is taken back with `None`.
+    pub fn always(&mut self, service: &str, action: &str, fault: Option<Fault>) {
+        let key = (service.to_owned(), action.to_owned());
+        match fault {
+            Some(fault) => self.always.insert(key, fault),
+            None => self.always.remove(&key),
+        };
+    }
+
+    /// Every call goes wrong with this probability: throttled, refused, lost or slow.
+    pub fn by_chance(&mut self, seed: u64, probability: f64) {
+        self.chance = Some((StdRng::seed_from_u64(seed), probability));
+    }
+
+    /// No more faults by chance.
+    pub fn calm(&mut self) {
+        self.chance = None;
+    }
+
+    /// What goes wrong with this call.
+    pub(super) fn next(&mut self, service: &str, action: &str) -> Option<Fault> {
+        let key = (service.to_owned(), action.to_owned());
+        if let Some(fault) = self.scripted.get_mut(&key).and_then(VecDeque::pop_front) {
+            return fault;
+        }
+        if let Some(fault) = self.always.get(&key) {
+            return Some(fault.clone());
+        }
+        let (random, probability) = self.chance.as_mut()?;
+        if !random.random_bool(*probability) {
+            return None;
+        }
+        Some(match random.random_range(0..4) {
+            0 => Fault::throttled(),
+            1 => Fault::server(),
+            2 => Fault::Lost,
+            _ => Fault::Slow(Duration::from_millis(random.random_range(100..8000))),
+        })
+    }
+}

@@ -1,0 +1,535 @@
+//! SQS' standard queues: visibility, delay, receive counts, redrive.
+//!
+//! The rules are those of the SQS API reference (`API_SendMessage`, `API_ReceiveMessage`, …); the error codes are those of
+//! botocore's model of SQS.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Map, Value, json};
+
+use super::ApiError;
+
+/// A message in a queue.
+#[derive(Debug, Clone)]
+pub struct Message {
+    /// SQS' id.
+    pub id: String,
+    /// As it was sent.
+    pub body: String,
+    /// String attributes.
+    pub attributes: BTreeMap<String, String>,
+    /// When it was sent.
+    pub sent_at: Timestamp,
+    /// When it was first received.
+    pub first_received_at: Option<Timestamp>,
+    /// How often it was received.
+    pub receives: u32,
+    /// Not before this is it received (again).
+    pub visible_at: Timestamp,
+    /// What deletes it, after its last receive.
+    pub receipt: Option<String>,
+}
+
+/// A queue.
+#[derive(Debug, Clone, Default)]
+pub struct Queue {
+    /// The messages, in the order of their coming.
+    pub messages: Vec<Message>,
+    /// Default for a receive, in seconds.
+    pub visibility_timeout: i64,
+    /// Where messages go after so many receives.
+    pub redrive: Option<(String, u32)>,
+}
+
+/// The queues of an account.
+#[derive(Debug)]
+pub struct Sqs {
+    /// By name.
+    pub queues: BTreeMap<String, Queue>,
+    region: String,
+    account: String,
+    endpoint: String,
+    counter: u64,
+}
+
+impl Sqs {
+    pub(super) fn new(region: &str, account: &str, endpoint: &str) -> Self {
+        Self {
+            queues: BTreeMap::new(),
+            region: region.into(),
+            account: account.into(),
+            endpoint: endpoint.trim_end_matches('/').into(),
+            counter: 0,
+        }
+    }
+
+    /// Makes a queue and answers its URL.
+    pub fn create(&mut self, name: &str, visibility_timeout: i64, redrive: Option<(&str, u32)>) -> String {
+        let redrive = redrive.map(|(queue, most)| (queue.to_owned(), most));
+        self.queues.insert(name.into(), Queue { messages: Vec::new(), visibility_timeout, redrive });
+        self.url(name)
+    }
+
+    /// The URL of a queue.
+    pub fn url(&self, name: &str) -> String {
+        format!("{}/{}/{name}", self.endpoint, self.account)
+    }
+
+    /// The ARN of a queue.
+    pub fn arn(&self, name: &str) -> String {
+        format!("arn:aws:sqs:{}:{}:{name}", self.region, self.account)
+    }
+
+    /// The messages of a queue, hidden ones too.
+    pub fn messages(&self, name: &str) -> &[Message] {
+        self.queues.get(name).map_or(&[], |queue| &queue.messages)
+    }
+
+    /// When the next message of a queue can be received.
+    pub fn next_visible(&self, name: &str) -> Option<Timestamp> {
+        self.messages(name).iter().map(|message| message.visible_at).min()
+    }
+
+    /// Puts a message into a queue, as Jenkins does. Nothing happens if there is no such queue.
+    pub fn send(&mut self, name: &str, body: &str, now: Timestamp) -> String {
+        self.put(name, body.to_owned(), BTreeMap::new(), 0, now)
+    }
+
+    fn put(&mut self, name: &str, body: String, attributes: BTreeMap<String, String>, delay: i64, now: Timestamp) -> String {
+        self.counter += 1;
+        let id = format!("{:08x}-0000-4000-8000-{:012x}", self.counter, self.counter);
+        if let Some(queue) = self.queues.get_mut(name) {
+            queue.messages.push(Message {
+                id: id.clone(),
+                body,
+                attributes,
+                sent_at: now,
+                first_received_at: None,
+                receives: 0,
+                visible_at: now + SignedDuration::from_secs(delay),
+                receipt: None,
+            });
+        }
+        id
+    }
+
+    /// Receives messages: hides them, counts, and moves those to the dead letters that came too often.
+    pub fn receive(&mut self, name: &str, most: usize, visibility: Option<i64>, now: Timestamp) -> Vec<Message> {
+        let Some(queue) = self.queues.get_mut(name) else { return Vec::new() };
+        let hidden = SignedDuration::from_secs(visibility.unwrap_or(queue.visibility_timeout));
+        let redrive = queue.redrive.clone();
+        let (mut received, mut dead) = (Vec::new(), Vec::new());
+        queue.messages.retain_mut(|message| {
+            if message.visible_at > now || received.len() >= most {
+                return true;
+            }
+            if redrive.as_ref().is_some_and(|(_, count)| message.receives >= *count) {
+                dead.push(message.clone());
+                return false;
+            }
+            self.counter += 1;
+            message.receives += 1;
+            message.first_received_at.get_or_insert(now);
+            message.visible_at = now + hidden;
+            message.receipt = Some(format!("{}#{}", message.id, self.counter));
+            received.push(message.clone());
+            true
+        });
+        if let Some((letters, _)) = redrive
+            && let Some(letters) = self.queues.get_mut(&letters)
+        {
+            letters.messages.extend(dead);
+        }
+        received
+    }
+
+    /// Deletes a message by its last receipt; an older one, or one that is used up, changes nothing (`API_DeleteMessage`).
+    pub fn delete(&mut self, name: &str, receipt: &str) {
+        if let Some(queue) = self.queues.get_mut(name) {
+            let place = queue.messages.iter().position(|message| message.receipt.as_deref() == Some(receipt));
+            place.map(|place| queue.messages.remove(place));
+        }
+    }
+
+    fn hide(&mut self, name: &str, receipt: &str, seconds: i64, now: Timestamp) -> Result<(), ApiError> {
+        if !(0..=43_200).contains(&seconds) {
+            return Err(ApiError::new("InvalidParameterValue", "VisibilityTimeout has to be 0 to 43200."));
+        }
+        let message = self
+            .queues
+            .get_mut(name)
+            .and_then(|queue| queue.messages.iter_mut().find(|message| message.receipt.as_deref() == Some(receipt)));
+        match message {
+            Some(message) if message.visible_at <= now => Err(ApiError::new("MessageNotInflight", "The message is not in flight.")),
+            Some(message) => {
+                message.visible_at = now + SignedDuration::from_secs(seconds);
+                Ok(())
+            }
+            None => Err(ApiError::new(
+                "InvalidParameterValue",
+                "The message does not exist or is not available for a change of its visibility timeout.",
+            )),
+        }
+    }
+
+    /// Answers a call.
+    pub(super) fn call(&mut self, action: &str, input: &Value, now: Timestamp) -> Result<Value, ApiError> {
+        let missing = || ApiError::new("QueueDoesNotExist", "The specified queue does not exist.");
+        match action {
+            "CreateQueue" => {
+                let name = text(input, "QueueName");
+                if !self.queues.contains_key(name) {
+                    let timeout = text(&input["Attributes"], "VisibilityTimeout").parse().unwrap_or(30);
+                    let policy: Value = serde_json::from_str(text(&input["Attributes"], "RedrivePolicy")).unwrap_or_default();
+                    let letters = text(&policy, "deadLetterTargetArn").rsplit(':').next().filter(|name| !name.is_empty());
+                    // The count is written as a number or as text.
+                    let most = policy["maxReceiveCount"].to_string().trim_matches('"').parse().ok();
+                    self.create(name, timeout, letters.zip(most));
+                }
+                return Ok(json!({"QueueUrl": self.url(name)}));
+            }
+            "GetQueueUrl" => {
+                let name = text(input, "QueueName");
+                return if self.queues.contains_key(name) { Ok(json!({"QueueUrl": self.url(name)})) } else { Err(missing()) };
+            }
+            _ => {}
+        }
+        let name = text(input, "QueueUrl").rsplit('/').next().unwrap_or_default().to_owned();
+        if !self.queues.contains_key(&name) {
+            return Err(missing());
+        }
+        match action {
+            "SendMessage" => self.send_one(&name, input, now),
+            "SendMessageBatch" => batch(input, |entry| self.send_one(&name, entry, now)),
+            "ReceiveMessage" => {
+                let most = input["MaxNumberOfMessages"].as_u64().unwrap_or(1);
+                if !(1..=10).contains(&most) {
+                    return Err(ApiError::new("InvalidParameterValue", "MaxNumberOfMessages has to be 1 to 10."));
+                }
+                let messages = self.receive(&name, most as usize, input["VisibilityTimeout"].as_i64(), now);
+                if messages.is_empty() {
+                    return Ok(json!({}));
+                }
+                Ok(json!({"Messages": messages.iter().map(|message| described(message, input)).collect::<Vec<_>>()}))
+            }
+            "DeleteMessage" => {
+                self.delete(&name, text(input, "ReceiptHandle"));
+                Ok(json!({}))
+            }
+            "DeleteMessageBatch" => batch(input, |entry| {
+                self.delete(&name, text(entry, "ReceiptHandle"));
+                Ok(json!({}))
+            }),
+            "ChangeMessageVisibility" => self.change_one(&name, input, now),
+            "ChangeMessageVisibilityBatch" => batch(input, |entry| self.change_one(&name, entry, now)),
+            "GetQueueAttributes" => {
+                let mut attributes = self.describe(&name, now);
+                let asked = names(input, &["AttributeNames"]);
+                if !asked.contains("All") {
+                    attributes.retain(|key, _| asked.contains(key.as_str()));
+                }
+                Ok(json!({"Attributes": attributes}))
+            }
+            "PurgeQueue" => {
+                self.queues.entry(name).and_modify(|queue| queue.messages.clear());
+                Ok(json!({}))
+            }
+            _ => Err(ApiError::new("UnsupportedOperation", format!("sqs:{action} is not simulated"))),
+        }
+    }
+
+    fn change_one(&mut self, name: &str, input: &Value, now: Timestamp) -> Result<Value, ApiError> {
+        let seconds = input["VisibilityTimeout"].as_i64().unwrap_or(-1);
+        self.hide(name, text(input, "ReceiptHandle"), seconds, now).map(|()| json!({}))
+    }
+
+    fn send_one(&mut self, name: &str, input: &Value, now: Timestamp) -> Result<Value, ApiError> {
+        let body = text(input, "MessageBody");
+        if body.is_empty() {
+            return Err(ApiError::new("MissingParameter", "The request must contain the parameter MessageBody."));
+        }
+        let allowed = |c: char| matches!(c, '\t' | '\n' | '\r' | ' '..='\u{D7FF}' | '\u{E000}'..='\u{FFFD}' | '\u{10000}'..);
+        if !body.chars().all(allowed) {
+            return Err(ApiError::new("InvalidMessageContents", "The message contains characters outside the allowed set."));
+        }
+        let mut attributes = BTreeMap::new();
+        for (key, value) in input["MessageAttributes"].as_object().into_iter().flatten() {
+            let value = text(value, "StringValue");
+            if value.is_empty() || !value.chars().all(allowed) {
+                return Err(ApiError::new("InvalidParameterValue", format!("Message attribute {key} has no valid value.")));
+            }
+            attributes.insert(key.clone(), value.to_owned());
+        }
+        // Ten attributes, and 1 MiB in all (SQS quotas: messages).
+        let size: usize = body.len() + attributes.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
+        if attributes.len() > 10 || size > 1024 * 1024 {
+            return Err(ApiError::new("InvalidParameterValue", "The message has too many attributes or is too long."));
+        }
+        let delay = input["DelaySeconds"].as_i64().unwrap_or(0);
+        if !(0..=900).contains(&delay) {
+            return Err(ApiError::new("InvalidParameterValue", "DelaySeconds has to be 0 to 900."));
+        }
+        let id = self.put(name, body.to_owned(), attributes, delay, now);
+        // The Rust SDK does not check the digest.
+        Ok(json!({"MessageId": id, "MD5OfMessageBody": ""}))
+    }
+
+    fn describe(&self, name: &str, now: Timestamp) -> Map<String, Value> {
+        let mut attributes = Map::new();
+        let Some(queue) = self.queues.get(name) else { return attributes };
+        let hidden = |message: &&Message| message.visible_at > now;
+        let in_flight = queue.messages.iter().filter(hidden).filter(|message| message.receives > 0).count();
+        let delayed = queue.messages.iter().filter(hidden).filter(|message| message.receives == 0).count();
+        let visible = queue.messages.len() - in_flight - delayed;
+        attributes.insert("QueueArn".into(), self.arn(name).into());
+        attributes.insert("VisibilityTimeout".into(), queue.visibility_timeout.to_string().into());
+        attributes.insert("ApproximateNumberOfMessages".into(), visible.to_string().into());
+        attributes.insert("ApproximateNumberOfMessagesNotVisible".into(), in_flight.to_string().into());
+        attributes.insert("ApproximateNumberOfMessagesDelayed".into(), delayed.to_string().into());
+        if let Some((letters, most)) = &queue.redrive {
+            let policy = json!({"deadLetterTargetArn": self.arn(letters), "maxReceiveCount": most});
+            attributes.insert("RedrivePolicy".into(), policy.to_string().into());
+        }
+        attributes
+    }
+
+    /// A batch as an event source brings it to a function (Lambda developer guide, "Using Lambda with Amazon SQS").
+    pub fn event(&self, name: &str, messages: &[Message]) -> Value {
+        let records: Vec<_> = messages
+            .iter()
+            .map(|message| {
+                let attributes: Map<_, _> = message
+                    .attributes
+                    .iter()
+                    .map(|(key, value)| {
+                        let value =
+                            json!({"stringValue": value, "stringListValues": [], "binaryListValues": [], "dataType": "String"});
+                        (key.clone(), value)
+                    })
+                    .collect();
+                json!({
+                    "messageId": message.id,
+                    "receiptHandle": message.receipt,
+                    "body": message.body,
+                    "attributes": system_attributes(message),
+                    "messageAttributes": attributes,
+                    "md5OfBody": "",
+                    "eventSource": "aws:sqs",
+                    "eventSourceARN": self.arn(name),
+                    "awsRegion": self.region,
+                })
+            })
+            .collect();
+        json!({"Records": records})
+    }
+
+    /// Deletes what a function has done of a batch: everything that its answer does not name (a partial batch response).
+    /// An answer that names an id which is not in the batch is a failure of the whole batch, as Lambda takes it.
+    pub fn acknowledge(&mut self, name: &str, messages: &[Message], answer: &Value) {
+        let failures = answer["batchItemFailures"].as_array();
+        let failed: Vec<_> =
+            failures.into_iter().flatten().map(|failure| failure["itemIdentifier"].as_str().unwrap_or_default()).collect();
+        if failed.iter().any(|id| !messages.iter().any(|message| message.id == *id)) {
+            return;
+        }
+        for message in messages.iter().filter(|message| !failed.contains(&message.id.as_str())) {
+            if let Some(receipt) = &message.receipt {
+                self.delete(name, receipt);
+            }
+        }
+    }
+}
+
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value[key].as_str().unwrap_or_default()
+}
+
+/// The names in one of several lists of the input.
+fn names<'a>(input: &'a Value, lists: &[&str]) -> BTreeSet<&'a str> {
+    lists.iter().filter_map(|list| input[list].as_array()).flatten().filter_map(Value::as_str).collect()
+}
+
+/// One to ten entries with ids of their own, each for itself (`API_SendMessageBatch` and its kin).
+fn batch(input: &Value, mut one: impl FnMut(&Value) -> Result<Value, ApiError>) -> Result<Value, ApiError> {
+    let entries = input["Entries"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let ids: BTreeSet<_> = entries.iter().map(|entry| text(entry, "Id")).collect();
+    match entries.len() {
+        0 => return Err(ApiError::new("EmptyBatchRequest", "The batch request has no entries.")),
+        11.. => return Err(ApiError::new("TooManyEntriesInBatchRequest", "The batch request has more than 10 entries.")),
+        count if ids.len() < count => {
+            return Err(ApiError::new("BatchEntryIdsNotDistinct", "Two entries of the batch request have one id."));
+        }
+        _ => {}
+    }
+    let (mut good, mut bad) = (Vec::new(), Vec::new());
+    for entry in entries {
+        match one(entry) {
+            Ok(mut answer) => {
+                answer["Id"] = entry["Id"].clone();
+                good.push(answer);
+            }
+            Err(error) => {
+                bad.push(json!({"Id": entry["Id"], "Code": error.code, "Message": error.message, "SenderFault": true}));
+            }
+        }
+    }
+    Ok(json!({"Successful": good, "Failed": bad}))
+}
+
+fn system_attributes(message: &Message) -> Map<String, Value> {
+    let first = message.first_received_at.unwrap_or(message.sent_at);
+    [
+        ("ApproximateReceiveCount", message.receives.to_string()),
+        ("SentTimestamp", message.sent_at.as_millisecond().to_string()),
+        ("ApproximateFirstReceiveTimestamp", first.as_millisecond().to_string()),
+        ("SenderId", "AIDAEXAMPLE".into()),
+    ]
+    .into_iter()
+    .map(|(key, value)| (key.to_owned(), value.into()))
+    .collect()
+}
+
+/// A received message. Attributes come only where they are asked for (`API_ReceiveMessage`).
+fn described(message: &Message, input: &Value) -> Value {
+    let mut answer = json!({
+        "MessageId": message.id,
+        "ReceiptHandle": message.receipt,
+        "Body": message.body,
+        "MD5OfBody": "",
+    });
+    let asked = names(input, &["AttributeNames", "MessageSystemAttributeNames"]);
+    let mut system = system_attributes(message);
+    system.retain(|key, _| asked.contains("All") || asked.contains(key.as_str()));
+    if !system.is_empty() {
+        answer["Attributes"] = system.into();
+    }
+    let asked = names(input, &["MessageAttributeNames"]);
+    let wanted = |key: &str| {
+        asked.iter().any(|name| match *name {
+            "All" | ".*" => true,
+            name => name.strip_suffix(".*").map_or(name == key, |prefix| key.starts_with(prefix)),
+        })
+    };
+    let attributes: Map<_, _> = message
+        .attributes
+        .iter()
+        .filter(|(key, _)| wanted(key))
+        .map(|(key, value)| (key.clone(), json!({"StringValue": value, "DataType": "String"})))
+        .collect();
+    if !attributes.is_empty() {
+        answer["MessageAttributes"] = attributes.into();
+    }
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::UNIX_EPOCH + SignedDuration::from_secs(seconds)
+    }
+
+    fn queues() -> Sqs {
+        let mut sqs = Sqs::new("eu-west-1", "123456789012", "http://localhost/");
+        sqs.create("letters", 30, None);
+        sqs.create("requests", 30, Some(("letters", 2)));
+        sqs
+    }
+
+    fn call(sqs: &mut Sqs, action: &str, queue: &str, mut input: Value, seconds: i64) -> Result<Value, ApiError> {
+        input["QueueUrl"] = sqs.url(queue).into();
+        sqs.call(action, &input, at(seconds))
+    }
+
+    #[test]
+    fn what_is_received_is_hidden_comes_again_and_dies_in_the_end() {
+        let mut sqs = queues();
+        sqs.send("requests", "one", at(0));
+        let first = sqs.receive("requests", 10, None, at(0));
+        assert_eq!(first.len(), 1);
+        assert!(sqs.receive("requests", 10, None, at(29)).is_empty(), "hidden");
+        let second = sqs.receive("requests", 10, None, at(30));
+        assert_eq!(second[0].receives, 2);
+        sqs.delete("requests", first[0].receipt.as_deref().unwrap());
+        assert_eq!(sqs.messages("requests").len(), 1, "an old receipt deletes nothing");
+        assert!(sqs.receive("requests", 10, None, at(60)).is_empty());
+        assert_eq!(sqs.messages("letters")[0].body, "one");
+        assert_eq!(sqs.next_visible("letters"), Some(at(60)));
+    }
+
+    #[test]
+    fn attributes_come_only_when_asked_for() {
+        let mut sqs = queues();
+        let attributes = json!({"reason": {"DataType": "String", "StringValue": "because"}});
+        call(&mut sqs, "SendMessage", "letters", json!({"MessageBody": "x", "MessageAttributes": attributes}), 0).unwrap();
+        let bare = call(&mut sqs, "ReceiveMessage", "letters", json!({"VisibilityTimeout": 0}), 0).unwrap();
+        assert!(bare["Messages"][0].get("Attributes").is_none());
+        assert!(bare["Messages"][0].get("MessageAttributes").is_none());
+        let asked = json!({"MessageSystemAttributeNames": ["ApproximateReceiveCount"], "MessageAttributeNames": ["All"]});
+        let full = call(&mut sqs, "ReceiveMessage", "letters", asked, 0).unwrap();
+        assert_eq!(full["Messages"][0]["Attributes"], json!({"ApproximateReceiveCount": "2"}));
+        assert_eq!(full["Messages"][0]["MessageAttributes"]["reason"]["StringValue"], "because");
+    }
+
+    #[test]
+    fn a_delayed_message_is_counted_as_such() {
+        let mut sqs = queues();
+        call(&mut sqs, "SendMessage", "requests", json!({"MessageBody": "x", "DelaySeconds": 60}), 0).unwrap();
+        sqs.send("requests", "y", at(0));
+        sqs.receive("requests", 1, None, at(0));
+        let all = call(&mut sqs, "GetQueueAttributes", "requests", json!({"AttributeNames": ["All"]}), 1).unwrap();
+        assert_eq!(all["Attributes"]["ApproximateNumberOfMessages"], "0");
+        assert_eq!(all["Attributes"]["ApproximateNumberOfMessagesNotVisible"], "1");
+        assert_eq!(all["Attributes"]["ApproximateNumberOfMessagesDelayed"], "1");
+        let policy = call(&mut sqs, "GetQueueAttributes", "requests", json!({"AttributeNames": ["RedrivePolicy"]}), 1).unwrap();
+        assert_eq!(policy["Attributes"].as_object().unwrap().len(), 1);
+        assert!(policy["Attributes"]["RedrivePolicy"].as_str().unwrap().contains("\"maxReceiveCount\":2"));
+    }
+
+    #[test]
+    fn each_entry_of_a_batch_is_for_itself() {
+        let mut sqs = queues();
+        let entries = json!([{"Id": "a", "MessageBody": "x"}, {"Id": "b", "MessageBody": ""}]);
+        let answer = call(&mut sqs, "SendMessageBatch", "requests", json!({"Entries": entries}), 0).unwrap();
+        assert_eq!(answer["Successful"][0]["Id"], "a");
+        assert_eq!(answer["Failed"][0]["Code"], "MissingParameter");
+        for (entries, code) in [
+            (json!([]), "EmptyBatchRequest"),
+            (json!([{"Id": "a"}, {"Id": "a"}]), "BatchEntryIdsNotDistinct"),
+            (json!((0..11).map(|id| json!({"Id": id.to_string()})).collect::<Vec<_>>()), "TooManyEntriesInBatchRequest"),
+        ] {
+            let error = call(&mut sqs, "SendMessageBatch", "requests", json!({"Entries": entries}), 0).unwrap_err();
+            assert_eq!(error.code, code);
+        }
+    }
+
+    #[test]
+    fn what_is_not_in_flight_cannot_be_hidden() {
+        let mut sqs = queues();
+        sqs.send("requests", "x", at(0));
+        let message = sqs.receive("requests", 1, None, at(0)).remove(0);
+        let change = |timeout: i64| json!({"ReceiptHandle": message.receipt, "VisibilityTimeout": timeout});
+        call(&mut sqs, "ChangeMessageVisibility", "requests", change(100), 1).unwrap();
+        assert_eq!(sqs.next_visible("requests"), Some(at(101)));
+        let late = call(&mut sqs, "ChangeMessageVisibility", "requests", change(5), 101).unwrap_err();
+        assert_eq!(late.code, "MessageNotInflight");
+        sqs.delete("requests", message.receipt.as_deref().unwrap());
+        let gone = call(&mut sqs, "ChangeMessageVisibility", "requests", change(5), 102).unwrap_err();
+        assert_eq!(gone.code, "InvalidParameterValue");
+    }
+
+    #[test]
+    fn a_partial_batch_response_keeps_what_it_names() {
+        let mut sqs = queues();
+        let keep = sqs.send("requests", "keep", at(0));
+        sqs.send("requests", "done", at(0));
+        let batch = sqs.receive("requests", 10, None, at(0));
+        sqs.acknowledge("requests", &batch, &json!({"batchItemFailures": [{"itemIdentifier": "unknown"}]}));
+        assert_eq!(sqs.messages("requests").len(), 2, "a foreign id fails the whole batch");
+        sqs.acknowledge("requests", &batch, &json!({"batchItemFailures": [{"itemIdentifier": keep}]}));
+        assert_eq!(sqs.messages("requests").len(), 1);
+        assert_eq!(sqs.messages("requests")[0].body, "keep");
+    }
+}

@@ -1,0 +1,195 @@
+//! Lambda's Runtime API around one function: the built binary, started with nothing but the environment given.
+//!
+//! The API is that of the Lambda developer guide, "Using the Lambda runtime API for custom runtimes".
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result, bail};
+use axum::body::Body;
+use axum::response::Response;
+use bytes::Bytes;
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::http::{self, Server};
+
+/// What a function answers: its result, or the error that it reports.
+pub type Outcome = Result<Value, String>;
+
+type Waiting = Arc<Mutex<HashMap<String, oneshot::Sender<Outcome>>>>;
+
+struct Invocation {
+    id: String,
+    event: Value,
+    timeout: Duration,
+}
+
+/// A function under its Runtime API. It ends when this is dropped.
+pub struct Function {
+    name: String,
+    events: mpsc::UnboundedSender<Invocation>,
+    waiting: Waiting,
+    output: Arc<Mutex<String>>,
+    child: Child,
+    counter: u64,
+    _server: Server,
+}
+
+impl Function {
+    /// Starts a binary.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn start(binary: &Path, environment: &BTreeMap<String, String>) -> Result<Self> {
+        let (events, receiver) = mpsc::unbounded_channel::<Invocation>();
+        let receiver = Arc::new(tokio::sync::Mutex::new(receiver));
+        let waiting: Waiting = Arc::default();
+        let name = binary.file_name().and_then(|name| name.to_str()).unwrap_or("function").to_owned();
+        let server = {
+            let (waiting, name) = (waiting.clone(), name.clone());
+            http::serve(move |request| {
+                let (receiver, waiting, name) = (receiver.clone(), waiting.clone(), name.clone());
+                async move { runtime_api(request, &receiver, &waiting, &name).await }
+            })
+            .await?
+        };
+        let mut child = Command::new(binary)
+            .env_clear()
+            .envs(environment)
+            .env("AWS_LAMBDA_RUNTIME_API", server.address.to_string())
+            .env("AWS_LAMBDA_FUNCTION_NAME", &name)
+            .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "256")
+            .env("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST")
+            .env("AWS_LAMBDA_LOG_GROUP_NAME", format!("/aws/lambda/{name}"))
+            .env("AWS_LAMBDA_LOG_STREAM_NAME", "stream")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("{} cannot be started: build it with `cargo build --bins`", binary.display()))?;
+        let output = Arc::new(Mutex::new(String::new()));
+        if let Some(stdout) = child.stdout.take() {
+            keep(stdout, output.clone());
+        }
+        if let Some(stderr) = child.stderr.take() {
+            keep(stderr, output.clone());
+        }
+        Ok(Self { name, events, waiting, output, child, counter: 0, _server: server })
+    }
+
+    /// Invokes it with half a minute's time.
+    ///
+    /// # Errors
+    /// When it ended, or did not answer.
+    pub async fn invoke(&mut self, event: Value) -> Result<Outcome> {
+        self.invoke_within(event, Duration::from_secs(30)).await
+    }
+
+    /// Invokes it with so much time.
+    ///
+    /// # Errors
+    /// When it ended, or did not answer.
+    pub async fn invoke_within(&mut self, event: Value, timeout: Duration) -> Result<Outcome> {
+        self.counter += 1;
+        let id = format!("{:08x}-0000-4000-8000-000000000000", self.counter);
+        let (sender, receiver) = oneshot::channel();
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), sender);
+        self.events.send(Invocation { id, event, timeout })?;
+        tokio::select! {
+            answer = receiver => Ok(answer?),
+            status = self.child.wait() => {
+                // What it said last is on its way through the pipes.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                bail!("{} ended ({}):\n{}", self.name, status?, self.output())
+            }
+            () = tokio::time::sleep(timeout + Duration::from_secs(30)) => {
+                bail!("{} did not answer:\n{}", self.name, self.output())
+            }
+        }
+    }
+
+    /// Waits for its end, as after a start that failed. Answers its exit code.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub async fn ended(&mut self) -> Result<Option<i32>> {
+        let status = tokio::time::timeout(Duration::from_secs(20), self.child.wait()).await??;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        Ok(status.code())
+    }
+
+    /// All that it has printed, on both streams.
+    pub fn output(&self) -> String {
+        self.output.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+fn keep(stream: impl AsyncRead + Unpin + Send + 'static, output: Arc<Mutex<String>>) {
+    tokio::spawn(async move {
+        let mut lines = BufReader::new(stream).lines();
+        while let Ok(Some(line)) = lines.next_line().await {
+            let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
+            output.push_str(&line);
+            output.push('\n');
+        }
+    });
+}
+
+async fn runtime_api(
+    request: ::http::Request<Bytes>,
+    events: &tokio::sync::Mutex<mpsc::UnboundedReceiver<Invocation>>,
+    waiting: &Waiting,
+    name: &str,
+) -> Response {
+    let path = request.uri().path().to_owned();
+    let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+    match parts.as_slice() {
+        ["2018-06-01", "runtime", "invocation", "next"] => {
+            let Some(invocation) = events.lock().await.recv().await else { return answer(500) };
+            let deadline = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + invocation.timeout;
+            let mut response = Response::new(Body::from(invocation.event.to_string()));
+            let arn = format!("arn:aws:lambda:eu-west-1:123456789012:function:{name}");
+            for (header, value) in [
+                ("content-type", "application/json"),
+                ("lambda-runtime-aws-request-id", &invocation.id),
+                ("lambda-runtime-deadline-ms", &deadline.as_millis().to_string()),
+                ("lambda-runtime-invoked-function-arn", &arn),
+                ("lambda-runtime-trace-id", "Root=1-5bef4de7-ad49b0e87f6ef6c87fc2e700;Sampled=0"),
+            ] {
+                if let Ok(value) = value.parse() {
+                    response.headers_mut().insert(header, value);
+                }
+            }
+            response
+        }
+        ["2018-06-01", "runtime", "invocation", id, kind @ ("response" | "error")] => {
+            let body: Value = serde_json::from_slice(request.body()).unwrap_or(Value::Null);
+            let outcome = if *kind == "response" {
+                Ok(body)
+            } else {
+                Err(body["errorMessage"].as_str().unwrap_or("no message").to_owned())
+            };
+            if let Some(sender) = waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(*id) {
+                let _ = sender.send(outcome);
+            }
+            answer(202)
+        }
+        ["2018-06-01", "runtime", "init", "error"] => answer(202),
+        _ => answer(404),
+    }
+}
+
+fn answer(status: u16) -> Response {
+    let mut response = Response::new(Body::from("{}"));
+    if let Ok(status) = ::http::StatusCode::from_u16(status) {
+        *response.status_mut() = status;
+    }
+    response
+}

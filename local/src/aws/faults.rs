@@ -25,9 +25,23 @@ impl Fault {
         Self::Error(ApiError::new("ThrottlingException", "Rate exceeded"))
     }
 
+    /// The service is asked too often, in that service's own words.
+    pub fn throttled_by(service: &str) -> Self {
+        let (status, code) = match service {
+            "autoscaling" | "sts" => (400, "Throttling"),
+            "ec2" => (503, "RequestLimitExceeded"),
+            "sqs" => (403, "RequestThrottled"),
+            _ => (400, "ThrottlingException"),
+        };
+        Self::Error(ApiError { status, ..ApiError::new(code, "Rate exceeded") })
+    }
+
     /// The service has a fault of its own.
     pub fn server() -> Self {
-        Self::Error(ApiError { status: 500, ..ApiError::new("ServerException", "Service Unavailable. Please try again later.") })
+        Self::Error(ApiError {
+            status: 500,
+            ..ApiError::new("ServerException", "Service Unavailable. Please try again later.")
+        })
     }
 
     /// The role does not allow it.
@@ -36,12 +50,19 @@ impl Fault {
     }
 }
 
-/// The faults to come.
-#[derive(Default)]
+/// The faults to come. A script goes before a standing fault, and that before chance.
+#[derive(Debug, Default)]
 pub struct Faults {
     scripted: HashMap<(String, String), VecDeque<Option<Fault>>>,
     always: HashMap<(String, String), Fault>,
-    chance: Option<(StdRng, f64)>,
+    chance: Option<Chance>,
+}
+
+#[derive(Debug)]
+struct Chance {
+    random: StdRng,
+    probability: f64,
+    of: HashMap<(String, String), f64>,
 }
 
 impl Faults {
@@ -59,9 +80,17 @@ impl Faults {
         };
     }
 
-    /// Every call goes wrong with this probability: throttled, refused, lost or slow.
+    /// Every call goes wrong with this probability (0 to 1): throttled, refused, lost or slow. One seed gives one run.
     pub fn by_chance(&mut self, seed: u64, probability: f64) {
-        self.chance = Some((StdRng::seed_from_u64(seed), probability));
+        let random = StdRng::seed_from_u64(seed);
+        self.chance = Some(Chance { random, probability, of: HashMap::new() });
+    }
+
+    /// Calls of one action go wrong with a probability of their own, once there is chance at all.
+    pub fn by_chance_of(&mut self, service: &str, action: &str, probability: f64) {
+        if let Some(chance) = &mut self.chance {
+            chance.of.insert((service.into(), action.into()), probability);
+        }
     }
 
     /// No more faults by chance.
@@ -78,12 +107,13 @@ impl Faults {
         if let Some(fault) = self.always.get(&key) {
             return Some(fault.clone());
         }
-        let (random, probability) = self.chance.as_mut()?;
-        if !random.random_bool(*probability) {
+        let Chance { random, probability, of } = self.chance.as_mut()?;
+        let probability = of.get(&key).unwrap_or(probability).clamp(0.0, 1.0);
+        if !random.random_bool(probability) {
             return None;
         }
         Some(match random.random_range(0..4) {
-            0 => Fault::throttled(),
+            0 => Fault::throttled_by(service),
             1 => Fault::server(),
             2 => Fault::Lost,
             _ => Fault::Slow(Duration::from_millis(random.random_range(100..8000))),

@@ -6,22 +6,25 @@ pub mod ecs;
 mod faults;
 mod services;
 mod sqs;
+mod wire;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{Request, Response};
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 pub use ecs::Ecs;
 pub use faults::{Fault, Faults};
 pub use services::{Bus, Parameters};
 pub use sqs::{Message, Queue, Sqs};
+use wire::Asked;
+pub use wire::escape;
 
 /// An error as the services answer it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ApiError {
     /// The HTTP status.
     pub status: u16,
@@ -49,10 +52,18 @@ pub struct Call {
     pub action: String,
     /// The input; query parameters as an object.
     pub input: Value,
+    /// The region that it was signed for.
+    pub region: String,
+    /// The account that its credentials are of.
+    pub account: String,
     /// When.
     pub at: Timestamp,
+    /// The answer, where it is JSON and no error.
+    pub output: Value,
     /// The error code of the answer, if it was an error.
     pub error: Option<String>,
+    /// Whether the answer got lost.
+    pub lost: bool,
 }
 
 /// An answer and what is to become of it on its way.
@@ -66,10 +77,13 @@ pub struct Answer {
     pub lost: bool,
 }
 
-/// A region of an account.
+/// AWS as one account sees it.
 pub struct Aws {
-    /// ECS, Auto Scaling and EC2.
+    /// ECS, Auto Scaling and EC2 of the home region and account.
     pub ecs: Ecs,
+    /// The same of other regions and accounts, by both. A call that is signed for a region which is not here goes to the
+    /// home region.
+    pub elsewhere: BTreeMap<(String, String), Ecs>,
     /// SQS.
     pub sqs: Sqs,
     /// SSM parameters.
@@ -80,129 +94,98 @@ pub struct Aws {
     pub faults: Faults,
     /// Every call.
     pub journal: Vec<Call>,
+    region: String,
     account: String,
 }
 
 impl Aws {
-    /// An empty region. `endpoint` is where it is reached, for the queues' URLs.
+    /// An empty account in one region. `endpoint` is where it is reached, for the queues' URLs.
     pub fn new(region: &str, account: &str, endpoint: &str) -> Self {
         Self {
             ecs: Ecs::new(region, account),
+            elsewhere: BTreeMap::new(),
             sqs: Sqs::new(region, account, endpoint),
             parameters: Parameters::default(),
             bus: Bus::default(),
             faults: Faults::default(),
             journal: Vec::new(),
+            region: region.to_owned(),
             account: account.to_owned(),
         }
     }
 
-    /// Answers one request.
-    pub fn handle(&mut self, request: Request<Bytes>, now: Timestamp) -> Answer {
-        let target = request.headers().get("x-amz-target").and_then(|target| target.to_str().ok()).map(str::to_owned);
-        let (service, action, input, is_json) = match target {
-            Some(target) => {
-                let (prefix, action) = target.split_once('.').unwrap_or((&target, ""));
-                let service = match prefix {
-                    "AmazonEC2ContainerServiceV20141113" => "ecs",
-                    "AmazonSQS" => "sqs",
-                    "AmazonSSM" => "ssm",
-                    "AWSEvents" => "events",
-                    _ => "unknown",
-                };
-                let input = serde_json::from_slice(request.body()).unwrap_or(Value::Null);
-                (service, action.to_owned(), input, true)
-            }
-            None => {
-                let form = form(request.body());
-                let service = match form.get("Version").map(String::as_str) {
-                    Some("2011-01-01") => "autoscaling",
-                    Some("2016-11-15") => "ec2",
-                    Some("2011-06-15") => "sts",
-                    _ => "unknown",
-                };
-                let action = form.get("Action").cloned().unwrap_or_default();
-                (service, action, json!(form), false)
-            }
-        };
-        let fault = self.faults.next(service, &action);
-        let result = match &fault {
-            Some(Fault::Error(error)) => Err(error.clone()),
-            _ => self.call(service, &action, &input, now),
-        };
-        self.journal.push(Call {
-            service,
-            action: action.clone(),
-            input,
-            at: now,
-            error: result.as_ref().err().map(|error| error.code.clone()),
-        });
-        let response = match result {
-            Ok(body) => reply(StatusCode::OK, is_json, body),
-            Err(error) if is_json => {
-                let mut body = json!({"__type": error.code, "message": error.message});
-                if let (Some(body), Value::Object(extra)) = (body.as_object_mut(), error.extra) {
-                    body.extend(extra);
-                }
-                reply(status(error.status), true, body.to_string())
-            }
-            Err(error) => reply(status(error.status), false, xml_error(service, &error)),
-        };
-        let delay = match &fault {
-            Some(Fault::Slow(delay)) => *delay,
-            _ => Duration::ZERO,
-        };
-        Answer { response, delay, lost: matches!(fault, Some(Fault::Lost)) }
+    /// ECS, Auto Scaling and EC2 of another region and account.
+    pub fn elsewhere(&mut self, region: &str, account: &str) -> &mut Ecs {
+        self.elsewhere.entry((region.into(), account.into())).or_insert_with(|| Ecs::new(region, account))
     }
 
-    fn call(&mut self, service: &str, action: &str, input: &Value, now: Timestamp) -> Result<String, ApiError> {
-        let form = || -> BTreeMap<String, String> { serde_json::from_value(input.clone()).unwrap_or_default() };
-        match service {
-            "ecs" => self.ecs.call(action, input, now).map(|value| value.to_string()),
-            "autoscaling" => self.ecs.autoscaling(action, &form(), now),
-            "ec2" => self.ecs.ec2(action, &form(), now),
-            "sqs" => self.sqs.call(action, input, now).map(|value| value.to_string()),
-            "ssm" => self.parameters.call(action, input).map(|value| value.to_string()),
-            "events" => self.bus.call(action, input).map(|value| value.to_string()),
-            "sts" => services::sts(action, &form(), &self.account),
-            _ => Err(ApiError::new("UnknownOperationException", format!("{service} {action} is not simulated"))),
+    /// Answers one request.
+    pub fn handle(&mut self, request: Request<Bytes>, now: Timestamp) -> Answer {
+        let asked = Asked::read(&request);
+        let (region, account) = match &asked.scope {
+            Some(scope) => {
+                (scope.region.clone(), services::account_of(&scope.access_key).unwrap_or(&self.account).to_owned())
+            }
+            None => (self.region.clone(), self.account.clone()),
+        };
+        let fault = self.faults.next(asked.service, &asked.action);
+        let result = match &fault {
+            Some(Fault::Error(error)) => Err(error.clone()),
+            _ => self.call(&asked, &region, &account, now),
+        };
+        let lost = matches!(fault, Some(Fault::Lost));
+        self.journal.push(Call {
+            service: asked.service,
+            action: asked.action.clone(),
+            input: asked.input.clone(),
+            region,
+            account,
+            at: now,
+            output: result.as_deref().ok().and_then(|body| serde_json::from_str(body).ok()).unwrap_or_default(),
+            error: result.as_ref().err().map(|error| error.code.clone()),
+            lost,
+        });
+        let delay = match fault {
+            Some(Fault::Slow(delay)) => delay,
+            _ => Duration::ZERO,
+        };
+        Answer { response: asked.answer(result), delay, lost }
+    }
+
+    fn call(&mut self, asked: &Asked, region: &str, account: &str, now: Timestamp) -> Result<String, ApiError> {
+        let Asked { service, action, input, .. } = asked;
+        let ecs = self.elsewhere.get_mut(&(region.to_owned(), account.to_owned())).unwrap_or(&mut self.ecs);
+        let text = |value: Value| value.to_string();
+        match *service {
+            "ecs" => ecs.call(action, input, now).map(text),
+            "autoscaling" => ecs.autoscaling(action, &asked.form(), now),
+            "ec2" => ecs.ec2(action, &asked.form(), now),
+            "sqs" => self.sqs.call(action, input, now).map(text),
+            "ssm" => self.parameters.call(action, input).map(text),
+            "events" => self.bus.call(action, input).map(text),
+            "sts" => services::sts(action, &asked.form(), account),
+            _ => Err(ApiError::new("UnknownOperationException", format!("{service}:{action} is not simulated"))),
         }
+    }
+
+    /// Lets everything due by now happen, in every region, and answers the events of it.
+    pub fn advance(&mut self, now: Timestamp) -> Vec<Value> {
+        std::iter::once(&mut self.ecs)
+            .chain(self.elsewhere.values_mut())
+            .flat_map(|ecs| {
+                ecs.advance(now);
+                ecs.take_events()
+            })
+            .collect()
+    }
+
+    /// When something happens next, in any region.
+    pub fn next_due(&self) -> Option<Timestamp> {
+        std::iter::once(&self.ecs).chain(self.elsewhere.values()).filter_map(Ecs::next_due).min()
     }
 
     /// The calls of a service's action.
     pub fn calls(&self, service: &str, action: &str) -> Vec<&Call> {
         self.journal.iter().filter(|call| call.service == service && call.action == action).collect()
     }
-}
-
-fn status(code: u16) -> StatusCode {
-    StatusCode::from_u16(code).unwrap_or(StatusCode::BAD_REQUEST)
-}
-
-fn reply(status: StatusCode, is_json: bool, body: String) -> Response<Bytes> {
-    let mut response = Response::new(Bytes::from(body));
-    *response.status_mut() = status;
-    let kind = if is_json { "application/x-amz-json-1.1" } else { "text/xml" };
-    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
-    response.headers_mut().insert("x-amzn-requestid", http::HeaderValue::from_static("00000000-0000-0000-0000-000000000000"));
-    response
-}
-
-/// EC2's errors have another shape than those of the other query services.
-fn xml_error(service: &str, error: &ApiError) -> String {
-    let (code, message) = (escape(&error.code), escape(&error.message));
-    if service == "ec2" {
-        format!("<Response><Errors><Error><Code>{code}</Code><Message>{message}</Message></Error></Errors><RequestID>0</RequestID></Response>")
-    } else {
-        format!("<ErrorResponse><Error><Type>Sender</Type><Code>{code}</Code><Message>{message}</Message></Error><RequestId>0</RequestId></ErrorResponse>")
-    }
-}
-
-/// Text as it may stand in XML.
-pub fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
-}
-
-fn form(body: &[u8]) -> BTreeMap<String, String> {
-    url::form_urlencoded::parse(body).into_owned().collect()
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::ApiError;
+use super::{ApiError, escape};
 
 /// SSM's parameters.
 #[derive(Debug, Default)]
@@ -14,46 +14,55 @@ pub struct Parameters {
 }
 
 impl Parameters {
-    /// Answers a call.
+    /// Answers a call. Every parameter is a SecureString, so a call that does not ask for decryption gets none.
     pub(super) fn call(&mut self, action: &str, input: &Value) -> Result<Value, ApiError> {
-        let parameter = |name: &str, value: &str| json!({"Name": name, "Value": value, "Type": "SecureString", "Version": 1});
+        let decrypted = input["WithDecryption"] == true;
+        let parameter = |(name, value): (&str, &str)| {
+            let value = if decrypted { value } else { "AQICAHencrypted" };
+            json!({"Name": name, "Value": value, "Type": "SecureString", "Version": 1})
+        };
         match action {
-            "GetParameter" => {
-                let name = input["Name"].as_str().unwrap_or_default();
-                match self.values.get(name) {
-                    Some(value) => Ok(json!({"Parameter": parameter(name, value)})),
-                    None => Err(ApiError::new("ParameterNotFound", "")),
-                }
-            }
+            "GetParameter" => match self.values.get_key_value(input["Name"].as_str().unwrap_or_default()) {
+                Some((name, value)) => Ok(json!({"Parameter": parameter((name, value))})),
+                None => Err(ApiError::new("ParameterNotFound", "")),
+            },
             "GetParameters" => {
-                let names: Vec<&str> = input["Names"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-                if names.len() > 10 {
-                    return Err(ApiError::new("ValidationException", "Names: 10 at most"));
+                let names: Vec<&str> =
+                    input["Names"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+                if !(1..=10).contains(&names.len()) {
+                    return Err(ApiError::new("ValidationException", "names has to have 1 to 10 members"));
                 }
-                let (known, unknown): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| self.values.contains_key(*name));
-                let found: Vec<_> = known.into_iter().map(|name| parameter(name, &self.values[name])).collect();
+                let (mut found, mut unknown) = (Vec::new(), Vec::new());
+                for name in names {
+                    match self.values.get(name) {
+                        Some(value) => found.push(parameter((name, value))),
+                        None => unknown.push(name),
+                    }
+                }
                 Ok(json!({"Parameters": found, "InvalidParameters": unknown}))
             }
             "GetParametersByPath" => {
                 let path = input["Path"].as_str().unwrap_or_default().trim_end_matches('/');
-                let all: Vec<_> = self
-                    .values
-                    .iter()
-                    .filter(|(name, _)| name.strip_prefix(path).is_some_and(|rest| rest.starts_with('/')))
-                    .map(|(name, value)| parameter(name, value))
-                    .collect();
+                let recursive = input["Recursive"] == true;
+                let below = |name: &str| {
+                    let rest = name.strip_prefix(path).and_then(|rest| rest.strip_prefix('/'));
+                    rest.is_some_and(|rest| recursive || !rest.contains('/'))
+                };
                 // Ten a page at most (API_GetParametersByPath), and in no order that anybody may count on.
+                let all = self.values.iter().rev().filter(|(name, _)| below(name));
+                let most = input["MaxResults"].as_u64().unwrap_or(10).clamp(1, 10) as usize;
                 let from: usize = input["NextToken"].as_str().and_then(|token| token.parse().ok()).unwrap_or(0);
-                let page: Vec<_> = all.iter().rev().skip(from).take(10).cloned().collect();
-                let next = (from + 10 < all.len()).then(|| (from + 10).to_string());
+                let mut rest = all.skip(from).map(|(name, value)| parameter((name, value)));
+                let page: Vec<_> = rest.by_ref().take(most).collect();
+                let next = rest.next().map(|_| (from + most).to_string());
                 Ok(json!({"Parameters": page, "NextToken": next}))
             }
-            _ => Err(ApiError::new("InvalidAction", format!("ssm {action} is not simulated"))),
+            _ => Err(ApiError::new("InvalidAction", format!("ssm:{action} is not simulated"))),
         }
     }
 }
 
-/// The event bus, as a list of what was put on it.
+/// The event buses, as a list of what was put on them.
 #[derive(Debug, Default)]
 pub struct Bus {
     /// The entries, as they were put.
@@ -64,33 +73,73 @@ impl Bus {
     /// Answers a call.
     pub(super) fn call(&mut self, action: &str, input: &Value) -> Result<Value, ApiError> {
         if action != "PutEvents" {
-            return Err(ApiError::new("InvalidAction", format!("events {action} is not simulated")));
+            return Err(ApiError::new("InvalidAction", format!("events:{action} is not simulated")));
         }
-        let entries: Vec<Value> = input["Entries"].as_array().cloned().unwrap_or_default();
-        let answers: Vec<_> = (0..entries.len()).map(|index| json!({"EventId": format!("event-{index}")})).collect();
-        self.entries.extend(entries);
-        Ok(json!({"FailedEntryCount": 0, "Entries": answers}))
+        let entries = input["Entries"].as_array().map(Vec::as_slice).unwrap_or_default();
+        // API_PutEvents: one to ten entries, a batch is checked as a whole.
+        if !(1..=10).contains(&entries.len()) {
+            return Err(ApiError::new("ValidationException", "entries has to have 1 to 10 members"));
+        }
+        let mut failed = 0;
+        let mut answers = Vec::new();
+        for entry in entries {
+            let source = entry["Source"].as_str().unwrap_or_default();
+            let detail: Result<Value, _> = serde_json::from_str(entry["Detail"].as_str().unwrap_or_default());
+            let fault = match (source, detail) {
+                (source, _) if source.starts_with("aws.") => Some("NotAuthorizedForSourceException"),
+                ("", _) => Some("InvalidArgument"),
+                (_, Ok(Value::Object(_))) => None,
+                _ => Some("MalformedDetail"),
+            };
+            match fault {
+                Some(code) => {
+                    failed += 1;
+                    answers.push(json!({"ErrorCode": code, "ErrorMessage": code}));
+                }
+                None => {
+                    self.entries.push(entry.clone());
+                    answers.push(json!({"EventId": format!("{:08x}-0000-4000-8000-000000000000", self.entries.len())}));
+                }
+            }
+        }
+        Ok(json!({"FailedEntryCount": failed, "Entries": answers}))
     }
+}
+
+/// What the access keys of assumed roles begin with here; the role's account comes behind.
+const ASSUMED: &str = "ASIA";
+
+/// The account of an access key that [`sts`] gave out.
+pub(super) fn account_of(access_key: &str) -> Option<&str> {
+    access_key.strip_prefix(ASSUMED).filter(|account| account.len() == 12)
 }
 
 /// STS: who one is, and another role.
 pub(super) fn sts(action: &str, form: &BTreeMap<String, String>, account: &str) -> Result<String, ApiError> {
+    const NAMESPACE: &str = "https://sts.amazonaws.com/doc/2011-06-15/";
     match action {
         "GetCallerIdentity" => Ok(format!(
-            "<GetCallerIdentityResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><GetCallerIdentityResult>\
+            "<GetCallerIdentityResponse xmlns=\"{NAMESPACE}\"><GetCallerIdentityResult>\
              <Arn>arn:aws:sts::{account}:assumed-role/function/session</Arn><UserId>AROA:session</UserId>\
              <Account>{account}</Account></GetCallerIdentityResult></GetCallerIdentityResponse>"
         )),
         "AssumeRole" => {
-            let role = form.get("RoleArn").cloned().unwrap_or_default();
+            let role = form.get("RoleArn").map(String::as_str).unwrap_or_default();
+            let session = escape(form.get("RoleSessionName").map(String::as_str).unwrap_or_default());
+            let denied = || ApiError {
+                status: 403,
+                ..ApiError::new("AccessDenied", format!("not authorized to perform sts:AssumeRole on {role}"))
+            };
+            let account = role.split(':').nth(4).filter(|account| account.len() == 12).ok_or_else(denied)?;
+            let role = escape(&role.replace(":role/", ":assumed-role/").replace(":iam:", ":sts:"));
             Ok(format!(
-                "<AssumeRoleResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><AssumeRoleResult>\
-                 <Credentials><AccessKeyId>ASIAASSUMED</AccessKeyId><SecretAccessKey>assumed</SecretAccessKey>\
+                "<AssumeRoleResponse xmlns=\"{NAMESPACE}\"><AssumeRoleResult>\
+                 <Credentials><AccessKeyId>{ASSUMED}{account}</AccessKeyId><SecretAccessKey>assumed</SecretAccessKey>\
                  <SessionToken>token</SessionToken><Expiration>2099-01-01T00:00:00Z</Expiration></Credentials>\
-                 <AssumedRoleUser><Arn>{role}/s</Arn><AssumedRoleId>A:s</AssumedRoleId></AssumedRoleUser>\
+                 <AssumedRoleUser><Arn>{role}/{session}</Arn><AssumedRoleId>AROA:{session}</AssumedRoleId></AssumedRoleUser>\
                  </AssumeRoleResult></AssumeRoleResponse>"
             ))
         }
-        _ => Err(ApiError::new("InvalidAction", format!("sts {action} is not simulated"))),
+        _ => Err(ApiError::new("InvalidAction", format!("sts:{action} is not simulated"))),
     }
 }

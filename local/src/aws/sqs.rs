@@ -96,7 +96,14 @@ impl Sqs {
         self.put(name, body.to_owned(), BTreeMap::new(), 0, now)
     }
 
-    fn put(&mut self, name: &str, body: String, attributes: BTreeMap<String, String>, delay: i64, now: Timestamp) -> String {
+    fn put(
+        &mut self,
+        name: &str,
+        body: String,
+        attributes: BTreeMap<String, String>,
+        delay: i64,
+        now: Timestamp,
+    ) -> String {
         self.counter += 1;
         let id = format!("{:08x}-0000-4000-8000-{:012x}", self.counter, self.counter);
         if let Some(queue) = self.queues.get_mut(name) {
@@ -161,7 +168,9 @@ impl Sqs {
             .get_mut(name)
             .and_then(|queue| queue.messages.iter_mut().find(|message| message.receipt.as_deref() == Some(receipt)));
         match message {
-            Some(message) if message.visible_at <= now => Err(ApiError::new("MessageNotInflight", "The message is not in flight.")),
+            Some(message) if message.visible_at <= now => {
+                Err(ApiError::new("MessageNotInflight", "The message is not in flight."))
+            }
             Some(message) => {
                 message.visible_at = now + SignedDuration::from_secs(seconds);
                 Ok(())
@@ -181,8 +190,10 @@ impl Sqs {
                 let name = text(input, "QueueName");
                 if !self.queues.contains_key(name) {
                     let timeout = text(&input["Attributes"], "VisibilityTimeout").parse().unwrap_or(30);
-                    let policy: Value = serde_json::from_str(text(&input["Attributes"], "RedrivePolicy")).unwrap_or_default();
-                    let letters = text(&policy, "deadLetterTargetArn").rsplit(':').next().filter(|name| !name.is_empty());
+                    let policy: Value =
+                        serde_json::from_str(text(&input["Attributes"], "RedrivePolicy")).unwrap_or_default();
+                    let letters =
+                        text(&policy, "deadLetterTargetArn").rsplit(':').next().filter(|name| !name.is_empty());
                     // The count is written as a number or as text.
                     let most = policy["maxReceiveCount"].to_string().trim_matches('"').parse().ok();
                     self.create(name, timeout, letters.zip(most));
@@ -191,7 +202,11 @@ impl Sqs {
             }
             "GetQueueUrl" => {
                 let name = text(input, "QueueName");
-                return if self.queues.contains_key(name) { Ok(json!({"QueueUrl": self.url(name)})) } else { Err(missing()) };
+                return if self.queues.contains_key(name) {
+                    Ok(json!({"QueueUrl": self.url(name)}))
+                } else {
+                    Err(missing())
+                };
             }
             _ => {}
         }
@@ -249,15 +264,22 @@ impl Sqs {
         if body.is_empty() {
             return Err(ApiError::new("MissingParameter", "The request must contain the parameter MessageBody."));
         }
-        let allowed = |c: char| matches!(c, '\t' | '\n' | '\r' | ' '..='\u{D7FF}' | '\u{E000}'..='\u{FFFD}' | '\u{10000}'..);
+        let allowed =
+            |c: char| matches!(c, '\t' | '\n' | '\r' | ' '..='\u{D7FF}' | '\u{E000}'..='\u{FFFD}' | '\u{10000}'..);
         if !body.chars().all(allowed) {
-            return Err(ApiError::new("InvalidMessageContents", "The message contains characters outside the allowed set."));
+            return Err(ApiError::new(
+                "InvalidMessageContents",
+                "The message contains characters outside the allowed set.",
+            ));
         }
         let mut attributes = BTreeMap::new();
         for (key, value) in input["MessageAttributes"].as_object().into_iter().flatten() {
             let value = text(value, "StringValue");
             if value.is_empty() || !value.chars().all(allowed) {
-                return Err(ApiError::new("InvalidParameterValue", format!("Message attribute {key} has no valid value.")));
+                return Err(ApiError::new(
+                    "InvalidParameterValue",
+                    format!("Message attribute {key} has no valid value."),
+                ));
             }
             attributes.insert(key.clone(), value.to_owned());
         }
@@ -328,8 +350,11 @@ impl Sqs {
     /// An answer that names an id which is not in the batch is a failure of the whole batch, as Lambda takes it.
     pub fn acknowledge(&mut self, name: &str, messages: &[Message], answer: &Value) {
         let failures = answer["batchItemFailures"].as_array();
-        let failed: Vec<_> =
-            failures.into_iter().flatten().map(|failure| failure["itemIdentifier"].as_str().unwrap_or_default()).collect();
+        let failed: Vec<_> = failures
+            .into_iter()
+            .flatten()
+            .map(|failure| failure["itemIdentifier"].as_str().unwrap_or_default())
+            .collect();
         if failed.iter().any(|id| !messages.iter().any(|message| message.id == *id)) {
             return;
         }
@@ -356,7 +381,9 @@ fn batch(input: &Value, mut one: impl FnMut(&Value) -> Result<Value, ApiError>) 
     let ids: BTreeSet<_> = entries.iter().map(|entry| text(entry, "Id")).collect();
     match entries.len() {
         0 => return Err(ApiError::new("EmptyBatchRequest", "The batch request has no entries.")),
-        11.. => return Err(ApiError::new("TooManyEntriesInBatchRequest", "The batch request has more than 10 entries.")),
+        11.. => {
+            return Err(ApiError::new("TooManyEntriesInBatchRequest", "The batch request has more than 10 entries."));
+        }
         count if ids.len() < count => {
             return Err(ApiError::new("BatchEntryIdsNotDistinct", "Two entries of the batch request have one id."));
         }
@@ -463,11 +490,13 @@ mod tests {
     fn attributes_come_only_when_asked_for() {
         let mut sqs = queues();
         let attributes = json!({"reason": {"DataType": "String", "StringValue": "because"}});
-        call(&mut sqs, "SendMessage", "letters", json!({"MessageBody": "x", "MessageAttributes": attributes}), 0).unwrap();
+        call(&mut sqs, "SendMessage", "letters", json!({"MessageBody": "x", "MessageAttributes": attributes}), 0)
+            .unwrap();
         let bare = call(&mut sqs, "ReceiveMessage", "letters", json!({"VisibilityTimeout": 0}), 0).unwrap();
         assert!(bare["Messages"][0].get("Attributes").is_none());
         assert!(bare["Messages"][0].get("MessageAttributes").is_none());
-        let asked = json!({"MessageSystemAttributeNames": ["ApproximateReceiveCount"], "MessageAttributeNames": ["All"]});
+        let asked =
+            json!({"MessageSystemAttributeNames": ["ApproximateReceiveCount"], "MessageAttributeNames": ["All"]});
         let full = call(&mut sqs, "ReceiveMessage", "letters", asked, 0).unwrap();
         assert_eq!(full["Messages"][0]["Attributes"], json!({"ApproximateReceiveCount": "2"}));
         assert_eq!(full["Messages"][0]["MessageAttributes"]["reason"]["StringValue"], "because");
@@ -483,7 +512,8 @@ mod tests {
         assert_eq!(all["Attributes"]["ApproximateNumberOfMessages"], "0");
         assert_eq!(all["Attributes"]["ApproximateNumberOfMessagesNotVisible"], "1");
         assert_eq!(all["Attributes"]["ApproximateNumberOfMessagesDelayed"], "1");
-        let policy = call(&mut sqs, "GetQueueAttributes", "requests", json!({"AttributeNames": ["RedrivePolicy"]}), 1).unwrap();
+        let policy =
+            call(&mut sqs, "GetQueueAttributes", "requests", json!({"AttributeNames": ["RedrivePolicy"]}), 1).unwrap();
         assert_eq!(policy["Attributes"].as_object().unwrap().len(), 1);
         assert!(policy["Attributes"]["RedrivePolicy"].as_str().unwrap().contains("\"maxReceiveCount\":2"));
     }
@@ -498,7 +528,10 @@ mod tests {
         for (entries, code) in [
             (json!([]), "EmptyBatchRequest"),
             (json!([{"Id": "a"}, {"Id": "a"}]), "BatchEntryIdsNotDistinct"),
-            (json!((0..11).map(|id| json!({"Id": id.to_string()})).collect::<Vec<_>>()), "TooManyEntriesInBatchRequest"),
+            (
+                json!((0..11).map(|id| json!({"Id": id.to_string()})).collect::<Vec<_>>()),
+                "TooManyEntriesInBatchRequest",
+            ),
         ] {
             let error = call(&mut sqs, "SendMessageBatch", "requests", json!({"Entries": entries}), 0).unwrap_err();
             assert_eq!(error.code, code);

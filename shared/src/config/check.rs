@@ -6,7 +6,7 @@ use super::load::{ConfigError, Guessed};
 use super::yaml::join;
 use super::{
     Cloud, Config, Connect, Jenkins, Launch, LaunchType, Limit, Network, PlacementConstraintType, PlacementStrategyType,
-    SecretRef, Template,
+    Template,
 };
 use crate::label::LabelExpression;
 use crate::message::Record;
@@ -97,9 +97,8 @@ fn jenkins(jenkins: &Jenkins, faults: &mut Faults<'_>) {
         ("webhook.authorization", &jenkins.webhook.authorization),
         ("webhook.signingSecret", &jenkins.webhook.signing_secret),
     ] {
-        if let Some(SecretRef::Ssm(name) | SecretRef::Env(name) | SecretRef::File(name)) = reference {
-            faults.unless(is_filled(name), field, "names nothing");
-        }
+        let is_named = reference.as_ref().is_none_or(|reference| is_filled(reference.name()));
+        faults.unless(is_named, field, "names nothing");
     }
     // RFC 7617: the first colon of Basic credentials ends the user.
     let user_is_fine = jenkins.user.as_ref().is_none_or(|user| is_filled(user) && !user.contains(':'));

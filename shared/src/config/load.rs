@@ -36,7 +36,7 @@ impl fmt::Display for ConfigError {
 }
 
 /// One YAML text and where it is from, which only a configuration of several texts has to know.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Document {
     /// The SSM parameter's name.
     pub source: String,
@@ -64,13 +64,19 @@ pub fn from_yaml(text: &str) -> Result<Config, Vec<ConfigError>> {
 /// # Errors
 /// Everything that is wrong with it, ordered by path.
 pub fn from_documents(documents: &[Document]) -> Result<Config, Vec<ConfigError>> {
+    match read(documents) {
+        (Some(config), errors) if errors.is_empty() => Ok(config),
+        (_, errors) => Err(errors),
+    }
+}
+
+/// The configuration as far as it can be read, and everything that is wrong with it: what it says of the secrets can be
+/// looked into all the same.
+pub(super) fn read(documents: &[Document]) -> (Option<Config>, Vec<ConfigError>) {
     let Joined { mut value, cloud_sources, mut guessed, mut errors } = Joined::new(documents);
     let config = typed(&mut value, &mut guessed, &mut errors);
     if let Some(config) = &config {
         check(config, &guessed, &mut errors);
-    }
-    if let (Some(config), []) = (config, errors.as_slice()) {
-        return Ok(config);
     }
     for error in &mut errors {
         let index = error.path.strip_prefix("clouds[").and_then(|rest| rest.split(']').next()?.parse::<usize>().ok());
@@ -81,7 +87,7 @@ pub fn from_documents(documents: &[Document]) -> Result<Config, Vec<ConfigError>
     }
     errors.sort();
     errors.dedup();
-    Err(errors)
+    (config, errors)
 }
 
 /// Several texts as one value.

@@ -117,6 +117,14 @@ pub enum SecretRef {
     File(#[schemars(length(min = 1))] String),
 }
 
+impl SecretRef {
+    /// What the parameter, the variable or the file is called.
+    pub fn name(&self) -> &str {
+        let (Self::Ssm(name) | Self::Env(name) | Self::File(name)) = self;
+        name
+    }
+}
+
 /// By hand, so that no error repeats what may well be the secret itself.
 impl<'de> Deserialize<'de> for SecretRef {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

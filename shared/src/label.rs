@@ -393,12 +393,11 @@ mod tests {
         Two(usize, Box<Model>, Box<Model>),
     }
 
-    const OPERATORS: [(&str, fn(bool, bool) -> bool); 4] = [
-        ("<->", |a, b| a == b),
-        ("->", |a, b| !a || b),
-        ("||", |a, b| a || b),
-        ("&&", |a, b| a && b),
-    ];
+    type Operator = (&'static str, fn(bool, bool) -> bool);
+
+    /// The weakest first.
+    const OPERATORS: [Operator; 4] =
+        [("<->", |a, b| a == b), ("->", |a, b| !a || b), ("||", |a, b| a || b), ("&&", |a, b| a && b)];
 
     impl Model {
         fn holds(&self, has: &LabelSet) -> bool {
@@ -439,8 +438,11 @@ mod tests {
         prop::char::range('a', 'd').prop_map(Model::Name).prop_recursive(6, 48, 2, |inner| {
             prop_oneof![
                 inner.clone().prop_map(|one| Model::Not(Box::new(one))),
-                (0..OPERATORS.len(), inner.clone(), inner)
-                    .prop_map(|(operator, a, b)| Model::Two(operator, Box::new(a), Box::new(b))),
+                (0..OPERATORS.len(), inner.clone(), inner).prop_map(|(operator, a, b)| Model::Two(
+                    operator,
+                    Box::new(a),
+                    Box::new(b)
+                )),
             ]
         })
     }

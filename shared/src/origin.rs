@@ -1,14 +1,23 @@
 //! The one place that notices and API calls may go to.
 
+use percent_encoding::percent_decode_str;
 use url::Url;
 
 /// Jenkins' root URL as a boundary: scheme, host and port are equal, and the path is at or under it.
 #[derive(Debug, Clone)]
 pub struct Origin(Url);
 
+/// Longer URLs are refused, since what they hide is looked for layer by layer.
+const LENGTH: usize = 2048;
+
 impl Origin {
     /// The boundary around a root URL.
-    pub fn new(root: Url) -> Self {
+    pub fn new(mut root: Url) -> Self {
+        // It is shown in refusals.
+        let _ = root.set_username("");
+        let _ = root.set_password(None);
+        root.set_query(None);
+        root.set_fragment(None);
         Self(root)
     }
 
@@ -17,37 +26,56 @@ impl Origin {
     /// # Errors
     /// Why it may not. The text never repeats the URL's path, which may be a capability.
     pub fn allows(&self, raw: &str) -> Result<Url, String> {
-        let root = &self.0;
-        let refuse = |why: &str| Err(format!("{why}; only URLs under {root} are called"));
-        // On the text as it came: a parser takes dots and backslashes away before anybody can see them.
-        let lower = raw.to_ascii_lowercase().replace("%2e", ".").replace("%252e", ".");
-        if lower.contains("..") {
+        self.check(raw).map_err(|why| format!("{why}; only URLs under {} are called", self.0))
+    }
+
+    fn check(&self, raw: &str) -> Result<Url, String> {
+        let refuse = |why: &str| Err(why.to_owned());
+        if raw.len() > LENGTH {
+            return Err(format!("the URL is longer than {LENGTH} characters"));
+        }
+        // On the text as it came: a parser takes some of this away before anybody can see it.
+        let Some((_, rest)) = raw.split_once("://") else { return refuse("not an absolute URL") };
+        if rest.split(['/', '?', '#', '\\']).next().is_some_and(|authority| authority.contains('@')) {
+            return refuse("the URL holds user info");
+        }
+        let Some(bare) = decoded(raw) else { return refuse("the URL holds bytes that are not UTF-8") };
+        if bare.contains("..") {
             return refuse("the URL holds `..`");
         }
-        if raw.contains('\\') || lower.contains("%5c") || raw.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        if bare.contains('\\') || bare.contains(char::is_control) || raw.contains(char::is_whitespace) {
             return refuse("the URL holds a backslash, a space or a control character");
         }
-        let url = match Url::parse(raw) {
-            Ok(url) => url,
-            Err(error) => return refuse(&format!("not a URL ({error})")),
-        };
-        if !url.username().is_empty() || url.password().is_some() || raw.split('/').nth(2).is_some_and(|host| host.contains('@')) {
+        let url = Url::parse(raw).map_err(|error| format!("not a URL ({error})"))?;
+        let root = &self.0;
+        if !url.username().is_empty() || url.password().is_some() {
             return refuse("the URL holds user info");
         }
         if url.scheme() != root.scheme() {
-            return refuse(&format!("the scheme is {}", url.scheme()));
+            return Err(format!("the scheme is {}", url.scheme()));
         }
         if url.host() != root.host() {
-            return refuse(&format!("the host is {}", url.host_str().unwrap_or("missing")));
+            return Err(format!("the host is {}", url.host_str().unwrap_or("missing")));
         }
         if url.port_or_known_default() != root.port_or_known_default() {
             return refuse("the port is another");
         }
-        let path = root.path().trim_end_matches('/');
-        match url.path().strip_prefix(path) {
+        match url.path().strip_prefix(root.path().trim_end_matches('/')) {
             Some(rest) if rest.is_empty() || rest.starts_with('/') => Ok(url),
             _ => refuse("the path is not under it"),
         }
+    }
+}
+
+/// Without any layer of percent-encoding, if it is text all the way.
+fn decoded(raw: &str) -> Option<String> {
+    let mut text = raw.to_owned();
+    loop {
+        let next = percent_decode_str(&text).decode_utf8().ok()?.into_owned();
+        if next == text {
+            return Some(text);
+        }
+        text = next;
     }
 }
 
@@ -86,6 +114,18 @@ mod tests {
             (&at_root, "https://jenkins.example.com/a/../b", false),
             (&at_root, "https://jenkins.example.com/a/%2e%2e/b", false),
             (&at_root, "https://jenkins.example.com/a/.%2E/b", false),
+            (&at_root, "https://jenkins.example.com/a/%252e%25252E/b", false),
+            (&at_root, "https://jenkins.example.com/a/..;/b", false),
+            (&at_root, "https://jenkins.example.com/a/%c0%ae%c0%ae/b", false),
+            (&at_root, "https://jenkins.example.com/a%5c..%5cb", false),
+            (&at_root, "https://jenkins.example.com/a%5cb", false),
+            (&at_root, "https://jenkins.example.com/a%0d%0ab", false),
+            (&at_root, "https://jenkins.example.com/a b", false),
+            (&at_root, "https://jenkins.example.com/job/My%20Job/x?a=b@c", true),
+            (&at_root, "https://jenkins.example.com?x", true),
+            (&at_root, "https://jenkins.example.com.:443/x", false),
+            (&at_root, "https:jenkins.example.com/x", false),
+            (&at_root, "ht\ntps://jenkins.example.com/x", false),
             (&at_root, "file:///etc/passwd", false),
             (&at_root, "javascript:alert(1)", false),
             (&at_root, "", false),
@@ -98,16 +138,43 @@ mod tests {
         ] {
             assert_eq!(origin.allows(url).is_ok(), allowed, "{url}");
         }
+        let long = format!("https://jenkins.example.com/{}", "%25".repeat(LENGTH));
+        assert!(at_root.allows(&long).is_err());
+    }
+
+    #[test]
+    fn a_refusal_repeats_neither_the_path_nor_what_the_root_may_not_hold() {
+        let root = origin("https://user:hunter2@jenkins.example.com/?hunter2#hunter2");
+        for url in
+            ["https://evil.org/hunter2", "https://jenkins.example.com:1/hunter2", "https://[hunter2", "x://y/hunter2"]
+        {
+            let refusal = root.allows(url).expect_err(url);
+            assert!(!refusal.contains("hunter2") && refusal.contains("https://jenkins.example.com/"), "{refusal}");
+        }
     }
 
     proptest! {
         #[test]
-        fn whatever_is_allowed_is_on_the_origin(url in "(https?:)?[/\\\\]{0,3}[a-z.@:%0-9/\\\\]{0,30}") {
+        fn whatever_is_allowed_is_on_the_origin(
+            url in prop_oneof![
+                "(https?:)?[/\\\\]{0,3}[a-z.@:%0-9/\\\\]{0,30}",
+                "https://(a\\.b|A\\.B|a%2eb)(:443|:80)?/(c|C|%63)?[a-z.@:%2eE5cC/\\\\;?#]{0,20}",
+            ]
+        ) {
             let origin = origin("https://a.b/c/");
             if let Ok(url) = origin.allows(&url) {
                 prop_assert_eq!(url.origin(), origin.0.origin());
                 prop_assert!(url.path() == "/c" || url.path().starts_with("/c/"));
                 prop_assert!(url.username().is_empty() && url.password().is_none());
+                prop_assert!(!url.as_str().contains("..") && !url.as_str().contains('\\'));
+            }
+        }
+
+        #[test]
+        fn whatever_is_under_the_root_is_allowed(path in "(/[a-zA-Z0-9_~-]{1,8}){0,4}/?", query in "(\\?[a-z=&]{0,9})?") {
+            for root in ["https://a.b", "https://a.b/", "http://a.b:8080/c", "http://a.b:8080/c/"] {
+                let url = format!("{}{path}{query}", root.trim_end_matches('/'));
+                prop_assert!(origin(root).allows(&url).is_ok(), "{} under {}", url, root);
             }
         }
     }

@@ -122,7 +122,11 @@ impl SecretStore {
     ///
     /// # Errors
     /// One line for each secret that could not be read.
-    pub async fn read(config: &Config, ssm: aws_sdk_ssm::Client, environment: Environment) -> Result<Self, Vec<String>> {
+    pub async fn read(
+        config: &Config,
+        ssm: aws_sdk_ssm::Client,
+        environment: Environment,
+    ) -> Result<Self, Vec<String>> {
         let jenkins = &config.jenkins;
         let references = [
             (API_TOKEN, &jenkins.api_token),
@@ -140,7 +144,12 @@ impl SecretStore {
 
     /// Secrets that are there already and stay as they are.
     pub fn fixed(secrets: Secrets) -> Self {
-        Self { references: Vec::new(), ssm: None, environment: Arc::new(|_| None), current: RwLock::new(Arc::new(secrets)) }
+        Self {
+            references: Vec::new(),
+            ssm: None,
+            environment: Arc::new(|_| None),
+            current: RwLock::new(Arc::new(secrets)),
+        }
     }
 
     /// The secrets as last read.
@@ -176,12 +185,16 @@ impl SecretStore {
         let text = match reference {
             SecretRef::Ssm(name) => {
                 let parameter = parameters.as_ref()?.iter().find(|parameter| is_called(parameter, name));
-                parameter.and_then(|found| found.value.clone()).ok_or_else(|| format!("there is no SSM parameter {name}"))
+                parameter
+                    .and_then(|found| found.value.clone())
+                    .ok_or_else(|| format!("there is no SSM parameter {name}"))
             }
             SecretRef::Env(name) => {
                 (self.environment)(name).ok_or_else(|| format!("there is no environment variable {name}"))
             }
-            SecretRef::File(path) => std::fs::read_to_string(path).map_err(|error| format!("cannot read {path}: {error}")),
+            SecretRef::File(path) => {
+                std::fs::read_to_string(path).map_err(|error| format!("cannot read {path}: {error}"))
+            }
         };
         let secret = Secret::new(text?);
         if secret.expose().trim().is_empty() { Err(format!("{} is empty", reference.name())) } else { Ok(secret) }
@@ -324,7 +337,10 @@ pub(crate) mod tests {
             let environment: Environment = Arc::new(|_| Some("hunter2\nhunter2!".into()));
             let ssm = ssm(|operation, _| panic!("{operation} was called"));
             let errors = SecretStore::read(&config(jenkins), ssm, environment).await.expect_err("no secret");
-            assert!(matches!(errors.as_slice(), [one] if one.starts_with(fault) && !one.contains("hunter2")), "{errors:?}");
+            assert!(
+                matches!(errors.as_slice(), [one] if one.starts_with(fault) && !one.contains("hunter2")),
+                "{errors:?}"
+            );
         }
         let environment: Environment = Arc::new(|_| Some("\n".into()));
         let errors = SecretStore::read(&config("apiToken: {env: S}"), ssm(|_, _| unreachable!()), environment).await;

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use super::load::{ConfigError, Guessed};
 use super::yaml::join;
 use super::{
-    Cloud, Config, Connect, Jenkins, Launch, LaunchType, Limit, Network, PlacementConstraintType, PlacementStrategyType,
-    Template,
+    Cloud, Config, Connect, Jenkins, Launch, LaunchType, Limit, Network, PlacementConstraintType,
+    PlacementStrategyType, Template,
 };
 use crate::label::LabelExpression;
 use crate::message::Record;
@@ -386,13 +386,33 @@ mod tests {
             ("url: 'https://u:hunter2@ci.example.com/'", "", "connect: ssh", "jenkins.url: may hold no user info"),
             ("url: 'https://ci.example.com/?a=b'", "", "connect: ssh", "jenkins.url: may have no query"),
             ("url: ci.example.com", "", "connect: ssh", "jenkins.url: has to be an absolute URL"),
-            ("url: https://a.example.com/, webhook: {url: 'https://b.example.com/'}", "", "connect: ssh", "jenkins.webhook.url: "),
+            (
+                "url: https://a.example.com/, webhook: {url: 'https://b.example.com/'}",
+                "",
+                "connect: ssh",
+                "jenkins.webhook.url: ",
+            ),
             ("url: https://a/x/, webhook: {url: 'https://a/y'}", "", "connect: ssh", "jenkins.webhook.url: "),
-            ("url: https://a/, registerNodes: true, apiToken: {env: T}", "", "connect: ssh, ssh: {credentialsId: c}", "jenkins.user: is missing"),
-            ("url: https://a/, registerNodes: true, user: u", "", "connect: ssh, ssh: {credentialsId: c}", "jenkins.apiToken: is missing"),
+            (
+                "url: https://a/, registerNodes: true, apiToken: {env: T}",
+                "",
+                "connect: ssh, ssh: {credentialsId: c}",
+                "jenkins.user: is missing",
+            ),
+            (
+                "url: https://a/, registerNodes: true, user: u",
+                "",
+                "connect: ssh, ssh: {credentialsId: c}",
+                "jenkins.apiToken: is missing",
+            ),
             ("url: https://a/, user: 'a:b'", "", "connect: ssh", "jenkins.user: has to be"),
             ("url: https://a/, caCertificate: {file: ' '}", "", "connect: ssh", "jenkins.caCertificate: names nothing"),
-            ("url: https://a/, webhook: {authorization: {ssm: ''}}", "", "connect: ssh", "jenkins.webhook.authorization: names nothing"),
+            (
+                "url: https://a/, webhook: {authorization: {ssm: ''}}",
+                "",
+                "connect: ssh",
+                "jenkins.webhook.authorization: names nothing",
+            ),
             // The cloud.
             (URL, "region: europe", "connect: ssh", "clouds[0].region: "),
             (URL, "cluster: 'a b'", "connect: ssh", "clouds[0].cluster: "),
@@ -414,7 +434,12 @@ mod tests {
             (URL, "", "connect: ssh, labels: ['a\\b']", "clouds[0].templates[0].labels: "),
             (URL, "", "connect: ssh, taskDefinition: 'a:b'", "clouds[0].templates[0].taskDefinition: "),
             (URL, "", "connect: ssh, taskDefinition: 'a:0'", "clouds[0].templates[0].taskDefinition: "),
-            (URL, "", "connect: ssh, taskDefinition: 'arn:aws:ecs:eu-west-1:1:task-definition/a'", "clouds[0].templates[0].taskDefinition: "),
+            (
+                URL,
+                "",
+                "connect: ssh, taskDefinition: 'arn:aws:ecs:eu-west-1:1:task-definition/a'",
+                "clouds[0].templates[0].taskDefinition: ",
+            ),
             (URL, "", "connect: ssh, container: ''", "clouds[0].templates[0].container: "),
             (URL, "", "connect: ssh, workspace: ''", "clouds[0].templates[0].workspace: "),
             (URL, "", "connect: ssh, executors: 0", "clouds[0].templates[0].executors: "),
@@ -424,7 +449,12 @@ mod tests {
             (URL, "", "connect: ssh, limits: {cpu: 0}", "clouds[0].templates[0].limits.cpu: "),
             (URL, "", "connect: ssh, limits: {memory: 0}", "clouds[0].templates[0].limits.memory: "),
             (URL, "", "connect: ssh, maxLifetime: -1h", "clouds[0].templates[0].maxLifetime: "),
-            (URL, "", "connect: ssh, idleTimeout: 10m", "clouds[0].templates[0].idleTimeout: needs jenkins.registerNodes"),
+            (
+                URL,
+                "",
+                "connect: ssh, idleTimeout: 10m",
+                "clouds[0].templates[0].idleTimeout: needs jenkins.registerNodes",
+            ),
             (URL, "", "connect: inbound", "clouds[0].templates[0].connect: inbound needs jenkins.registerNodes"),
             (NODES, "", "connect: ssh", "clouds[0].templates[0].ssh.credentialsId: is missing"),
             (URL, "", "connect: ssh, ssh: {port: 0}", "clouds[0].templates[0].ssh.port: "),
@@ -432,35 +462,145 @@ mod tests {
             (URL, "", "connect: ssh, ssh: {launchTimeout: never}", "clouds[0].templates[0].ssh.launchTimeout: "),
             (URL, "", "connect: ssh, ssh: {retryWait: never}", "clouds[0].templates[0].ssh.retryWait: "),
             // What it runs on.
-            (URL, "", "connect: ssh, launch: {type: ec2, capacityProviders: [{name: p}]}", "clouds[0].templates[0].launch.type: "),
-            (URL, "", "connect: ssh, launch: {capacityProviders: [{name: p, weight: 1001}]}", "clouds[0].templates[0].launch.capacityProviders[0].weight: "),
-            (URL, "", "connect: ssh, launch: {capacityProviders: [{name: p, base: -1}]}", "clouds[0].templates[0].launch.capacityProviders[0].base: "),
-            (URL, "", "connect: ssh, launch: {capacityProviders: [{name: p, weight: 0}]}", "clouds[0].templates[0].launch.capacityProviders: has to have"),
-            (URL, "", "connect: ssh, launch: {capacityProviders: [{name: p, base: 1}, {name: q, base: 1}]}", "clouds[0].templates[0].launch.capacityProviders: may have one base"),
-            (URL, "", "connect: ssh, launch: {capacityProviders: [{name: p}, {name: FARGATE}]}", "clouds[0].templates[0].launch.capacityProviders: cannot mix"),
-            (URL, "", &format!("connect: ssh, launch: {{capacityProviders: [{providers}]}}"), "clouds[0].templates[0].launch.capacityProviders: may have 20"),
+            (
+                URL,
+                "",
+                "connect: ssh, launch: {type: ec2, capacityProviders: [{name: p}]}",
+                "clouds[0].templates[0].launch.type: ",
+            ),
+            (
+                URL,
+                "",
+                "connect: ssh, launch: {capacityProviders: [{name: p, weight: 1001}]}",
+                "clouds[0].templates[0].launch.capacityProviders[0].weight: ",
+            ),
+            (
+                URL,
+                "",
+                "connect: ssh, launch: {capacityProviders: [{name: p, base: -1}]}",
+                "clouds[0].templates[0].launch.capacityProviders[0].base: ",
+            ),
+            (
+                URL,
+                "",
+                "connect: ssh, launch: {capacityProviders: [{name: p, weight: 0}]}",
+                "clouds[0].templates[0].launch.capacityProviders: has to have",
+            ),
+            (
+                URL,
+                "",
+                "connect: ssh, launch: {capacityProviders: [{name: p, base: 1}, {name: q, base: 1}]}",
+                "clouds[0].templates[0].launch.capacityProviders: may have one base",
+            ),
+            (
+                URL,
+                "",
+                "connect: ssh, launch: {capacityProviders: [{name: p}, {name: FARGATE}]}",
+                "clouds[0].templates[0].launch.capacityProviders: cannot mix",
+            ),
+            (
+                URL,
+                "",
+                &format!("connect: ssh, launch: {{capacityProviders: [{providers}]}}"),
+                "clouds[0].templates[0].launch.capacityProviders: may have 20",
+            ),
             (URL, "", "connect: ssh, launch: {type: fargate}", "clouds[0].templates[0].network: is missing"),
-            (URL, "", "connect: ssh, launch: {capacityProviders: [{name: FARGATE_SPOT}]}", "clouds[0].templates[0].network: is missing"),
-            (URL, "", "connect: ssh, launch: {type: external}, network: {subnets: [subnet-1]}", "clouds[0].templates[0].network: is not for external"),
+            (
+                URL,
+                "",
+                "connect: ssh, launch: {capacityProviders: [{name: FARGATE_SPOT}]}",
+                "clouds[0].templates[0].network: is missing",
+            ),
+            (
+                URL,
+                "",
+                "connect: ssh, launch: {type: external}, network: {subnets: [subnet-1]}",
+                "clouds[0].templates[0].network: is not for external",
+            ),
             (URL, "", "connect: ssh, network: {subnets: []}", "clouds[0].templates[0].network.subnets: "),
-            (URL, "", &format!("connect: ssh, network: {{subnets: [{subnets}]}}"), "clouds[0].templates[0].network.subnets: "),
+            (
+                URL,
+                "",
+                &format!("connect: ssh, network: {{subnets: [{subnets}]}}"),
+                "clouds[0].templates[0].network.subnets: ",
+            ),
             (URL, "", "connect: ssh, network: {subnets: ['']}", "clouds[0].templates[0].network.subnets: "),
-            (URL, "", "connect: ssh, network: {subnets: [s], securityGroups: [a, b, c, d, e, f]}", "clouds[0].templates[0].network.securityGroups: "),
-            (URL, "", "connect: ssh, network: {subnets: [s], assignPublicIp: true}", "clouds[0].templates[0].network.assignPublicIp: "),
+            (
+                URL,
+                "",
+                "connect: ssh, network: {subnets: [s], securityGroups: [a, b, c, d, e, f]}",
+                "clouds[0].templates[0].network.securityGroups: ",
+            ),
+            (
+                URL,
+                "",
+                "connect: ssh, network: {subnets: [s], assignPublicIp: true}",
+                "clouds[0].templates[0].network.assignPublicIp: ",
+            ),
             (URL, "", "connect: ssh, platformVersion: 1.4.0", "clouds[0].templates[0].platformVersion: "),
-            (URL, "", "connect: ssh, launch: {type: fargate}, network: {subnets: [s]}, placementStrategy: [{type: random}]", "clouds[0].templates[0].placementStrategy: "),
-            (URL, "", "connect: ssh, launch: {type: fargate}, network: {subnets: [s]}, placementConstraints: [{type: distinctInstance}]", "clouds[0].templates[0].placementConstraints: "),
-            (URL, "", "connect: ssh, placementStrategy: [{type: random, field: cpu}]", "clouds[0].templates[0].placementStrategy[0].field: "),
-            (URL, "", "connect: ssh, placementStrategy: [{type: binpack}]", "clouds[0].templates[0].placementStrategy[0].field: "),
-            (URL, "", "connect: ssh, placementStrategy: [{type: spread}]", "clouds[0].templates[0].placementStrategy[0].field: "),
-            (URL, "", "connect: ssh, placementConstraints: [{type: memberOf}]", "clouds[0].templates[0].placementConstraints[0].expression: "),
-            (URL, "", "connect: ssh, placementConstraints: [{type: distinctInstance, expression: x}]", "clouds[0].templates[0].placementConstraints[0].expression: "),
+            (
+                URL,
+                "",
+                "connect: ssh, launch: {type: fargate}, network: {subnets: [s]}, placementStrategy: [{type: random}]",
+                "clouds[0].templates[0].placementStrategy: ",
+            ),
+            (
+                URL,
+                "",
+                "connect: ssh, launch: {type: fargate}, network: {subnets: [s]}, placementConstraints: [{type: distinctInstance}]",
+                "clouds[0].templates[0].placementConstraints: ",
+            ),
+            (
+                URL,
+                "",
+                "connect: ssh, placementStrategy: [{type: random, field: cpu}]",
+                "clouds[0].templates[0].placementStrategy[0].field: ",
+            ),
+            (
+                URL,
+                "",
+                "connect: ssh, placementStrategy: [{type: binpack}]",
+                "clouds[0].templates[0].placementStrategy[0].field: ",
+            ),
+            (
+                URL,
+                "",
+                "connect: ssh, placementStrategy: [{type: spread}]",
+                "clouds[0].templates[0].placementStrategy[0].field: ",
+            ),
+            (
+                URL,
+                "",
+                "connect: ssh, placementConstraints: [{type: memberOf}]",
+                "clouds[0].templates[0].placementConstraints[0].expression: ",
+            ),
+            (
+                URL,
+                "",
+                "connect: ssh, placementConstraints: [{type: distinctInstance, expression: x}]",
+                "clouds[0].templates[0].placementConstraints[0].expression: ",
+            ),
             // What it is given.
-            (URL, "", "connect: ssh, environment: {JENKINS_ECS_AGENTS_REQUEST: x}", "clouds[0].templates[0].environment.JENKINS_ECS_AGENTS_REQUEST: "),
-            (NODES, "", "connect: inbound, environment: {JENKINS_SECRET: x}", "clouds[0].templates[0].environment.JENKINS_SECRET: "),
+            (
+                URL,
+                "",
+                "connect: ssh, environment: {JENKINS_ECS_AGENTS_REQUEST: x}",
+                "clouds[0].templates[0].environment.JENKINS_ECS_AGENTS_REQUEST: ",
+            ),
+            (
+                NODES,
+                "",
+                "connect: inbound, environment: {JENKINS_SECRET: x}",
+                "clouds[0].templates[0].environment.JENKINS_SECRET: ",
+            ),
             (URL, "", "connect: ssh, environment: {A=B: x}", "clouds[0].templates[0].environment.A=B: "),
             (URL, "", "connect: ssh, tags: {'AWS:x': y}", "clouds[0].templates[0].tags.AWS:x: "),
-            (URL, "", "connect: ssh, tags: {'jenkins-ecs-agents:x': y}", "clouds[0].templates[0].tags.jenkins-ecs-agents:x: "),
+            (
+                URL,
+                "",
+                "connect: ssh, tags: {'jenkins-ecs-agents:x': y}",
+                "clouds[0].templates[0].tags.jenkins-ecs-agents:x: ",
+            ),
             (URL, "", "connect: ssh, tags: {a: 'b;c'}", "clouds[0].templates[0].tags.a: "),
             (URL, "", &format!("connect: ssh, tags: {{{tags}}}"), "clouds[0].templates[0].tags: may have 40"),
         ];
@@ -480,12 +620,32 @@ mod tests {
             (URL, "", "connect: ssh, environment: {JENKINS_URL: x, A: y}, idleTimeout: never, platformVersion: LATEST"),
             (NODES, "", "connect: inbound, ssh: {port: 22}, idleTimeout: 10m"),
             (NODES, "", "connect: ssh, ssh: {credentialsId: key, hostKeyVerification: {key: ssh-ed25519 AAAA}}"),
-            ("url: 'https://ci.example.com:8443/x', webhook: {url: 'https://ci.example.com:8443/x/hook'}", "", "connect: ssh"),
-            (URL, "idleInstanceTimeout: 10m, autoScalingGroup: g, cluster: 'arn:aws:ecs:eu-west-1:1:cluster/c'", "connect: ssh"),
+            (
+                "url: 'https://ci.example.com:8443/x', webhook: {url: 'https://ci.example.com:8443/x/hook'}",
+                "",
+                "connect: ssh",
+            ),
+            (
+                URL,
+                "idleInstanceTimeout: 10m, autoScalingGroup: g, cluster: 'arn:aws:ecs:eu-west-1:1:cluster/c'",
+                "connect: ssh",
+            ),
             (URL, "assumeRoleArn: 'arn:aws-us-gov:iam::1:role/path/x'", "connect: ssh, launch: {type: external}"),
-            (URL, "", "connect: ssh, launch: {type: fargate}, platformVersion: 1.4.0, network: {subnets: [s], assignPublicIp: true}"),
-            (URL, "", "connect: ssh, launch: {capacityProviders: [{name: FARGATE_SPOT, weight: 4}, {name: FARGATE, base: 1}]}, network: {subnets: [s]}"),
-            (URL, "", "connect: ssh, placementStrategy: [{type: spread, field: 'attribute:ecs.availability-zone'}, {type: binpack, field: MEMORY}]"),
+            (
+                URL,
+                "",
+                "connect: ssh, launch: {type: fargate}, platformVersion: 1.4.0, network: {subnets: [s], assignPublicIp: true}",
+            ),
+            (
+                URL,
+                "",
+                "connect: ssh, launch: {capacityProviders: [{name: FARGATE_SPOT, weight: 4}, {name: FARGATE, base: 1}]}, network: {subnets: [s]}",
+            ),
+            (
+                URL,
+                "",
+                "connect: ssh, placementStrategy: [{type: spread, field: 'attribute:ecs.availability-zone'}, {type: binpack, field: MEMORY}]",
+            ),
             (URL, "", "connect: ssh, tags: {'größe': 'a b+c-d=e.f_g:h/i@j'}"),
         ] {
             assert_eq!(faults(jenkins, cloud, template), Vec::<String>::new(), "{jenkins} / {cloud} / {template}");
@@ -512,7 +672,9 @@ mod tests {
     fn names_are_unique_where_agents_could_be_mixed_up() {
         let cloud = |name: &str, rest: &str, template: &str| {
             let template = format!("{{name: {template}, labels: [l], taskDefinition: d, connect: ssh}}");
-            format!("{{name: {name}, {rest}, templates: [{template}, {{name: x{name}, labels: [l], taskDefinition: d, connect: ssh}}]}}")
+            format!(
+                "{{name: {name}, {rest}, templates: [{template}, {{name: x{name}, labels: [l], taskDefinition: d, connect: ssh}}]}}"
+            )
         };
         let found = |clouds: &[String]| {
             let yaml = format!("jenkins: {{url: https://a/}}\nclouds: [{}]", clouds.join(", "));
@@ -540,13 +702,28 @@ mod tests {
     #[test]
     fn a_guess_is_held_against_nobody() {
         for (jenkins, cloud, template, fault) in [
-            ("url: https://a/, user: u, apiToken: hunter2", "", "connect: inbound, idleTimeout: 5m", "jenkins.apiToken: "),
+            (
+                "url: https://a/, user: u, apiToken: hunter2",
+                "",
+                "connect: inbound, idleTimeout: 5m",
+                "jenkins.apiToken: ",
+            ),
             ("url: [], webhook: {url: 'https://b/'}", "", "connect: ssh", "jenkins.url: "),
             (NODES, "", "connect: telnet, environment: {JENKINS_URL: x}", "clouds[0].templates[0].connect: "),
             (NODES, "", "environment: {JENKINS_URL: x}", "clouds[0].templates[0].connect: is missing"),
-            (URL, "", "connect: ssh, launch: {type: fargat}, network: {subnets: [s], assignPublicIp: true}", "clouds[0].templates[0].launch.type: "),
+            (
+                URL,
+                "",
+                "connect: ssh, launch: {type: fargat}, network: {subnets: [s], assignPublicIp: true}",
+                "clouds[0].templates[0].launch.type: ",
+            ),
             (URL, "idleInstanceTimeout: 5m, autoScalingGroup: []", "connect: ssh", "clouds[0].autoScalingGroup: "),
-            (URL, "", "connect: ssh, placementStrategy: [{typ: spread, field: x}]", "clouds[0].templates[0].placementStrategy[0].typ"),
+            (
+                URL,
+                "",
+                "connect: ssh, placementStrategy: [{typ: spread, field: x}]",
+                "clouds[0].templates[0].placementStrategy[0].typ",
+            ),
         ] {
             let found = faults(jenkins, cloud, template);
             assert!(found.iter().any(|one| one.starts_with(fault)), "{found:#?}");

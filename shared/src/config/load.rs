@@ -201,7 +201,8 @@ fn typed(value: &mut Value, guessed: &mut Guessed, errors: &mut Vec<ConfigError>
         } else {
             // Where a guess is wrong too, what it is part of has to give way: a list in place of a mapping, say.
             let places = (0..=segments.len()).rev().map(|length| &segments[..length]);
-            let is_place = |place: &&[&Segment]| matches!(place.last(), Some(Segment::Seq { .. } | Segment::Map { .. }));
+            let is_place =
+                |place: &&[&Segment]| matches!(place.last(), Some(Segment::Seq { .. } | Segment::Map { .. }));
             let mut places = places.filter(is_place);
             let innermost = places.next()?;
             let place = if guessed.0.insert(text(innermost)) {
@@ -259,7 +260,8 @@ fn text(segments: &[&Segment]) -> String {
 /// serde's message in the words of a configuration. A text that stands in the wrong place is not repeated: it could be
 /// a secret.
 fn worded(message: &str) -> String {
-    let wrong = ["invalid type: ", "invalid value: ", "unknown variant "].iter().find_map(|head| message.strip_prefix(head));
+    let wrong =
+        ["invalid type: ", "invalid value: ", "unknown variant "].iter().find_map(|head| message.strip_prefix(head));
     let Some((found, expected)) = wrong.and_then(|wrong| wrong.split_once(", expected ")) else {
         return message.to_owned();
     };
@@ -529,17 +531,20 @@ clouds:
             document("/a/4", "a: ["),
         ];
         let found: Vec<_> = from_documents(&documents).expect_err("wrong").iter().map(ToString::to_string).collect();
-        assert_eq!(found[..4], [
-            "/a/2: clouds[0].maxAgents: is there twice",
-            "/a/2: jenkins: is in /a/1 too, and only one may have it",
-            "/a/3: clouds: is in /a/1 too, and only one may have it",
-            found[3].as_str(),
-        ]);
+        assert_eq!(
+            found[..4],
+            [
+                "/a/2: clouds[0].maxAgents: is there twice",
+                "/a/2: jenkins: is in /a/1 too, and only one may have it",
+                "/a/3: clouds: is in /a/1 too, and only one may have it",
+                found[3].as_str(),
+            ]
+        );
         assert!(found[3].starts_with("/a/4: not YAML: "), "{found:#?}");
-        assert_eq!(found[4..], [
-            "clouds[0].maxAgents: has to be above 0 (in /a/1)",
-            "clouds[1].maxAgents: has to be above 0 (in /a/2)",
-        ]);
+        assert_eq!(
+            found[4..],
+            ["clouds[0].maxAgents: has to be above 0 (in /a/1)", "clouds[1].maxAgents: has to be above 0 (in /a/2)",]
+        );
     }
 
     #[test]
@@ -555,7 +560,10 @@ clouds:
             ("", "has to be a YAML mapping with jenkins and clouds"),
             ("- a", "has to be a YAML mapping with jenkins and clouds"),
             ("{}", "clouds: is missing; jenkins: is missing"),
-            ("jenkins: 3\nclouds: x", "clouds: has to be a list, not a text; jenkins: has to be a mapping, not integer `3`"),
+            (
+                "jenkins: 3\nclouds: x",
+                "clouds: has to be a list, not a text; jenkins: has to be a mapping, not integer `3`",
+            ),
             ("jenkins: {url: https://a/}\nclouds: []", "clouds: has to have at least one cloud"),
         ] {
             let found: Vec<_> = from_yaml(text).expect_err(text).iter().map(ToString::to_string).collect();

@@ -110,10 +110,9 @@ pub async fn load(environment: Environment, ssm: Client) -> Result<(Settings, Se
         },
     };
     let secrets = match &config {
-        Some(config) => SecretStore::read(config, ssm, environment.clone())
-            .await
-            .map_err(|errors| faults.extend(errors))
-            .ok(),
+        Some(config) => {
+            SecretStore::read(config, ssm, environment.clone()).await.map_err(|errors| faults.extend(errors)).ok()
+        }
         None => None,
     };
     match (config, secrets) {
@@ -178,7 +177,8 @@ mod tests {
     use super::*;
     use crate::secret::tests::ssm;
 
-    const CLOUD: &str = "{name: NAME, region: eu-west-1, templates: [{name: NAME, labels: [l], taskDefinition: d, connect: ssh}]}";
+    const CLOUD: &str =
+        "{name: NAME, region: eu-west-1, templates: [{name: NAME, labels: [l], taskDefinition: d, connect: ssh}]}";
 
     fn configuration(name: &str) -> String {
         format!("jenkins: {{url: https://ci.example.com/}}\nclouds: [{}]", CLOUD.replace("NAME", name))
@@ -186,10 +186,9 @@ mod tests {
 
     fn environment(changes: &[(&str, &str)]) -> Environment {
         let queue = "https://sqs.eu-west-1.amazonaws.com/123456789012/queue";
-        let mut variables: BTreeMap<String, String> =
-            ["REQUESTS", "WAITING", "UNDELIVERED", "REJECTED", "COMPLETIONS"]
-                .map(|name| (format!("{name}_QUEUE_URL"), format!("{queue}-{name}")))
-                .into();
+        let mut variables: BTreeMap<String, String> = ["REQUESTS", "WAITING", "UNDELIVERED", "REJECTED", "COMPLETIONS"]
+            .map(|name| (format!("{name}_QUEUE_URL"), format!("{queue}-{name}")))
+            .into();
         variables.insert("AWS_REGION".into(), "eu-west-1".into());
         variables.insert("AGENTS_CONFIG".into(), format!("inline:{}", configuration("c")));
         variables.extend(changes.iter().map(|&(name, value)| (name.into(), value.into())));

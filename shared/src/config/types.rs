@@ -129,15 +129,19 @@ impl SecretRef {
 impl<'de> Deserialize<'de> for SecretRef {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = Value::deserialize(deserializer)?;
-        let fields = value.as_object().filter(|fields| fields.len() == 1).into_iter().flatten();
-        let named = fields.filter_map(|(kind, name)| match (kind.as_str(), name.as_str()?.to_owned()) {
-            ("ssm", name) => Some(Self::Ssm(name)),
-            ("env", name) => Some(Self::Env(name)),
-            ("file", path) => Some(Self::File(path)),
-            _ => None,
-        });
-        let wrong = "has to be {ssm: NAME}, {env: NAME} or {file: PATH}, and never the secret itself";
-        named.last().ok_or_else(|| D::Error::custom(wrong))
+        let fields = value.as_object().filter(|fields| fields.len() == 1);
+        match fields
+            .and_then(|fields| fields.iter().next())
+            .and_then(|(kind, name)| Some((kind.as_str(), name.as_str()?)))
+        {
+            Some(("ssm", name)) => Ok(Self::Ssm(name.into())),
+            Some(("env", name)) => Ok(Self::Env(name.into())),
+            Some(("file", path)) => Ok(Self::File(path.into())),
+            _ => {
+                let expected = "has to be {ssm: NAME}, {env: NAME} or {file: PATH}, and never the secret itself";
+                Err(D::Error::custom(expected))
+            }
+        }
     }
 }
 

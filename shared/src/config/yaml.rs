@@ -117,7 +117,6 @@ impl<'de> Visitor<'de> for Node<'_> {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;

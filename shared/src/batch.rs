@@ -7,11 +7,11 @@ use std::time::Duration;
 use aws_lambda_events::event::sqs::{BatchItemFailure, SqsBatchResponse, SqsEvent, SqsMessage};
 use futures::FutureExt as _;
 use jiff::Timestamp;
-use rand::Rng as _;
 use tokio::time::Instant;
 
 use crate::app::App;
 use crate::aws::queues;
+use crate::name::digest;
 use crate::wait;
 
 /// Kept back at the end of an invocation, to answer with what is done.
@@ -127,7 +127,7 @@ pub async fn guarded<T>(
 pub async fn answer(app: &App, queue: &str, results: Vec<(Item, Result<(), Retry>)>) -> SqsBatchResponse {
     let failed = results.into_iter().filter_map(|(item, result)| Some((item, result.err()?)));
     let hidden = failed.map(|(item, Retry(reason))| async move {
-        let delay = backoff(item.receives);
+        let delay = backoff(&item.id, item.receives);
         tracing::warn!(
             message.id = item.id,
             receives = item.receives,
@@ -150,10 +150,11 @@ pub async fn answer(app: &App, queue: &str, results: Vec<(Item, Result<(), Retry
 }
 
 /// How long a message stays hidden after so many receives: 4 s, doubled up to 15 min, and between half and all of that,
-/// so that what failed together does not come back together.
-pub fn backoff(receives: u32) -> Duration {
+/// by the message's id, so that what failed together does not come back together.
+pub fn backoff(id: &str, receives: u32) -> Duration {
     let ceiling = Duration::from_secs(4 << receives.clamp(1, 9).saturating_sub(1)).min(Duration::from_secs(900));
-    ceiling.mul_f64(rand::rng().random_range(0.5..=1.0)).max(Duration::from_secs(1))
+    let spread = digest(&[id, &receives.to_string()]).bytes().fold(0u32, |sum, byte| sum.wrapping_mul(31) + u32::from(byte));
+    ceiling.mul_f64(0.5 + f64::from(spread % 1000) / 2000.0).max(Duration::from_secs(1))
 }
 
 #[cfg(test)]
@@ -163,7 +164,7 @@ mod tests {
     #[test]
     fn the_backoff_grows_and_is_bounded() {
         for (receives, most) in [(0, 4), (1, 4), (2, 8), (5, 64), (9, 900), (1000, 900)] {
-            let delay = backoff(receives).as_secs_f64();
+            let delay = backoff("id", receives).as_secs_f64();
             assert!(delay <= f64::from(most) && delay >= f64::from(most) / 2.0, "{receives}: {delay}");
         }
     }

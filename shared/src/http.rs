@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use aws_smithy_http_client::{Connector, tls};
-use aws_smithy_runtime_api::client::http::{HttpConnector, HttpConnectorFuture, SharedHttpConnector};
+use aws_smithy_runtime_api::client::http::{
+    HttpConnector, HttpConnectorFuture, SharedHttpClient, SharedHttpConnector, http_client_fn,
+};
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::http::{Request, Response};
 use aws_smithy_types::body::SdkBody;
@@ -49,6 +51,12 @@ impl Http {
         answer: impl Fn(http::Request<Bytes>) -> Answer + Send + Sync + 'static,
     ) -> Self {
         Self(SharedHttpConnector::new(InMemory(Box::new(answer))))
+    }
+
+    /// The same connection as the SDK's clients take it.
+    pub fn client(&self) -> SharedHttpClient {
+        let connector = self.0.clone();
+        http_client_fn(move |_, _| connector.clone())
     }
 
     /// TLS with the system's roots and, if given, the PEM certificates of a private authority. Never follows a redirect.

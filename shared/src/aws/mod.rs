@@ -14,7 +14,6 @@ use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_smithy_http_client::{Builder, tls};
 use aws_smithy_runtime_api::client::result::SdkError;
-use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 
 use crate::config::Cloud;
@@ -25,23 +24,24 @@ pub async fn sdk_config() -> SdkConfig {
     let http = Builder::new()
         .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
         .build_https();
-    sdk_config_with(http).await
-}
-
-/// The same over an HTTP client of one's own, as tests have it.
-pub async fn sdk_config_with(http: impl Into<SharedHttpClient>) -> SdkConfig {
+    let (retry, timeout) = bounds();
     aws_config::defaults(BehaviorVersion::latest())
-        .http_client(http.into())
-        .retry_config(RetryConfig::standard().with_max_attempts(3).with_max_backoff(Duration::from_secs(2)))
-        .timeout_config(
-            TimeoutConfig::builder()
-                .connect_timeout(Duration::from_secs(2))
-                .operation_attempt_timeout(Duration::from_secs(5))
-                .operation_timeout(Duration::from_secs(12))
-                .build(),
-        )
+        .http_client(http)
+        .retry_config(retry)
+        .timeout_config(timeout)
         .load()
         .await
+}
+
+/// The bounds on every call: three tries, five seconds each, twelve in all.
+pub fn bounds() -> (RetryConfig, TimeoutConfig) {
+    let retry = RetryConfig::standard().with_max_attempts(3).with_max_backoff(Duration::from_secs(2));
+    let timeout = TimeoutConfig::builder()
+        .connect_timeout(Duration::from_secs(2))
+        .operation_attempt_timeout(Duration::from_secs(5))
+        .operation_timeout(Duration::from_secs(12))
+        .build();
+    (retry, timeout)
 }
 
 /// The clients for one cloud: its region, and its role where it has one.

@@ -368,7 +368,9 @@ struct Webhook {
     authorization: Option<String>,
     /// `webhooks`: whether a pipeline waits.
     is_awaited: bool,
-    /// What was posted and not yet fetched by the pipeline; `alreadyPosted`, where nobody waited.
+    /// What the pipeline that waited was given.
+    given: Option<Arrival>,
+    /// `alreadyPosted`: the last that came while nobody waited.
     posted: Option<Arrival>,
 }
 
@@ -453,9 +455,9 @@ impl Jenkins {
     /// A restart: agents are cut off until they connect again, and webhook-step forgets what it had in memory: what was
     /// posted and not yet waited for, and the secrets. Pipelines that wait go on waiting (`WaitForWebhookExecution.onResume`).
     pub fn restart(&mut self) {
-        self.webhooks.retain(|_, webhook| webhook.is_awaited);
+        self.webhooks.retain(|_, webhook| webhook.is_awaited || webhook.given.is_some());
         for webhook in self.webhooks.values_mut() {
-            webhook.authorization = None;
+            (webhook.authorization, webhook.posted) = (None, None);
         }
         for node in self.nodes.values_mut() {
             node.is_connected = false;
@@ -490,9 +492,9 @@ impl Jenkins {
     /// (`WaitForWebhookExecution.start`). To be asked again and again.
     pub fn wait_for_webhook(&mut self, url: &str) -> Option<Arrival> {
         let webhook = self.webhooks.entry(self.token(url)?).or_default();
-        let posted = webhook.posted.take();
-        webhook.is_awaited = posted.is_none();
-        posted
+        let found = webhook.given.take().or_else(|| webhook.posted.take());
+        webhook.is_awaited = found.is_none();
+        found
     }
 
     /// The pipeline waits no longer, aborted or timed out (`WaitForWebhookExecution.stop`).
@@ -840,10 +842,12 @@ impl Jenkins {
             _ => (StatusCode::ACCEPTED, None),
         };
         let arrival = arrival(ask, status);
-        if status.is_success() {
-            webhook.posted = Some(arrival.clone());
-            webhook.is_awaited = false;
+        match status {
+            StatusCode::OK => webhook.given = Some(arrival.clone()),
+            StatusCode::ACCEPTED => webhook.posted = Some(arrival.clone()),
+            _ => {}
         }
+        webhook.is_awaited &= status != StatusCode::OK;
         self.arrivals.push(arrival);
         let mut response = plain(status);
         if let Some(result) = result {

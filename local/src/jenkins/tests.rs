@@ -489,7 +489,9 @@ fn a_webhook_is_taken_once() {
     let taken = send(&mut jenkins, "POST", path(&url), &[("authorization", "whatever")], "1");
     assert_eq!((status(&taken), header(&taken, "result")), (200, Some("WebhookTriggered")));
     assert_eq!(status(&send(&mut jenkins, "POST", path(&url), &[], "2")), 202);
-    assert_eq!(jenkins.wait_for_webhook(&url).map(|arrival| arrival.body), Some(Bytes::from("2")));
+    for posted in ["1", "2"] {
+        assert_eq!(jenkins.wait_for_webhook(&url).map(|arrival| arrival.body), Some(Bytes::from(posted)));
+    }
     assert!(jenkins.wait_for_webhook(&url).is_none());
 
     // Posted before anybody waits: it is kept.

@@ -195,12 +195,17 @@ pub fn node(
     Node {
         name: name.to_string(),
         description: description.to_owned(),
-        labels: if has_webhook { vec![name.to_string()] } else { template.labels.0.iter().cloned().collect() },
+        labels: if has_webhook { vec![name.to_string()] } else { template.labels.0.iter().map(quoted).collect() },
         workspace: template.workspace.clone(),
         executors: template.executors,
         environment,
         launcher,
     }
+}
+
+/// A label as it stands in a node's list of them, which Jenkins splits at spaces outside quotes (`Label.parse`).
+fn quoted(label: &String) -> String {
+    if label.contains(char::is_whitespace) { format!("\"{label}\"") } else { label.clone() }
 }
 
 /// What a node says of itself: its build, and its task in the AWS console, where its logs are too.

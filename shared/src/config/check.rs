@@ -8,7 +8,6 @@ use super::{
     Cloud, Config, Connect, Jenkins, Launch, LaunchType, Limit, Network, PlacementConstraintType,
     PlacementStrategyType, Template,
 };
-use crate::label::LabelExpression;
 use crate::message::Record;
 use crate::origin::Origin;
 
@@ -138,7 +137,7 @@ fn template(template: &Template, nodes: Option<bool>, faults: &mut Faults<'_>) {
     faults.unless(is_name(&template.name), "name", NAME);
     faults.unless(!template.labels.0.is_empty(), "labels", "has to have at least one label");
     for label in template.labels.0.iter().filter(|label| !is_label(label)) {
-        faults.add("labels", format!("{label:?} cannot be a label: it could not be asked for without quotes"));
+        faults.add("labels", format!("{label:?} cannot be a label: it is empty, or holds a quote, backslash or control character"));
     }
     faults.unless(
         is_task_definition(&template.task_definition),
@@ -184,11 +183,7 @@ fn connect(template: &Template, nodes: Option<bool>, faults: &mut Faults<'_>) {
             "inbound needs jenkins.registerNodes with user and apiToken: the agent's secret is that of its node",
         ),
         Connect::Ssh => {
-            faults.unless(
-                nodes != Some(true) || ssh.credentials_id.as_deref().is_some_and(is_filled),
-                "ssh.credentialsId",
-                "is missing, and Jenkins cannot log in to a registered node without it",
-            );
+            faults.unless(ssh.credentials_id.as_deref().is_none_or(is_filled), "ssh.credentialsId", "names nothing");
             faults.unless(ssh.port > 0, "ssh.port", POSITIVE);
             faults.unless(ssh.launch_timeout != Limit::NEVER, "ssh.launchTimeout", "cannot be never");
             faults.unless(ssh.retry_wait != Limit::NEVER, "ssh.retryWait", "cannot be never");
@@ -325,11 +320,10 @@ fn is_filled(text: &str) -> bool {
     !text.trim().is_empty()
 }
 
-/// Whether the text can be asked for as it is, and is one label in the node's list of them, which Jenkins splits with
-/// `QuotedStringTokenizer` (`Label.parse`).
+/// Whether the text can be a label: in the node's list of them, which Jenkins splits with `QuotedStringTokenizer`
+/// (`Label.parse`), and in an expression it may have to stand in quotes.
 fn is_label(text: &str) -> bool {
-    let alone = text.parse::<LabelExpression>().is_ok_and(|expression| expression.as_label() == Some(text));
-    alone && !text.chars().any(|c| c.is_whitespace() || c.is_control() || c == '\\')
+    is_filled(text) && text.trim() == text && !text.chars().any(|c| c.is_control() || c == '"' || c == '\\')
 }
 
 fn is_region(text: &str) -> bool {
@@ -429,8 +423,7 @@ mod tests {
             (URL, "", "connect: ssh, name: 'a.b'", "clouds[0].templates[0].name: "),
             (URL, "", "connect: ssh, labels: []", "clouds[0].templates[0].labels: has to have"),
             (URL, "", "connect: ssh, labels: ['']", "clouds[0].templates[0].labels: \"\""),
-            (URL, "", "connect: ssh, labels: ['a b']", "clouds[0].templates[0].labels: \"a b\""),
-            (URL, "", "connect: ssh, labels: ['a&&b']", "clouds[0].templates[0].labels: \"a&&b\""),
+            (URL, "", "connect: ssh, labels: [' a']", "clouds[0].templates[0].labels: \" a\""),
             (URL, "", "connect: ssh, labels: ['a\\b']", "clouds[0].templates[0].labels: "),
             (URL, "", "connect: ssh, taskDefinition: 'a:b'", "clouds[0].templates[0].taskDefinition: "),
             (URL, "", "connect: ssh, taskDefinition: 'a:0'", "clouds[0].templates[0].taskDefinition: "),
@@ -456,7 +449,7 @@ mod tests {
                 "clouds[0].templates[0].idleTimeout: needs jenkins.registerNodes",
             ),
             (URL, "", "connect: inbound", "clouds[0].templates[0].connect: inbound needs jenkins.registerNodes"),
-            (NODES, "", "connect: ssh", "clouds[0].templates[0].ssh.credentialsId: is missing"),
+            (NODES, "", "connect: ssh, ssh: {credentialsId: ''}", "clouds[0].templates[0].ssh.credentialsId: names nothing"),
             (URL, "", "connect: ssh, ssh: {port: 0}", "clouds[0].templates[0].ssh.port: "),
             (URL, "", "connect: ssh, ssh: {port: 65536}", "clouds[0].templates[0].ssh.port: "),
             (URL, "", "connect: ssh, ssh: {launchTimeout: never}", "clouds[0].templates[0].ssh.launchTimeout: "),

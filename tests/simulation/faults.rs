@@ -1,0 +1,154 @@
+//! Ten thousand requests under faults: at the end every request has one outcome, and nothing is left.
+
+use std::time::Duration;
+
+use super::world::{Plan, World};
+
+const CONFIG: &str = "
+jenkins:
+  url: http://jenkins.test/
+  user: bot
+  apiToken: {env: TOKEN}
+  webhook: {url: http://jenkins.test/all}
+clouds:
+  - name: instances
+    region: eu-west-1
+    cluster: ci
+    autoScalingGroup: ci
+    instanceLaunchTimeout: 45m
+    idleInstanceTimeout: 10m
+    instanceCapacity: {cpu: 4096, memory: 8192}
+    templates:
+      - {name: ssh, labels: [ssh], taskDefinition: ssh, container: agent, connect: ssh, ssh: {credentialsId: key}}
+  - name: fargate
+    region: eu-west-1
+    cluster: ci
+    instanceLaunchTimeout: 45m
+    maxAgents: 60
+    templates:
+      - name: inbound
+        labels: [inbound]
+        taskDefinition: inbound
+        container: agent
+        connect: inbound
+        launch: {type: fargate}
+        network: {subnets: [subnet-1]}
+      - name: broken
+        labels: [broken]
+        taskDefinition: broken
+        container: agent
+        connect: ssh
+        launch: {type: fargate}
+        network: {subnets: [subnet-1]}
+";
+
+fn plan(seed: u64, builds: u32, faults: f64) -> Plan {
+    let seed = std::env::var("SIMULATION_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(seed);
+    Plan {
+        seed,
+        builds,
+        faults,
+        curve: vec![1.0, 2.0, 3.0, 1.0],
+        // About 1,500 builds an hour at most.
+        span: Duration::from_secs(u64::from(builds) * 4),
+        build: (Duration::from_secs(20), Duration::from_secs(240)),
+        config: CONFIG.into(),
+        bounds: (0, 60),
+    }
+}
+
+/// Runs a plan in paused time and holds the end against what has to be true of it.
+fn run(plan: Plan) -> World {
+    let seed = plan.seed;
+    let (bounds, builds) = (plan.bounds, plan.builds);
+    let faultless = plan.faults == 0.0;
+    fastrand::seed(seed);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
+    let world = tokio::task::LocalSet::new().block_on(&runtime, async {
+        let world = World::new(plan).await;
+        world.run().await;
+        world
+    });
+    let mut wrong: Vec<String> = Vec::new();
+    let mut hold = |holds: bool, what: String| {
+        if !holds {
+            wrong.push(what);
+        }
+    };
+    let outcomes = world.outcomes();
+    let fates = world.fates();
+    hold(fates.len() == builds as usize, format!("{} of {builds} builds came to an end", fates.len()));
+    for fate in &fates {
+        let told = outcomes.get(&fate.request).map(Vec::as_slice).unwrap_or_default();
+        let at_most = if fate.aborted { told.len() <= 1 } else { told.len() == 1 };
+        hold(at_most, format!("{} has the outcomes {told:?}: {fate:?}", fate.request));
+        if faultless {
+            hold(fate.built || fate.failure.is_some(), format!("{fate:?}"));
+        }
+    }
+    let sim = world.sim();
+    let running: Vec<_> = sim.aws.ecs.tasks().filter(|task| task.desired_status == "RUNNING").collect();
+    hold(running.is_empty(), format!("{} tasks run without a build, {:?} first", running.len(), running.first()));
+    hold(sim.aws.ecs.most_of_a_name <= 1, format!("{} tasks had one name at once", sim.aws.ecs.most_of_a_name));
+    for queue in ["requests", "waiting", "undelivered", "completions", "rejected", "dead"] {
+        let left = sim.aws.sqs.messages(queue);
+        hold(left.is_empty(), format!("{} messages are left in {queue}: {:?}", left.len(), left.first()));
+    }
+    let nodes: Vec<_> = sim.jenkins.nodes().map(|node| node.name.clone()).collect();
+    hold(nodes.is_empty(), format!("{} nodes are left, {:?} first", nodes.len(), nodes.first()));
+    let group = sim.aws.ecs.group("ci").expect("the group");
+    hold(group.most <= bounds.1 as usize, format!("the group had {} instances", group.most));
+    hold(group.desired == bounds.0, format!("the group is left at {}", group.desired));
+    let built = fates.iter().filter(|fate| fate.built).count();
+    println!(
+        "seed {seed}: {built} of {builds} built, {} aborted, {} failed, {} AWS calls, {} instances at most",
+        fates.iter().filter(|fate| fate.aborted).count(),
+        fates.iter().filter(|fate| fate.failure.is_some()).count(),
+        sim.aws.journal.len(),
+        group.most,
+    );
+    assert!(
+        wrong.is_empty(),
+        "{} things are wrong at the end of SIMULATION_SEED={seed}:\n{}",
+        wrong.len(),
+        wrong.iter().take(20).cloned().collect::<Vec<_>>().join("\n")
+    );
+    drop(sim);
+    world
+}
+
+#[test]
+fn without_faults_an_agent_takes_few_calls() {
+    let world = run(plan(1, 1000, 0.0));
+    let sim = world.sim();
+    let count = |service: &str, action: &str| sim.aws.calls(service, action).len();
+    let agents = count("ecs", "TagResource");
+    println!("{agents} agents:");
+    for (service, action) in [
+        ("ecs", "RunTask"),
+        ("ecs", "DescribeTasks"),
+        ("ecs", "TagResource"),
+        ("ecs", "StopTask"),
+        ("ecs", "DescribeContainerInstances"),
+        ("ec2", "DescribeInstances"),
+        ("ecs", "ListTasks"),
+        ("autoscaling", "SetDesiredCapacity"),
+    ] {
+        println!("  {service}:{action} {}", count(service, action));
+    }
+}
+
+#[test]
+fn one_percent() {
+    run(plan(11, 4000, 0.01));
+}
+
+#[test]
+fn five_percent() {
+    run(plan(12, 4000, 0.05));
+}
+
+#[test]
+fn twenty_percent() {
+    run(plan(13, 2000, 0.2));
+}

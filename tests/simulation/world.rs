@@ -1,0 +1,485 @@
+//! The world: what AWS' event sources, EventBridge, and a controller with its builds do around the handlers.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::SharedCredentialsProvider;
+use aws_smithy_async::rt::sleep::{SharedAsyncSleep, TokioSleep};
+use bytes::Bytes;
+use jiff::{SignedDuration, Timestamp};
+use local::aws::Aws;
+use local::jenkins::{Jenkins, Permission};
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use serde_json::{Value, json};
+use shared::app::{App, Clock};
+use shared::batch::Invocation;
+use shared::http::Http;
+use tokio::task::spawn_local;
+use tokio::time::{Instant, sleep, timeout};
+
+const REGION: &str = "eu-west-1";
+const ACCOUNT: &str = "123456789012";
+
+/// How a run is.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Repeats it.
+    pub seed: u64,
+    /// How many builds ask.
+    pub builds: u32,
+    /// The probability that any one thing goes wrong.
+    pub faults: f64,
+    /// How many builds begin in each hour of the day, relative to each other.
+    pub curve: Vec<f64>,
+    /// How long the builds come for.
+    pub span: Duration,
+    /// How long a build takes, at least and at most.
+    pub build: (Duration, Duration),
+    /// The configuration.
+    pub config: String,
+    /// The group's bounds.
+    pub bounds: (u32, u32),
+}
+
+/// What became of a build.
+#[derive(Debug, Clone, Default)]
+pub struct Fate {
+    /// The request's id.
+    pub request: String,
+    /// From the request to the ready agent.
+    pub waited: Option<Duration>,
+    /// Whether it was aborted while it waited.
+    pub aborted: bool,
+    /// Whether it ran to its end on its agent.
+    pub built: bool,
+    /// What a failure said.
+    pub failure: Option<String>,
+}
+
+/// AWS and Jenkins.
+pub struct Sim {
+    pub aws: Aws,
+    pub jenkins: Jenkins,
+    random: StdRng,
+    faults: f64,
+}
+
+/// The world.
+#[derive(Clone)]
+pub struct World {
+    sim: Arc<Mutex<Sim>>,
+    start: Instant,
+    epoch: Timestamp,
+    plan: Arc<Plan>,
+    apps: Arc<HashMap<&'static str, App>>,
+    fates: Arc<Mutex<BTreeMap<u32, Fate>>>,
+}
+
+/// Round-trip time to AWS and Jenkins.
+const TRIP: Duration = Duration::from_millis(15);
+
+impl World {
+    /// Builds it.
+    pub async fn new(plan: Plan) -> Self {
+        let epoch: Timestamp = "2026-03-02T00:00:00Z".parse().expect("a time");
+        let start = Instant::now();
+        let now = move || epoch + SignedDuration::try_from(start.elapsed()).unwrap_or_default();
+        let mut aws = Aws::new(REGION, ACCOUNT, "http://aws.test");
+        aws.ecs.create_cluster("ci");
+        let container = |name: &str, port: u16| {
+            json!({"name": name, "image": "agent", "essential": true,
+                "portMappings": [{"containerPort": port, "hostPort": 0, "protocol": "tcp"}]})
+        };
+        for (family, mode) in [("ssh", "bridge"), ("inbound", "awsvpc"), ("broken", "awsvpc")] {
+            let definition = json!({"family": family, "networkMode": mode, "cpu": "1024", "memory": "2048",
+                "containerDefinitions": [container("agent", 22)]});
+            aws.ecs.register_definition(&definition).expect("a task definition");
+        }
+        aws.ecs.behave("broken", local::aws::ecs::Behaviour::ImageMissing);
+        aws.ecs.create_group("ci", "ci", plan.bounds, (4096, 8192), epoch);
+        aws.ecs.settings().boot = Duration::from_secs(100);
+        for (name, redrive) in [
+            ("dead", None),
+            ("requests", Some(("dead", 12))),
+            ("waiting", None),
+            ("undelivered", Some(("dead", 1000))),
+            ("rejected", None),
+            ("completions", Some(("dead", 1000))),
+        ] {
+            aws.sqs.create(name, 180, redrive);
+        }
+        let mut jenkins = Jenkins::new("http://jenkins.test/");
+        jenkins.add_user("bot", "t0ken", Permission::FOR_AGENTS);
+        jenkins.add_endpoint("all", None);
+        let random = StdRng::seed_from_u64(plan.seed);
+        let sim = Arc::new(Mutex::new(Sim { aws, jenkins, random, faults: 0.0 }));
+        let http = connector(sim.clone(), now);
+        let mut apps = HashMap::new();
+        for function in ["request", "task-state", "teardown"] {
+            let environment = environment(&plan.config);
+            let sdk = sdk(&http);
+            let app = shared::start::build_with(&sdk, environment, Clock::new(now), Some(http.clone())).await;
+            apps.insert(function, app.unwrap_or_else(|faults| panic!("{faults}")));
+        }
+        Self { sim, start, epoch, plan: Arc::new(plan), apps: Arc::new(apps), fates: Arc::default() }
+    }
+
+    /// The time in the world.
+    pub fn now(&self) -> Timestamp {
+        self.epoch + SignedDuration::try_from(self.start.elapsed()).unwrap_or_default()
+    }
+
+    /// AWS and Jenkins.
+    pub fn sim(&self) -> MutexGuard<'_, Sim> {
+        self.sim.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What became of the builds.
+    pub fn fates(&self) -> Vec<Fate> {
+        self.fates.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Lets all builds come and go, then the world come to rest.
+    pub async fn run(&self) {
+        self.set_faults(self.plan.faults);
+        let mut machinery = vec![
+            spawn_local(self.clone().pump_events()),
+            spawn_local(self.clone().sweep_every_minute()),
+            spawn_local(self.clone().restart_jenkins_now_and_then()),
+        ];
+        for (queue, function) in [("requests", "request"), ("undelivered", "task-state"), ("completions", "teardown")] {
+            // MaximumConcurrency 2
+            for _ in 0..2 {
+                machinery.push(spawn_local(self.clone().event_source(queue, function)));
+            }
+        }
+        let mut random = StdRng::seed_from_u64(self.plan.seed);
+        let mut builds = Vec::new();
+        for (number, at) in arrivals(&self.plan, &mut random).into_iter().enumerate() {
+            let world = self.clone();
+            let number = number as u32;
+            builds.push(spawn_local(async move {
+                sleep(at).await;
+                world.build(number).await;
+            }));
+        }
+        for build in builds {
+            build.await.expect("a build");
+        }
+        self.set_faults(0.0);
+        self.sim().jenkins.set_starting(false);
+        // What was aborted before it was placed is kept for as long as it could be placed.
+        sleep(Duration::from_secs(3 * 3600)).await;
+        for part in machinery {
+            part.abort();
+        }
+    }
+
+    fn set_faults(&self, probability: f64) {
+        let seed = self.plan.seed;
+        let mut sim = self.sim();
+        sim.faults = probability;
+        if probability > 0.0 {
+            sim.aws.faults.by_chance(seed, probability);
+        } else {
+            sim.aws.faults.calm();
+        }
+    }
+
+    /// Whether a thing that goes wrong now and then does so now.
+    fn goes_wrong(&self) -> bool {
+        let mut sim = self.sim();
+        let probability = sim.faults;
+        sim.random.random_bool(probability)
+    }
+
+    fn between(&self, from: Duration, to: Duration) -> Duration {
+        Duration::from_secs_f64(self.sim().random.random_range(from.as_secs_f64()..=to.as_secs_f64()))
+    }
+
+    /// Invokes a function; now and then it is killed in the middle.
+    async fn invoke(&self, function: &'static str, event: Value) -> Option<Value> {
+        let app = &self.apps[function];
+        let invocation = Invocation {
+            deadline: Instant::now() + Duration::from_secs(28),
+            function_arn: format!("arn:aws:lambda:{REGION}:{ACCOUNT}:function:{function}"),
+        };
+        let work = async {
+            match function {
+                "request" => request::handler::handle(app, &invocation, event).await,
+                "task-state" => task_state::handler::handle(app, &invocation, event).await,
+                _ => teardown::handler::handle(app, &invocation, event).await,
+            }
+        };
+        let killed = self.goes_wrong();
+        let time = if killed { self.between(Duration::ZERO, Duration::from_secs(1)) } else { Duration::from_secs(60) };
+        timeout(time, work).await.ok()?.ok()
+    }
+
+    /// An event source mapping: batches of ten, partial batch responses.
+    async fn event_source(self, queue: &'static str, function: &'static str) {
+        loop {
+            let now = self.now();
+            let (batch, event) = {
+                let mut sim = self.sim();
+                let batch = sim.aws.sqs.receive(queue, 10, None, now);
+                let event = sim.aws.sqs.event(queue, &batch);
+                (batch, event)
+            };
+            if batch.is_empty() {
+                sleep(Duration::from_millis(250)).await;
+                continue;
+            }
+            if let Some(answer) = self.invoke(function, event).await {
+                self.sim().aws.sqs.acknowledge(queue, &batch, &answer);
+            }
+        }
+    }
+
+    /// EventBridge: events come soon, late, twice, out of order, and one in a few hundred never.
+    async fn pump_events(self) {
+        loop {
+            let now = self.now();
+            let (events, next) = {
+                let mut sim = self.sim();
+                (sim.aws.advance(now), sim.aws.next_due())
+            };
+            for event in events.into_iter().filter(concerns_us) {
+                let copies = if self.goes_wrong() { 2 } else { 1 };
+                for _ in 0..copies {
+                    if self.goes_wrong() && self.sim().random.random_bool(0.2) {
+                        continue;
+                    }
+                    let late = self.goes_wrong();
+                    let most = if late { Duration::from_secs(45) } else { Duration::from_millis(400) };
+                    let delay = self.between(Duration::from_millis(100), most);
+                    let (world, event) = (self.clone(), event.clone());
+                    spawn_local(async move {
+                        sleep(delay).await;
+                        // Two retries, as Lambda has for asynchronous invocations.
+                        for pause in [60, 120, 0] {
+                            if world.invoke("task-state", event.clone()).await.is_some() {
+                                break;
+                            }
+                            sleep(Duration::from_secs(pause)).await;
+                        }
+                    });
+                }
+            }
+            let until = next.map_or(Duration::from_millis(500), |next| {
+                Duration::try_from(next.duration_since(now)).unwrap_or_default()
+            });
+            sleep(until.clamp(Duration::from_millis(20), Duration::from_millis(500))).await;
+        }
+    }
+
+    async fn sweep_every_minute(self) {
+        loop {
+            sleep(Duration::from_secs(60)).await;
+            let event = json!({"version": "0", "detail-type": "Scheduled Event", "source": "aws.events",
+                "time": self.now(), "detail": {}});
+            let world = self.clone();
+            spawn_local(async move { world.invoke("teardown", event).await });
+        }
+    }
+
+    /// Jenkins is away for a minute to an hour now and then.
+    async fn restart_jenkins_now_and_then(self) {
+        loop {
+            sleep(self.between(Duration::from_secs(1800), Duration::from_secs(3 * 3600))).await;
+            if self.sim().faults > 0.0 {
+                self.sim().jenkins.set_starting(true);
+                sleep(self.between(Duration::from_secs(60), Duration::from_secs(900))).await;
+                self.sim().jenkins.set_starting(false);
+            }
+        }
+    }
+
+    /// A build: asks, waits for its webhook, runs, completes; now and then it is aborted while it waits.
+    async fn build(&self, number: u32) {
+        let mut random = StdRng::seed_from_u64(self.plan.seed ^ (u64::from(number) << 20));
+        let request = format!("build-{number}");
+        let label = match random.random_range(0..100) {
+            0..60 => "ssh",
+            60..98 => "inbound",
+            _ => "broken",
+        };
+        let aborts = (self.plan.faults > 0.0 && random.random_bool(0.03))
+            .then(|| Duration::from_secs_f64(random.random_range(0.1..120.0)));
+        let (least, most) = self.plan.build;
+        let takes = Duration::from_secs_f64(random.random_range(least.as_secs_f64()..=most.as_secs_f64()));
+        let mut fate = Fate { request: request.clone(), ..Fate::default() };
+        let asked = Instant::now();
+        let mut urls = Vec::new();
+        let outcome = loop {
+            urls.push(self.ask(&request, label, number));
+            let patience = Duration::from_secs(300);
+            let left = aborts.map_or(patience, |at| at.saturating_sub(asked.elapsed()).min(patience));
+            match timeout(left, self.hear(&urls)).await {
+                Ok(notice) => break Some(notice),
+                Err(_) if aborts.is_some_and(|at| asked.elapsed() >= at) => break None,
+                // Asked again under the same id, as the pipeline step does.
+                Err(_) if asked.elapsed() < Duration::from_secs(4 * 3600) => {}
+                Err(_) => break None,
+            }
+        };
+        let mut completion = json!({"version": 1, "requestId": request, "build": {"job": "sim", "number": number}});
+        match outcome {
+            None => fate.aborted = aborts.is_some(),
+            Some(notice) if notice["type"] == "agent.ready" => {
+                fate.waited = Some(asked.elapsed());
+                let name = notice["agent"]["name"].as_str().unwrap_or_default().to_owned();
+                fate.built = self.run_build(&name, &request, takes).await;
+                completion["agent"] = json!(name);
+                completion["taskArn"] = notice["task"]["arn"].clone();
+            }
+            Some(notice) => fate.failure = Some(notice["failure"]["code"].as_str().unwrap_or_default().to_owned()),
+        }
+        let now = self.now();
+        self.sim().aws.sqs.send("completions", &completion.to_string(), now);
+        self.fates.lock().unwrap_or_else(PoisonError::into_inner).insert(number, fate);
+    }
+
+    fn ask(&self, request: &str, label: &str, number: u32) -> String {
+        let now = self.now();
+        let mut sim = self.sim();
+        let url = sim.jenkins.register_webhook(None);
+        let body = json!({"version": 1, "requestId": request, "label": label, "webhookUrl": url,
+            "build": {"job": "sim", "number": number}});
+        sim.aws.sqs.send("requests", &body.to_string(), now);
+        // SNS and SQS may deliver twice.
+        if sim.faults > 0.0 && { let p = sim.faults; sim.random.random_bool(p) } {
+            sim.aws.sqs.send("requests", &body.to_string(), now);
+        }
+        url
+    }
+
+    async fn hear(&self, urls: &[String]) -> Value {
+        loop {
+            {
+                let mut sim = self.sim();
+                if let Some(arrival) = urls.iter().find_map(|url| sim.jenkins.wait_for_webhook(url)) {
+                    return serde_json::from_slice(&arrival.body).unwrap_or_default();
+                }
+            }
+            sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    /// The build runs on its node as long as that stays.
+    async fn run_build(&self, name: &str, build: &str, takes: Duration) -> bool {
+        {
+            let mut sim = self.sim();
+            if !sim.jenkins.connect_ssh(name) {
+                let secret = sim.jenkins.secret(name);
+                let _ = sim.jenkins.connect_inbound(name, &secret);
+            }
+            if !sim.jenkins.start_build_on(name, build) {
+                return false;
+            }
+        }
+        sleep(takes).await;
+        let mut sim = self.sim();
+        sim.jenkins.finish_build(name).is_some()
+    }
+
+    /// All outcomes that arrived at the webhooks of each request: distinct types and ids.
+    pub fn outcomes(&self) -> HashMap<String, Vec<(String, String)>> {
+        let mut outcomes: HashMap<String, Vec<(String, String)>> = HashMap::new();
+        let sim = self.sim();
+        for arrival in sim.jenkins.arrivals().iter().filter(|arrival| arrival.path.contains("webhook-step") && arrival.status.is_success()) {
+            let notice: Value = serde_json::from_slice(&arrival.body).unwrap_or_default();
+            let text = |name: &str| notice[name].as_str().unwrap_or_default().to_owned();
+            let told = outcomes.entry(text("requestId")).or_default();
+            if !told.contains(&(text("type"), text("id"))) {
+                told.push((text("type"), text("id")));
+            }
+        }
+        outcomes
+    }
+}
+
+/// The rules of the template: tasks of ours that run or ended, container instances.
+fn concerns_us(event: &Value) -> bool {
+    let detail = &event["detail"];
+    event["detail-type"] == "ECS Container Instance State Change"
+        || (detail["startedBy"].as_str().is_some_and(|name| name.starts_with("ecs-"))
+            && matches!(detail["lastStatus"].as_str(), Some("RUNNING" | "STOPPED")))
+}
+
+/// When the builds come: the hours of the span by the curve's weights.
+fn arrivals(plan: &Plan, random: &mut StdRng) -> Vec<Duration> {
+    let total: f64 = plan.curve.iter().sum();
+    let slot = plan.span.as_secs_f64() / plan.curve.len() as f64;
+    let mut times: Vec<Duration> = (0..plan.builds)
+        .map(|_| {
+            let mut at = random.random_range(0.0..total);
+            let index = plan.curve.iter().position(|weight| {
+                at -= weight;
+                at < 0.0
+            });
+            let index = index.unwrap_or(plan.curve.len() - 1) as f64;
+            Duration::from_secs_f64((index + random.random_range(0.0..1.0)) * slot)
+        })
+        .collect();
+    times.sort();
+    times
+}
+
+fn environment(config: &str) -> shared::secret::Environment {
+    let mut values: HashMap<String, String> = ["requests", "waiting", "undelivered", "rejected", "completions"]
+        .iter()
+        .map(|queue| (format!("{}_QUEUE_URL", queue.to_uppercase()), format!("http://aws.test/{ACCOUNT}/{queue}")))
+        .collect();
+    values.insert("AGENTS_CONFIG".into(), format!("inline:{config}"));
+    values.insert("AWS_REGION".into(), REGION.into());
+    values.insert("TOKEN".into(), "t0ken".into());
+    Arc::new(move |name| values.get(name).cloned())
+}
+
+fn sdk(http: &Http) -> SdkConfig {
+    let (retry, timeouts) = shared::aws::bounds();
+    SdkConfig::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::new(REGION))
+        .endpoint_url("http://aws.test")
+        .credentials_provider(SharedCredentialsProvider::new(Credentials::new("AKIA", "secret", None, None, "simulation")))
+        .http_client(http.client())
+        .retry_config(retry)
+        .timeout_config(timeouts)
+        .sleep_impl(SharedAsyncSleep::new(TokioSleep::new()))
+        .build()
+}
+
+/// The network: everything takes its time, and Jenkins' answers get lost or slow like AWS'.
+fn connector(sim: Arc<Mutex<Sim>>, now: impl Fn() -> Timestamp + Clone + Send + Sync + 'static) -> Http {
+    Http::in_memory(move |request: http::Request<Bytes>| {
+        let (sim, now) = (sim.clone(), now.clone());
+        Box::pin(async move {
+            sleep(TRIP).await;
+            let (response, delay, lost) = {
+                let mut sim = sim.lock().unwrap_or_else(PoisonError::into_inner);
+                if request.uri().host() == Some("jenkins.test") {
+                    let probability = sim.faults;
+                    let wrong = sim.random.random_bool(probability);
+                    let kind = sim.random.random_range(0..3);
+                    let delay = if wrong && kind == 0 { Duration::from_secs(12) } else { Duration::ZERO };
+                    if wrong && kind == 1 {
+                        return Err("connection reset".into());
+                    }
+                    let response = sim.jenkins.handle(request, now());
+                    (response, delay, wrong && kind == 2)
+                } else {
+                    let answer = sim.aws.handle(request, now());
+                    (answer.response, answer.delay, answer.lost)
+                }
+            };
+            sleep(TRIP + delay).await;
+            if lost { Err("connection closed before the answer".into()) } else { Ok(response) }
+        })
+    })
+}

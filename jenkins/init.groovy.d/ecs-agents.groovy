@@ -1,0 +1,498 @@
+import groovy.json.JsonOutput
+import hudson.ExtensionList
+import hudson.model.Computer
+import hudson.model.Executor
+import hudson.model.ExecutorListener
+import hudson.model.Job
+import hudson.model.Label
+import hudson.model.Node
+import hudson.model.OneOffExecutor
+import hudson.model.Queue
+import hudson.model.Result
+import hudson.model.Run
+import hudson.model.queue.QueueListener
+import hudson.slaves.SlaveComputer
+import jenkins.model.Jenkins
+import jenkins.model.NodeListener
+import jenkins.util.Timer
+
+import java.time.Duration
+import java.time.Instant
+import java.util.concurrent.ConcurrentHashMap
+import java.util.concurrent.Future
+import java.util.concurrent.TimeUnit
+import java.util.logging.Level
+import java.util.logging.Logger
+
+/*
+ * Agents by label, for freestyle jobs and unchanged pipelines: an item of the build queue that one of our templates
+ * serves, and that no online node can take, is asked for once; its agent takes one build and is given back.
+ *
+ * Needs no plugin but one that brings the AWS SDK (aws-java-sdk2-sqs or aws-java-sdk-sqs; -sns with topics), or the AWS
+ * CLI on the controller. Settings: $JENKINS_HOME/ecs-agents.properties. Nothing is kept that a restart could lose: the
+ * id of a request is made of the item's, so that asking again after a restart changes nothing, and what an agent is for
+ * stands in its node. Running this script again (Script Console) replaces what the last run has installed.
+ */
+
+/** What is set. A fault names every line to mend. */
+class EcsAgentsSettings {
+    String requests
+    String completions
+    List<Set> templates
+    long grace
+    long askAgain
+
+    static EcsAgentsSettings read(File file) {
+        def lines = new Properties()
+        file.withReader('UTF-8') { lines.load(it) }
+        List faults = []
+        def settings = new EcsAgentsSettings()
+        ['requests', 'completions'].each {
+            settings[it] = lines.getProperty(it)?.trim()
+            if (!(settings[it] ==~ /arn:[a-z-]+:sns:.+|https?:.+/)) {
+                faults << "${it}: has to be the URL of an SQS queue or the ARN of an SNS topic"
+            }
+        }
+        settings.templates = lines.getProperty('templates', '').split(';')*.trim().findAll().collect { Label.parse(it) }
+        if (!settings.templates) {
+            faults << 'templates: has to be the labels of each template, like `linux maven; linux node`'
+        }
+        Closure number = { String name, int value ->
+            String given = lines.getProperty(name, "${value}").trim()
+            if (!given.isInteger() || given.toInteger() < 1) {
+                faults << "${name}: has to be a whole number of at least 1"
+                return value
+            }
+            given.toInteger()
+        }
+        settings.grace = number('graceSeconds', 2)
+        settings.askAgain = number('askAgainMinutes', 35) * 60
+        settings.templates = settings.templates ?: []
+        if (faults) {
+            throw new IllegalArgumentException("${file}: ${faults.join('; ')}")
+        }
+        return settings
+    }
+
+    boolean serves(Label label) {
+        label != null && templates.any { label.matches(it) }
+    }
+}
+
+/** Asks and gives back. */
+class EcsAgents {
+    static final Logger LOG = Logger.getLogger('jenkins-ecs-agents')
+    private static final long TRY_AGAIN_SECONDS = 60
+    private static final String REMOVED =
+        'org.jenkinsci.plugins.workflow.support.steps.ExecutorStepExecution$RemovedNodeCause'
+
+    final File file
+    /** The items of the build queue that are ours to serve, by id. */
+    private final Map<Long, Map> items = new ConcurrentHashMap<>()
+    /** Requests that were withdrawn before their node was there: it is not to take a build any more. */
+    private final Set<String> withdrawn = Collections.synchronizedSet(Collections.newSetFromMap(
+        new LinkedHashMap<String, Boolean>() {
+            protected boolean removeEldestEntry(Map.Entry<String, Boolean> eldest) { size() > 1000 }
+        }))
+    private volatile boolean closed
+    private EcsAgentsSettings settings
+    private long readAt = -1
+
+    EcsAgents(File file) { this.file = file }
+
+    /** The settings, read again when the file has changed; the last good ones while it is wrong. */
+    synchronized EcsAgentsSettings settings() {
+        long changed = file.lastModified()
+        if (changed != readAt) {
+            readAt = changed
+            try {
+                settings = EcsAgentsSettings.read(file)
+            } catch (IOException | IllegalArgumentException e) {
+                LOG.log(Level.SEVERE, "ECS agents: ${e.message}${settings ? '; the settings of before count' : ''}")
+            }
+        }
+        return settings
+    }
+
+    void close() {
+        closed = true
+        items.values().each { it.timer?.cancel(false) }
+    }
+
+    // Items of the build queue.
+
+    /** An item may be taken by any node that fits. It is given a moment: this comes before the queue has tried. */
+    void entered(Queue.BuildableItem item) {
+        if (closed || item.task instanceof Queue.FlyweightTask || !settings()?.serves(item.assignedLabel)) {
+            return
+        }
+        Map entry = items.get(item.id)
+        if (entry == null) {
+            entry = [attempt: 1]
+            items.put(item.id, entry)
+        }
+        long left = entry.until ? (entry.until - now()).intdiv(1000L) : 0
+        later(item.id, entry, Math.max(settings().grace, left))
+    }
+
+    /** An item was taken or cancelled. What it asked for, and nobody uses, is given back. */
+    void left(Queue.LeftItem item) {
+        Map entry = items.remove(item.id)
+        entry?.timer?.cancel(false)
+        if (entry?.requestId == null) {
+            return
+        }
+        Node taker = item.outcome?.primaryWorkUnit?.executor?.owner?.node
+        // An agent of ours that took it may be another item's: that item's agent is then free for whoever comes.
+        if (taker == null || requestOf(taker) == null) {
+            background { withdraw(entry.requestId) }
+        }
+    }
+
+    private void later(long id, Map entry, long seconds) {
+        entry.timer?.cancel(false)
+        entry.timer = Timer.get().schedule({ background { look(id) } } as Runnable, seconds, TimeUnit.SECONDS)
+    }
+
+    /** Does an item still wait, with no node for it? Then an agent is asked for. */
+    void look(long id) {
+        Map entry = items.get(id)
+        if (closed || entry == null) {
+            return
+        }
+        def item = Jenkins.get().queue.getItem(id)
+        if (!(item instanceof Queue.BuildableItem)) {
+            // Blocked: it will enter again. Gone: there was nothing to give back, or it was given back.
+            if (entry.requestId == null) {
+                items.remove(id, entry)
+            }
+            return
+        }
+        if (item.pending || isTakable(item)) {
+            later(id, entry, TRY_AGAIN_SECONDS)
+            return
+        }
+        long now = now()
+        if (entry.until && entry.until <= now) {
+            entry.attempt++
+            entry.until = null
+        }
+        entry.requestId = requestId(item, entry.attempt)
+        String label = item.assignedLabel.expression
+        long until = now + settings().askAgain * 1000
+        try {
+            send(settings().requests,
+                [version: 1, requestId: entry.requestId, label: label, build: build(item.task, null), count: 1,
+                 expiresAt: Instant.ofEpochSecond(until.intdiv(1000L)).toString()])
+        } catch (Exception e) {
+            LOG.log(Level.WARNING, "ECS agents: could not post request ${entry.requestId}; trying again in ${TRY_AGAIN_SECONDS} s", e)
+            later(id, entry, TRY_AGAIN_SECONDS)
+            return
+        }
+        entry.until = until
+        LOG.info("ECS agents: asked for an agent for ${item.task.fullDisplayName} with label ${label} (request ${entry.requestId})")
+        later(id, entry, settings().askAgain)
+    }
+
+    private static boolean isTakable(Queue.BuildableItem item) {
+        Jenkins.get().computers.any { computer ->
+            Node node = computer.node
+            node != null && computer.online && computer.acceptingTasks && computer.countIdle() > 0 && node.canTake(item) == null
+        }
+    }
+
+    /** The same for the same item after a restart, and for no other item, even if the queue's counter begins anew. */
+    static String requestId(Queue.Item item, int attempt) {
+        String controller = Jenkins.get().legacyInstanceId.take(8)
+        "queue/${controller}/${item.id}-${Long.toString(item.inQueueSince, 36)}/${attempt}"
+    }
+
+    private void withdraw(String requestId) {
+        Node node = Jenkins.get().nodes.find { requestOf(it) == requestId }
+        boolean isFree = true
+        if (node == null) {
+            withdrawn.add(requestId)
+        } else {
+            // Under the queue's lock, so that no item takes it in between.
+            Queue.withLock({
+                Computer computer = node.toComputer()
+                isFree = computer == null || (computer.idle && computer.acceptingTasks)
+                if (isFree) {
+                    retire(computer)
+                }
+            } as Runnable)
+        }
+        if (isFree) {
+            give([requestId: requestId], [:], 'ABORTED')
+        }
+    }
+
+    long now() { System.currentTimeMillis() }
+
+    // Nodes.
+
+    /** The request that a node was made for, if it was ours: its description says so. */
+    static String requestOf(Node node) {
+        def found = node?.nodeDescription =~ /^ECS agent of request (queue\/[0-9a-f]+\/\S+)/
+        found ? found[0][1] : null
+    }
+
+    void created(Node node) {
+        if (requestOf(node) in withdrawn) {
+            retire(node.toComputer())
+        }
+    }
+
+    /**
+     * A pipeline whose node was deleted waits five minutes for it to come back, unless it is a cloud's
+     * (ExecutorStepExecution.RemovedNodeListener). Ours never do.
+     */
+    void deleted(Node node) {
+        if (!(node.nodeDescription ?: '').startsWith('ECS agent of request ')) {
+            return
+        }
+        def busy = node.toComputer()?.executors?.findAll { it.currentExecutable != null }
+        if (busy) {
+            def causes = []
+            try {
+                causes << Jenkins.get().pluginManager.uberClassLoader.loadClass(REMOVED).newInstance()
+            } catch (ClassNotFoundException ignored) {
+                LOG.fine('no pipelines here')
+            }
+            busy.each { it.interrupt(Result.ABORTED, causes as jenkins.model.CauseOfInterruption[]) }
+        }
+    }
+
+    /** Takes no further build; what runs there goes on. */
+    private static void retire(Computer computer) {
+        if (computer instanceof SlaveComputer) {
+            computer.acceptingTasks = false
+        }
+    }
+
+    // Builds.
+
+    private static boolean isOurs(Executor executor) {
+        Node node = executor.owner.node
+        !(executor instanceof OneOffExecutor) && node?.numExecutors == 1 && requestOf(node) != null
+    }
+
+    /**
+     * A build begins: the agent takes no other. `acceptingTasks` holds at once, but not over a restart; the labels do.
+     * A pipeline that goes on after a restart asks for the node by its name (ExecutorStepExecution.PlaceholderTask).
+     */
+    void accepted(Executor executor) {
+        Node node = executor.owner.node
+        if (!isOurs(executor)) {
+            return
+        }
+        retire(executor.owner)
+        if (node.labelString != node.nodeName) {
+            node.labelString = node.nodeName
+            Jenkins.get().updateNode(node)
+        }
+    }
+
+    /** A build is over, or a pipeline's `node` block: the agent is given back. */
+    void completed(Executor executor, Queue.Task task, Throwable problems) {
+        def executable = executor.currentExecutable
+        if (!isOurs(executor) || willContinue(executable)) {
+            return
+        }
+        retire(executor.owner)
+        Node node = executor.owner.node
+        Map subject = [requestId: requestOf(node), agent: node.nodeName]
+        def arn = node.nodeDescription =~ /, task (arn:[^\s,]+)/
+        if (arn) {
+            subject.taskArn = arn[0][1]
+        }
+        // A pipeline's result is not known yet when its `node` block ends.
+        def result = executable instanceof Run ? executable.result : problems == null ? null : Result.FAILURE
+        Map build = build(task, executable)
+        background { give(subject, build, result?.toString()) }
+    }
+
+    /** A pipeline that goes on after a restart (durable-task's ContinuableExecutable). */
+    private static boolean willContinue(def executable) {
+        executable?.metaClass?.respondsTo(executable, 'willContinue') && executable.willContinue()
+    }
+
+    private void give(Map subject, Map build, String result) {
+        Map rest = [build: build, result: result].findAll { it.value }
+        try {
+            send(settings().completions, [version: 1] + subject + rest)
+        } catch (Exception e) {
+            LOG.log(Level.WARNING, "ECS agents: could not give back ${subject}; it ends at its idleTimeout", e)
+        }
+    }
+
+    /** What is known of a build: of a freestyle build that has not begun, the job alone. */
+    static Map build(Queue.Task task, def executable) {
+        def job = task.ownerTask
+        def run = executable instanceof Run ? executable : task.ownerExecutable
+        Map build = [job: job instanceof Job ? job.fullName : null, number: run instanceof Run ? run.number : null]
+        try {
+            build.url = (run instanceof Run ? run : job instanceof Job ? job : null)?.absoluteUrl
+        } catch (IllegalStateException ignored) {
+            LOG.fine('Jenkins has no root URL') // AbstractItem.getAbsoluteUrl
+        }
+        build.findAll { it.value != null }
+    }
+
+    // Sending.
+
+    private static Future background(Closure work) {
+        Computer.threadPoolForRemoting.submit({
+            try {
+                work()
+            } catch (Exception e) {
+                LOG.log(Level.WARNING, 'ECS agents', e)
+            }
+        } as Runnable)
+    }
+
+    /** Posts to a topic or a queue through the AWS SDK that a plugin brings, or through the AWS CLI. */
+    void send(String target, Map message) {
+        boolean isTopic = target.startsWith('arn:')
+        String service = isTopic ? 'sns' : 'sqs'
+        def host = isTopic ? null : new URI(target).host =~ /(?:^|\.)sqs(?:-fips)?\.([a-z0-9-]+)\./
+        String region = isTopic ? target.tokenize(':')[3] : host ? host[0][1] : null
+        String body = JsonOutput.toJson(message)
+        ClassLoader loader = Jenkins.get().pluginManager.uberClassLoader
+        Closure find = { String type ->
+            try {
+                loader.loadClass(type)
+            } catch (ClassNotFoundException ignored) {
+                null
+            }
+        }
+        Thread thread = Thread.currentThread()
+        ClassLoader before = thread.contextClassLoader
+        thread.contextClassLoader = loader // the SDK finds its HTTP client there
+        try {
+            Class v2 = find("software.amazon.awssdk.services.${service}.S${service.substring(1)}Client")
+            Class v1 = v2 ? null : find("com.amazonaws.services.${service}.Amazon${service.toUpperCase()}ClientBuilder")
+            if (v2) {
+                sendV2(find, v2, region, isTopic, target, body)
+            } else if (v1) {
+                def client = (region ? v1.standard().withRegion(region) : v1.standard()).build()
+                try {
+                    isTopic ? client.publish(target, body) : client.sendMessage(target, body)
+                } finally {
+                    client.shutdown()
+                }
+            } else {
+                sendCli(isTopic ? ['sns', 'publish', '--topic-arn', target, '--message', body]
+                    : ['sqs', 'send-message', '--queue-url', target, '--message-body', body], region)
+            }
+        } finally {
+            thread.contextClassLoader = before
+        }
+    }
+
+    private static void sendV2(Closure find, Class type, String region, boolean isTopic, String target, String body) {
+        // By reflection: Groovy 2.4 cannot call a static method of an interface.
+        Closure builder = { Class it -> it.getMethod('builder').invoke(null) }
+        def building = builder(type).overrideConfiguration(
+            builder(find('software.amazon.awssdk.core.client.config.ClientOverrideConfiguration'))
+                .apiCallTimeout(Duration.ofSeconds(15)).build())
+        if (region) {
+            building.region(find('software.amazon.awssdk.regions.Region').of(region))
+        }
+        def client = building.build()
+        try {
+            if (isTopic) {
+                client.publish(builder(find('software.amazon.awssdk.services.sns.model.PublishRequest'))
+                    .topicArn(target).message(body).build())
+            } else {
+                client.sendMessage(builder(find('software.amazon.awssdk.services.sqs.model.SendMessageRequest'))
+                    .queueUrl(target).messageBody(body).build())
+            }
+        } finally {
+            client.close()
+        }
+    }
+
+    private static void sendCli(List<String> arguments, String region) {
+        Process process
+        try {
+            process = new ProcessBuilder(['aws'] + arguments + (region ? ['--region', region] : []))
+                .redirectErrorStream(true).start()
+        } catch (IOException e) {
+            throw new IOException("nothing can post to ${arguments[0].toUpperCase()}: install the plugin " +
+                "aws-java-sdk2-${arguments[0]}, or the AWS CLI on the controller (${e.message})")
+        }
+        process.outputStream.close()
+        if (!process.waitFor(15, TimeUnit.SECONDS)) {
+            process.destroyForcibly()
+            throw new IOException("aws ${arguments[0]} did not end within 15 s")
+        }
+        if (process.exitValue() != 0) {
+            throw new IOException("aws ${arguments[0]}: ${process.inputStream.text.trim()}")
+        }
+    }
+}
+
+/** No listener may throw: Jenkins' queue and executors call them. */
+class EcsAgentsQueueListener extends QueueListener {
+    EcsAgents agents
+
+    @Override void onEnterBuildable(Queue.BuildableItem item) { EcsAgentsGuard.run { agents.entered(item) } }
+    @Override void onLeft(Queue.LeftItem item) { EcsAgentsGuard.run { agents.left(item) } }
+}
+
+/** Hears of freestyle builds and of `node` blocks alike; a RunListener hears of a pipeline's end alone. */
+class EcsAgentsExecutorListener implements ExecutorListener {
+    EcsAgents agents
+
+    @Override void taskAccepted(Executor executor, Queue.Task task) { EcsAgentsGuard.run { agents.accepted(executor) } }
+    @Override void taskStarted(Executor executor, Queue.Task task) { }
+    @Override void taskCompleted(Executor executor, Queue.Task task, long ms) {
+        EcsAgentsGuard.run { agents.completed(executor, task, null) }
+    }
+    @Override void taskCompletedWithProblems(Executor executor, Queue.Task task, long ms, Throwable problems) {
+        EcsAgentsGuard.run { agents.completed(executor, task, problems) }
+    }
+}
+
+class EcsAgentsNodeListener extends NodeListener {
+    EcsAgents agents
+
+    @Override protected void onCreated(Node node) { EcsAgentsGuard.run { agents.created(node) } }
+    @Override protected void onDeleted(Node node) { EcsAgentsGuard.run { agents.deleted(node) } }
+}
+
+class EcsAgentsGuard {
+    static void run(Closure work) {
+        try {
+            work()
+        } catch (Exception e) {
+            EcsAgents.LOG.log(Level.WARNING, 'ECS agents', e)
+        }
+    }
+}
+
+def install() {
+    File file = new File(Jenkins.get().rootDir, 'ecs-agents.properties')
+    if (!file.exists()) {
+        EcsAgents.LOG.warning("ECS agents: there is no ${file}; nothing is asked for. See ecs-agents.properties.example")
+        return
+    }
+    def agents = new EcsAgents(file)
+    agents.settings()
+    [(QueueListener): new EcsAgentsQueueListener(agents: agents),
+     (ExecutorListener): new EcsAgentsExecutorListener(agents: agents),
+     (NodeListener): new EcsAgentsNodeListener(agents: agents)].each { type, listener ->
+        def list = ExtensionList.lookup(type)
+        // The last run's classes have the same names, but another loader.
+        list.findAll { it.class.name == listener.class.name }.each {
+            it.agents.close()
+            list.remove(it)
+        }
+        list.add(listener)
+    }
+    // What was in the queue before.
+    Jenkins.get().queue.buildableItems.each { agents.entered(it) }
+}
+
+install()

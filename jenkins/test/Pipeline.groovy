@@ -1,0 +1,228 @@
+import hudson.AbortException
+import hudson.model.Result
+import jenkins.model.CauseOfInterruption
+import jenkins.model.Jenkins
+import org.codehaus.groovy.control.CompilerConfiguration
+import org.jenkinsci.plugins.workflow.steps.FlowInterruptedException
+import org.jenkinsci.plugins.workflow.steps.TimeoutStepExecution.ExceededTimeout
+import org.jenkinsci.plugins.workflow.support.steps.ExecutorStepExecution.RemovedNodeCause
+
+/** A pipeline whose steps are stand-ins and whose time is ours. */
+class Pipeline {
+    /** The parameters of each step: constructor and setters of the class that is named. */
+    static final Map PARAMETERS = [
+        registerWebhook: ['token', 'authToken'],                            // webhook-step: RegisterWebhookStep
+        waitForWebhook : ['webhookToken', 'withHeaders'],                   // webhook-step: WaitForWebhookStep
+        snsPublish     : ['topicArn', 'subject', 'message', 'messageAttributes'], // pipeline-aws: SNSPublishStep
+        timeout        : ['time', 'unit', 'activity'],                      // workflow-basic-steps: TimeoutStep
+        retry          : ['count', 'conditions'],                           // workflow-basic-steps: RetryStep
+        string         : ['credentialsId', 'variable'],                     // credentials-binding: StringBinding
+    ]
+
+    long clock = 1_000_000_000_000L
+    Map env = [JOB_NAME: 'app/main', BUILD_URL: 'https://jenkins.example.com/job/app/job/main/42/',
+               JENKINS_URL: 'https://jenkins.example.com/',
+               ECS_AGENTS_REQUESTS: 'https://sqs.eu-west-1.amazonaws.com/1/requests',
+               ECS_AGENTS_COMPLETIONS: 'https://sqs.eu-west-1.amazonaws.com/1/completions']
+    def currentBuild = [number: 42, currentResult: 'SUCCESS']
+    /** What is going to happen: [at, closure], in order. */
+    List events = []
+    /** What webhooks were sent, by token; whoever waits takes it (WebhookRootAction.alreadyPosted). */
+    Map<String, List<String>> inbox = [:].withDefault { [] }
+    Map<String, String> authTokens = [:]
+    Set<String> online = []
+    List<String> log = []
+    List<List> published = []
+    List<String> nodes = []
+    String node
+    private List timeouts = []
+    private Throwable interruption
+    Script step
+
+    Pipeline(File jenkins) {
+        Jenkins.instance = new Jenkins()
+        def configuration = new CompilerConfiguration(scriptBaseClass: Steps.name)
+        step = new GroovyShell(Pipeline.classLoader, new Binding(), configuration).parse(new File(jenkins, 'vars/ecsAgent.groovy'))
+        step.attach(this)
+        step.metaClass.now = { -> clock }
+    }
+
+    def ecsAgent(Map args, Closure body) { step.call(args, body) }
+
+    void after(long seconds, Closure event) {
+        events << [clock + seconds * 1000, event]
+        events.sort { it[0] }
+    }
+
+    /** The controller is told of an agent, at the URL of the request's n-th. */
+    void notify(Map notice, int index = 0, String requestId = null) {
+        Map request = Tests.sent('requests').last()
+        def url = request.webhookUrl
+        String token = (url instanceof List ? url[index] : url).tokenize('/').last()
+        inbox[token] << groovy.json.JsonOutput.toJson([version: 1, requestId: requestId ?: request.requestId] + notice)
+    }
+
+    void ready(String name, int index = 0) {
+        online << name
+        notify([type: 'agent.ready', agent: [name: name, labels: ['linux', 'maven']], task: [arn: "arn:aws:ecs:eu-west-1:1:task/c/${name}".toString()]], index)
+    }
+
+    void failed(String code, String message, int index = 0, Map more = [:]) {
+        notify([type: 'agent.failed', failure: [code: code, message: message] + more], index)
+    }
+
+    /** Somebody aborts the build: the step that runs is interrupted. */
+    void abort() { interruption = new FlowInterruptedException(Result.ABORTED, true, new CauseOfInterruption.UserInterruption('ann')) }
+
+    /** Lets time pass until something is so; an interruption or a timeout comes first. */
+    void await(Closure<Boolean> done) {
+        while (!done()) {
+            if (interruption) {
+                def e = interruption
+                interruption = null
+                throw e
+            }
+            def next = events ? events[0] : null
+            def expiring = timeouts.min { it.at }
+            if (next && (!expiring || next[0] <= expiring.at)) {
+                events.remove(0)
+                clock = Math.max(clock, next[0])
+                next[1]()
+            } else if (expiring) {
+                clock = Math.max(clock, expiring.at)
+                throw new FlowInterruptedException(Result.ABORTED, true, new ExceededTimeout(expiring.id))
+            } else {
+                throw new AssertionError('the build would wait for ever' as Object)
+            }
+        }
+    }
+
+    def timeout(Map args, Closure body) {
+        long factor = [SECONDS: 1000L, MINUTES: 60000L, MILLISECONDS: 1L][args.unit ?: 'MINUTES']
+        def mine = [at: clock + args.time * factor, id: "${timeouts.size()}".toString()]
+        timeouts << mine
+        try {
+            return body()
+        } finally {
+            timeouts.remove(mine)
+        }
+    }
+
+    def retry(Map args, Closure body) {
+        int left = args.count
+        while (true) {
+            try {
+                return body()
+            } catch (Exception e) {
+                // RetryStepExecution.matchesConditions, with AgentErrorCondition
+                boolean again = args.conditions ? e instanceof FlowInterruptedException && e.causes.any { it instanceof RemovedNodeCause }
+                    : !(e instanceof FlowInterruptedException && e.actualInterruption)
+                if (--left == 0 || !again) {
+                    throw e
+                }
+            }
+        }
+    }
+
+    def onNode(String name, Closure body) {
+        await { name in online }
+        String before = node
+        node = name
+        nodes << name
+        try {
+            return body()
+        } finally {
+            node = before
+        }
+    }
+
+    static void check(String step, Map args) {
+        def unknown = args.keySet() - PARAMETERS[step]
+        assert !unknown: "${step} has no parameter ${unknown}"
+        // Jenkins writes the program to disk at every step.
+        new ObjectOutputStream(new ByteArrayOutputStream()).writeObject(args.findAll { it.key != 'conditions' } as LinkedHashMap)
+    }
+
+    /** webhook-step: WebhookToken. */
+    static class WebhookToken implements Serializable {
+        String token
+        String url
+    }
+}
+
+/** The steps as the script calls them. */
+abstract class Steps extends Script {
+    protected Pipeline pipeline
+
+    void attach(Pipeline pipeline) { this.@pipeline = pipeline }
+    def getEnv() { pipeline.env }
+    def getCurrentBuild() { pipeline.currentBuild }
+    void echo(String message) { pipeline.log << message }
+    void error(String message) { throw new AbortException(message) }
+
+    def registerWebhook(Map args) {
+        Pipeline.check('registerWebhook', args)
+        pipeline.authTokens[args.token] = args.authToken
+        new Pipeline.WebhookToken(token: args.token, url: "https://jenkins.example.com/webhook-step/${args.token}")
+    }
+
+    def waitForWebhook(Map args) {
+        Pipeline.check('waitForWebhook', args)
+        String token = args.webhookToken.token
+        pipeline.await { pipeline.inbox[token] }
+        pipeline.inbox[token].remove(0)
+    }
+
+    def timeout(Map args, Closure body) {
+        Pipeline.check('timeout', args)
+        pipeline.timeout(args, body)
+    }
+
+    def retry(int count, Closure body) { pipeline.retry([count: count], body) }
+    def retry(Map args, Closure body) {
+        Pipeline.check('retry', args)
+        pipeline.retry(args, body)
+    }
+    def agent() { 'agent' }
+
+    def node(String label, Closure body) { pipeline.onNode(label, body) }
+
+    def parallel(Map branches) {
+        def faults = []
+        branches.each { name, body ->
+            assert name instanceof String
+            try {
+                body()
+            } catch (Exception e) {
+                faults << e
+            }
+        }
+        if (faults) {
+            throw faults[0]
+        }
+    }
+
+    def snsPublish(Map args) {
+        Pipeline.check('snsPublish', args)
+        pipeline.published << [args.topicArn, pipeline.env.AWS_REGION]
+        test.Sent.add('sns step', pipeline.env.AWS_REGION, args.topicArn, args.message)
+    }
+
+    def string(Map args) {
+        Pipeline.check('string', args)
+        args
+    }
+
+    def withCredentials(List bindings, Closure body) { with(bindings.collectEntries { [it.variable, "secret of ${it.credentialsId}".toString()] }, body) }
+    def withEnv(List<String> variables, Closure body) { with(variables.collectEntries { it.split('=', 2) as List }, body) }
+
+    private def with(Map more, Closure body) {
+        Map before = pipeline.env
+        pipeline.env = before + more
+        try {
+            return body()
+        } finally {
+            pipeline.env = before
+        }
+    }
+}

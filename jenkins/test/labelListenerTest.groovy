@@ -1,0 +1,313 @@
+import hudson.ExtensionList
+import hudson.model.ExecutorListener
+import hudson.model.FreeStyleBuild
+import hudson.model.Label
+import hudson.model.OneOffExecutor
+import hudson.model.Queue
+import hudson.model.Result
+import hudson.model.queue.QueueListener
+import jenkins.model.NodeListener
+import org.jenkinsci.plugins.workflow.support.steps.ExecutorStepExecution.PlaceholderExecutable
+import org.jenkinsci.plugins.workflow.support.steps.ExecutorStepExecution.PlaceholderTask
+import org.jenkinsci.plugins.workflow.support.steps.ExecutorStepExecution.RemovedNodeCause
+import test.Sent
+
+Controller newController(String settings = Controller.SETTINGS) { new Controller(tests.jenkins, settings) }
+List requests() { Tests.sent('requests') }
+List completions() { Tests.sent('completions') }
+def test(String name, Closure body) { tests.test("label listener: ${name}", body) }
+
+test('an item that nobody can take is asked for once') {
+    def controller = newController()
+    controller.with {
+        def item = enqueue(job('linux&&maven'))
+        assert Sent.ALL.empty // the queue has not tried yet
+        pass(2)
+        listeners(QueueListener)*.onEnterBuildable(item) // blocked for a moment, and back
+        pass(600)
+    }
+    assert requests().size() == 1
+    Map request = requests()[0]
+    assert request.remove('requestId') ==~ 'queue/01234567/7-[0-9a-z]+/1'
+    assert request.remove('expiresAt') ==~ /\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ/
+    assert request == [version: 1, label: 'linux&&maven', count: 1,
+                       build: [job: 'team/app', url: 'https://jenkins.example.com/job/team/job/app/']]
+}
+
+test('a node block of a pipeline is asked for with its build') {
+    def controller = newController()
+    def run = new FreeStyleBuild(parent: controller.job('x', 'pipe'), number: 3)
+    controller.enqueue(new PlaceholderTask(ownerTask: run.parent, ownerExecutable: run, assignedLabel: Label.get('linux')))
+    controller.pass(2)
+    assert requests()*.build == [[job: 'pipe', number: 3, url: 'https://jenkins.example.com/job/pipe/3/']]
+}
+
+test('a controller without a root URL can ask') {
+    def controller = newController()
+    controller.jenkins.rootUrl = null
+    controller.enqueue(controller.job('linux'))
+    controller.pass(2)
+    assert requests()*.build == [[job: 'team/app']]
+}
+
+test('what no template serves is left alone') {
+    def controller = newController()
+    ['windows', 'maven&&node', 'ecs-maven-0a1b2c3d4e5f', null].eachWithIndex { label, i -> controller.enqueue(controller.job(label), i) }
+    controller.enqueue([getAssignedLabel: { Label.get('linux') }] as Queue.FlyweightTask, 9)
+    controller.pass(600)
+    assert Sent.ALL.empty
+}
+
+test('what an idle node can take is left to it') {
+    def controller = newController()
+    def own = controller.node('static', 'linux')
+    controller.enqueue(controller.job('linux'))
+    controller.pass(30)
+    assert Sent.ALL.empty
+    own.online = false
+    controller.pass(60)
+    assert requests().size() == 1
+}
+
+test('a busy node is not waited for') {
+    def controller = newController()
+    controller.node('static', 'linux').executors[0].currentExecutable = new FreeStyleBuild()
+    controller.enqueue(controller.job('linux'))
+    controller.pass(2)
+    assert requests().size() == 1
+}
+
+test('what was taken at once is not asked for') {
+    def controller = newController()
+    def own = controller.node('static', 'linux')
+    def item = controller.enqueue(controller.job('linux'))
+    controller.take(item, own, new FreeStyleBuild())
+    controller.pass(600)
+    assert Sent.ALL.empty && controller.pending == 0
+}
+
+test('a freestyle build gives its agent back, with its result') {
+    def controller = newController()
+    def item = controller.enqueue(controller.job('linux'))
+    controller.pass(2)
+    String id = requests()[0].requestId
+    def agent = controller.agent('ecs-maven-1', id)
+    def build = new FreeStyleBuild(parent: item.task, number: 12, result: Result.SUCCESS)
+    def executor = controller.take(item, agent, build)
+    assert completions() == []
+    controller.finish(executor, item.task)
+    assert completions() == [[version: 1, requestId: id, agent: 'ecs-maven-1', taskArn: 'arn:aws:ecs:eu-west-1:1:task/c/ecs-maven-1',
+                              build: [job: 'team/app', number: 12, url: 'https://jenkins.example.com/job/team/job/app/12/'], result: 'SUCCESS']]
+}
+
+test('an agent takes no second build, not even after a restart') {
+    def controller = newController()
+    def item = controller.enqueue(controller.job('linux'))
+    def agent = controller.agent('ecs-maven-1', 'queue/01234567/7-a/1')
+    controller.take(item, agent, new FreeStyleBuild(parent: item.task, number: 1))
+    def second = controller.enqueue(controller.job('linux'), 8)
+    assert agent.node.canTake(second) != null
+    assert controller.jenkins.updated == [agent.node] // its labels are on disk
+    controller.boot()
+    assert controller.jenkins.computers[0].acceptingTasks
+    assert controller.jenkins.nodes[0].canTake(second) != null
+}
+
+test('a pipeline that goes on after a restart keeps its agent') {
+    def controller = newController()
+    def agent = controller.agent('ecs-maven-1', 'queue/01234567/7-a/1')
+    def run = new FreeStyleBuild(parent: controller.job('x', 'pipe'), number: 3)
+    def task = new PlaceholderTask(ownerTask: run.parent, ownerExecutable: run, assignedLabel: Label.get('linux'))
+    def block = new PlaceholderExecutable(continues: true)
+    def executor = controller.take(controller.enqueue(task), agent, block)
+    controller.finish(executor, task)
+    assert completions() == []
+    executor.currentExecutable = new PlaceholderExecutable()
+    controller.finish(executor, task)
+    assert completions()*.build*.number == [3] && completions()*.result == [null]
+    executor.currentExecutable = new PlaceholderExecutable()
+    controller.finish(executor, task, new IOException('gone'))
+    assert completions().last().result == 'FAILURE'
+}
+
+test('agents of other requests, of several executors and of other clouds are left alone') {
+    def controller = newController()
+    [controller.agent('ecs-a-1', 'app/main/42/0a1b2c3d4e5f', 'ecs-a-1'), controller.agent('ecs-a-2', 'queue/01234567/7-a/1', 'linux', 2),
+     controller.node('static', 'linux')].eachWithIndex { agent, i ->
+        def item = controller.enqueue(controller.job('linux'), i)
+        def executor = controller.take(item, agent, new FreeStyleBuild(parent: item.task, number: 1))
+        assert agent.acceptingTasks
+        controller.finish(executor, item.task)
+    }
+    def agent = controller.agent('ecs-a-3', 'queue/01234567/8-a/1')
+    controller.listeners(ExecutorListener)*.taskAccepted(new OneOffExecutor(agent), controller.job('linux'))
+    assert agent.acceptingTasks && completions() == [] && controller.jenkins.updated == []
+}
+
+test('a cancelled item withdraws its request, and the agent on its way takes nothing') {
+    def controller = newController()
+    def item = controller.enqueue(controller.job('linux'))
+    controller.pass(2)
+    controller.leave(item, null)
+    String id = requests()[0].requestId
+    assert completions() == [[version: 1, requestId: id, result: 'ABORTED']] && controller.pending == 0
+    assert !controller.agent('ecs-maven-1', id).acceptingTasks
+    assert controller.agent('ecs-maven-2', 'queue/01234567/8-a/1').acceptingTasks
+}
+
+test('a cancelled item gives its idle agent back, and leaves one that builds for another') {
+    def controller = newController()
+    def first = controller.enqueue(controller.job('linux'), 1)
+    def second = controller.enqueue(controller.job('linux'), 2)
+    controller.pass(2)
+    def (a, b) = requests()*.requestId.withIndex().collect { id, i -> controller.agent("ecs-maven-${i}", id) }
+    controller.take(second, a, new FreeStyleBuild(parent: second.task, number: 1)) // the first's agent
+    assert completions() == []
+    controller.leave(first, null)
+    assert completions() == [] && b.acceptingTasks // a builds; b is whoever's comes, or ends at its idleTimeout
+    def third = controller.enqueue(controller.job('linux'), 3)
+    third.task.assignedLabel = Label.get('node')
+    controller.pass(2)
+    def c = controller.agent('ecs-node-1', requests().last().requestId, 'linux node')
+    controller.leave(third, null)
+    assert completions()*.requestId == [requests().last().requestId] && !c.acceptingTasks
+}
+
+test('an item that another node has taken withdraws its request') {
+    def controller = newController()
+    def item = controller.enqueue(controller.job('linux'))
+    controller.pass(2)
+    controller.take(item, controller.node('static', 'linux'), new FreeStyleBuild(parent: item.task, number: 1))
+    assert completions()*.requestId == requests()*.requestId
+}
+
+test('after a restart the same item asks under the same id') {
+    def controller = newController()
+    controller.enqueue(controller.job('linux'))
+    controller.pass(2)
+    controller.boot()
+    controller.pass(2)
+    assert requests().size() == 2 && requests()*.requestId.unique().size() == 1
+}
+
+test('an item that still waits when its request has expired is asked for anew') {
+    def controller = newController()
+    controller.enqueue(controller.job('linux'))
+    controller.pass(3)
+    controller.pass(35 * 60)
+    assert requests()*.requestId*.tokenize('/')*.last() == ['1', '2']
+    controller.pass(24 * 3600)
+    assert requests()*.requestId.unique().size() == requests().size()
+}
+
+test('a request that cannot be posted is tried again under the same id') {
+    def controller = newController()
+    Sent.fault = new IllegalStateException('throttled')
+    controller.enqueue(controller.job('linux'))
+    controller.pass(2)
+    Sent.fault = null
+    controller.pass(60)
+    assert requests()*.requestId*.tokenize('/')*.last() == ['1']
+    assert controller.log.any { it.contains('could not post') }
+}
+
+test('a blocked item is not asked for until it is back') {
+    def controller = newController()
+    def item = controller.enqueue(controller.job('linux'))
+    controller.jenkins.queue.items[0] = new Queue.BlockedItem(item.task, item.id, item.inQueueSince)
+    controller.pass(600)
+    assert Sent.ALL.empty && controller.pending == 0
+    controller.jenkins.queue.items.clear()
+    controller.enqueue(item.task)
+    controller.pass(2)
+    assert requests().size() == 1
+}
+
+test('an item that is just starting is not asked for') {
+    def controller = newController()
+    controller.enqueue(controller.job('linux')).pending = true
+    controller.pass(30)
+    assert Sent.ALL.empty
+}
+
+test('a pipeline on a deleted agent ends at once, as a lost agent does') {
+    def controller = newController()
+    ['app/main/42/0a1b2c3d4e5f', 'queue/01234567/7-a/1'].each { request ->
+        def agent = controller.agent('ecs-a-1', request)
+        agent.executors[0].currentExecutable = new PlaceholderExecutable()
+        controller.delete(agent)
+        assert agent.executors[0].interruptedWith == Result.ABORTED && agent.executors[0].causes[0] instanceof RemovedNodeCause
+    }
+    def own = controller.node('static', 'linux')
+    own.executors[0].currentExecutable = new PlaceholderExecutable()
+    controller.delete(own)
+    controller.delete(controller.agent('ecs-a-2', 'queue/01234567/7-a/1'))
+    assert own.executors[0].interruptedWith == null
+}
+
+test('a topic is posted to where one is set') {
+    def controller = newController(Controller.SETTINGS.replaceAll('https://sqs.eu-west-1.amazonaws.com/1/', 'arn:aws:sns:eu-west-2:1:'))
+    controller.enqueue(controller.job('linux'))
+    controller.pass(2)
+    assert Sent.ALL*.take(3) == [['sns v2', 'eu-west-2', 'arn:aws:sns:eu-west-2:1:requests']]
+}
+
+test('version 1 of the SDK serves as well') {
+    def controller = newController()
+    def all = controller.jenkins.pluginManager.uberClassLoader
+    controller.jenkins.pluginManager.uberClassLoader = new ClassLoader(all) {
+        Class<?> loadClass(String name) {
+            if (name.startsWith('software.')) {
+                throw new ClassNotFoundException(name)
+            }
+            all.loadClass(name)
+        }
+    }
+    def agents = controller.listeners(QueueListener)[0].agents
+    agents.send('https://sqs.eu-west-1.amazonaws.com/1/requests', [a: 1])
+    agents.send('arn:aws:sns:eu-west-1:1:requests', [a: 1])
+    assert Sent.ALL*.take(2) == [['sqs v1', 'eu-west-1'], ['sns v1', 'eu-west-1']]
+}
+
+test('changed settings count without a restart, wrong ones are told and do not') {
+    def controller = newController()
+    controller.settings.text = Controller.SETTINGS.replace('linux node', 'windows')
+    controller.settings.lastModified = 1_000_000_000_000L
+    controller.enqueue(controller.job('windows'))
+    controller.pass(2)
+    assert requests().size() == 1
+    controller.settings.text = 'requests = nowhere\ngraceSeconds = 0'
+    controller.settings.lastModified = 1_100_000_000_000L
+    controller.enqueue(controller.job('windows'), 8)
+    controller.pass(2)
+    assert requests().size() == 2
+    String told = controller.log.find { it.contains('requests: has') }
+    ['completions: has', 'templates: has', 'graceSeconds: has', 'the settings of before count'].each { assert told.contains(it) }
+}
+
+test('without settings, or with wrong ones from the start, nothing is done') {
+    def controller = newController(null)
+    assert ExtensionList.lookup(QueueListener).empty && controller.log.any { it.contains('ecs-agents.properties') }
+    controller = newController('requests =')
+    controller.enqueue(controller.job('linux'))
+    controller.pass(600)
+    assert Sent.ALL.empty
+}
+
+test('running the script again replaces what it has installed') {
+    def controller = newController()
+    controller.enqueue(controller.job('linux'))
+    controller.install()
+    [QueueListener, ExecutorListener, NodeListener].each { assert ExtensionList.lookup(it).size() == 1 }
+    controller.pass(2)
+    assert requests().size() == 1
+}
+
+test('no fault reaches the queue or an executor') {
+    def controller = newController()
+    controller.listeners(QueueListener)*.onEnterBuildable(null)
+    controller.listeners(QueueListener)*.onLeft(null)
+    controller.listeners(ExecutorListener)*.taskAccepted(null, null)
+    controller.listeners(ExecutorListener)*.taskCompleted(null, null, 1L)
+    assert controller.log.size() == 4
+}

@@ -1,0 +1,24 @@
+package hudson
+
+interface ExtensionPoint { }
+
+class AbortException extends IOException {
+    AbortException(String message) { super(message) }
+}
+
+class PluginManager {
+    ClassLoader uberClassLoader = PluginManager.class.classLoader
+}
+
+/** hudson.ExtensionList: a list that can be added to and removed from, one for each type. */
+class ExtensionList<T> extends AbstractList<T> {
+    static final Map<Class, ExtensionList> LISTS = [:]
+    private final List<T> extensions = []
+
+    static <T> ExtensionList<T> lookup(Class<T> type) { LISTS.computeIfAbsent(type) { new ExtensionList() } }
+
+    T get(int index) { extensions.get(index) }
+    int size() { extensions.size() }
+    boolean add(T extension) { extensions.add(extension) }
+    boolean remove(Object extension) { extensions.remove(extension) }
+}

@@ -1,0 +1,5 @@
+package hudson.util
+
+interface VariableResolver<V> {
+    V resolve(String name)
+}

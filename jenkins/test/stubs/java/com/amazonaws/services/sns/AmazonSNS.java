@@ -1,0 +1,7 @@
+package com.amazonaws.services.sns;
+
+public interface AmazonSNS {
+    Object publish(String target, String message);
+
+    void shutdown();
+}

@@ -1,0 +1,402 @@
+import com.cloudbees.groovy.cps.NonCPS
+import groovy.json.JsonOutput
+import groovy.json.JsonSlurperClassic
+import hudson.model.Result
+import jenkins.model.Jenkins
+import org.jenkinsci.plugins.workflow.steps.FlowInterruptedException
+import org.jenkinsci.plugins.workflow.steps.TimeoutStepExecution.ExceededTimeout
+import org.jenkinsci.plugins.workflow.support.steps.ExecutorStepExecution.RemovedNodeCause
+
+import java.time.Duration
+import java.time.Instant
+import java.util.concurrent.TimeUnit
+
+/*
+ * Runs a block on an ECS agent of its own:
+ *
+ *     ecsAgent(label: 'linux && maven') { sh 'mvn verify' }
+ *
+ * One wait of the build is one `waitForWebhook`: nothing polls. What lives across steps is made of strings, numbers,
+ * lists and maps, since Jenkins writes the whole program to disk at every step. See ecsAgent.txt for the parameters.
+ */
+
+/** Runs `body` on `count` agents; each call of it gets its agent: `name`, `index`, `labels`, `taskArn`. */
+def call(Map args = [:], Closure body) {
+    Map settings = readSettings(args, environment())
+    if (settings.faults) {
+        error('ecsAgent: ' + settings.faults.join('; '))
+    }
+    if (settings.retry == 0) {
+        ask(settings, body)
+    } else {
+        // Only what an agent's loss has caused: an interrupted Spot task, a deleted node, a closed channel.
+        retry(count: settings.retry + 1, conditions: [agent()]) {
+            ask(settings, body)
+        }
+    }
+}
+
+private void ask(Map settings, Closure body) {
+    Map request = newRequest(settings, currentBuild.number, UUID.randomUUID().toString(), now())
+    try {
+        for (String token : request.tokens) {
+            request.hooks.add(register(settings, token))
+        }
+        request.message.webhookUrl = urls(request.hooks)
+        // From here on an agent may exist, whatever the answer to the post is.
+        request.posted = true
+        request.askedAt = now()
+        postFirst(settings, request)
+        echo "Asked for ${settings.count == 1 ? 'an agent' : settings.count + ' agents'} with label '${settings.label}' (request ${request.id})"
+        if (settings.count == 1) {
+            onAgent(settings, request, 0, body)
+        } else {
+            Map branches = [:]
+            for (int i = 0; i < settings.count; i++) {
+                int index = i
+                branches["agent ${index + 1}".toString()] = { onAgent(settings, request, index, body) }
+            }
+            parallel(branches)
+        }
+    } catch (FlowInterruptedException e) {
+        request.result = e.result.toString()
+        throw e
+    } finally {
+        if (request.posted && request.settled < settings.count) {
+            complete(settings, request, [requestId: request.id])
+        }
+    }
+}
+
+/** Waits for one agent, runs the body there, and gives the agent back. */
+private void onAgent(Map settings, Map request, int index, Closure body) {
+    Map notice = awaitOutcome(settings, request, index)
+    String name = notice.agent.name
+    String result = 'FAILURE'
+    try {
+        connect(settings, name)
+        node(name) {
+            Map agent = [name: name, index: index, labels: notice.agent.labels, taskArn: notice.task?.arn]
+            if (body.maximumNumberOfParameters == 0) {
+                body()
+            } else {
+                body(agent)
+            }
+        }
+        result = currentBuild.currentResult
+    } catch (FlowInterruptedException e) {
+        result = e.result.toString()
+        throw e
+    } finally {
+        request.result = result
+        // The agent's own completion: with several agents, requestId would end the others too.
+        Map subject = settings.count == 1 ? [requestId: request.id, agent: name] : [agent: name]
+        if (notice.task?.arn) {
+            subject.taskArn = notice.task.arn
+        }
+        complete(settings, request, subject)
+        request.settled = request.settled + 1
+    }
+}
+
+/** The agent's notice `agent.ready`; any other end is thrown. */
+private Map awaitOutcome(Map settings, Map request, int index) {
+    while (true) {
+        long left = request.deadline - now()
+        if (left <= 0) {
+            error "No agent with label '${settings.label}' within ${settings.timeout} minutes. Look for request " +
+                "${request.id} in the log of the request function and in the rejected queue; if it waits for room, " +
+                "raise the group's maximum or this step's `timeout`."
+        }
+        long patience = Math.min(left, settings.askAgain * 60000L)
+        String content = receive(request.hooks[index], patience)
+        if (content == null) {
+            // A webhook may be lost in a restart of the controller: the request's later copy is an inquiry. The URL
+            // stays the same, so that the outcome arrives whichever of the copies it answers.
+            if (patience < left) {
+                request.hooks[index] = register(settings, request.tokens[index])
+                askAgain(settings, request)
+            }
+            continue
+        }
+        Map notice = parse(content)
+        if (notice?.requestId != request.id) {
+            echo "Ignored what is not a notice to request ${request.id}"
+        } else if (notice.type == 'agent.ready') {
+            return notice
+        } else if (notice.type == 'agent.failed') {
+            request.settled = request.settled + 1
+            String message = failure(settings.label, notice)
+            if (notice.failure?.code == 'SPOT_INTERRUPTION') {
+                // As when an agent is lost later: `retry(conditions: [agent()])` asks for another one.
+                echo message
+                throw new FlowInterruptedException(Result.FAILURE, false, new RemovedNodeCause())
+            }
+            error message
+        }
+    }
+}
+
+/** What a webhook was sent, or null after so many milliseconds. */
+private String receive(def hook, long patience) {
+    long since = now()
+    try {
+        String content = null
+        timeout(time: patience, unit: 'MILLISECONDS') {
+            content = waitForWebhook(webhookToken: hook)
+        }
+        return content
+    } catch (FlowInterruptedException e) {
+        // A timeout around this step looks the same, but comes before ours is due.
+        if (now() - since < patience || !isTimeout(e)) {
+            throw e
+        }
+        return null
+    }
+}
+
+private void postFirst(Map settings, Map request) {
+    try {
+        post(settings.requests, json(request.message))
+    } catch (FlowInterruptedException e) {
+        throw e
+    } catch (Exception e) {
+        error "Could not post the request for an agent to ${settings.requests}: ${e.message}. The controller needs " +
+            "the stack's JenkinsPolicy in the credentials that it posts with."
+    }
+}
+
+private void askAgain(Map settings, Map request) {
+    if (now() - request.askedAt < settings.askAgain * 30000L) {
+        return // another branch has
+    }
+    request.askedAt = now()
+    try {
+        post(settings.requests, json(request.message))
+    } catch (FlowInterruptedException e) {
+        throw e
+    } catch (Exception e) {
+        echo "Could not ask again for request ${request.id}: ${e.message}"
+    }
+}
+
+/** An empty block first: a node that Jenkins cannot reach would keep `node` waiting for ever. */
+private void connect(Map settings, String name) {
+    long since = now()
+    try {
+        timeout(time: settings.connectTimeout, unit: 'MINUTES') {
+            node(name) { }
+        }
+    } catch (FlowInterruptedException e) {
+        if (now() - since < settings.connectTimeout * 60000L || !isTimeout(e)) {
+            throw e
+        }
+        error "The agent ${name} runs, but Jenkins has not connected to it within ${settings.connectTimeout} minutes: " +
+            "see ${env.JENKINS_URL ?: '/'}computer/${name}/log for the reason; security groups, " +
+            "the SSH credential and the Java path are the usual ones."
+    }
+}
+
+private def register(Map settings, String token) {
+    if (!settings.webhookCredentialsId) {
+        return registerWebhook(token: token)
+    }
+    return withCredentials([string(credentialsId: settings.webhookCredentialsId, variable: 'ECS_AGENTS_WEBHOOK')]) {
+        registerWebhook(token: token, authToken: env.ECS_AGENTS_WEBHOOK)
+    }
+}
+
+private void complete(Map settings, Map request, Map subject) {
+    Map completion = [version: 1] + subject + [build: settings.build, result: request.result]
+    try {
+        retry(3) {
+            post(settings.completions, json(completion))
+        }
+    } catch (FlowInterruptedException e) {
+        throw e
+    } catch (Exception e) {
+        echo "Could not say that request ${request.id} is over: ${e.message}. Its agent ends at its idleTimeout."
+    }
+}
+
+private void post(String target, String message) {
+    if (target.startsWith('arn:')) {
+        String region = target.tokenize(':')[3]
+        withEnv(['AWS_REGION=' + region, 'AWS_DEFAULT_REGION=' + region]) {
+            snsPublish(topicArn: target, message: message)
+        }
+    } else {
+        sendMessage(target, message)
+    }
+}
+
+private Map environment() {
+    [requests: env.ECS_AGENTS_REQUESTS, completions: env.ECS_AGENTS_COMPLETIONS,
+     webhookCredentialsId: env.ECS_AGENTS_WEBHOOK_CREDENTIALS,
+     job: env.JOB_NAME, url: env.BUILD_URL]
+}
+
+/** All that is wrong is said at once, under `faults`. */
+@NonCPS
+Map readSettings(Map args, Map environment) {
+    Map defaults = [count: 1, timeout: 20, askAgain: 5, connectTimeout: 5, retry: 0]
+    List known = ['label', 'overrides', 'requests', 'completions', 'webhookCredentialsId'] + defaults.keySet()
+    List faults = args.keySet().findAll { !(it in known) }.collect { "unknown parameter ${it}".toString() }
+    Map settings = [:]
+    defaults.each { name, value ->
+        def given = args[name] == null ? value : args[name]
+        boolean whole = given.toString().isInteger()
+        settings[name] = whole ? given.toString().toInteger() : value
+        int least = name == 'retry' ? 0 : 1
+        if (!whole || settings[name] < least || (name == 'count' && settings[name] > 10)) {
+            faults << "${name}: has to be a whole number of at least ${least}${name == 'count' ? ' and at most 10' : ''}".toString()
+        }
+    }
+    settings.label = args.label?.toString()?.trim()
+    if (!settings.label) {
+        faults << 'label: is missing'
+    }
+    ['requests', 'completions', 'webhookCredentialsId'].each { settings[it] = (args[it] ?: environment[it])?.toString() }
+    ['requests', 'completions'].each {
+        if (!(settings[it] ==~ /arn:[a-z-]+:sns:.+|https?:.+/)) {
+            faults << "${it}: has to be the ARN of an SNS topic or the URL of an SQS queue; set ECS_AGENTS_${it.toUpperCase()} globally".toString()
+        }
+    }
+    settings.overrides = args.overrides as Map
+    settings.build = [job: environment.job, url: environment.url].findAll { it.value }
+    settings.faults = faults
+    return settings
+}
+
+/** A request under an id of its own: build numbers come back, the nonce does not. */
+@NonCPS
+Map newRequest(Map settings, Integer number, String nonce, long now) {
+    String tail = "/${number}/${nonce.replace('-', '').take(12)}".toString()
+    String job = (settings.build.job ?: 'pipeline').toString().replaceAll(/[^A-Za-z0-9._:\/-]/, '_')
+    String id = job.substring(Math.max(0, job.length() + tail.length() - 128)) + tail
+    long deadline = now + settings.timeout * 60000L
+    settings.build.number = number
+    Map message = [version: 1, requestId: id, label: settings.label, build: settings.build, count: settings.count,
+                   expiresAt: Instant.ofEpochSecond(deadline.intdiv(1000L)).toString()]
+    if (settings.overrides) {
+        message.overrides = settings.overrides
+    }
+    List tokens = (0..<settings.count).collect { UUID.randomUUID().toString() }
+    return [id: id, message: message, deadline: deadline, tokens: tokens, hooks: [], askedAt: 0L, posted: false,
+            settled: 0, result: 'FAILURE']
+}
+
+@NonCPS
+private def urls(List hooks) {
+    List urls = hooks.collect { it.url }
+    urls.size() == 1 ? urls[0] : urls
+}
+
+@NonCPS
+private Map parse(String content) {
+    try {
+        def notice = new JsonSlurperClassic().parseText(content)
+        return notice instanceof Map ? notice : null
+    } catch (ignored) {
+        return null
+    }
+}
+
+@NonCPS
+private String json(Map message) {
+    JsonOutput.toJson(message)
+}
+
+@NonCPS
+private boolean isTimeout(FlowInterruptedException e) {
+    e.causes.any { it instanceof ExceededTimeout }
+}
+
+@NonCPS
+String failure(String label, Map notice) {
+    Map failure = notice.failure ?: [:]
+    String text = "No agent with label '${label}': ${failure.message ?: 'no reason was given'}"
+    String codes = [failure.code, failure.stopCode, failure.exitCode == null ? null : "exit code ${failure.exitCode}"].findAll().join(', ')
+    if (codes) {
+        text += " (${codes})"
+    }
+    return notice.task?.arn ? "${text}; task ${notice.task.arn}" : text
+}
+
+@NonCPS
+long now() {
+    System.currentTimeMillis()
+}
+
+/**
+ * Puts a message into an SQS queue from the controller, with the controller's own AWS credentials: through the AWS SDK
+ * that a plugin brings (aws-java-sdk2-sqs or aws-java-sdk-sqs), or through the AWS CLI.
+ */
+@NonCPS
+void sendMessage(String url, String message) {
+    def host = new URI(url).host =~ /(?:^|\.)sqs(?:-fips)?\.([a-z0-9-]+)\./
+    String region = host ? host[0][1] : null // elsewhere, the SDK's own default
+    ClassLoader loader = Jenkins.get().pluginManager.uberClassLoader
+    Closure find = { String type ->
+        try {
+            return loader.loadClass(type)
+        } catch (ClassNotFoundException ignored) {
+            return null
+        }
+    }
+    Thread thread = Thread.currentThread()
+    ClassLoader before = thread.contextClassLoader
+    thread.contextClassLoader = loader // the SDK finds its HTTP client there
+    try {
+        Class v2 = find('software.amazon.awssdk.services.sqs.SqsClient')
+        Class v1 = v2 ? null : find('com.amazonaws.services.sqs.AmazonSQSClientBuilder')
+        if (v2) {
+            // By reflection: Groovy 2.4 cannot call a static method of an interface.
+            Closure builder = { Class type -> type.getMethod('builder').invoke(null) }
+            def building = builder(v2).overrideConfiguration(
+                builder(find('software.amazon.awssdk.core.client.config.ClientOverrideConfiguration'))
+                    .apiCallTimeout(Duration.ofSeconds(15)).build())
+            if (region) {
+                building.region(find('software.amazon.awssdk.regions.Region').of(region))
+            }
+            def client = building.build()
+            try {
+                client.sendMessage(builder(find('software.amazon.awssdk.services.sqs.model.SendMessageRequest'))
+                    .queueUrl(url).messageBody(message).build())
+            } finally {
+                client.close()
+            }
+        } else if (v1) {
+            def client = (region ? v1.standard().withRegion(region) : v1.standard()).build()
+            try {
+                client.sendMessage(url, message)
+            } finally {
+                client.shutdown()
+            }
+        } else {
+            runCli(['aws', 'sqs', 'send-message', '--queue-url', url, '--message-body', message] +
+                (region ? ['--region', region] : []))
+        }
+    } finally {
+        thread.contextClassLoader = before
+    }
+}
+
+@NonCPS
+void runCli(List<String> command) {
+    Process process
+    try {
+        process = new ProcessBuilder(command).redirectErrorStream(true).start()
+    } catch (IOException e) {
+        throw new IOException('nothing can post to SQS: install the plugin aws-java-sdk2-sqs, or the AWS CLI on the ' +
+            "controller, or post to a topic with pipeline-aws (${e.message})")
+    }
+    process.outputStream.close()
+    if (!process.waitFor(15, TimeUnit.SECONDS)) {
+        process.destroyForcibly()
+        throw new IOException('aws sqs send-message did not end within 15 s')
+    }
+    if (process.exitValue() != 0) {
+        throw new IOException("aws sqs send-message: ${process.inputStream.text.trim()}")
+    }
+}

@@ -1,1 +1,588 @@
-//! Outside-in tests.
+//! What the tests from outside stand on: the built functions between a simulated AWS and a stand-in Jenkins.
+//!
+//! A [`Stack`] starts both on loopback ports, and each function when it is first needed, with nothing but its
+//! environment. What EventBridge, the event sources and the minute do on AWS, [`Stack::settle`] and [`Stack::sweep`] do
+//! here. A test looks at what came of it: AWS' journal, the queues, Jenkins' nodes and what arrived at its webhooks.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use bytes::Bytes;
+use http::HeaderMap;
+use jiff::Timestamp;
+use local::aws::Aws;
+use local::aws::ecs::Task;
+use local::http::{Server, lock, serve_aws, serve_jenkins};
+use local::jenkins::{Jenkins, Permission};
+use local::lambda::{Function, Outcome};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+/// The home region.
+pub const REGION: &str = "eu-west-1";
+/// The account.
+pub const ACCOUNT: &str = "123456789012";
+/// The cluster.
+pub const CLUSTER: &str = "jenkins";
+/// The Auto Scaling group: 0 to 4 instances of 4096 CPU units and 7680 MiB, one of which is there at the start.
+pub const GROUP: &str = "jenkins-ecs";
+/// The token of the Jenkins user.
+pub const API_TOKEN: &str = "11api0token0of0the0user";
+/// What every notice has to bring as its `Authorization`.
+pub const AUTHORIZATION: &str = "0authorization0of0webhooks0";
+
+/// The queues that a function is told of, each named as its variable without `_QUEUE_URL`.
+const QUEUES: [&str; 5] = ["requests", "waiting", "undelivered", "rejected", "completions"];
+
+/// A function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Binary {
+    /// `request`
+    Request,
+    /// `task-state`
+    TaskState,
+    /// `teardown`
+    Teardown,
+}
+
+impl Binary {
+    /// The file that cargo built, beside the test's own.
+    ///
+    /// # Errors
+    /// When it was not built.
+    pub fn path(self) -> Result<PathBuf> {
+        let name = match self {
+            Self::Request => "request",
+            Self::TaskState => "task-state",
+            Self::Teardown => "teardown",
+        };
+        let test = std::env::current_exe()?;
+        let path = test.ancestors().nth(2).context("the test has no folder")?.join(name);
+        if !path.is_file() {
+            bail!(
+                "{} is not there: build the functions first, with `cargo build -p request -p task-state -p teardown` \
+                 and the same --profile as the tests",
+                path.display()
+            );
+        }
+        Ok(path)
+    }
+}
+
+/// A notice that Jenkins took.
+#[derive(Debug, Clone)]
+pub struct Notice {
+    /// The URL that it was sent to.
+    pub url: String,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// Its body, to the byte.
+    pub raw: Bytes,
+    /// Its body.
+    pub body: Value,
+}
+
+impl Notice {
+    /// `agent.ready`.
+    pub fn kind(&self) -> &str {
+        self.body["type"].as_str().unwrap_or_default()
+    }
+
+    /// `START_FAILED`; empty where nothing failed.
+    pub fn code(&self) -> &str {
+        self.body["failure"]["code"].as_str().unwrap_or_default()
+    }
+
+    /// The name of its agent.
+    pub fn agent(&self) -> &str {
+        self.body["agent"]["name"].as_str().unwrap_or_default()
+    }
+}
+
+/// The whole system.
+pub struct Stack {
+    aws: Arc<Mutex<Aws>>,
+    jenkins: Arc<Mutex<Jenkins>>,
+    environment: BTreeMap<String, String>,
+    functions: BTreeMap<Binary, Function>,
+    events: Vec<Value>,
+    /// All events of ECS so far.
+    pub history: Vec<Value>,
+    jenkins_server: Option<Server>,
+    jenkins_root: String,
+    webhook: String,
+    _aws_server: Server,
+}
+
+impl Stack {
+    /// Starts it as [`configuration`] has it.
+    ///
+    /// # Errors
+    /// When no port could be had.
+    pub async fn start() -> Result<Self> {
+        Self::with(|_| {}).await
+    }
+
+    /// Starts it with another configuration.
+    ///
+    /// # Errors
+    /// When no port could be had.
+    pub async fn with(change: impl FnOnce(&mut Value)) -> Result<Self> {
+        let (aws_listener, jenkins_listener) = (loopback().await?, loopback().await?);
+        let endpoint = format!("http://{}", aws_listener.local_addr()?);
+        let root = format!("http://{}/ci/", jenkins_listener.local_addr()?);
+        let now = Timestamp::now();
+
+        let mut aws = Aws::new(REGION, ACCOUNT, &endpoint);
+        build_world(&mut aws, now)?;
+        let mut jenkins = Jenkins::new(&root);
+        jenkins.add_user("ecs-agents", API_TOKEN, Permission::FOR_AGENTS);
+        let webhook = jenkins.add_endpoint("ecs-agents/notices", Some(AUTHORIZATION));
+
+        let mut config = configuration(&root, &webhook);
+        change(&mut config);
+        let mut environment: BTreeMap<String, String> = [
+            ("AGENTS_CONFIG", format!("inline:{config}")),
+            ("AWS_REGION", REGION.into()),
+            ("AWS_ENDPOINT_URL", endpoint),
+            ("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE".into()),
+            ("AWS_SECRET_ACCESS_KEY", "0secret0key0of0aws0".into()),
+            ("AWS_LAMBDA_LOG_LEVEL", "DEBUG".into()),
+            ("AWS_LAMBDA_LOG_FORMAT", "JSON".into()),
+        ]
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect();
+        for queue in QUEUES {
+            environment.insert(format!("{}_QUEUE_URL", queue.to_uppercase()), aws.sqs.url(queue));
+        }
+
+        let (aws, jenkins) = (Arc::new(Mutex::new(aws)), Arc::new(Mutex::new(jenkins)));
+        Ok(Self {
+            _aws_server: serve_aws(aws.clone(), aws_listener)?,
+            jenkins_server: Some(serve_jenkins(jenkins.clone(), jenkins_listener)?),
+            jenkins_root: root,
+            webhook,
+            aws,
+            jenkins,
+            environment,
+            functions: BTreeMap::new(),
+            events: Vec::new(),
+            history: Vec::new(),
+        })
+    }
+
+    // --- The world ---
+
+    /// AWS.
+    pub fn aws(&self) -> MutexGuard<'_, Aws> {
+        lock(&self.aws)
+    }
+
+    /// Jenkins.
+    pub fn jenkins(&self) -> MutexGuard<'_, Jenkins> {
+        lock(&self.jenkins)
+    }
+
+    /// `http://127.0.0.1:PORT/ci/`
+    pub fn jenkins_root(&self) -> &str {
+        &self.jenkins_root
+    }
+
+    /// Jenkins refuses connections.
+    pub fn jenkins_goes_down(&mut self) {
+        self.jenkins_server = None;
+    }
+
+    /// Jenkins is there again, at its old address.
+    ///
+    /// # Errors
+    /// When the port is taken.
+    pub async fn jenkins_comes_back(&mut self) -> Result<()> {
+        let address = self.jenkins_root.trim_start_matches("http://").trim_end_matches("/ci/").to_owned();
+        for _ in 0..50 {
+            // The old listener ends when its task does.
+            if let Ok(listener) = TcpListener::bind(&address).await {
+                self.jenkins_server = Some(serve_jenkins(self.jenkins.clone(), listener)?);
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        bail!("{address} is taken")
+    }
+
+    /// Changes the environment of the functions that are started from now on.
+    pub fn set_env(&mut self, name: &str, value: Option<&str>) {
+        match value {
+            Some(value) => self.environment.insert(name.into(), value.into()),
+            None => self.environment.remove(name),
+        };
+    }
+
+    /// A function's environment.
+    pub fn env(&self, name: &str) -> &str {
+        self.environment.get(name).map(String::as_str).unwrap_or_default()
+    }
+
+    // --- The functions ---
+
+    /// A function, started if it does not run yet.
+    ///
+    /// # Errors
+    /// When it was not built.
+    pub async fn function(&mut self, binary: Binary) -> Result<&mut Function> {
+        if !self.functions.contains_key(&binary) {
+            let function = Function::start(&binary.path()?, &self.environment).await?;
+            self.functions.insert(binary, function);
+        }
+        self.functions.get_mut(&binary).context("just started")
+    }
+
+    /// Another process of a function, as Lambda starts one beside the first.
+    ///
+    /// # Errors
+    /// When it was not built.
+    pub async fn another(&self, binary: Binary) -> Result<Function> {
+        Function::start(&binary.path()?, &self.environment).await
+    }
+
+    /// Ends a function's process, whatever it is doing; the next use starts another.
+    pub fn kill(&mut self, binary: Binary) {
+        self.functions.remove(&binary);
+    }
+
+    /// Invokes a function.
+    ///
+    /// # Errors
+    /// When it ended, or did not answer.
+    pub async fn invoke(&mut self, binary: Binary, event: Value) -> Result<Outcome> {
+        self.function(binary).await?.invoke(event).await
+    }
+
+    /// Invokes a function once with the messages of a queue that are visible, at most ten.
+    ///
+    /// # Errors
+    /// When it ended, or did not answer.
+    pub async fn poll(&mut self, binary: Binary, queue: &str) -> Result<usize> {
+        let aws = self.aws.clone();
+        self.function(binary).await?.poll(&aws, queue).await
+    }
+
+    /// All that the functions have printed.
+    pub fn output(&self) -> String {
+        self.functions.values().map(Function::output).collect()
+    }
+
+    // --- What happens ---
+
+    /// Lets ECS do what is due, and keeps the events of it for [`Stack::deliver`].
+    pub fn advance(&mut self) -> &mut Vec<Value> {
+        let events = self.aws().advance(Timestamp::now());
+        self.history.extend(events.iter().cloned());
+        self.events.extend(events.into_iter().filter(rule_matches));
+        &mut self.events
+    }
+
+    /// Brings the events that are due to `task-state`; one that fails is kept for the next time. Answers how many were
+    /// taken.
+    ///
+    /// # Errors
+    /// When the function ended.
+    pub async fn deliver(&mut self) -> Result<usize> {
+        self.advance();
+        let mut taken = 0;
+        for event in std::mem::take(&mut self.events) {
+            match self.invoke(Binary::TaskState, event.clone()).await? {
+                Ok(_) => taken += 1,
+                Err(_) => self.events.push(event),
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Lets everything happen until nothing more does: events, and the queues that have an event source.
+    ///
+    /// # Errors
+    /// When a function ended.
+    pub async fn settle(&mut self) -> Result<()> {
+        for _ in 0..200 {
+            let mut busy = self.poll(Binary::Request, "requests").await?;
+            busy += self.poll(Binary::Teardown, "completions").await?;
+            busy += self.deliver().await?;
+            busy += self.poll(Binary::TaskState, "undelivered").await?;
+            if busy == 0 {
+                return Ok(());
+            }
+        }
+        bail!("it does not settle:\n{}", self.output())
+    }
+
+    /// A minute's sweep, at this time by its event.
+    ///
+    /// # Errors
+    /// When the function ended.
+    pub async fn sweep_at(&mut self, time: Timestamp) -> Result<Outcome> {
+        self.advance();
+        let event = json!({
+            "version": "0", "id": "53dc4d37-cffa-4f76-80c9-8b7d4a4d2eaa", "source": "aws.events",
+            "detail-type": "Scheduled Event", "account": ACCOUNT, "region": REGION,
+            "time": time.round(jiff::Unit::Second)?.to_string(),
+            "resources": [format!("arn:aws:events:{REGION}:{ACCOUNT}:rule/sweep")], "detail": {},
+        });
+        self.invoke(Binary::Teardown, event).await
+    }
+
+    /// A minute's sweep, now, and what comes of it.
+    ///
+    /// # Errors
+    /// When it failed.
+    pub async fn sweep(&mut self) -> Result<()> {
+        if let Err(error) = self.sweep_at(Timestamp::now()).await? {
+            bail!("the sweep failed: {error}\n{}", self.output());
+        }
+        self.settle().await
+    }
+
+    /// Makes the hidden messages of a queue visible, as time would.
+    pub fn unhide(&self, queue: &str) {
+        let now = Timestamp::now();
+        for message in self.aws().sqs.queues.get_mut(queue).into_iter().flat_map(|queue| &mut queue.messages) {
+            message.visible_at = now;
+        }
+    }
+
+    // --- What Jenkins says ---
+
+    /// A build registers a webhook and waits for it.
+    pub fn webhook(&self) -> String {
+        let mut jenkins = self.jenkins();
+        let url = jenkins.register_webhook(Some(AUTHORIZATION));
+        jenkins.wait_for_webhook(&url);
+        url
+    }
+
+    /// A request of version 1.
+    pub fn ask(&self, mut request: Value) {
+        request["version"] = 1.into();
+        self.send("requests", &request.to_string());
+    }
+
+    /// A completion of version 1.
+    pub fn complete(&self, mut completion: Value) {
+        completion["version"] = 1.into();
+        self.send("completions", &completion.to_string());
+    }
+
+    /// Puts a message into a queue. Answers its id.
+    pub fn send(&self, queue: &str, body: &str) -> String {
+        self.aws().sqs.send(queue, body, Timestamp::now())
+    }
+
+    /// Asks for an agent of a label with a webhook of its own, and lets everything happen. Answers the webhook's URL.
+    ///
+    /// # Errors
+    /// When a function ended.
+    pub async fn agent(&mut self, id: &str, label: &str) -> Result<String> {
+        let url = self.webhook();
+        self.ask(json!({"requestId": id, "label": label, "webhookUrl": url}));
+        self.settle().await?;
+        Ok(url)
+    }
+
+    // --- What came of it ---
+
+    /// The notices that Jenkins took at a webhook of a build, or at any.
+    pub fn notices(&self, url: Option<&str>) -> Vec<Notice> {
+        let jenkins = self.jenkins();
+        jenkins
+            .arrivals()
+            .iter()
+            .filter(|arrival| arrival.status.is_success())
+            .map(|arrival| Notice {
+                url: jenkins.url(&arrival.path),
+                headers: arrival.headers.clone(),
+                body: serde_json::from_slice(&arrival.body).unwrap_or_default(),
+                raw: arrival.body.clone(),
+            })
+            .filter(|notice| url.is_none_or(|url| notice.url == url))
+            .collect()
+    }
+
+    /// The notices that Jenkins took at the configured webhook, which gets all.
+    pub fn all_notices(&self) -> Vec<Notice> {
+        self.notices(Some(&self.webhook))
+    }
+
+    /// The type and failure code of the notices at a webhook, `agent.failed START_FAILED`.
+    pub fn told(&self, url: &str) -> Vec<String> {
+        let words = |notice: Notice| format!("{} {}", notice.kind(), notice.code()).trim_end().to_owned();
+        self.notices(Some(url)).into_iter().map(words).collect()
+    }
+
+    /// The same of the configured webhook.
+    pub fn told_all(&self) -> Vec<String> {
+        self.told(&self.webhook)
+    }
+
+    /// The tasks that ECS knows, oldest first.
+    pub fn tasks(&self) -> Vec<Task> {
+        let mut tasks: Vec<_> = self.aws().ecs.tasks().cloned().collect();
+        tasks.sort_by(|a, b| (a.created_at, &a.arn).cmp(&(b.created_at, &b.arn)));
+        tasks
+    }
+
+    /// The tasks that are to run.
+    pub fn active_tasks(&self) -> Vec<Task> {
+        self.tasks().into_iter().filter(|task| task.desired_status == "RUNNING").collect()
+    }
+
+    /// The names of Jenkins' nodes.
+    pub fn nodes(&self) -> Vec<String> {
+        self.jenkins().nodes().map(|node| node.name.clone()).collect()
+    }
+
+    /// The bodies in a queue, hidden ones too.
+    pub fn bodies(&self, queue: &str) -> Vec<String> {
+        self.aws().sqs.messages(queue).iter().map(|message| message.body.clone()).collect()
+    }
+
+    /// The bodies in the rejected queue, each with its reason.
+    pub fn rejected(&self) -> Vec<(String, String)> {
+        let reason = |attributes: &BTreeMap<String, String>| attributes.get("reason").cloned().unwrap_or_default();
+        let aws = self.aws();
+        let messages = aws.sqs.messages("rejected").iter();
+        messages.map(|message| (message.body.clone(), reason(&message.attributes))).collect()
+    }
+
+    /// Every AWS call since [`Stack::forget_calls`], `ecs:RunTask`, without those of a start.
+    pub fn calls(&self) -> Vec<String> {
+        let aws = self.aws();
+        let calls = aws.journal.iter().filter(|call| call.service != "ssm");
+        calls.map(|call| format!("{}:{}", call.service, call.action)).collect()
+    }
+
+    /// How often AWS was called so, `ecs:RunTask`.
+    pub fn count(&self, call: &str) -> usize {
+        self.calls().iter().filter(|made| *made == call).count()
+    }
+
+    /// The inputs of an ECS action.
+    pub fn inputs(&self, action: &str) -> Vec<Value> {
+        self.aws().calls("ecs", action).iter().map(|call| call.input.clone()).collect()
+    }
+
+    /// Starts the journal anew.
+    pub fn forget_calls(&self) {
+        self.aws().journal.clear();
+    }
+}
+
+async fn loopback() -> Result<TcpListener> {
+    Ok(TcpListener::bind(("127.0.0.1", 0)).await?)
+}
+
+/// What the deployed rules let through.
+fn rule_matches(event: &Value) -> bool {
+    let detail = &event["detail"];
+    match event["detail-type"].as_str() {
+        Some("ECS Task State Change") => {
+            let ours = detail["startedBy"].as_str().is_some_and(|name| name.starts_with("ecs-"));
+            ours && matches!(detail["lastStatus"].as_str(), Some("RUNNING" | "STOPPED"))
+        }
+        Some("ECS Container Instance State Change") => detail["status"] == "ACTIVE" && detail["agentConnected"] == true,
+        _ => false,
+    }
+}
+
+/// The configuration that tests start from: a cloud of container instances and one of Fargate, in one cluster.
+pub fn configuration(root: &str, webhook: &str) -> Value {
+    json!({
+        "jenkins": {
+            "url": root,
+            "user": "ecs-agents",
+            "apiToken": {"ssm": "/jenkins/api-token"},
+            "registerNodes": true,
+            "webhook": {"url": webhook, "authorization": {"ssm": "/jenkins/webhook"}},
+        },
+        "clouds": [
+            {
+                "name": "linux", "region": REGION, "cluster": CLUSTER, "autoScalingGroup": GROUP,
+                "templates": [
+                    {"name": "maven", "labels": ["linux", "maven"], "taskDefinition": "jenkins-maven", "container": "agent",
+                     "connect": "ssh", "workspace": "/home/jenkins", "ssh": {"credentialsId": "jenkins-agent-key"},
+                     "allowedOverrides": ["cpu", "memory", "environment"], "limits": {"cpu": 4096, "memory": 16384}},
+                    {"name": "host", "labels": ["linux", "host"], "taskDefinition": "jenkins-host", "container": "agent",
+                     "connect": "ssh", "ssh": {"credentialsId": "jenkins-agent-key", "port": 2222}},
+                    {"name": "dial", "labels": ["linux", "dial"], "taskDefinition": "jenkins-dial", "container": "agent",
+                     "connect": "inbound"},
+                ],
+            },
+            {
+                "name": "fargate", "region": REGION, "cluster": CLUSTER,
+                "templates": [
+                    {"name": "node", "labels": ["linux", "node"], "taskDefinition": "jenkins-node", "container": "agent",
+                     "connect": "ssh", "ssh": {"credentialsId": "jenkins-agent-key"}, "launch": {"type": "fargate"},
+                     "network": {"subnets": ["subnet-1"], "securityGroups": ["sg-1"]}},
+                ],
+            },
+        ],
+    })
+}
+
+/// Clusters, task definitions, a group with one instance, queues, parameters. Nothing takes time.
+fn build_world(aws: &mut Aws, now: Timestamp) -> Result<()> {
+    let settings = aws.ecs.settings();
+    for delay in [
+        &mut settings.boot,
+        &mut settings.register,
+        &mut settings.provision,
+        &mut settings.pull,
+        &mut settings.start,
+        &mut settings.healthy,
+        &mut settings.stopping,
+        &mut settings.stop,
+    ] {
+        *delay = Duration::ZERO;
+    }
+    settings.run_task_rate = None;
+    aws.ecs.create_cluster(CLUSTER);
+    // A sidecar with a port of its own stands before the agent: the named container counts, not the first.
+    let sidecar = json!({"name": "sidecar", "image": "proxy", "essential": true, "cpu": 64, "memory": 64,
+        "portMappings": [{"containerPort": 22, "hostPort": 0}]});
+    let agent = |ports: Value| {
+        json!({"name": "agent", "image": "jenkins/ssh-agent", "essential": true, "cpu": 960, "memory": 1984,
+            "portMappings": ports})
+    };
+    for definition in [
+        json!({"family": "jenkins-maven", "networkMode": "bridge",
+            "containerDefinitions": [sidecar, agent(json!([{"containerPort": 22, "hostPort": 0}]))]}),
+        json!({"family": "jenkins-host", "networkMode": "host",
+            "containerDefinitions": [agent(json!([{"containerPort": 2222, "hostPort": 2222}]))]}),
+        json!({"family": "jenkins-dial", "networkMode": "bridge", "containerDefinitions": [agent(json!([]))]}),
+        json!({"family": "jenkins-node", "networkMode": "awsvpc", "requiresCompatibilities": ["FARGATE"],
+            "cpu": "1024", "memory": "2048",
+            "containerDefinitions": [agent(json!([{"containerPort": 22, "hostPort": 22}]))]}),
+        json!({"family": "jenkins-checked", "networkMode": "bridge", "containerDefinitions": [
+            {"name": "agent", "image": "jenkins/ssh-agent", "essential": true, "cpu": 1024, "memory": 2048,
+             "healthCheck": {"command": ["CMD", "true"]}, "portMappings": [{"containerPort": 22, "hostPort": 0}]}]}),
+    ] {
+        let registered = aws.ecs.register_definition(&definition);
+        registered.map_err(|error| anyhow::anyhow!("{}: {}", error.code, error.message))?;
+    }
+    aws.ecs.create_group(GROUP, CLUSTER, (0, 4), (4096, 7680), now);
+    aws.ecs.fill_group(GROUP, 1, now);
+    aws.ecs.take_events();
+    for queue in ["requests", "undelivered", "completions"] {
+        let letters = format!("{queue}-dead-letters");
+        aws.sqs.create(&letters, 30, None);
+        aws.sqs.create(queue, 180, Some((&letters, if queue == "requests" { 12 } else { 1000 })));
+    }
+    aws.sqs.create("waiting", 30, None);
+    aws.sqs.create("rejected", 30, None);
+    aws.parameters.values.insert("/jenkins/api-token".into(), API_TOKEN.into());
+    aws.parameters.values.insert("/jenkins/webhook".into(), format!("{AUTHORIZATION}\n"));
+    Ok(())
+}

@@ -1,7 +1,7 @@
 //! Puts something that answers requests behind a free port of the loopback interface.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Result;
 use axum::Router;
@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::aws::{Answer, Aws};
+use crate::jenkins::Jenkins;
 
 /// More than any request here has.
 const MOST: usize = 16 * 1024 * 1024;
@@ -84,19 +85,29 @@ pub fn broken() -> Response {
 /// Serves AWS, in real time.
 ///
 /// # Errors
-/// When no port could be had.
-pub async fn serve_aws(aws: Arc<Mutex<Aws>>, listener: TcpListener) -> Result<Server> {
+/// When the listener has no address.
+pub fn serve_aws(aws: Arc<Mutex<Aws>>, listener: TcpListener) -> Result<Server> {
     serve_on(listener, move |request| {
-        let aws = aws.clone();
+        let Answer { response, delay, lost } = lock(&aws).handle(request, Timestamp::now());
         async move {
-            let Answer { response, delay, lost } = {
-                let mut aws = aws.lock().unwrap_or_else(PoisonError::into_inner);
-                let now = Timestamp::now();
-                aws.ecs.advance(now);
-                aws.handle(request, now)
-            };
             tokio::time::sleep(delay).await;
             if lost { broken() } else { response.map(Body::from) }
         }
     })
+}
+
+/// Serves a Jenkins controller, in real time.
+///
+/// # Errors
+/// When the listener has no address.
+pub fn serve_jenkins(jenkins: Arc<Mutex<Jenkins>>, listener: TcpListener) -> Result<Server> {
+    serve_on(listener, move |request| {
+        let response = lock(&jenkins).handle(request, Timestamp::now());
+        async move { response.map(Body::from) }
+    })
+}
+
+/// A panic of one holder takes nothing from the others.
+pub fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

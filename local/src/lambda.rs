@@ -5,19 +5,21 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
+use jiff::Timestamp;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::http::{self, Server};
+use crate::aws::Aws;
+use crate::http::{self, Server, lock};
 
 /// What a function answers: its result, or the error that it reports.
 pub type Outcome = Result<Value, String>;
@@ -100,7 +102,7 @@ impl Function {
         self.counter += 1;
         let id = format!("{:08x}-0000-4000-8000-000000000000", self.counter);
         let (sender, receiver) = oneshot::channel();
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), sender);
+        lock(&self.waiting).insert(id.clone(), sender);
         self.events.send(Invocation { id, event, timeout })?;
         tokio::select! {
             answer = receiver => Ok(answer?),
@@ -115,6 +117,27 @@ impl Function {
         }
     }
 
+    /// Does what an event source does: takes a batch from a queue, invokes, and deletes what the answer does not name as
+    /// failed. After an error of the function everything stays. Answers how many messages the batch had.
+    ///
+    /// # Errors
+    /// When it ended, or did not answer.
+    pub async fn poll(&mut self, aws: &Mutex<Aws>, queue: &str) -> Result<usize> {
+        let (batch, event) = {
+            let sqs = &mut lock(aws).sqs;
+            let batch = sqs.receive(queue, 10, None, Timestamp::now());
+            let event = sqs.event(queue, &batch);
+            (batch, event)
+        };
+        if batch.is_empty() {
+            return Ok(0);
+        }
+        if let Ok(answer) = self.invoke(event).await? {
+            lock(aws).sqs.acknowledge(queue, &batch, &answer);
+        }
+        Ok(batch.len())
+    }
+
     /// Waits for its end, as after a start that failed. Answers its exit code.
     ///
     /// # Errors
@@ -127,7 +150,7 @@ impl Function {
 
     /// All that it has printed, on both streams.
     pub fn output(&self) -> String {
-        self.output.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.output).clone()
     }
 }
 
@@ -135,7 +158,7 @@ fn keep(stream: impl AsyncRead + Unpin + Send + 'static, output: Arc<Mutex<Strin
     tokio::spawn(async move {
         let mut lines = BufReader::new(stream).lines();
         while let Ok(Some(line)) = lines.next_line().await {
-            let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut output = lock(&output);
             output.push_str(&line);
             output.push('\n');
         }
@@ -176,7 +199,7 @@ async fn runtime_api(
             } else {
                 Err(body["errorMessage"].as_str().unwrap_or("no message").to_owned())
             };
-            if let Some(sender) = waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(*id) {
+            if let Some(sender) = lock(waiting).remove(*id) {
                 let _ = sender.send(outcome);
             }
             answer(202)

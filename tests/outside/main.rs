@@ -1,2 +1,5 @@
-//! Outside-in tests.
-fn main() {}
+//! The built functions, from outside.
+#![expect(clippy::unwrap_used, reason = "a test ends where something is not as it has to be")]
+
+mod request;
+mod simulator;

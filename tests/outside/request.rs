@@ -1,0 +1,463 @@
+//! Requests: what is placed, what is refused, and who is told (contract, section 3).
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tests::{Binary, CLUSTER, REGION, Stack};
+
+fn template_of(started_by: &str) -> &str {
+    started_by.strip_prefix("ecs-").unwrap().rsplit_once('-').unwrap().0
+}
+
+fn request(id: &str, label: &str) -> String {
+    json!({"version": 1, "requestId": id, "label": label}).to_string()
+}
+
+/// The environment that a RunTask gives the container.
+fn environment(input: &Value) -> Vec<(&str, &str)> {
+    let container = &input["overrides"]["containerOverrides"][0];
+    let pairs = container["environment"].as_array().into_iter().flatten();
+    pairs.map(|pair| (pair["name"].as_str().unwrap(), pair["value"].as_str().unwrap())).collect()
+}
+
+#[tokio::test]
+async fn a_request_that_can_be_placed_is_one_aws_call() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.send("requests", &request("jenkins-app-main-42", "linux && maven"));
+    assert_eq!(stack.poll(Binary::Request, "requests").await.unwrap(), 1);
+    assert_eq!(stack.calls(), ["ecs:RunTask"]);
+    assert_eq!(stack.bodies("requests"), Vec::<String>::new(), "it is acknowledged");
+
+    let input = stack.inputs("RunTask").remove(0);
+    assert_eq!(input["cluster"], CLUSTER);
+    assert_eq!(input["taskDefinition"], "jenkins-maven");
+    assert_eq!(input["launchType"], "EC2");
+    assert_eq!(input["count"].as_u64().unwrap_or(1), 1);
+    assert!(input["clientToken"].as_str().is_some_and(|token| (1..=64).contains(&token.len())));
+    assert!(input.get("networkConfiguration").is_none_or(Value::is_null));
+    let name = input["startedBy"].as_str().unwrap();
+    let digits = name.strip_prefix("ecs-maven-").unwrap();
+    assert!(digits.len() == 12 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')), "{name}");
+    assert_eq!(input["overrides"]["containerOverrides"][0]["name"], "agent");
+    let task = stack.tasks().remove(0);
+    assert_eq!(task.tags.get("jenkins-ecs-agents:controller").map(String::as_str), Some(stack.jenkins_root()));
+}
+
+#[tokio::test]
+async fn a_batch_is_one_call_for_each_agent_and_none_besides() {
+    let mut stack = Stack::start().await.unwrap();
+    for number in 0..3 {
+        stack.send("requests", &request(&format!("batch-{number}"), "maven"));
+    }
+    stack.ask(json!({"requestId": "two", "label": "node", "count": 2}));
+    stack.poll(Binary::Request, "requests").await.unwrap();
+    assert_eq!(stack.calls(), ["ecs:RunTask"; 5]);
+    assert_eq!(stack.active_tasks().len(), 5);
+}
+
+#[tokio::test]
+async fn a_message_may_come_through_sns() {
+    let mut stack = Stack::start().await.unwrap();
+    let envelope = json!({
+        "Type": "Notification", "MessageId": "22b80b92-fdea-4c2c-8f9d-bdfb0c7bf324",
+        "TopicArn": "arn:aws:sns:eu-west-1:123456789012:requests", "Message": request("by-sns", "maven"),
+        "Timestamp": "2026-11-24T18:00:00.000Z", "SignatureVersion": "1", "Signature": "x", "SigningCertURL": "https://x",
+        "UnsubscribeURL": "https://x", "MessageAttributes": {"a": {"Type": "String", "Value": "b"}},
+    });
+    stack.send("requests", &envelope.to_string());
+    stack.settle().await.unwrap();
+    assert_eq!(stack.all_notices()[0].body["requestId"], "by-sns");
+}
+
+#[tokio::test]
+async fn the_same_request_gives_the_same_name_and_the_message_id_stands_for_a_missing_one() {
+    let mut names = Vec::new();
+    for _ in 0..2 {
+        let mut stack = Stack::start().await.unwrap();
+        stack.ask(json!({"requestId": "app/main:7.1-x_y", "label": "maven", "count": 3}));
+        let id = stack.send("requests", r#"{"version": 1, "label": "node"}"#);
+        stack.settle().await.unwrap();
+        let tasks = stack.tasks();
+        names.push(
+            tasks.iter().map(|task| task.started_by.clone()).filter(|name| name.contains("maven")).collect::<Vec<_>>(),
+        );
+        let unnamed = stack.all_notices().into_iter().find(|notice| notice.agent().contains("node")).unwrap();
+        assert_eq!(unnamed.body["requestId"], id.as_str());
+    }
+    names.iter_mut().for_each(|names| names.sort());
+    assert_eq!(names[0], names[1]);
+    names[0].dedup();
+    assert_eq!(names[0].len(), 3, "each agent of a request has its own");
+}
+
+#[tokio::test]
+async fn labels_are_matched_as_jenkins_matches_them() {
+    let mut stack = Stack::with(|config| {
+        let template = |name: &str, labels: &[&str]| {
+            json!({"name": name, "labels": labels, "taskDefinition": "jenkins-node", "container": "agent", "connect": "ssh",
+                "ssh": {"credentialsId": "key"}, "launch": {"type": "fargate"}, "network": {"subnets": ["subnet-1"]}})
+        };
+        config["clouds"] = json!([{"name": "one", "region": REGION, "cluster": CLUSTER, "templates": [
+            template("linux", &["linux", "x86"]),
+            template("arm", &["linux", "arm64", "big-one"]),
+            template("windows", &["windows", "x86", "C++"]),
+        ]}]);
+    })
+    .await
+    .unwrap();
+    let cases = [
+        ("linux", Some("linux")),
+        ("arm64", Some("arm")),
+        ("\"C++\"", Some("windows")),
+        ("!linux", Some("windows")),
+        ("linux && !x86", Some("arm")),
+        ("windows || arm64", Some("arm")),
+        ("x86 -> windows", Some("arm")),
+        ("windows <-> x86", Some("arm")),
+        ("(linux || windows) && !(x86 && linux) && !arm64", Some("windows")),
+        // && binds more than ||, ! more than &&; <-> less than ->.
+        ("windows || linux && arm64", Some("arm")),
+        ("big-one", Some("arm")),
+        ("x86->windows", Some("arm")),
+        ("windows -> x86 <-> arm64", Some("arm")),
+        ("mac", None),
+        ("linux && windows", None),
+        ("! (linux || windows)", None),
+    ];
+    for (number, (label, _)) in cases.iter().enumerate() {
+        stack.send("requests", &request(&format!("label-{number}"), label));
+    }
+    stack.settle().await.unwrap();
+    let notices = stack.all_notices();
+    for (number, (label, expected)) in cases.iter().enumerate() {
+        let mut of_request = notices.iter().filter(|notice| notice.body["requestId"] == format!("label-{number}"));
+        let notice = of_request.next().unwrap_or_else(|| panic!("nothing was told of {label}"));
+        match expected {
+            Some(template) => assert_eq!(template_of(notice.agent()), *template, "{label}"),
+            None => assert_eq!(notice.code(), "NO_TEMPLATE", "{label}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_first_template_in_the_order_of_the_file_serves() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.agent("first", "linux").await.unwrap();
+    assert_eq!(template_of(&stack.tasks()[0].started_by), "maven");
+}
+
+#[tokio::test]
+async fn nine_malformed_messages_disturb_no_neighbour() {
+    let mut stack = Stack::start().await.unwrap();
+    let bad = [
+        "not JSON".to_owned(),
+        r#"["an", "array"]"#.into(),
+        r#"{"version": 2, "label": "maven"}"#.into(),
+        r#"{"label": "maven"}"#.into(),
+        r#"{"version": 1}"#.into(),
+        r#"{"version": 1, "label": "maven", "lable": "maven"}"#.into(),
+        r#"{"version": 1, "label": "maven &&"}"#.into(),
+        r#"{"version": 1, "label": "maven", "count": 11}"#.into(),
+        r#"{"version": 1, "label": "maven", "requestId": "with a blank"}"#.into(),
+    ];
+    stack.send("requests", &request("good-1", "maven"));
+    bad.iter().take(8).for_each(|body| drop(stack.send("requests", body)));
+    stack.send("requests", &request("good-2", "node"));
+    // A batch has ten; the ninth comes with the next.
+    stack.send("requests", &bad[8]);
+    for _ in 0..2 {
+        let event = {
+            let mut aws = stack.aws();
+            let batch = aws.sqs.receive("requests", 10, None, Timestamp::now());
+            let event = aws.sqs.event("requests", &batch);
+            aws.sqs.acknowledge("requests", &batch, &json!({}));
+            event
+        };
+        let answer = stack.invoke(Binary::Request, event).await.unwrap().unwrap();
+        assert_eq!(answer["batchItemFailures"].as_array().map_or(0, Vec::len), 0, "{answer}");
+    }
+    assert_eq!(stack.active_tasks().len(), 2);
+    let rejected = stack.rejected();
+    assert_eq!(rejected.iter().map(|(body, _)| body.clone()).collect::<Vec<_>>(), bad);
+    for (body, reason) in &rejected {
+        assert!(!reason.is_empty(), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn who_may_be_told_is_told_why_a_request_is_refused() {
+    let cases = [
+        (json!({"label": "mac"}), "NO_TEMPLATE"),
+        (json!({"label": "maven", "version": 7}), "INVALID_REQUEST"),
+        (json!({"label": "maven", "unknown": 1}), "INVALID_REQUEST"),
+        (json!({"label": "maven ||"}), "INVALID_REQUEST"),
+        (json!({"label": "maven", "count": 0}), "INVALID_REQUEST"),
+        (json!({"label": "maven", "overrides": {"command": ["sh"]}}), "OVERRIDE_REFUSED"),
+        (
+            json!({"label": "maven", "overrides": {"taskRole": "arn:aws:iam::123456789012:role/admin"}}),
+            "OVERRIDE_REFUSED",
+        ),
+        (json!({"label": "maven", "overrides": {"cpu": 4097}}), "OVERRIDE_REFUSED"),
+        (json!({"label": "maven", "overrides": {"memory": 16385}}), "OVERRIDE_REFUSED"),
+        (json!({"label": "node", "overrides": {"environment": {"A": "b"}}}), "OVERRIDE_REFUSED"),
+    ];
+    let mut stack = Stack::start().await.unwrap();
+    let mut told = Vec::new();
+    for (number, (case, code)) in cases.iter().enumerate() {
+        let url = stack.webhook();
+        let mut body = json!({"version": 1, "requestId": format!("refused-{number}"), "webhookUrl": url});
+        body.as_object_mut().unwrap().extend(case.as_object().unwrap().clone());
+        stack.send("requests", &body.to_string());
+        told.push((url, code, body));
+    }
+    stack.settle().await.unwrap();
+    for (url, code, body) in &told {
+        assert_eq!(stack.told(url), [format!("agent.failed {code}")], "{body}");
+        let notice = stack.notices(Some(url)).remove(0);
+        assert_eq!(notice.body["requestId"], body["requestId"]);
+        assert!(
+            notice.body["failure"]["message"].as_str().is_some_and(|message| message.len() > 10),
+            "{:?}",
+            notice.body
+        );
+    }
+    assert_eq!(stack.calls(), Vec::<String>::from_iter(vec!["sqs:SendMessage".to_owned(); cases.len()]));
+    assert_eq!(stack.rejected().len(), cases.len());
+    assert_eq!(stack.told_all().len(), cases.len(), "the configured webhook hears of all");
+}
+
+#[tokio::test]
+async fn what_serves_is_named_where_nothing_does() {
+    let mut stack = Stack::start().await.unwrap();
+    let url = stack.agent("no-template", "maven && windows").await.unwrap();
+    let message = stack.notices(Some(&url))[0].body["failure"]["message"].to_string();
+    assert!(message.contains("maven && windows") && message.contains("node"), "{message}");
+}
+
+#[tokio::test]
+async fn a_webhook_of_another_origin_is_never_called_and_starts_nothing() {
+    let mut stack = Stack::start().await.unwrap();
+    let trap = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let trap_port = trap.local_addr().unwrap().port();
+    let root = stack.jenkins_root().to_owned();
+    let host_and_port = root.trim_start_matches("http://").trim_end_matches("/ci/").to_owned();
+    let port = host_and_port.rsplit(':').next().unwrap().to_owned();
+    let urls = [
+        format!("http://127.0.0.1:{trap_port}/ci/webhook-step/x"),
+        format!("http://localhost:{port}/ci/webhook-step/x"),
+        format!("https://{host_and_port}/ci/webhook-step/x"),
+        format!("http://user:password@{host_and_port}/ci/webhook-step/x"),
+        format!("http://{host_and_port}@127.0.0.1:{trap_port}/ci/x"),
+        format!("http://{host_and_port}/other/webhook-step/x"),
+        format!("http://{host_and_port}/ci/../admin"),
+        format!("http://{host_and_port}/ci/%2e%2e/admin"),
+        format!("http://{host_and_port}/ci/..%2fadmin"),
+        format!("http://{host_and_port}/cix/y"),
+        "http://169.254.169.254/latest/meta-data/".into(),
+        "file:///etc/passwd".into(),
+        "//evil.example/x".into(),
+        "not a URL".into(),
+    ];
+    for (number, url) in urls.iter().enumerate() {
+        stack.ask(json!({"requestId": format!("foreign-{number}"), "label": "maven", "webhookUrl": url}));
+    }
+    let good = stack.webhook();
+    let mixed = json!([good, format!("http://127.0.0.1:{trap_port}/x")]);
+    stack.ask(json!({"requestId": "mixed", "label": "maven", "count": 2, "webhookUrl": mixed}));
+    stack.settle().await.unwrap();
+    let started: Vec<_> = stack.all_notices().into_iter().filter(|notice| notice.kind() == "agent.ready").collect();
+    assert_eq!(stack.count("ecs:RunTask"), 0, "{started:#?}");
+    assert_eq!(stack.rejected().len(), urls.len() + 1);
+    let accepted = tokio::time::timeout(std::time::Duration::from_millis(200), trap.accept()).await;
+    assert!(accepted.is_err(), "the trap was called");
+    let configured = stack.told_all().len();
+    for exchange in stack.jenkins().exchanges() {
+        let known = exchange.target.starts_with("/ci/ecs-agents/notices")
+            || exchange.target == good.trim_start_matches(&format!("http://{host_and_port}"));
+        assert!(known, "{exchange:?}");
+    }
+    assert!(stack.told_all().iter().all(|told| told == "agent.failed INVALID_REQUEST"));
+    assert!(configured > urls.len());
+}
+
+#[tokio::test]
+async fn overrides_reach_the_task_and_the_named_container() {
+    let mut stack = Stack::with(|config| {
+        config["clouds"][0]["templates"][0]["environment"] = json!({"MAVEN_OPTS": "-Xmx1g", "A": "template"});
+        config["clouds"][0]["templates"][0]["tags"] = json!({"team": "build"});
+    })
+    .await
+    .unwrap();
+    let overrides = json!({"cpu": 1536, "memory": 3072, "environment": {"A": "b", "C": "d"}});
+    stack.ask(json!({"requestId": "overridden", "label": "maven", "overrides": overrides}));
+    stack.settle().await.unwrap();
+    let input = stack.inputs("RunTask").remove(0);
+    assert_eq!((&input["overrides"]["cpu"], &input["overrides"]["memory"]), (&json!("1536"), &json!("3072")));
+    let environment = environment(&input);
+    for pair in [("MAVEN_OPTS", "-Xmx1g"), ("A", "b"), ("C", "d")] {
+        assert!(environment.contains(&pair), "{environment:?}");
+    }
+    assert!(!environment.contains(&("A", "template")));
+    assert_eq!(stack.tasks()[0].tags.get("team").map(String::as_str), Some("build"));
+}
+
+#[tokio::test]
+async fn every_way_to_launch_is_asked_for_as_ecs_wants_it() {
+    let mut stack = Stack::with(|config| {
+        config["clouds"][1]["templates"] = json!([
+            {"name": "fargate", "labels": ["fargate"], "taskDefinition": "jenkins-node:1", "container": "agent",
+             "connect": "ssh", "ssh": {"credentialsId": "key", "address": "public"}, "launch": {"type": "fargate"},
+             "platformVersion": "1.4.0", "enableExecuteCommand": true,
+             "network": {"subnets": ["subnet-1", "subnet-2"], "securityGroups": ["sg-1"], "assignPublicIp": true}},
+            {"name": "providers", "labels": ["providers"], "container": "agent",
+             "taskDefinition": format!("arn:aws:ecs:{REGION}:123456789012:task-definition/jenkins-node:1"),
+             "connect": "ssh", "ssh": {"credentialsId": "key"},
+             "launch": {"capacityProviders": [{"name": "FARGATE_SPOT", "weight": 4}, {"name": "FARGATE", "weight": 1, "base": 1}]},
+             "network": {"subnets": ["subnet-1"]}},
+        ]);
+        config["clouds"][0]["templates"][0]["placementStrategy"] = json!([{"type": "binpack", "field": "memory"}]);
+        config["clouds"][0]["templates"][0]["placementConstraints"] =
+            json!([{"type": "memberOf", "expression": "attribute:ecs.os-type == linux"}]);
+    })
+    .await
+    .unwrap();
+    for label in ["fargate", "providers", "maven"] {
+        stack.send("requests", &request(label, label));
+    }
+    stack.settle().await.unwrap();
+    let inputs = stack.inputs("RunTask");
+    let of = |template: &str| {
+        let name = |input: &&Value| template_of(input["startedBy"].as_str().unwrap()) == template;
+        inputs.iter().find(name).unwrap_or_else(|| panic!("no RunTask for {template}"))
+    };
+    let fargate = of("fargate");
+    assert_eq!(fargate["launchType"], "FARGATE");
+    assert_eq!(fargate["platformVersion"], "1.4.0");
+    assert_eq!(fargate["enableExecuteCommand"], true);
+    let network = json!({"awsvpcConfiguration": {
+        "subnets": ["subnet-1", "subnet-2"], "securityGroups": ["sg-1"], "assignPublicIp": "ENABLED"}});
+    assert_eq!(fargate["networkConfiguration"], network);
+    let providers = of("providers");
+    assert!(providers.get("launchType").is_none_or(Value::is_null));
+    let strategy = providers["capacityProviderStrategy"].as_array().unwrap();
+    assert_eq!(strategy[0], json!({"capacityProvider": "FARGATE_SPOT", "weight": 4, "base": 0}));
+    assert_eq!(strategy[1], json!({"capacityProvider": "FARGATE", "weight": 1, "base": 1}));
+    let ec2 = of("maven");
+    assert_eq!(ec2["placementStrategy"], json!([{"type": "binpack", "field": "memory"}]));
+    assert_eq!(ec2["placementConstraints"][0]["expression"], "attribute:ecs.os-type == linux");
+    // A public address was asked for, and that is where Jenkins is sent.
+    let ready = stack.all_notices().into_iter().find(|notice| notice.agent().contains("-fargate-")).unwrap();
+    assert!(ready.body["agent"]["host"].as_str().unwrap().starts_with("54."), "{:?}", ready.body);
+}
+
+#[tokio::test]
+async fn without_a_container_the_only_essential_one_is_looked_up_once() {
+    let mut stack = Stack::with(|config| {
+        config["clouds"][1]["templates"][0].as_object_mut().unwrap().remove("container");
+        config["clouds"][0]["templates"][0].as_object_mut().unwrap().remove("container");
+    })
+    .await
+    .unwrap();
+    for number in 0..3 {
+        stack.send("requests", &request(&format!("node-{number}"), "node"));
+        stack.poll(Binary::Request, "requests").await.unwrap();
+    }
+    assert_eq!(stack.calls(), ["ecs:DescribeTaskDefinition", "ecs:RunTask", "ecs:RunTask", "ecs:RunTask"]);
+    assert_eq!(stack.inputs("RunTask")[0]["overrides"]["containerOverrides"][0]["name"], "agent");
+
+    // Two essential containers: nobody knows which is meant.
+    let url = stack.agent("two", "maven").await.unwrap();
+    assert_eq!(stack.told(&url), ["agent.failed LAUNCH_FAILED"]);
+}
+
+#[tokio::test]
+async fn what_no_waiting_can_mend_fails_at_once() {
+    type Case = (&'static str, fn(&mut Value), Option<local::aws::Fault>);
+    let cases: [Case; 4] = [
+        ("the cluster is missing", |config| config["clouds"][0]["cluster"] = "gone".into(), None),
+        (
+            "the task definition is missing",
+            |config| config["clouds"][0]["templates"][0]["taskDefinition"] = "gone".into(),
+            None,
+        ),
+        ("access is denied", |_| {}, Some(local::aws::Fault::denied())),
+        (
+            "no instance has the attribute",
+            |config| {
+                config["clouds"][0]["templates"][0]["placementConstraints"] =
+                    json!([{"type": "memberOf", "expression": "attribute:gpu == yes"}]);
+            },
+            None,
+        ),
+    ];
+    for (case, change, fault) in cases {
+        let mut stack = Stack::with(change).await.unwrap();
+        stack.aws().faults.always("ecs", "RunTask", fault);
+        let url = stack.agent("hopeless", "maven").await.unwrap();
+        assert_eq!(stack.told(&url), ["agent.failed LAUNCH_FAILED"], "{case}");
+        assert_eq!(stack.rejected().len(), 1, "{case}");
+        assert!(stack.bodies("requests").is_empty() && stack.bodies("waiting").is_empty(), "{case}");
+        assert_eq!(stack.count("autoscaling:SetDesiredCapacity"), 0, "{case}");
+    }
+}
+
+#[tokio::test]
+async fn each_agent_of_a_request_has_one_outcome_at_its_own_webhook() {
+    let mut stack =
+        Stack::with(|config| config["clouds"][1]["templates"][0]["agentsPerRequest"] = 3.into()).await.unwrap();
+    let urls = [stack.webhook(), stack.webhook()];
+    stack.ask(json!({"requestId": "three", "label": "node", "webhookUrl": urls}));
+    stack.settle().await.unwrap();
+    assert_eq!(stack.active_tasks().len(), 3);
+    for url in &urls {
+        assert_eq!(stack.told(url), ["agent.ready"]);
+    }
+    assert_ne!(stack.notices(Some(&urls[0]))[0].agent(), stack.notices(Some(&urls[1]))[0].agent());
+    assert_eq!(stack.told_all(), ["agent.ready"; 3], "the third reports to the configured webhook alone");
+}
+
+#[tokio::test]
+async fn a_copy_of_a_request_starts_nothing_and_asks_again() {
+    let mut stack = Stack::start().await.unwrap();
+    let url = stack.webhook();
+    let body = json!({"requestId": "twice", "label": "node", "webhookUrl": url});
+    // Twice in one batch.
+    stack.ask(body.clone());
+    stack.ask(body.clone());
+    stack.settle().await.unwrap();
+    assert_eq!(stack.tasks().len(), 1);
+    // And once more, when its agent is ready.
+    stack.ask(body.clone());
+    stack.settle().await.unwrap();
+    assert_eq!(stack.tasks().len(), 1);
+    let notices = stack.notices(Some(&url));
+    assert!(notices.len() > 1, "an inquiry is answered");
+    assert!(notices.iter().all(|notice| notice.kind() == "agent.ready" && notice.body["id"] == notices[0].body["id"]));
+    // And once more, when it has ended.
+    stack.complete(json!({"requestId": "twice"}));
+    stack.settle().await.unwrap();
+    let before = stack.told(&url).len();
+    stack.ask(body);
+    stack.settle().await.unwrap();
+    assert_eq!(stack.tasks().len(), 1);
+    let told = stack.told(&url);
+    assert_eq!(told.len(), before + 1);
+    assert!(told.last().unwrap().starts_with("agent.failed"), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_request_that_nobody_wants_any_more_is_not_placed() {
+    let mut stack = Stack::start().await.unwrap();
+    let url = stack.webhook();
+    stack.ask(json!({"requestId": "late", "label": "node", "webhookUrl": url, "expiresAt": "2020-01-01T00:00:00Z"}));
+    stack.settle().await.unwrap();
+    assert_eq!(stack.tasks().len(), 0);
+    assert_eq!(stack.told(&url), ["agent.failed CAPACITY_TIMEOUT"]);
+}
+
+#[tokio::test]
+async fn an_event_that_is_no_batch_is_an_error_and_not_the_end() {
+    let mut stack = Stack::start().await.unwrap();
+    assert!(stack.invoke(Binary::Request, json!({"what": "is this"})).await.unwrap().is_err());
+    stack.agent("after-all", "node").await.unwrap();
+    assert_eq!(stack.tasks().len(), 1);
+}

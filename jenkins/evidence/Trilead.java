@@ -31,7 +31,8 @@ public final class Trilead {
         System.exit(status);
     }
 
-    private static int run(String host, int port, String user, File key, String command) throws IOException {
+    private static int run(String host, int port, String user, File key, String command)
+            throws IOException, InterruptedException {
         Connection connection = new Connection(host, port);
         try {
             // No verifier: as with hostKeyVerification: none.

@@ -181,6 +181,8 @@ impl App {
     /// When the rejected queue could not take it.
     pub async fn reject(&self, body: &str, reason: &str) -> Result<(), ApiFault> {
         let reason: String = attribute_text(reason).chars().take(1000).collect();
+        // SQS takes no empty message (API_SendMessage).
+        let body = if body.is_empty() { "(empty)" } else { body };
         queues::send(&self.sqs, &self.settings.queues.rejected, body, &[("reason", &reason)], Duration::ZERO).await
     }
 }

@@ -39,8 +39,8 @@ def call(Map args = [:], Closure body) {
 private void ask(Map settings, Closure body) {
     Map request = newRequest(settings, currentBuild.number, UUID.randomUUID().toString(), now())
     try {
-        for (String token : request.tokens) {
-            request.hooks.add(register(settings, token))
+        for (int i = 0; i < settings.count; i++) {
+            request.hooks.add(register(settings, request.tokens[i]))
         }
         request.message.webhookUrl = urls(request.hooks)
         // From here on an agent may exist, whatever the answer to the post is.

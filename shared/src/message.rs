@@ -443,7 +443,13 @@ pub struct Timings {
 fn read<T: serde::de::DeserializeOwned>(body: &str, what: &str) -> Result<T, String> {
     let message = sns_message(body).map_err(|error| format!("not JSON: {error}"))?;
     // From the text, not from the parsed value: only so does a doubled field not pass unseen.
-    serde_json::from_str(message.as_deref().unwrap_or(body)).map_err(|error| format!("not {what}: {error}"))
+    let mut text = serde_json::Deserializer::from_str(message.as_deref().unwrap_or(body));
+    let read = serde_path_to_error::deserialize(&mut text).map_err(|error| match error.path().to_string().as_str() {
+        "." => format!("not {what}: {}", error.inner()),
+        path => format!("not {what}: {path}: {}", error.inner()),
+    })?;
+    text.end().map_err(|error| format!("not {what}: {error}"))?;
+    Ok(read)
 }
 
 /// The message inside an SNS envelope; nothing for any other JSON.

@@ -427,3 +427,218 @@ impl Existing {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use shared::config::load::from_yaml;
+
+    use super::*;
+
+    const CONFIG: &str = "
+jenkins: {url: https://ci.example.com/}
+clouds:
+  - name: linux
+    region: eu-west-1
+    autoScalingGroup: group
+    maxAgents: 3
+    templates:
+      - name: maven
+        labels: [linux, maven]
+        taskDefinition: maven
+        container: agent
+        connect: ssh
+        environment: {A: template, B: template}
+        tags: {team: build}
+        maxAgents: 2
+        agentsPerRequest: 2
+        allowedOverrides: [cpu, environment]
+        limits: {cpu: 2048}
+      - {name: any, labels: [linux, node], taskDefinition: node, container: agent, connect: ssh}
+";
+
+    fn config() -> Config {
+        from_yaml(CONFIG).expect("a configuration")
+    }
+
+    fn origin(config: &Config) -> Origin {
+        Origin::new((*config.jenkins.url).clone())
+    }
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(1_800_000_000 + seconds).expect("a time")
+    }
+
+    fn envelope(wait: Option<&Wait>) -> Envelope<'_> {
+        Envelope { message_id: "11111111-1111-4111-8111-111111111111", sent_at: Some(at(0)), wait }
+    }
+
+    fn admitted<'a>(config: &'a Config, body: &str) -> Result<Order<'a>, Box<Refused>> {
+        admit(config, &origin(config), body, envelope(None), at(1))
+    }
+
+    #[test]
+    fn the_first_template_that_fits_serves() {
+        let config = config();
+        for (label, template) in [("linux", "maven"), ("maven", "maven"), ("linux && !maven", "any"), ("node -> linux", "maven")] {
+            let body = serde_json::json!({"version": 1, "label": label}).to_string();
+            assert_eq!(admitted(&config, &body).expect(label).template.name, template, "{label}");
+        }
+        let order = admitted(&config, r#"{"version": 1, "label": "maven"}"#).expect("good");
+        assert_eq!(order.request_id.as_str(), "11111111-1111-4111-8111-111111111111");
+        assert_eq!((order.count, order.agents.as_slice()), (2, [0, 1].as_slice()));
+        assert_eq!(order.requested_at, at(0));
+    }
+
+    #[test]
+    fn what_cannot_be_served_is_refused_with_its_code() {
+        use FailureCode::*;
+        let config = config();
+        for (body, code, part) in [
+            ("", InvalidRequest, "not JSON"),
+            ("[]", InvalidRequest, "not an AgentRequest"),
+            (r#""{}""#, InvalidRequest, "not an AgentRequest"),
+            (r#"{"label": "linux"}"#, InvalidRequest, "version"),
+            (r#"{"version": 2, "label": "linux"}"#, InvalidRequest, "version 2"),
+            (r#"{"version": "1", "label": "linux"}"#, InvalidRequest, "version"),
+            (r#"{"version": 1}"#, InvalidRequest, "label"),
+            (r#"{"version": 1, "label": "linux", "colour": 1}"#, InvalidRequest, "colour"),
+            (r#"{"version": 1, "label": "linux", "label": "maven"}"#, InvalidRequest, "duplicate"),
+            (r#"{"version": 1, "label": "linux &&"}"#, InvalidRequest, "character"),
+            (r#"{"version": 1, "label": "linux", "count": 0}"#, InvalidRequest, "1 to 10"),
+            (r#"{"version": 1, "label": "linux", "count": 11}"#, InvalidRequest, "1 to 10"),
+            (r#"{"version": 1, "label": "linux", "requestId": "a b"}"#, InvalidRequest, "requestId"),
+            (r#"{"version": 1, "label": "linux", "expiresAt": "soon"}"#, InvalidRequest, "expiresAt"),
+            (r#"{"version": 1, "label": "linux", "webhookUrl": "https://evil.org/x"}"#, InvalidRequest, "host"),
+            (r#"{"version": 1, "label": "linux", "webhookUrl": ["https://ci.example.com/x", "http://ci.example.com/x"]}"#, InvalidRequest, "scheme"),
+            (r#"{"version": 1, "label": "linux", "webhookUrl": 3}"#, InvalidRequest, "webhookUrl"),
+            (r#"{"version": 1, "label": "windows"}"#, NoTemplate, "maven (linux maven), any (linux node)"),
+            (r#"{"version": 1, "label": "linux", "overrides": {"memory": 1}}"#, OverrideRefused, "memory"),
+            (r#"{"version": 1, "label": "linux", "overrides": {"cpu": 4096}}"#, OverrideRefused, "2048"),
+            (r#"{"version": 1, "label": "linux", "overrides": {"cpu": 0}}"#, InvalidRequest, "cpu"),
+            (r#"{"version": 1, "label": "linux", "overrides": {"cpu": -1}}"#, InvalidRequest, "-1"),
+            (r#"{"version": 1, "label": "linux", "overrides": {"environment": {"JENKINS_ECS_AGENTS_REQUEST": "x"}}}"#, OverrideRefused, "launch itself"),
+            (r#"{"version": 1, "label": "linux", "expiresAt": "2027-01-15T08:00:00Z"}"#, CapacityTimeout, "expired"),
+        ] {
+            let refused = admitted(&config, body).map(|_| ()).expect_err(body);
+            assert_eq!(refused.failure.code, code, "{body}: {}", refused.failure.message);
+            assert!(refused.failure.message.contains(part), "{body}: {}", refused.failure.message);
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_told_only_where_a_webhook_may_be_called() {
+        let config = config();
+        let body = r#"{"version": 9, "requestId": "r-1", "webhookUrl": ["https://ci.example.com/a", "https://evil.org/b"]}"#;
+        let refused = admitted(&config, body).map(|_| ()).expect_err("refused");
+        assert_eq!(refused.webhook_urls, ["https://ci.example.com/a"]);
+        assert_eq!(refused.request_id.expect("an id").as_str(), "r-1");
+    }
+
+    #[test]
+    fn a_message_in_an_sns_envelope_is_the_same_message() {
+        let config = config();
+        let inner = serde_json::json!({"version": 1, "label": "maven", "requestId": "r-1"}).to_string();
+        let body = serde_json::json!({"Type": "Notification", "TopicArn": "arn:aws:sns:x", "Message": inner}).to_string();
+        assert_eq!(admitted(&config, &body).expect("good").request_id.as_str(), "r-1");
+    }
+
+    #[test]
+    fn a_launch_carries_what_the_others_need() {
+        let config = config();
+        let body = r#"{"version": 1, "label": "maven", "requestId": "r-1", "overrides": {"cpu": 512, "environment": {"B": "request"}},
+            "webhookUrl": "https://ci.example.com/a", "build": {"job": "j", "number": 1}}"#;
+        let order = admitted(&config, body).expect("good");
+        let name = order.name("ecs-", 0);
+        let record = order.record(0, "agent");
+        let launch = order.launch(&name, &record, "https://ci.example.com/", None);
+        assert_eq!(launch.started_by, name.as_str());
+        assert!(launch.client_token.len() <= 64);
+        assert_eq!(launch.environment["A"], "template");
+        assert_eq!(launch.environment["B"], "request");
+        assert_eq!(serde_json::from_str::<Record>(&launch.environment[Record::VARIABLE]).expect("a record"), record);
+        assert_eq!(launch.tags["team"], "build");
+        assert_eq!(launch.tags[CONTROLLER_TAG], "https://ci.example.com/");
+        assert_eq!((launch.cpu, launch.memory), (Some(512), None));
+        assert_eq!(order.record(1, "agent").webhook_url, None, "one URL is the first agent's");
+    }
+
+    #[test]
+    fn only_a_certain_refusal_changes_the_token_and_the_wait_ends() {
+        let config = config();
+        let body = r#"{"version": 1, "label": "maven", "requestId": "r-1"}"#;
+        let order = admitted(&config, body).expect("good");
+        let mut blocked =
+            Blocked { agents: vec![1], waits_for: WaitsFor::Instance, reason: "RESOURCE:CPU".into(), size: None, full: vec![] };
+        let wait = order.next_wait(&blocked, at(10)).expect("it waits");
+        assert_eq!((wait.attempt, wait.since, wait.agents.as_slice()), (1, at(10), [1].as_slice()));
+        let again = admit(&config, &origin(&config), body, envelope(Some(&wait)), at(20)).expect("good");
+        assert_eq!(again.agents, [1]);
+        let token = |order: &Order<'_>| order.launch(&order.name("ecs-", 1), &order.record(1, "agent"), "", None).client_token;
+        assert_ne!(token(&order), token(&again));
+        blocked.waits_for = WaitsFor::MaxAgents;
+        assert_eq!(again.next_wait(&blocked, at(30)).expect("it waits").attempt, 1, "ECS was not even asked");
+        let failure = again.next_wait(&blocked, at(10 + 900)).expect_err("too long");
+        assert_eq!(failure.code, FailureCode::CapacityTimeout);
+        assert!(failure.message.contains("15m"), "{}", failure.message);
+    }
+
+    #[test]
+    fn an_inquiry_is_told_from_a_message_that_came_back() {
+        let task = |status: &str, created: i64| Task {
+            last_status: status.into(),
+            created_at: Some(at(created)),
+            ..Task::default()
+        };
+        for (status, created, inquiry) in [
+            ("PENDING", 100, false),
+            ("PROVISIONING", 101, false),
+            ("PENDING", 10, true),
+            ("RUNNING", 101, true),
+            ("STOPPED", 101, true),
+        ] {
+            assert_eq!(is_inquiry(&task(status, created), Some(at(100))), inquiry, "{status} {created}");
+        }
+    }
+
+    #[test]
+    fn limits_count_what_exists_and_let_inquiries_through() {
+        let config = config();
+        let order = admitted(&config, r#"{"version": 1, "label": "maven", "requestId": "r-1", "count": 3}"#).expect("good");
+        let names: Vec<_> = (0..3).map(|index| order.name("ecs-", index)).collect();
+        let mut none = Existing::default();
+        assert_eq!(within_limits(&order, &names, &mut none), (vec![0, 1], vec![2]));
+        let mut first = Existing::default();
+        first.add(&names[0], "maven");
+        first.add(&AgentName::new("ecs-", "any", "other", 0), "any");
+        assert_eq!(within_limits(&order, &names, &mut first), (vec![0, 1], vec![2]));
+        let mut full = Existing::default();
+        for index in 0..3 {
+            full.add(&AgentName::new("ecs-", "any", "other", index), "any");
+        }
+        assert_eq!(within_limits(&order, &names, &mut full), (vec![], vec![0, 1, 2]));
+    }
+
+    proptest! {
+        #[test]
+        fn no_body_makes_it_panic_and_names_do_not_depend_on_the_copy(body in ".{0,200}", label in "[a-z!&|()<>\" -]{0,20}") {
+            let config = config();
+            let _ = admitted(&config, &body);
+            let body = serde_json::json!({"version": 1, "label": label, "requestId": "r"}).to_string();
+            if let Ok(order) = admitted(&config, &body) {
+                let later = admit(&config, &origin(&config), &body, Envelope { message_id: "x", sent_at: Some(at(9)), wait: None }, at(9));
+                prop_assert_eq!(order.name("ecs-", 0), later.expect("the same").name("ecs-", 0));
+            }
+        }
+
+        #[test]
+        fn the_demand_is_the_own_work_and_as_much_again_as_waits(
+            own in prop::collection::vec((1u32..4096, 1u32..8192), 0..20), waiting in 0u32..200
+        ) {
+            let own: Vec<Size> = own.into_iter().map(|(cpu, memory)| Size { cpu, memory }).collect();
+            let demand = demand(&own, waiting);
+            prop_assert_eq!(demand.len(), if own.is_empty() { 0 } else { own.len() + waiting as usize });
+            prop_assert!(demand.starts_with(&own));
+        }
+    }
+}

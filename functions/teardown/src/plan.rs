@@ -324,3 +324,244 @@ pub fn fitting(mut waiting: Vec<Waiting>, instances: &[Instance]) -> (Vec<Waitin
     }
     (fitting, waiting)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use shared::aws::autoscaling::GroupInstance;
+    use shared::aws::ecs::REPORTED_TAG;
+    use shared::config::load::from_yaml;
+    use shared::config::{Config, Size};
+
+    use super::*;
+
+    const CONFIG: &str = "
+jenkins: {url: https://ci.example.com/, user: u, apiToken: {env: T}}
+clouds:
+  - name: linux
+    region: eu-west-1
+    cluster: ci
+    autoScalingGroup: group
+    idleInstanceTimeout: 10m
+    templates:
+      - {name: maven, labels: [maven], taskDefinition: maven, connect: ssh, containerStartTimeout: 5m, idleTimeout: 10m, maxLifetime: 2h}
+  - name: other
+    region: us-east-1
+    assumeRoleArn: arn:aws:iam::222222222222:role/agents
+    templates:
+      - {name: maven, labels: [maven], taskDefinition: maven, connect: ssh}
+";
+
+    fn config() -> Config {
+        from_yaml(CONFIG).expect("a configuration")
+    }
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(1_800_000_000 + seconds).expect("a time")
+    }
+
+    #[test]
+    fn only_tasks_of_our_clusters_and_accounts_are_stopped() {
+        let config = config();
+        let function = "arn:aws:lambda:eu-west-1:111111111111:function:teardown";
+        let queue = "https://sqs.eu-west-1.amazonaws.com/111111111111/completions";
+        let accounts: Vec<_> = config.clouds.iter().map(|cloud| accounts(cloud, function, queue, "")).collect();
+        for (arn, cloud) in [
+            ("arn:aws:ecs:eu-west-1:111111111111:task/ci/0123", Some(0)),
+            ("arn:aws:ecs:us-east-1:222222222222:task/default/0123", Some(1)),
+            ("arn:aws:ecs:us-east-1:111111111111:task/default/0123", None),
+            ("arn:aws:ecs:eu-west-1:333333333333:task/ci/0123", None),
+            ("arn:aws:ecs:eu-west-2:111111111111:task/ci/0123", None),
+            ("arn:aws:ecs:eu-west-1:111111111111:task/default/0123", None),
+            ("arn:aws:ecs:eu-west-1:111111111111:task/0123", None),
+            ("arn:aws:ecs:eu-west-1:111111111111:task/ci/0123/4", None),
+            ("arn:aws:ecs:eu-west-1:111111111111:service/ci/0123", None),
+            ("arn:aws:s3:::ci", None),
+            ("0123", None),
+            ("", None),
+        ] {
+            assert_eq!(place(arn, &config.clouds, &accounts).ok(), cloud, "{arn}");
+        }
+    }
+
+    #[test]
+    fn the_reason_names_the_build() {
+        let of = |json: &str| completed(&BuildCompleted::parse(json).expect(json)).to_string();
+        assert_eq!(
+            of(r#"{"version": 1, "taskArn": "x", "build": {"job": "app/main", "number": 42}, "result": "SUCCESS"}"#),
+            "COMPLETED: build app/main #42 is over: SUCCESS"
+        );
+        assert_eq!(of(r#"{"version": 1, "requestId": "r-1"}"#), "COMPLETED: the build of request r-1 is over");
+    }
+
+    fn task(reported: bool, tags: &[(&str, &str)]) -> Task {
+        let mut task = Task {
+            last_status: "RUNNING".into(),
+            desired_status: "RUNNING".into(),
+            created_at: Some(at(0)),
+            started_at: Some(at(10)),
+            ..Task::default()
+        };
+        task.tags.extend(tags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+        if reported {
+            task.tags.insert(REPORTED_TAG.into(), "ready x".into());
+        }
+        task
+    }
+
+    #[test]
+    fn what_is_overdue_or_unwanted_is_stopped_and_nothing_on_a_guess() {
+        let config = config();
+        let template = config.clouds[0].templates.first();
+        let idle = NodeState { idle: true, ..NodeState::default() };
+        let busy = NodeState { idle: false, ..NodeState::default() };
+        let since = |seconds: i64| at(seconds).to_string();
+        let cause = |step: &TaskStep| match step {
+            TaskStep::Stop(stop) => Some(stop.cause),
+            _ => None,
+        };
+        let step = |task: &Task, seen: Seen<'_>, now: i64| task_step(task, template, seen, at(now));
+        assert_eq!(step(&task(false, &[]), Seen::Unknown, 60), TaskStep::Leave);
+        assert_eq!(step(&task(false, &[]), Seen::Unknown, 75), TaskStep::Report);
+        assert_eq!(cause(&step(&task(false, &[]), Seen::Unknown, 300)), Some(Cause::StartTimeout));
+        assert_eq!(step(&task(false, &[(KEEP_TAG, "")]), Seen::Unknown, 300_000), TaskStep::Leave);
+        assert_eq!(step(&task(true, &[]), Seen::Unknown, 300), TaskStep::Leave);
+        assert_eq!(cause(&step(&task(true, &[]), Seen::Node(&busy), 7200)), Some(Cause::LifetimeExceeded));
+        assert_eq!(step(&task(true, &[]), Seen::Node(&busy), 7199), TaskStep::Leave);
+        assert_eq!(step(&task(true, &[]), Seen::Node(&idle), 400), TaskStep::MarkIdle);
+        let marked = task(true, &[(IDLE_SINCE_TAG, &since(400))]);
+        assert_eq!(step(&marked, Seen::Node(&idle), 999), TaskStep::Leave);
+        assert_eq!(cause(&step(&marked, Seen::Node(&idle), 1000)), Some(Cause::Idle));
+        assert_eq!(step(&marked, Seen::Node(&busy), 1000), TaskStep::MarkBusy);
+        assert_eq!(step(&marked, Seen::Unknown, 5000), TaskStep::Leave, "Jenkins could not be asked");
+        assert_eq!(cause(&step(&marked, Seen::Missing, 460)), Some(Cause::Idle), "seen twice a minute apart");
+        assert_eq!(step(&task(true, &[]), Seen::Missing, 460), TaskStep::MarkIdle);
+        let mut ending = task(true, &[]);
+        ending.desired_status = "STOPPED".into();
+        assert_eq!(step(&ending, Seen::Node(&idle), 300_000), TaskStep::Leave);
+    }
+
+    #[test]
+    fn the_younger_of_two_is_stopped() {
+        let named = |arn: &str, created: i64| {
+            let mut task = task(true, &[]);
+            task.arn = arn.into();
+            task.started_by = Some("ecs-maven-0a1b2c3d4e5f".into());
+            task.created_at = Some(at(created));
+            task
+        };
+        let tasks = [named("b", 5), named("a", 9), named("c", 1)];
+        let found: Vec<_> = duplicates(&tasks).into_iter().map(|(task, _)| task.arn.as_str()).collect();
+        assert_eq!(found, ["a", "b"]);
+    }
+
+    #[test]
+    fn an_end_without_an_outcome_is_told_once_its_event_had_time() {
+        let ended = |reason: &str, stopped: i64, reported: bool| {
+            let mut task = task(reported, &[]);
+            task.last_status = "STOPPED".into();
+            task.stopped_reason = Some(reason.into());
+            task.stopped_at = Some(at(stopped));
+            is_unreported_end(&task, at(1000))
+        };
+        assert!(ended("Essential container in task exited", 930, false));
+        assert!(ended("START_TIMEOUT before ready: x", 930, false));
+        assert!(!ended("Essential container in task exited", 950, false), "its event may be on its way");
+        assert!(!ended("Essential container in task exited", 700, false), "told long ago");
+        assert!(!ended("Essential container in task exited", 930, true));
+        assert!(!ended("COMPLETED: build a #1 is over", 930, false));
+    }
+
+    #[test]
+    fn a_node_without_a_task_goes_at_the_second_sight() {
+        let node = |cause: Option<String>| NodeState { offline_cause: cause, ..NodeState::default() };
+        assert_eq!(node_step(&node(None), at(0)), NodeStep::Mark);
+        let marked = node(Some(format!("Disconnected by bot : {}", orphan_message(at(0)))));
+        assert_eq!(node_step(&marked, at(30)), NodeStep::Wait);
+        assert_eq!(node_step(&marked, at(60)), NodeStep::Delete);
+        assert_eq!(node_step(&node(Some("Connection was broken".into())), at(60)), NodeStep::Mark);
+    }
+
+    fn instance(number: usize, tasks: u32, status: &str, idle_since: Option<i64>) -> Instance {
+        let total = Size { cpu: 4096, memory: 8192 };
+        Instance {
+            arn: format!("arn-{number}"),
+            ec2_id: Some(format!("i-{number}")),
+            status: status.into(),
+            connected: true,
+            total,
+            free: total,
+            tasks,
+            tags: idle_since.map(|since| (IDLE_SINCE_TAG.to_owned(), at(since).to_string())).into_iter().collect(),
+            ..Instance::default()
+        }
+    }
+
+    fn group(instances: &[Instance], minimum: u32) -> Group {
+        Group {
+            name: "group".into(),
+            minimum,
+            desired: instances.len() as u32,
+            maximum: 100,
+            instances: instances
+                .iter()
+                .map(|instance| GroupInstance {
+                    id: instance.ec2_id.clone().unwrap_or_default(),
+                    lifecycle: "InService".into(),
+                    protected: false,
+                })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn idle_instances_are_given_back_one_by_one() {
+        use InstanceStep::*;
+        let config = config();
+        let cloud = &config.clouds[0];
+        let one = |instance: Instance, minimum, needed| {
+            let instances = [instance];
+            instance_steps(cloud, &group(&instances, minimum), &instances, needed, at(1000)).get("arn-0").copied()
+        };
+        assert_eq!(one(instance(0, 0, "ACTIVE", None), 0, false), Some(MarkIdle));
+        assert_eq!(one(instance(0, 0, "ACTIVE", Some(500)), 0, false), None);
+        assert_eq!(one(instance(0, 0, "ACTIVE", Some(400)), 0, false), Some(DrainAndTerminate));
+        assert_eq!(one(instance(0, 1, "ACTIVE", Some(400)), 0, false), Some(MarkBusy));
+        assert_eq!(one(instance(0, 0, "ACTIVE", Some(400)), 1, false), None, "never below the minimum");
+        assert_eq!(one(instance(0, 0, "ACTIVE", Some(400)), 0, true), Some(MarkBusy), "requests wait");
+        assert_eq!(one(instance(0, 1, "DRAINING", Some(400)), 0, false), Some(Undrain), "a task came after all");
+        assert_eq!(one(instance(0, 0, "DRAINING", Some(400)), 0, false), Some(DrainAndTerminate), "a drain cut short");
+        assert_eq!(one(instance(0, 0, "DRAINING", None), 0, false), None, "another's drain");
+        let mut kept = instance(0, 0, "ACTIVE", Some(400));
+        kept.tags.insert(KEEP_TAG.into(), String::new());
+        assert_eq!(one(kept, 0, false), None);
+    }
+
+    proptest! {
+        #[test]
+        fn never_below_the_minimum_and_never_with_a_task(
+            loads in prop::collection::vec((0u32..3, prop::option::of(0i64..1000), any::<bool>()), 0..40), minimum in 0u32..40, needed: bool
+        ) {
+            let config = config();
+            let instances: Vec<_> = loads
+                .iter()
+                .enumerate()
+                .map(|(number, (tasks, since, drains))| instance(number, *tasks, if *drains { "DRAINING" } else { "ACTIVE" }, *since))
+                .collect();
+            let group = group(&instances, minimum.min(instances.len() as u32));
+            let steps = instance_steps(&config.clouds[0], &group, &instances, needed, at(1000));
+            let gone: Vec<_> = instances.iter().filter(|instance| steps.get(&instance.arn) == Some(&InstanceStep::DrainAndTerminate)).collect();
+            prop_assert!(gone.iter().all(|instance| instance.tasks == 0));
+            prop_assert!(group.desired - gone.len() as u32 >= group.minimum);
+            prop_assert!(!needed || gone.is_empty());
+        }
+    }
+
+    #[test]
+    fn the_sweep_goes_by_the_events_time() {
+        let scheduled = serde_json::json!({"detail-type": "Scheduled Event", "time": "2026-11-24T18:00:00Z"});
+        assert!(matches!(event(scheduled, at(0)), Event::Sweep(time) if time.to_string() == "2026-11-24T18:00:00Z"));
+        assert!(matches!(event(serde_json::json!({"Records": []}), at(0)), Event::Batch(_)));
+        assert!(matches!(event(serde_json::json!({}), at(0)), Event::Other(_)));
+    }
+}

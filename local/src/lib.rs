@@ -1,6 +1,7 @@
 //! The local stack: AWS and Jenkins on one machine, for the demo, the tests and the benchmark alike.
 
 pub mod aws;
+pub mod demo;
 pub mod http;
 pub mod jenkins;
 pub mod lambda;

@@ -1,0 +1,298 @@
+//! The main job on one machine: requests of a stand-in Jenkins become ready agents, builds, and nothing left behind.
+//!
+//! The functions run in an emulator of AWS into which `template.yaml` is deployed; ECS, EC2 and Auto Scaling are the
+//! simulator's, since the emulator only has stubs of them.
+
+mod containers;
+mod controller;
+mod deploy;
+mod emulator;
+mod forward;
+mod options;
+mod pipeline;
+mod ssh;
+mod timeline;
+mod world;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::http::lock;
+use containers::Containers;
+use controller::Controller;
+use emulator::{ACCOUNT, Aws, Emulator, REGION};
+use forward::Rules;
+pub use options::{Options, USAGE};
+use pipeline::{Shop, Template};
+use ssh::Ssh;
+use timeline::{Step, Timelines, percentile};
+use world::World;
+
+/// Runs the demo, until it is over or interrupted, and ends what it started.
+///
+/// # Errors
+/// When anything of it does not work out, with a sentence that helps.
+pub async fn run(options: &Options) -> Result<()> {
+    let stack = options.root.join("local/.stack");
+    let mut terminated = signal(SignalKind::terminate())?;
+    let ssh = Ssh::prepare(&stack).await?;
+    let jenkins = Arc::new(Controller::start().await?);
+    let world = Arc::new(World::start().await?);
+    println!("Stand-in Jenkins  {}", jenkins.root());
+    println!("Simulated ECS     {}", world.endpoint());
+    let environment: Vec<_> = ["ECS", "AUTO_SCALING", "EC2"]
+        .map(|service| format!("AWS_ENDPOINT_URL_{service}"))
+        .into_iter()
+        .map(|name| (name, world.endpoint()))
+        .collect();
+    let environment: Vec<_> = environment.iter().map(|(name, url)| (name.as_str(), url.clone())).collect();
+    let emulator = Emulator::start(&stack, free_port()?, &environment).await?;
+    println!("Emulated AWS      {}", emulator.aws.endpoint);
+    let result = tokio::select! {
+        result = demo(options, &emulator.aws, jenkins, world, ssh) => result,
+        _ = tokio::signal::ctrl_c() => interrupted(options),
+        _ = terminated.recv() => interrupted(options),
+    };
+    if result.is_err() {
+        complain(&emulator).await;
+    }
+    emulator.end().await;
+    result
+}
+
+/// An interrupt is how `--serve` ends, and a failure of all else.
+fn interrupted(options: &Options) -> Result<()> {
+    ensure!(options.serve, "interrupted");
+    Ok(())
+}
+
+/// A port of loopback that is free just now.
+fn free_port() -> Result<u16> {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).context("no port is free")?;
+    Ok(listener.local_addr()?.port())
+}
+
+async fn demo(options: &Options, aws: &Aws, jenkins: Arc<Controller>, world: Arc<World>, ssh: Ssh) -> Result<()> {
+    let outputs = deploy(options, aws, &jenkins).await?;
+    let output = |name: &str| outputs.get(name).cloned().with_context(|| format!("the stack has no output {name}"));
+    let shop = Arc::new(Shop {
+        aws: aws.clone(),
+        requests: output("RequestsQueueUrl")?,
+        completions: output("CompletionsQueueUrl")?,
+        jenkins: jenkins.clone(),
+        ssh: ssh.clone(),
+        timelines: Arc::new(Timelines::new()),
+    });
+    let containers = Arc::new(Mutex::new(Containers::new(ssh.clone(), jenkins.clone(), shop.timelines.clone())));
+    let rules = Rules::read(aws.clone()).await?;
+    ensure!(rules.len() == 2, "the stack has {} rules for events, not 2", rules.len());
+    let mut background = JoinSet::new();
+    let (events, received) = mpsc::unbounded_channel();
+    background.spawn(pump(world.clone(), containers.clone(), events));
+    background.spawn(deliver(rules, received));
+
+    if options.requests > 0 {
+        let over_ssh = builds(options.requests, &shop, &containers).await?;
+        summary(options.requests, over_ssh, &shop, &world, &outputs).await?;
+    }
+    if options.serve {
+        serve(&shop, &outputs).await?;
+    }
+    Ok(())
+}
+
+/// Packages the functions, stores the configuration and its secrets, and creates the stack: its outputs.
+async fn deploy(options: &Options, aws: &Aws, jenkins: &Controller) -> Result<BTreeMap<String, String>> {
+    let began = Instant::now();
+    let stack = options.root.join("local/.stack");
+    deploy::upload(aws, &stack, &options.binaries).await?;
+    let configuration =
+        include_str!("agents.yaml").replace("JENKINS_URL", jenkins.root()).replace("NOTICES_URL", &jenkins.notices);
+    for (name, value, secret) in [
+        ("config/demo", configuration.as_str(), false),
+        ("secrets/api-token", controller::API_TOKEN, true),
+        ("secrets/webhook", controller::AUTHORIZATION, true),
+    ] {
+        deploy::parameter(aws, &format!("/jenkins/ecs-agents/{name}"), value, secret).await?;
+    }
+    let template = std::fs::read_to_string(options.root.join("template.yaml")).context("template.yaml")?;
+    let arn = |service: &str, resource: &str| format!("arn:aws:{service}:{REGION}:{ACCOUNT}:{resource}");
+    let parameters = [
+        ("JenkinsUrl", jenkins.root().to_owned()),
+        ("ClusterArns", arn("ecs", &format!("cluster/{}", world::CLUSTER))),
+        ("TaskDefinitionArns", arn("ecs", "task-definition/jenkins-*")),
+        (
+            "AutoScalingGroupArns",
+            arn("autoscaling", &format!("autoScalingGroup:*:autoScalingGroupName/{}", world::GROUP)),
+        ),
+        ("Architecture", if cfg!(target_arch = "aarch64") { "arm64" } else { "x86_64" }.to_owned()),
+    ];
+    let outputs = deploy::create(aws, &template, &parameters).await?;
+    println!("template.yaml deployed in {} ms", began.elapsed().as_millis());
+    Ok(outputs)
+}
+
+/// Lets the simulated world go on, and the containers with it.
+async fn pump(world: Arc<World>, containers: Arc<Mutex<Containers>>, events: mpsc::UnboundedSender<Value>) {
+    loop {
+        for event in world.advance() {
+            lock(&containers).observe(&event, |instance| world.address_of(instance));
+            if events.send(event).is_err() {
+                return;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Hands events to the functions, each for itself: as on AWS, one may overtake another.
+async fn deliver(rules: Rules, mut events: mpsc::UnboundedReceiver<Value>) {
+    let rules = Arc::new(rules);
+    let mut deliveries = JoinSet::new();
+    while let Some(event) = events.recv().await {
+        let rules = rules.clone();
+        deliveries.spawn(async move {
+            if let Err(error) = rules.deliver(&event).await {
+                eprintln!("an event is lost: {error:#}");
+            }
+        });
+        while deliveries.try_join_next().is_some() {}
+    }
+}
+
+/// Runs builds, all at once, over two templates: how many commands ran over SSH.
+async fn builds(count: usize, shop: &Arc<Shop>, containers: &Mutex<Containers>) -> Result<usize> {
+    shop.timelines.heading();
+    let mut builds = JoinSet::new();
+    for number in 1..=count {
+        let id = format!("demo-{number}");
+        let template = if number % 2 == 1 { Template::SshOnEc2 } else { Template::InboundOnFargate };
+        let stopped = lock(containers).stopped(&id);
+        let shop = shop.clone();
+        builds.spawn(async move { shop.build(&id, number, template, stopped).await });
+    }
+    let mut over_ssh = 0;
+    let mut failures = Vec::new();
+    while let Some(build) = builds.join_next().await {
+        match build? {
+            Ok(outcome) => over_ssh += usize::from(outcome.over_ssh),
+            Err(error) => failures.push(format!("{error:#}")),
+        }
+    }
+    ensure!(failures.is_empty(), "{} of {count} builds failed:\n  {}", failures.len(), failures.join("\n  "));
+    Ok(over_ssh)
+}
+
+/// Says what came of it, and makes sure that nothing is left behind.
+async fn summary(
+    count: usize,
+    over_ssh: usize,
+    shop: &Shop,
+    world: &World,
+    outputs: &BTreeMap<String, String>,
+) -> Result<()> {
+    println!();
+    println!("{:<28} {:>8} {:>8} {:>8}", "from the request to (ms)", "median", "95 %", "longest");
+    for (step, text) in [
+        (Step::Task, "a task in ECS"),
+        (Step::Running, "a running task"),
+        (Step::Ready, "a ready agent in Jenkins"),
+        (Step::Stopped, "nothing left of it"),
+    ] {
+        let times = shop.timelines.times(step);
+        let [median, most, longest] = [50, 95, 100].map(|p| percentile(&times, p).as_millis());
+        println!("{text:<28} {median:>8} {most:>8} {longest:>8}");
+    }
+    let calls = world.calls();
+    let total: usize = calls.values().sum();
+    println!();
+    println!("calls of ECS, EC2 and Auto Scaling: {total}, {:.1} per agent", total as f64 / count as f64);
+    for (action, calls) in &calls {
+        println!("  {action:<34} {calls:>6}");
+    }
+    let (ready, stopped) = (shop.timelines.times(Step::Ready).len(), shop.timelines.times(Step::Stopped).len());
+    println!();
+    println!("{ready} agents ready, {over_ssh} commands run over SSH, {stopped} agents gone");
+    let tasks = world.living_tasks();
+    let nodes = shop.jenkins.with(|jenkins| jenkins.nodes().count());
+    let mut messages = Vec::new();
+    for name in ["Waiting", "Undelivered", "Rejected"] {
+        let url = outputs.get(&format!("{name}QueueUrl")).map(String::as_str).unwrap_or_default();
+        let input = json!({"QueueUrl": url, "AttributeNames": ["All"]});
+        let attributes = shop.aws.json("sqs", "AmazonSQS.GetQueueAttributes", &input).await?;
+        messages
+            .push((name, attributes["Attributes"]["ApproximateNumberOfMessages"].as_str().unwrap_or("?").to_owned()));
+    }
+    let left: Vec<_> = messages.iter().map(|(name, count)| format!("{count} {}", name.to_lowercase())).collect();
+    println!("left behind: {tasks} tasks, {nodes} nodes, {} messages", left.join(", "));
+    ensure!(tasks == 0 && nodes == 0 && messages.iter().all(|(_, count)| count == "0"), "something is left behind");
+    Ok(())
+}
+
+/// Stays up, and shows the notices that arrive, until it is interrupted.
+async fn serve(shop: &Shop, outputs: &BTreeMap<String, String>) -> Result<()> {
+    let endpoint = &shop.aws.endpoint;
+    let environment = format!(
+        "AWS_ACCESS_KEY_ID={ACCOUNT} AWS_SECRET_ACCESS_KEY=any AWS_REGION={REGION} AWS_ENDPOINT_URL={endpoint}"
+    );
+    let function = outputs.get("RequestFunctionName").map(String::as_str).unwrap_or_default();
+    println!("\nThe stack stays up until Ctrl-C. Ask for an agent by hand with the AWS CLI:\n");
+    println!("  export {environment}");
+    println!("  aws sqs send-message --queue-url {} \\", shop.requests);
+    println!("    --message-body '{{\"version\": 1, \"requestId\": \"by-hand-1\", \"label\": \"linux && maven\"}}'\n");
+    println!("and give it back:\n");
+    println!("  aws sqs send-message --queue-url {} \\", shop.completions);
+    println!("    --message-body '{{\"version\": 1, \"requestId\": \"by-hand-1\"}}'\n");
+    println!("The check:\n");
+    println!("  aws lambda invoke --function-name {function} --cli-binary-format raw-in-base64-out \\");
+    println!("    --payload '{{\"check\": {{}}}}' /dev/stdout\n");
+    println!("What arrives at {}:", shop.jenkins.notices);
+    let mut seen = shop.jenkins.with(|jenkins| jenkins.arrivals().len());
+    loop {
+        let arrived = shop
+            .jenkins
+            .find(|jenkins| jenkins.arrivals().get(seen).map(|arrival| (arrival.path.clone(), arrival.body.clone())))
+            .await;
+        seen += 1;
+        if !shop.jenkins.notices.ends_with(&arrived.0) {
+            continue;
+        }
+        let notice: Value = serde_json::from_slice(&arrived.1).unwrap_or_default();
+        let text = |pointer: &str| notice.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+        println!(
+            "{} {} {} {} {}",
+            text("/at"),
+            text("/type"),
+            text("/requestId"),
+            text("/agent/name"),
+            text("/failure/message")
+        );
+        let port = notice.pointer("/agent/port").and_then(Value::as_u64).and_then(|port| u16::try_from(port).ok());
+        if let (true, Some(port)) = (text("/type") == "agent.ready", port) {
+            shop.jenkins.with(|jenkins| jenkins.connect_ssh(text("/agent/name")));
+            println!("    {}", shop.ssh.command_line(text("/agent/host"), port).join(" "));
+        }
+    }
+}
+
+/// Prints what the functions complained of, for whoever has to find out why it failed.
+async fn complain(emulator: &Emulator) {
+    for function in ["request", "task-state", "teardown"] {
+        let group = format!("/aws/lambda/{}-{function}", deploy::STACK);
+        let input = json!({"logGroupName": group, "limit": 1000});
+        let Ok(answer) = emulator.aws.json("logs", "Logs_20140328.FilterLogEvents", &input).await else { continue };
+        let lines = answer["events"].as_array().into_iter().flatten().filter_map(|event| event["message"].as_str());
+        let bad = |line: &&str| ["ERROR", "WARN", "panicked"].iter().any(|word| line.contains(word));
+        for line in lines.filter(bad).take(20) {
+            eprintln!("{function}: {}", line.trim_end());
+        }
+    }
+    eprintln!("the emulator's log: {}", emulator.log.display());
+}

@@ -1,0 +1,194 @@
+//! One line per request, with the milliseconds from its post to each step: redrawn in place on a terminal, printed when
+//! it is complete elsewhere.
+
+use std::fmt::Write as _;
+use std::io::{IsTerminal as _, Write as _};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What a request goes through, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// ECS has a task for it.
+    Task,
+    /// The task's containers run.
+    Running,
+    /// Jenkins was told, and has the node.
+    Ready,
+    /// The build on the agent is over.
+    Build,
+    /// Jenkins has posted the completion.
+    Completed,
+    /// The task has stopped, and the node is gone.
+    Stopped,
+}
+
+/// The headings of the steps.
+const STEPS: [&str; 6] = ["task", "running", "ready", "build", "completed", "stopped"];
+
+/// All requests of the demo.
+pub struct Timelines {
+    lines: Mutex<Lines>,
+    redraw: bool,
+}
+
+#[derive(Default)]
+struct Lines {
+    lines: Vec<Line>,
+    drawn: usize,
+}
+
+#[derive(Debug, Clone)]
+struct Line {
+    request: String,
+    kind: &'static str,
+    agent: String,
+    start: Instant,
+    at: [Option<Duration>; STEPS.len()],
+    note: String,
+}
+
+impl Default for Timelines {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Timelines {
+    /// None yet.
+    pub fn new() -> Self {
+        Self { lines: Mutex::default(), redraw: std::io::stdout().is_terminal() }
+    }
+
+    /// Prints the headings.
+    pub fn heading(&self) {
+        let mut heading = format!("{:<10} {:<17} {:<30}", "request", "template", "agent");
+        for step in STEPS {
+            write!(heading, " {step:>10}").ok();
+        }
+        println!("\n{heading}   (ms since the request)");
+    }
+
+    /// A request was posted just now.
+    pub fn begin(&self, request: &str, kind: &'static str) {
+        let line = Line {
+            request: request.to_owned(),
+            kind,
+            agent: String::new(),
+            start: Instant::now(),
+            at: [None; STEPS.len()],
+            note: String::new(),
+        };
+        self.change(|lines| lines.push(line));
+    }
+
+    /// A step was reached just now. Only the first time counts: events may come twice.
+    pub fn reached(&self, request: &str, step: Step) {
+        self.with(request, |line| {
+            line.at[step as usize].get_or_insert(line.start.elapsed());
+        });
+    }
+
+    /// The request's agent is known.
+    pub fn agent(&self, request: &str, name: &str) {
+        self.with(request, |line| name.clone_into(&mut line.agent));
+    }
+
+    /// Says what the build printed, or what went wrong.
+    pub fn note(&self, request: &str, note: &str) {
+        self.with(request, |line| note.clone_into(&mut line.note));
+    }
+
+    /// The request is over: outside a terminal, its line is printed.
+    pub fn end(&self, request: &str) {
+        if !self.redraw {
+            let lines = self.lock();
+            if let Some(line) = lines.lines.iter().find(|line| line.request == request) {
+                println!("{}", render(line));
+            }
+        }
+    }
+
+    /// The time of a step over all requests that reached it, shortest first.
+    pub fn times(&self, step: Step) -> Vec<Duration> {
+        let mut times: Vec<_> = self.lock().lines.iter().filter_map(|line| line.at[step as usize]).collect();
+        times.sort();
+        times
+    }
+
+    fn with(&self, request: &str, change: impl FnOnce(&mut Line)) {
+        self.change(|lines| {
+            if let Some(line) = lines.iter_mut().find(|line| line.request == request) {
+                change(line);
+            }
+        });
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Vec<Line>)) {
+        let mut lines = self.lock();
+        change(&mut lines.lines);
+        if self.redraw {
+            // Without wrapping, so that one line stays one line in a narrow window.
+            let mut text = String::from("\x1b[?7l");
+            if lines.drawn > 0 {
+                write!(text, "\x1b[{}A", lines.drawn).ok();
+            }
+            for line in &lines.lines {
+                writeln!(text, "\x1b[2K{}", render(line)).ok();
+            }
+            lines.drawn = lines.lines.len();
+            print!("{text}\x1b[?7h");
+            std::io::stdout().flush().ok();
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Lines> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn render(line: &Line) -> String {
+    let mut text = format!("{:<10} {:<17} {:<30}", line.request, line.kind, line.agent);
+    for at in line.at {
+        match at {
+            Some(at) => write!(text, " {:>10}", at.as_millis()).ok(),
+            None => write!(text, " {:>10}", "·").ok(),
+        };
+    }
+    if !line.note.is_empty() {
+        write!(text, "   {}", line.note).ok();
+    }
+    text
+}
+
+/// The p-th percentile (0 to 100) of sorted times, nearest rank.
+pub fn percentile(sorted: &[Duration], p: usize) -> Duration {
+    let rank = (sorted.len() * p).div_ceil(100).max(1) - 1;
+    sorted.get(rank).copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_of_the_nearest_rank() {
+        let times: Vec<_> = (1..=20).map(Duration::from_millis).collect();
+        for (p, expected) in [(0, 1), (50, 10), (95, 19), (100, 20)] {
+            assert_eq!(percentile(&times, p), Duration::from_millis(expected), "{p}");
+        }
+        assert_eq!(percentile(&[], 50), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_step_counts_once() {
+        let timelines = Timelines { lines: Mutex::default(), redraw: false };
+        timelines.begin("a", "x");
+        timelines.reached("a", Step::Task);
+        let first = timelines.times(Step::Task);
+        std::thread::sleep(Duration::from_millis(2));
+        timelines.reached("a", Step::Task);
+        assert_eq!(timelines.times(Step::Task), first);
+        assert!(timelines.times(Step::Stopped).is_empty());
+    }
+}

@@ -1,0 +1,128 @@
+//! The simulated ECS, EC2 and Auto Scaling of the demo, in real time.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use super::emulator::{ACCOUNT, REGION};
+use crate::aws::Aws;
+use crate::http::{Server, lock, serve_aws};
+
+/// The cluster that everything runs in.
+pub const CLUSTER: &str = "default";
+/// The Auto Scaling group behind it.
+pub const GROUP: &str = "jenkins-ecs";
+
+/// The simulator behind its port.
+pub struct World {
+    aws: Arc<Mutex<Aws>>,
+    server: Server,
+}
+
+impl World {
+    /// Starts it on a free port: a cluster, a group with two instances, and two task definitions.
+    ///
+    /// # Errors
+    /// When no port can be had.
+    pub async fn start() -> Result<Self> {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+        let endpoint = format!("http://{}", listener.local_addr()?);
+        let mut aws = Aws::new(REGION, ACCOUNT, &endpoint);
+        let now = Timestamp::now();
+        let settings = aws.ecs.settings();
+        // Quicker than AWS, so that a demo takes seconds; nothing depends on it.
+        settings.boot = Duration::from_secs(2);
+        settings.register = Duration::from_millis(500);
+        settings.provision = Duration::from_millis(300);
+        settings.pull = Duration::from_millis(200);
+        settings.start = Duration::from_millis(100);
+        settings.stopping = Duration::from_millis(50);
+        settings.stop = Duration::from_millis(200);
+        aws.ecs.create_cluster(CLUSTER);
+        aws.ecs.create_group(GROUP, CLUSTER, (0, 4), (8192, 16384), now);
+        aws.ecs.fill_group(GROUP, 2, now);
+        for definition in definitions() {
+            aws.ecs
+                .register_definition(&definition)
+                .map_err(|error| anyhow!("register {}: {}", definition["family"], error.message))?;
+        }
+        let aws = Arc::new(Mutex::new(aws));
+        let server = serve_aws(aws.clone(), listener).context("serve the simulator")?;
+        Ok(Self { aws, server })
+    }
+
+    /// Where it is reached.
+    pub fn endpoint(&self) -> String {
+        self.server.url()
+    }
+
+    /// Lets everything happen that is due: the events of it.
+    pub fn advance(&self) -> Vec<Value> {
+        let mut aws = lock(&self.aws);
+        let events = aws.advance(Timestamp::now());
+        // Instances get addresses of loopback, so that an sshd can really answer on the host port that ECS gave.
+        let outside: Vec<_> = aws
+            .ecs
+            .instances()
+            .filter_map(|instance| {
+                Some((instance.arn.clone(), format!("127.{}", instance.private_address.strip_prefix("10.")?)))
+            })
+            .collect();
+        for (arn, address) in outside {
+            if let Some(instance) = aws.ecs.instance_mut(&arn) {
+                instance.private_address = address;
+            }
+        }
+        events
+    }
+
+    /// The address of a container instance.
+    pub fn address_of(&self, instance: &str) -> Option<IpAddr> {
+        let aws = lock(&self.aws);
+        aws.ecs.instances().find(|found| found.arn == instance)?.private_address.parse().ok()
+    }
+
+    /// How many tasks have not stopped.
+    pub fn living_tasks(&self) -> usize {
+        lock(&self.aws).ecs.tasks().filter(|task| task.last_status != "STOPPED").count()
+    }
+
+    /// How often each action was called.
+    pub fn calls(&self) -> BTreeMap<String, usize> {
+        let mut calls = BTreeMap::new();
+        for call in &lock(&self.aws).journal {
+            *calls.entry(format!("{}:{}", call.service, call.action)).or_default() += 1;
+        }
+        calls
+    }
+}
+
+/// One with a sidecar first and a dynamic host port, one for Fargate.
+fn definitions() -> [Value; 2] {
+    [
+        json!({
+            "family": "jenkins-maven",
+            "networkMode": "bridge",
+            "containerDefinitions": [
+                {"name": "sidecar", "image": "sidecar", "cpu": 64, "memory": 128, "essential": false,
+                 "portMappings": [{"containerPort": 9100, "hostPort": 0}]},
+                {"name": "agent", "image": "jenkins/ssh-agent", "cpu": 960, "memory": 1920, "essential": true,
+                 "portMappings": [{"containerPort": 22, "hostPort": 0}]},
+            ],
+        }),
+        json!({
+            "family": "jenkins-node",
+            "networkMode": "awsvpc",
+            "requiresCompatibilities": ["FARGATE"],
+            "cpu": "1024",
+            "memory": "2048",
+            "containerDefinitions": [{"name": "agent", "image": "jenkins/inbound-agent", "essential": true}],
+        }),
+    ]
+}

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::world::{Plan, World};
 
-const CONFIG: &str = "
+pub const CONFIG: &str = "
 jenkins:
   url: http://jenkins.test/
   user: bot
@@ -54,11 +54,12 @@ fn plan(seed: u64, builds: u32, faults: f64) -> Plan {
         build: (Duration::from_secs(20), Duration::from_secs(240)),
         config: CONFIG.into(),
         bounds: (0, 60),
+        boot: Duration::from_secs(100),
     }
 }
 
 /// Runs a plan in paused time and holds the end against what has to be true of it.
-fn run(plan: Plan) -> World {
+pub fn run(plan: Plan) -> World {
     let seed = plan.seed;
     let (bounds, builds) = (plan.bounds, plan.builds);
     let faultless = plan.faults == 0.0;

@@ -43,6 +43,8 @@ pub struct Plan {
     pub config: String,
     /// The group's bounds.
     pub bounds: (u32, u32),
+    /// From a raised desired capacity to a running instance.
+    pub boot: Duration,
 }
 
 /// What became of a build.
@@ -50,6 +52,12 @@ pub struct Plan {
 pub struct Fate {
     /// The request's id.
     pub request: String,
+    /// What it asked for.
+    pub label: &'static str,
+    /// When, since the beginning.
+    pub asked_at: Duration,
+    /// How long the build takes.
+    pub takes: Duration,
     /// From the request to the ready agent.
     pub waited: Option<Duration>,
     /// Whether it was aborted while it waited.
@@ -77,6 +85,7 @@ pub struct World {
     plan: Arc<Plan>,
     apps: Arc<HashMap<&'static str, App>>,
     fates: Arc<Mutex<BTreeMap<u32, Fate>>>,
+    instances: Arc<Mutex<Vec<usize>>>,
 }
 
 /// Round-trip time to AWS and Jenkins.
@@ -101,7 +110,7 @@ impl World {
         }
         aws.ecs.behave("broken", local::aws::ecs::Behaviour::ImageMissing);
         aws.ecs.create_group("ci", "ci", plan.bounds, (4096, 8192), epoch);
-        aws.ecs.settings().boot = Duration::from_secs(100);
+        aws.ecs.settings().boot = plan.boot;
         for (name, redrive) in [
             ("dead", None),
             ("requests", Some(("dead", 12))),
@@ -125,7 +134,7 @@ impl World {
             let app = shared::start::build_with(&sdk, environment, Clock::new(now), Some(http.clone())).await;
             apps.insert(function, app.unwrap_or_else(|faults| panic!("{faults}")));
         }
-        Self { sim, start, epoch, plan: Arc::new(plan), apps: Arc::new(apps), fates: Arc::default() }
+        Self { sim, start, epoch, plan: Arc::new(plan), apps: Arc::new(apps), fates: Arc::default(), instances: Arc::default() }
     }
 
     /// The time in the world.
@@ -141,6 +150,11 @@ impl World {
     /// What became of the builds.
     pub fn fates(&self) -> Vec<Fate> {
         self.fates.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// How many instances there were at each minute.
+    pub fn instances_by_minute(&self) -> Vec<usize> {
+        self.instances.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Lets all builds come and go, then the world come to rest.
@@ -279,6 +293,10 @@ impl World {
 
     async fn sweep_every_minute(self) {
         loop {
+            {
+                let count = self.sim().aws.ecs.group("ci").map_or(0, |group| group.members.len());
+                self.instances.lock().unwrap_or_else(PoisonError::into_inner).push(count);
+            }
             sleep(Duration::from_secs(60)).await;
             let event = json!({"version": "0", "detail-type": "Scheduled Event", "source": "aws.events",
                 "time": self.now(), "detail": {}});
@@ -312,8 +330,9 @@ impl World {
             .then(|| Duration::from_secs_f64(random.random_range(0.1..120.0)));
         let (least, most) = self.plan.build;
         let takes = Duration::from_secs_f64(random.random_range(least.as_secs_f64()..=most.as_secs_f64()));
-        let mut fate = Fate { request: request.clone(), ..Fate::default() };
         let asked = Instant::now();
+        let asked_at = asked.duration_since(self.start);
+        let mut fate = Fate { request: request.clone(), label, asked_at, takes, ..Fate::default() };
         let mut urls = Vec::new();
         let outcome = loop {
             urls.push(self.ask(&request, label, number));

@@ -185,12 +185,14 @@ class EcsAgents {
                 [version: 1, requestId: entry.requestId, label: label, build: build(item.task, null), count: 1,
                  expiresAt: Instant.ofEpochSecond(until.intdiv(1000L)).toString()])
         } catch (Exception e) {
-            LOG.log(Level.WARNING, "ECS agents: could not post request ${entry.requestId}; trying again in ${TRY_AGAIN_SECONDS} s", e)
+            LOG.log(Level.WARNING,
+                "ECS agents: could not post request ${entry.requestId}; trying again in ${TRY_AGAIN_SECONDS} s", e)
             later(id, entry, TRY_AGAIN_SECONDS)
             return
         }
         entry.until = until
-        LOG.info("ECS agents: asked for an agent for ${item.task.fullDisplayName} with label ${label} (request ${entry.requestId})")
+        LOG.info("ECS agents: asked for an agent for ${item.task.fullDisplayName} with label ${label} " +
+            "(request ${entry.requestId})")
         later(id, entry, settings().askAgain)
     }
 

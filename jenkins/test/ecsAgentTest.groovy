@@ -293,3 +293,11 @@ test('what lives across steps can be written to disk') {
     def notice = pipeline.step.parse('{"agent": {"name": "a", "labels": ["b"]}}')
     [settings, request, notice].each { new ObjectOutputStream(new ByteArrayOutputStream()).writeObject(it) }
 }
+
+test('what runs across steps has no iterator and no closure of the library\'s own on its stack') {
+    // Jenkins can neither write an ArrayList's iterator to disk nor go on in the middle of a method like `each`.
+    String source = new File(tests.jenkins, 'vars/ecsAgent.groovy').text.replaceAll('(?s)/\\*.*?\\*/', '')
+    String acrossSteps = source.replaceAll('(?s)@NonCPS\n.*?\n}\n', '')
+    assert acrossSteps.contains('awaitOutcome') && !acrossSteps.contains('isTimeout(FlowInterruptedException')
+    assert !(acrossSteps =~ /\bfor \([^;]*( in |:)[^;]*\)|\.(each|collect|find|any|every|eachWithIndex|findAll|sort|times)\w*\s*[{(]/)
+}

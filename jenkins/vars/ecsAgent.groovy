@@ -47,7 +47,8 @@ private void ask(Map settings, Closure body) {
         request.posted = true
         request.askedAt = now()
         postFirst(settings, request)
-        echo "Asked for ${settings.count == 1 ? 'an agent' : settings.count + ' agents'} with label '${settings.label}' (request ${request.id})"
+        String what = settings.count == 1 ? 'an agent' : settings.count + ' agents'
+        echo "Asked for ${what} with label '${settings.label}' (request ${request.id})"
         if (settings.count == 1) {
             onAgent(settings, request, 0, body)
         } else {
@@ -249,7 +250,8 @@ Map readSettings(Map args, Map environment) {
         settings[name] = whole ? given.toString().toInteger() : value
         int least = name == 'retry' ? 0 : 1
         if (!whole || settings[name] < least || (name == 'count' && settings[name] > 10)) {
-            faults << "${name}: has to be a whole number of at least ${least}${name == 'count' ? ' and at most 10' : ''}".toString()
+            String most = name == 'count' ? ' and at most 10' : ''
+            faults << "${name}: has to be a whole number of at least ${least}${most}".toString()
         }
     }
     settings.label = args.label?.toString()?.trim()
@@ -259,7 +261,8 @@ Map readSettings(Map args, Map environment) {
     ['requests', 'completions', 'webhookCredentialsId'].each { settings[it] = (args[it] ?: environment[it])?.toString() }
     ['requests', 'completions'].each {
         if (!(settings[it] ==~ /arn:[a-z-]+:sns:.+|https?:.+/)) {
-            faults << "${it}: has to be the ARN of an SNS topic or the URL of an SQS queue; set ECS_AGENTS_${it.toUpperCase()} globally".toString()
+            faults << ("${it}: has to be the ARN of an SNS topic or the URL of an SQS queue; set " +
+                "ECS_AGENTS_${it.toUpperCase()} globally").toString()
         }
     }
     settings.overrides = args.overrides as Map
@@ -316,7 +319,8 @@ private boolean isTimeout(FlowInterruptedException e) {
 String failure(String label, Map notice) {
     Map failure = notice.failure ?: [:]
     String text = "No agent with label '${label}': ${failure.message ?: 'no reason was given'}"
-    String codes = [failure.code, failure.stopCode, failure.exitCode == null ? null : "exit code ${failure.exitCode}"].findAll().join(', ')
+    String exit = failure.exitCode == null ? null : "exit code ${failure.exitCode}"
+    String codes = [failure.code, failure.stopCode, exit].findAll().join(', ')
     if (codes) {
         text += " (${codes})"
     }

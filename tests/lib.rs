@@ -329,7 +329,7 @@ impl Stack {
         let event = json!({
             "version": "0", "id": "53dc4d37-cffa-4f76-80c9-8b7d4a4d2eaa", "source": "aws.events",
             "detail-type": "Scheduled Event", "account": ACCOUNT, "region": REGION,
-            "time": time.round(jiff::Unit::Second)?.to_string(),
+            "time": Timestamp::from_second(time.as_second())?.to_string(),
             "resources": [format!("arn:aws:events:{REGION}:{ACCOUNT}:rule/sweep")], "detail": {},
         });
         self.invoke(Binary::Teardown, event).await
@@ -340,7 +340,8 @@ impl Stack {
     /// # Errors
     /// When it failed.
     pub async fn sweep(&mut self) -> Result<()> {
-        if let Err(error) = self.sweep_at(Timestamp::now()).await? {
+        // Events have whole seconds; one that is not before now.
+        if let Err(error) = self.sweep_at(Timestamp::now() + Duration::from_secs(1)).await? {
             bail!("the sweep failed: {error}\n{}", self.output());
         }
         self.settle().await
@@ -480,6 +481,19 @@ impl Stack {
     }
 }
 
+/// A test that fails shows what the functions said.
+impl Drop for Stack {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!(
+                "--- what the functions said ---\n{}--- and asked of AWS ---\n{}",
+                self.output(),
+                self.calls().join("\n")
+            );
+        }
+    }
+}
+
 async fn loopback() -> Result<TcpListener> {
     Ok(TcpListener::bind(("127.0.0.1", 0)).await?)
 }
@@ -535,18 +549,7 @@ pub fn configuration(root: &str, webhook: &str) -> Value {
 /// Clusters, task definitions, a group with one instance, queues, parameters. Nothing takes time.
 fn build_world(aws: &mut Aws, now: Timestamp) -> Result<()> {
     let settings = aws.ecs.settings();
-    for delay in [
-        &mut settings.boot,
-        &mut settings.register,
-        &mut settings.provision,
-        &mut settings.pull,
-        &mut settings.start,
-        &mut settings.healthy,
-        &mut settings.stopping,
-        &mut settings.stop,
-    ] {
-        *delay = Duration::ZERO;
-    }
+    settings.without_delays();
     settings.run_task_rate = None;
     aws.ecs.create_cluster(CLUSTER);
     // A sidecar with a port of its own stands before the agent: the named container counts, not the first.
@@ -563,7 +566,7 @@ fn build_world(aws: &mut Aws, now: Timestamp) -> Result<()> {
             "containerDefinitions": [agent(json!([{"containerPort": 2222, "hostPort": 2222}]))]}),
         json!({"family": "jenkins-dial", "networkMode": "bridge", "containerDefinitions": [agent(json!([]))]}),
         json!({"family": "jenkins-node", "networkMode": "awsvpc", "requiresCompatibilities": ["FARGATE"],
-            "cpu": "1024", "memory": "2048",
+            "taskRoleArn": format!("arn:aws:iam::{ACCOUNT}:role/agent"), "cpu": "1024", "memory": "2048",
             "containerDefinitions": [agent(json!([{"containerPort": 22, "hostPort": 22}]))]}),
         json!({"family": "jenkins-checked", "networkMode": "bridge", "containerDefinitions": [
             {"name": "agent", "image": "jenkins/ssh-agent", "essential": true, "cpu": 1024, "memory": 2048,

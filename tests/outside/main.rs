@@ -3,3 +3,6 @@
 
 mod request;
 mod simulator;
+mod task_state;
+mod teardown;
+mod waiting;

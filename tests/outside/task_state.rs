@@ -1,0 +1,559 @@
+//! ECS' events to Jenkins, and the notices (contract, sections 4 and 5).
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use jiff::{SignedDuration, Timestamp};
+use local::aws::ecs::Behaviour;
+use local::jenkins::{HostKeyVerification, Launcher, Mode};
+use serde_json::{Value, json};
+use sha2::Sha256;
+use tests::{AUTHORIZATION, Binary, CLUSTER, Stack};
+
+const HOST_KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ1bFSTxVyKv0bSa6ykMTyCE9HzwYzbEK6kXVR4B4BaG";
+
+/// What a scripted page of Jenkins' answers.
+fn page(status: u16, headers: &[(&str, &str)]) -> http::Response<bytes::Bytes> {
+    let mut page = http::Response::builder().status(status);
+    for (name, value) in headers {
+        page = page.header(*name, *value);
+    }
+    page.body(bytes::Bytes::new()).unwrap()
+}
+
+/// A webhook's path as [`local::jenkins::Jenkins::script`] takes it.
+fn path(stack: &Stack, url: &str) -> String {
+    url.strip_prefix(stack.jenkins_root()).unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn the_named_container_s_port_on_its_instance_is_the_address() {
+    let mut stack = Stack::start().await.unwrap();
+    let url = stack.agent("bridge", "maven").await.unwrap();
+    let notice = stack.notices(Some(&url)).remove(0);
+    let task = stack.tasks().remove(0);
+    let agent = task.containers.iter().find(|container| container.name == "agent").unwrap();
+    let sidecar = task.containers.iter().find(|container| container.name == "sidecar").unwrap();
+    assert_ne!(agent.bindings, sidecar.bindings);
+    let host = stack.aws().ecs.instances().next().unwrap().private_address.clone();
+    assert_eq!(notice.body["agent"]["host"], host);
+    assert_eq!(notice.body["agent"]["port"], agent.bindings[0].host);
+}
+
+#[tokio::test]
+async fn host_mode_and_awsvpc_have_addresses_of_their_own_kind() {
+    let mut stack = Stack::start().await.unwrap();
+    let host = stack.agent("host", "host").await.unwrap();
+    let fargate = stack.agent("fargate", "node").await.unwrap();
+    let instance = stack.aws().ecs.instances().next().unwrap().private_address.clone();
+    let agent = stack.notices(Some(&host))[0].body["agent"].clone();
+    assert_eq!((&agent["host"], &agent["port"]), (&json!(instance), &json!(2222)));
+    let agent = stack.notices(Some(&fargate))[0].body["agent"].clone();
+    let tasks = stack.tasks();
+    let task = tasks.iter().find(|task| task.started_by.contains("-node-")).unwrap();
+    assert_eq!(
+        (&agent["host"], &agent["port"]),
+        (&json!(task.interface.as_ref().unwrap().private_address), &json!(22))
+    );
+}
+
+#[tokio::test]
+async fn a_ready_notice_says_all_that_jenkins_needs() {
+    let mut stack = Stack::start().await.unwrap();
+    let url = stack.webhook();
+    let build = json!({"job": "app/main", "number": 42, "url": "https://jenkins.example.com/job/app/job/main/42/"});
+    stack.ask(json!({"requestId": "jenkins-app-main-42", "label": "maven", "webhookUrl": url, "build": build}));
+    stack.settle().await.unwrap();
+    let notice = stack.notices(Some(&url)).remove(0);
+    let body = &notice.body;
+    let task = stack.tasks().remove(0);
+    assert_eq!(body["version"], 1);
+    assert_eq!(body["type"], "agent.ready");
+    assert!(body["id"].as_str().is_some_and(|id| !id.is_empty()));
+    assert!(body["at"].as_str().unwrap().parse::<Timestamp>().is_ok());
+    assert_eq!(body["requestId"], "jenkins-app-main-42");
+    assert_eq!(body["build"], build);
+    let agent = &body["agent"];
+    assert_eq!(agent["name"], task.started_by.as_str());
+    assert_eq!(agent["labels"], json!(["linux", "maven"]));
+    assert_eq!(agent["connect"], "ssh");
+    assert_eq!(agent["workspace"], "/home/jenkins");
+    assert_eq!(agent["executors"], 1);
+    assert_eq!(agent["credentialsId"], "jenkins-agent-key");
+    assert_eq!(body["task"]["arn"], task.arn.as_str());
+    assert!(body["task"]["cluster"].as_str().unwrap().ends_with(CLUSTER));
+    assert!(body["task"]["taskDefinition"].as_str().unwrap().ends_with("jenkins-maven:1"));
+    assert_eq!(body["task"]["containerInstance"], task.instance.as_deref().unwrap());
+    assert!(body["task"]["version"].as_u64().is_some());
+    assert!(body.get("failure").is_none_or(Value::is_null));
+    for time in ["requestedAt", "launchedAt", "pullStartedAt", "pullStoppedAt", "startedAt"] {
+        assert!(body["timings"][time].as_str().is_some_and(|time| time.parse::<Timestamp>().is_ok()), "{time}: {body}");
+    }
+    assert!(body["timings"]["totalMs"].as_u64().is_some());
+    assert_eq!(notice.headers["content-type"], "application/json");
+    assert_eq!(notice.headers["authorization"], AUTHORIZATION, "raw, and without the line's end");
+    assert!(!notice.headers.contains_key("webhook-signature"));
+}
+
+#[tokio::test]
+async fn notices_are_signed_as_standard_webhooks_has_it() {
+    let key = b"a key of the stack's own, 32 byte";
+    let mut stack =
+        Stack::with(|config| config["jenkins"]["webhook"]["signingSecret"] = json!({"ssm": "/jenkins/signing"}))
+            .await
+            .unwrap();
+    let secret = format!("whsec_{}", STANDARD.encode(key));
+    stack.aws().parameters.values.insert("/jenkins/signing".into(), secret.clone());
+    stack.agent("signed", "node").await.unwrap();
+    let notices = stack.notices(None);
+    assert_eq!(notices.len(), 2);
+    for notice in notices {
+        let header = |name: &str| notice.headers[name].to_str().unwrap().to_owned();
+        let (id, timestamp) = (header("webhook-id"), header("webhook-timestamp"));
+        assert_eq!(id, notice.body["id"].as_str().unwrap());
+        let age = Timestamp::now().as_second() - timestamp.parse::<i64>().unwrap();
+        assert!((-5..60).contains(&age), "{age}");
+        let mut mac = Hmac::<Sha256>::new_from_slice(key).unwrap();
+        mac.update(format!("{id}.{timestamp}.").as_bytes());
+        mac.update(&notice.raw);
+        assert_eq!(header("webhook-signature"), format!("v1,{}", STANDARD.encode(mac.finalize().into_bytes())));
+    }
+    assert!(!stack.output().contains(&secret[6..]));
+}
+
+#[tokio::test]
+async fn the_node_is_there_before_the_notice_and_as_the_template_has_it() {
+    let mut stack = Stack::with(|config| {
+        let template = &mut config["clouds"][0]["templates"][0];
+        template["executors"] = 2.into();
+        template["environment"] = json!({"MAVEN_OPTS": "-Xmx1g", "ODD": "a \"quoted\" <b> & 'c'"});
+        template["ssh"] = json!({"credentialsId": "jenkins-agent-key", "hostKeyVerification": {"key": HOST_KEY},
+            "launchTimeout": "90s", "maxRetries": 7, "retryWait": "2s", "javaPath": "/opt/java/bin/java",
+            "jvmOptions": "-Xmx64m", "prefixStartCommand": "bash -lc '", "suffixStartCommand": "'"});
+    })
+    .await
+    .unwrap();
+    let url = stack.agent("node", "maven").await.unwrap();
+    let notice = stack.notices(Some(&url)).remove(0);
+    let name = notice.agent().to_owned();
+    {
+        let jenkins = stack.jenkins();
+        let node = jenkins.node(&name).unwrap();
+        assert_eq!(node.labels(), [name.clone()].into(), "its own name alone: no other build takes it");
+        assert_eq!(node.remote_fs, "/home/jenkins");
+        assert_eq!(node.executors, 2);
+        assert_eq!(node.mode, Mode::Exclusive);
+        assert_eq!(node.environment["MAVEN_OPTS"], "-Xmx1g");
+        assert_eq!(node.environment["ODD"], "a \"quoted\" <b> & 'c'");
+        assert!(!node.description.is_empty());
+        let Launcher::Ssh(ssh) = &node.launcher else { panic!("{:?}", node.launcher) };
+        assert_eq!(ssh.host.as_deref(), notice.body["agent"]["host"].as_str());
+        assert_eq!(Some(ssh.port), notice.body["agent"]["port"].as_i64());
+        assert_eq!(ssh.credentials_id.as_deref(), Some("jenkins-agent-key"));
+        assert_eq!((ssh.launch_timeout_seconds, ssh.max_num_retries, ssh.retry_wait_time), (90, 7, 2));
+        assert_eq!(ssh.java_path.as_deref(), Some("/opt/java/bin/java"));
+        assert_eq!(ssh.jvm_options.as_deref(), Some("-Xmx64m"));
+        assert_eq!(ssh.prefix_start_command.as_deref().map(str::trim), Some("bash -lc '"));
+        assert_eq!(ssh.suffix_start_command.as_deref().map(str::trim), Some("'"));
+        assert_eq!(ssh.host_key_verification, Some(HostKeyVerification::Key(HOST_KEY.into())));
+        let targets: Vec<_> = jenkins.exchanges().iter().map(|exchange| exchange.target.clone()).collect();
+        let place = |part: &str| targets.iter().position(|target| target.contains(part));
+        assert!(place("reateItem").unwrap() < place("webhook-step").unwrap(), "{targets:?}");
+    }
+    // Without a webhook nobody asks for it by name: it has the template's labels.
+    stack.ask(json!({"requestId": "by-label", "label": "node"}));
+    stack.settle().await.unwrap();
+    let jenkins = stack.jenkins();
+    let node = jenkins.nodes().find(|node| node.name.contains("-node-")).unwrap();
+    let labels = node.labels();
+    assert!(labels.contains("linux") && labels.contains("node"), "{labels:?}");
+}
+
+#[tokio::test]
+async fn both_ways_to_create_a_node_give_the_same_node() {
+    let mut nodes = Vec::new();
+    for version in ["2.504.3", "2.538", "2.539", "2.579"] {
+        let mut stack = Stack::start().await.unwrap();
+        stack.jenkins().set_version(version);
+        // The first exchange tells the version; the second agent's node is made in the way that it allows.
+        stack.agent("first", "node").await.unwrap();
+        stack.agent("second", "node").await.unwrap();
+        let jenkins = stack.jenkins();
+        assert_eq!(jenkins.nodes().count(), 2, "{version}");
+        let node = jenkins.nodes().next().unwrap().clone();
+        nodes.push((node.name, node.remote_fs, node.executors, node.mode, node.label_string, node.environment));
+    }
+    nodes.dedup();
+    assert_eq!(nodes.len(), 1);
+}
+
+#[tokio::test]
+async fn without_register_nodes_jenkins_is_told_and_nothing_else() {
+    let mut stack = Stack::with(|config| {
+        let jenkins = config["jenkins"].as_object_mut().unwrap();
+        jenkins.remove("user");
+        jenkins.remove("apiToken");
+        jenkins.insert("registerNodes".into(), false.into());
+        config["clouds"][0]["templates"].as_array_mut().unwrap().pop();
+        for cloud in config["clouds"].as_array_mut().unwrap() {
+            for template in cloud["templates"].as_array_mut().unwrap() {
+                template["idleTimeout"] = "never".into();
+            }
+        }
+    })
+    .await
+    .unwrap();
+    let url = stack.agent("unregistered", "node").await.unwrap();
+    assert_eq!(stack.told(&url), ["agent.ready"]);
+    stack.complete(json!({"requestId": "unregistered"}));
+    stack.settle().await.unwrap();
+    assert!(stack.active_tasks().is_empty());
+    assert!(stack.jenkins().exchanges().iter().all(|exchange| !exchange.target.contains("computer")));
+}
+
+#[tokio::test]
+async fn an_inbound_agent_has_its_node_before_its_task_and_is_told_how_to_dial() {
+    let mut stack = Stack::start().await.unwrap();
+    let url = stack.webhook();
+    stack.ask(json!({"requestId": "dial", "label": "dial", "webhookUrl": url}));
+    stack.poll(Binary::Request, "requests").await.unwrap();
+    let task = stack.tasks().remove(0);
+    let name = task.started_by.clone();
+    assert_eq!(stack.nodes(), [name.clone()], "the node, before anything of ECS was heard");
+    let input = stack.inputs("RunTask").remove(0);
+    let pairs = input["overrides"]["containerOverrides"][0]["environment"].as_array().unwrap().clone();
+    let value = |name: &str| {
+        let found =
+            pairs.iter().find(|pair| pair["name"] == name).map(|pair| pair["value"].as_str().unwrap().to_owned());
+        found.unwrap_or_else(|| panic!("{name} is missing"))
+    };
+    assert_eq!(value("JENKINS_URL"), stack.jenkins_root());
+    assert_eq!(value("JENKINS_AGENT_NAME"), name);
+    assert_eq!(value("JENKINS_AGENT_WORKDIR"), "/home/jenkins");
+    assert_eq!(value("JENKINS_WEB_SOCKET"), "true");
+    let secret = value("JENKINS_SECRET");
+    stack.jenkins().connect_inbound(&name, &secret).unwrap();
+    stack.settle().await.unwrap();
+    assert_eq!(stack.told(&url), ["agent.ready"]);
+    let agent = stack.notices(Some(&url))[0].body["agent"].clone();
+    assert_eq!(agent["connect"], "inbound");
+    assert!(
+        matches!(&stack.jenkins().node(&name).unwrap().launcher, Launcher::Inbound(launcher) if launcher.web_socket)
+    );
+    assert!(!stack.output().contains(&secret), "not in logs");
+}
+
+#[tokio::test]
+async fn a_container_with_a_health_check_is_ready_when_it_is_healthy() {
+    let mut stack =
+        Stack::with(|config| config["clouds"][0]["templates"][0]["taskDefinition"] = "jenkins-checked".into())
+            .await
+            .unwrap();
+    stack.aws().ecs.settings().healthy = Duration::from_secs(3600);
+    let url = stack.agent("checked", "maven").await.unwrap();
+    assert_eq!(stack.tasks()[0].last_status, "RUNNING");
+    assert_eq!(stack.told(&url), Vec::<String>::new());
+    let events = stack.aws().advance(Timestamp::now() + SignedDuration::from_hours(2));
+    assert!(!events.is_empty());
+    for event in events {
+        stack.invoke(Binary::TaskState, event).await.unwrap().unwrap();
+    }
+    assert_eq!(stack.told(&url), ["agent.ready"]);
+}
+
+#[tokio::test]
+async fn events_that_come_twice_say_it_once() {
+    let mut stack = Stack::start().await.unwrap();
+    let url = stack.agent("repeated", "node").await.unwrap();
+    let events = stack.history.clone();
+    for event in events.iter().chain(events.iter().rev()) {
+        stack.invoke(Binary::TaskState, event.clone()).await.unwrap().unwrap();
+    }
+    // Another process knows no more than what is recorded.
+    let mut another = stack.another(Binary::TaskState).await.unwrap();
+    for event in &events {
+        another.invoke(event.clone()).await.unwrap().unwrap();
+    }
+    assert_eq!(stack.told(&url), ["agent.ready"]);
+    let tags = stack.tasks().remove(0).tags;
+    assert!(
+        tags.keys().any(|tag| tag.starts_with("jenkins-ecs-agents:") && tag != "jenkins-ecs-agents:controller"),
+        "{tags:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_running_event_after_the_end_registers_nothing() {
+    let mut stack = Stack::start().await.unwrap();
+    let url = stack.webhook();
+    stack.ask(json!({"requestId": "reversed", "label": "node", "webhookUrl": url}));
+    stack.poll(Binary::Request, "requests").await.unwrap();
+    stack.advance();
+    let arn = stack.tasks()[0].arn.clone();
+    stack.aws().ecs.exit(&arn, 3, Timestamp::now());
+    stack.advance().reverse();
+    stack.settle().await.unwrap();
+    assert_eq!(stack.told(&url), ["agent.failed START_FAILED"]);
+    assert!(stack.nodes().is_empty());
+    let created = stack.jenkins().exchanges().iter().any(|exchange| exchange.target.contains("reateItem"));
+    assert!(!created);
+}
+
+#[tokio::test]
+async fn an_event_of_a_task_that_ecs_forgot_does_no_harm() {
+    let mut stack = Stack::start().await.unwrap();
+    let url = stack.agent("forgotten", "node").await.unwrap();
+    let running = stack.history.iter().rfind(|event| event["detail"]["lastStatus"] == "RUNNING").unwrap().clone();
+    let arn = stack.tasks()[0].arn.clone();
+    let mut aws = stack.aws();
+    aws.ecs.exit(&arn, 0, Timestamp::now());
+    aws.advance(Timestamp::now() + SignedDuration::from_hours(2));
+    assert_eq!(aws.ecs.tasks().count(), 0);
+    drop(aws);
+    let before = stack.told_all().len();
+    stack.invoke(Binary::TaskState, running).await.unwrap().unwrap();
+    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert!(
+        stack.told_all().iter().filter(|told| *told == "agent.ready").count() == 1 && before <= stack.told_all().len()
+    );
+}
+
+#[tokio::test]
+async fn an_image_that_cannot_be_pulled_fails_at_once_and_says_why() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.aws().ecs.behave("jenkins-node", Behaviour::ImageMissing);
+    let url = stack.agent("no-image", "node").await.unwrap();
+    assert_eq!(stack.told(&url), ["agent.failed START_FAILED"]);
+    let failure = stack.notices(Some(&url))[0].body["failure"].clone();
+    assert_eq!(failure["stopCode"], "TaskFailedToStart");
+    assert!(failure["message"].as_str().unwrap().contains("CannotPullContainerError"), "{failure}");
+    assert!(stack.nodes().is_empty());
+}
+
+#[tokio::test]
+async fn a_container_that_ends_before_it_is_ready_tells_its_exit_code() {
+    let mut stack =
+        Stack::with(|config| config["clouds"][0]["templates"][0]["taskDefinition"] = "jenkins-checked".into())
+            .await
+            .unwrap();
+    stack.aws().ecs.behave("jenkins-checked", Behaviour::Exits { after: Duration::ZERO, code: 137 });
+    let url = stack.agent("exits", "maven").await.unwrap();
+    assert_eq!(stack.told(&url), ["agent.failed START_FAILED"]);
+    let failure = stack.notices(Some(&url))[0].body["failure"].clone();
+    assert_eq!((&failure["exitCode"], &failure["stopCode"]), (&json!(137), &json!("EssentialContainerExited")));
+}
+
+#[tokio::test]
+async fn an_agent_that_ends_later_loses_its_node_and_its_build() {
+    let mut stack = Stack::start().await.unwrap();
+    let url = stack.agent("ends", "node").await.unwrap();
+    let name = stack.nodes().remove(0);
+    let arn = stack.tasks()[0].arn.clone();
+    stack.aws().ecs.exit(&arn, 1, Timestamp::now());
+    stack.settle().await.unwrap();
+    assert!(stack.nodes().is_empty());
+    assert_eq!(stack.told(&url), ["agent.ready"], "the build has had its one outcome");
+    assert_eq!(stack.told_all(), ["agent.ready", "agent.stopped"]);
+    assert_eq!(stack.all_notices()[1].agent(), name);
+}
+
+#[tokio::test]
+async fn a_spot_interruption_is_told_as_such() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.agent("spot", "node").await.unwrap();
+    let arn = stack.tasks()[0].arn.clone();
+    stack.aws().ecs.interrupt(&arn, Timestamp::now());
+    stack.settle().await.unwrap();
+    assert_eq!(stack.told_all(), ["agent.ready", "agent.stopped SPOT_INTERRUPTION"]);
+    assert!(stack.nodes().is_empty());
+}
+
+#[tokio::test]
+async fn what_is_not_ours_is_ignored() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.agent("ours", "node").await.unwrap();
+    let event = stack.history.iter().rfind(|event| event["detail"]["lastStatus"] == "RUNNING").unwrap().clone();
+    stack.forget_calls();
+    let exchanges = stack.jenkins().exchanges().len();
+    let mut foreign = Vec::new();
+    for name in [
+        "ecs-svc/1234567890123456789",
+        "somebody",
+        "ecs-node-0A1B2C3D4E5F",
+        "ecs-node-0a1b2c",
+        "other-node-0a1b2c3d4e5f",
+        "",
+    ] {
+        let mut event = event.clone();
+        event["detail"]["startedBy"] = name.into();
+        event["detail"]["taskArn"] =
+            format!("arn:aws:ecs:eu-west-1:123456789012:task/{CLUSTER}/0123456789abcdef0123456789abcdef").into();
+        foreign.push(event);
+    }
+    let mut nameless = event.clone();
+    nameless["detail"].as_object_mut().unwrap().remove("startedBy");
+    foreign.push(nameless);
+    let mut elsewhere = event.clone();
+    elsewhere["detail"]["clusterArn"] = "arn:aws:ecs:eu-west-1:123456789012:cluster/other".into();
+    elsewhere["detail"]["taskArn"] =
+        "arn:aws:ecs:eu-west-1:123456789012:task/other/0123456789abcdef0123456789abcdef".into();
+    foreign.push(elsewhere);
+    for event in foreign {
+        let text = event.to_string();
+        let answer = stack.invoke(Binary::TaskState, event).await.unwrap();
+        assert!(answer.is_ok(), "{answer:?} for {text}");
+        assert_eq!(stack.calls(), Vec::<String>::new(), "{text}");
+    }
+    // In our cluster, with a name of our form, of another controller: its tag says so.
+    let arn = stack.tasks()[0].arn.clone();
+    let task_tags = |stack: &Stack, controller: &str| {
+        let mut aws = stack.aws();
+        let task = aws.ecs.task_mut(&arn).unwrap();
+        task.tags.clear();
+        task.tags.insert("jenkins-ecs-agents:controller".into(), controller.into());
+    };
+    task_tags(&stack, "https://another.example.com/");
+    let mut another = stack.another(Binary::TaskState).await.unwrap();
+    another.invoke(event).await.unwrap().unwrap();
+    assert_eq!(stack.jenkins().exchanges().len(), exchanges);
+    assert_eq!(stack.active_tasks().len(), 1);
+}
+
+#[tokio::test]
+async fn an_agent_that_nobody_wants_is_stopped() {
+    for answer in [page(410, &[]), page(404, &[("x-jenkins", "2.579")])] {
+        let status = answer.status();
+        let mut stack = Stack::start().await.unwrap();
+        let url = stack.webhook();
+        let path = path(&stack, &url);
+        stack.jenkins().script(&path, [answer]);
+        stack.ask(json!({"requestId": "unwanted", "label": "node", "webhookUrl": url}));
+        stack.settle().await.unwrap();
+        assert!(stack.active_tasks().is_empty(), "{status}");
+        assert!(stack.nodes().is_empty(), "{status}");
+        assert_eq!(stack.count("ecs:StopTask"), 1, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn what_jenkins_refuses_for_good_is_kept_for_people() {
+    let moved = page(302, &[("location", "http://127.0.0.1:9/elsewhere"), ("x-jenkins", "2.579")]);
+    for answer in [moved, page(400, &[("x-jenkins", "2.579")]), page(404, &[]), page(413, &[])] {
+        let status = answer.status();
+        let mut stack = Stack::start().await.unwrap();
+        let url = stack.webhook();
+        let path = path(&stack, &url);
+        stack.jenkins().script(&path, [answer.clone(), answer.clone(), answer]);
+        stack.ask(json!({"requestId": "permanent", "label": "node", "webhookUrl": url}));
+        stack.settle().await.unwrap();
+        let rejected = stack.rejected();
+        assert_eq!(rejected.len(), 1, "{status}");
+        assert!(rejected[0].1.contains(status.as_str()), "{status}: {}", rejected[0].1);
+        assert!(rejected[0].0.contains("agent.ready"), "{status}: {}", rejected[0].0);
+        assert!(stack.bodies("undelivered").is_empty(), "{status}");
+        let tries = stack.jenkins().exchanges().iter().filter(|exchange| exchange.target.ends_with(&path)).count();
+        assert_eq!(tries, 1, "{status}");
+        assert!(stack.output().contains("ERROR"), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn notices_wait_while_jenkins_is_down_and_keep_their_id() {
+    let mut stack = Stack::start().await.unwrap();
+    let url = stack.webhook();
+    stack.jenkins_goes_down();
+    stack.ask(json!({"requestId": "patient", "label": "node", "webhookUrl": url}));
+    stack.settle().await.unwrap();
+    assert!(!stack.bodies("undelivered").is_empty());
+    for _ in 0..5 {
+        stack.unhide("undelivered");
+        stack.settle().await.unwrap();
+    }
+    assert!(!stack.bodies("undelivered").is_empty(), "nothing is lost");
+    stack.jenkins_comes_back().await.unwrap();
+    stack.unhide("undelivered");
+    stack.settle().await.unwrap();
+    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert_eq!(stack.told_all(), ["agent.ready"]);
+    assert!(stack.bodies("undelivered").is_empty());
+    let ids: Vec<_> = stack.notices(None).iter().map(|notice| notice.body["id"].clone()).collect();
+    assert_eq!(ids[0], ids[1]);
+}
+
+#[tokio::test]
+async fn each_way_of_jenkins_to_be_unwell_is_waited_out() {
+    for answer in [page(503, &[]), page(500, &[]), page(502, &[]), page(429, &[])] {
+        let status = answer.status();
+        let mut stack = Stack::start().await.unwrap();
+        let url = stack.webhook();
+        let path = path(&stack, &url);
+        stack.jenkins().script(&path, [answer.clone(), answer]);
+        stack.ask(json!({"requestId": "unwell", "label": "node", "webhookUrl": url}));
+        stack.settle().await.unwrap();
+        assert_eq!(stack.told(&url), Vec::<String>::new(), "{status}");
+        for _ in 0..3 {
+            stack.unhide("undelivered");
+            stack.settle().await.unwrap();
+        }
+        assert_eq!(stack.told(&url), ["agent.ready"], "{status}");
+        assert_eq!(stack.told_all(), ["agent.ready"], "{status}");
+        assert!(stack.bodies("undelivered").is_empty() && stack.rejected().is_empty(), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_ready_whose_task_has_stopped_meanwhile_arrives_as_failed() {
+    let mut stack = Stack::start().await.unwrap();
+    let url = stack.webhook();
+    stack.jenkins_goes_down();
+    stack.ask(json!({"requestId": "too-late", "label": "node", "webhookUrl": url}));
+    stack.settle().await.unwrap();
+    let arn = stack.tasks()[0].arn.clone();
+    stack.aws().ecs.exit(&arn, 1, Timestamp::now());
+    stack.settle().await.unwrap();
+    stack.jenkins_comes_back().await.unwrap();
+    for _ in 0..3 {
+        stack.unhide("undelivered");
+        stack.settle().await.unwrap();
+    }
+    assert_eq!(stack.told(&url), ["agent.failed START_FAILED"]);
+    assert!(stack.nodes().is_empty());
+    assert!(stack.bodies("undelivered").is_empty());
+}
+
+#[tokio::test]
+async fn notices_go_to_the_event_bus_too() {
+    let mut stack = Stack::with(|config| config["eventBus"] = "ci-agents".into()).await.unwrap();
+    let url = stack.agent("bus", "node").await.unwrap();
+    stack.complete(json!({"requestId": "bus"}));
+    stack.settle().await.unwrap();
+    let entries = stack.aws().bus.entries.clone();
+    let kinds: Vec<_> = entries.iter().map(|entry| entry["DetailType"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["agent.ready", "agent.stopped"]);
+    for entry in &entries {
+        assert_eq!(entry["Source"], "jenkins-ecs-agents");
+        assert_eq!(entry["EventBusName"], "ci-agents");
+    }
+    let detail: Value = serde_json::from_str(entries[0]["Detail"].as_str().unwrap()).unwrap();
+    assert_eq!(detail, stack.notices(Some(&url))[0].body);
+}
+
+#[tokio::test]
+async fn of_two_tasks_of_one_name_the_younger_is_stopped() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.agent("doubled", "node").await.unwrap();
+    // The same RunTask under another token, as after an answer that got lost for longer than a token lives.
+    let mut input = stack.inputs("RunTask").remove(0);
+    input["clientToken"] = "another".into();
+    let now = Timestamp::now();
+    stack.aws().ecs.call("RunTask", &input, now).unwrap();
+    stack.settle().await.unwrap();
+    stack.sweep().await.unwrap();
+    let tasks = stack.tasks();
+    assert_eq!(tasks.len(), 2);
+    assert_eq!(tasks[0].desired_status, "RUNNING", "the elder stays");
+    assert_eq!(tasks[1].desired_status, "STOPPED");
+    assert_eq!(stack.nodes().len(), 1, "and so does its node");
+}

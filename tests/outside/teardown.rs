@@ -1,0 +1,292 @@
+//! Completions: what is stopped, what is refused, what is waited for (contract, section 6).
+
+use jiff::Timestamp;
+use local::aws::Fault;
+use serde_json::json;
+use tests::{ACCOUNT, Binary, CLUSTER, REGION, Stack};
+
+#[tokio::test]
+async fn a_completion_names_its_agent_in_one_of_three_ways() {
+    for way in ["requestId", "agent", "taskArn"] {
+        let mut stack = Stack::start().await.unwrap();
+        stack.agent("done", "node").await.unwrap();
+        stack.agent("other", "node").await.unwrap();
+        let task = stack.tasks().into_iter().find(|task| {
+            stack
+                .all_notices()
+                .iter()
+                .any(|notice| notice.body["requestId"] == "done" && notice.agent() == task.started_by)
+        });
+        let task = task.unwrap();
+        let named = match way {
+            "requestId" => "done",
+            "agent" => &task.started_by,
+            _ => &task.arn,
+        };
+        stack.complete(json!({way: named, "build": {"job": "app/main", "number": 42}, "result": "SUCCESS"}));
+        stack.settle().await.unwrap();
+        let stopped = stack.tasks().into_iter().find(|found| found.arn == task.arn).unwrap();
+        assert_eq!(stopped.desired_status, "STOPPED", "{way}");
+        let reason = stopped.stopped_reason.unwrap();
+        assert!(reason.contains("app/main") && reason.contains("42"), "{way}: {reason}");
+        assert_eq!(stack.active_tasks().len(), 1, "{way}");
+        assert!(!stack.nodes().contains(&task.started_by), "{way}");
+        assert_eq!(stack.nodes().len(), 1, "{way}");
+        assert!(stack.bodies("completions").is_empty(), "{way}");
+        assert_eq!(stack.count("ecs:StopTask"), 1, "{way}");
+        assert_eq!(stack.told_all().last().map(String::as_str), Some("agent.stopped"), "{way}");
+    }
+}
+
+#[tokio::test]
+async fn with_a_task_arn_stop_task_goes_out_before_anything_that_could_fail() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.agent("direct", "node").await.unwrap();
+    let task = stack.tasks().remove(0);
+    stack.function(Binary::Teardown).await.unwrap();
+    stack.jenkins_goes_down();
+    for (service, action) in [("ecs", "DescribeTasks"), ("ecs", "ListTasks"), ("ecs", "DescribeTaskDefinition")] {
+        stack.aws().faults.always(service, action, Some(Fault::server()));
+    }
+    stack.forget_calls();
+    stack.complete(json!({"taskArn": task.arn, "requestId": "direct", "agent": task.started_by}));
+    stack.poll(Binary::Teardown, "completions").await.unwrap();
+    assert_eq!(stack.calls()[0], "ecs:StopTask");
+    assert!(stack.active_tasks().is_empty());
+    let input = stack.inputs("StopTask").remove(0);
+    assert!(input["cluster"].as_str().unwrap().ends_with(CLUSTER));
+}
+
+#[tokio::test]
+async fn the_node_goes_once_jenkins_is_back() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.agent("down", "node").await.unwrap();
+    stack.jenkins_goes_down();
+    stack.complete(json!({"requestId": "down"}));
+    stack.settle().await.unwrap();
+    assert!(stack.active_tasks().is_empty(), "it does not wait for Jenkins");
+    stack.jenkins_comes_back().await.unwrap();
+    for _ in 0..3 {
+        stack.unhide("completions");
+        stack.unhide("undelivered");
+        stack.settle().await.unwrap();
+    }
+    assert!(stack.nodes().is_empty());
+    assert!(stack.bodies("completions").is_empty() && stack.bodies("undelivered").is_empty());
+    assert_eq!(stack.told_all(), ["agent.ready", "agent.stopped"]);
+}
+
+#[tokio::test]
+async fn the_node_is_taken_offline_before_it_is_deleted() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.agent("offline", "node").await.unwrap();
+    let task = stack.tasks().remove(0);
+    stack.complete(json!({"taskArn": task.arn}));
+    stack.settle().await.unwrap();
+    let jenkins = stack.jenkins();
+    let targets: Vec<_> = jenkins.exchanges().iter().map(|exchange| exchange.target.clone()).collect();
+    let place = |part: &str| targets.iter().position(|target| target.contains(part));
+    let (offline, delete) = (place("ffline"), place("doDelete").expect("the node is deleted"));
+    assert!(offline.is_some_and(|offline| offline < delete), "{targets:#?}");
+}
+
+#[tokio::test]
+async fn a_request_id_stops_all_agents_of_the_request() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.ask(json!({"requestId": "many", "label": "node", "count": 4}));
+    stack.settle().await.unwrap();
+    stack.agent("other", "node").await.unwrap();
+    assert_eq!(stack.active_tasks().len(), 5);
+    stack.complete(json!({"requestId": "many"}));
+    stack.settle().await.unwrap();
+    assert_eq!(stack.active_tasks().len(), 1);
+    assert_eq!(stack.nodes().len(), 1);
+}
+
+#[tokio::test]
+async fn what_is_over_already_is_success() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.agent("over", "node").await.unwrap();
+    let task = stack.tasks().remove(0);
+    stack.aws().ecs.exit(&task.arn, 0, Timestamp::now());
+    stack.settle().await.unwrap();
+    for completion in [
+        json!({"requestId": "over"}),
+        json!({"agent": task.started_by}),
+        json!({"taskArn": task.arn}),
+        json!({"taskArn": task.arn, "agent": task.started_by, "requestId": "over"}),
+    ] {
+        stack.complete(completion.clone());
+        stack.settle().await.unwrap();
+        assert!(stack.bodies("completions").is_empty(), "{completion}");
+    }
+    assert!(stack.rejected().is_empty());
+    assert_eq!(stack.told_all(), ["agent.ready", "agent.stopped"]);
+}
+
+#[tokio::test]
+async fn a_completion_may_come_through_sns() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.agent("sns", "node").await.unwrap();
+    let message = json!({"version": 1, "requestId": "sns"}).to_string();
+    let envelope = json!({"Type": "Notification", "MessageId": "m", "TopicArn": "arn:aws:sns:eu-west-1:123456789012:t", "Message": message});
+    stack.send("completions", &envelope.to_string());
+    stack.settle().await.unwrap();
+    assert!(stack.active_tasks().is_empty());
+}
+
+#[tokio::test]
+async fn a_completion_withdraws_the_request_that_still_waits() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.aws().ecs.settings().fargate_has_capacity = false;
+    let url = stack.agent("aborted", "node").await.unwrap();
+    assert_eq!(stack.bodies("waiting").len(), 1);
+    stack.unhide("waiting");
+    stack.complete(json!({"requestId": "aborted"}));
+    stack.settle().await.unwrap();
+    assert!(stack.bodies("waiting").is_empty());
+    assert!(stack.bodies("completions").is_empty());
+    stack.aws().ecs.settings().fargate_has_capacity = true;
+    stack.sweep().await.unwrap();
+    assert!(stack.tasks().is_empty());
+    assert!(stack.told(&url).iter().all(|told| told.starts_with("agent.failed")));
+}
+
+#[tokio::test]
+async fn a_completion_that_comes_before_its_request_is_kept_until_it_finds_it() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.complete(json!({"requestId": "early"}));
+    stack.settle().await.unwrap();
+    assert_eq!(stack.bodies("completions").len(), 1, "it waits for what may still be placed");
+    assert!(stack.rejected().is_empty());
+    stack.agent("early", "node").await.unwrap();
+    for _ in 0..2 {
+        stack.unhide("completions");
+        stack.settle().await.unwrap();
+    }
+    assert!(stack.active_tasks().is_empty());
+    assert!(stack.bodies("completions").is_empty());
+}
+
+#[tokio::test]
+async fn a_completion_of_nothing_is_success_once_nothing_can_come_of_it() {
+    let mut stack = Stack::with(|config| {
+        for cloud in config["clouds"].as_array_mut().unwrap() {
+            cloud["instanceLaunchTimeout"] = "1s".into();
+        }
+    })
+    .await
+    .unwrap();
+    stack.complete(json!({"requestId": "never-was"}));
+    stack.settle().await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(1200)).await;
+    for _ in 0..3 {
+        stack.unhide("completions");
+        stack.settle().await.unwrap();
+    }
+    assert!(stack.bodies("completions").is_empty());
+    assert!(stack.bodies("completions-dead-letters").is_empty());
+    assert!(stack.rejected().is_empty());
+}
+
+#[tokio::test]
+async fn foreign_arns_are_rejected_without_a_call() {
+    let mut stack = Stack::start().await.unwrap();
+    let id = "0123456789abcdef0123456789abcdef";
+    let arns = [
+        format!("arn:aws:ecs:us-east-1:{ACCOUNT}:task/{CLUSTER}/{id}"),
+        format!("arn:aws:ecs:{REGION}:{ACCOUNT}:task/other/{id}"),
+        format!("arn:aws:ecs:{REGION}:{ACCOUNT}:service/{CLUSTER}/{id}"),
+        format!("arn:aws:ec2:{REGION}:{ACCOUNT}:instance/i-1"),
+        "not an ARN".into(),
+    ];
+    for arn in &arns {
+        stack.complete(json!({"taskArn": arn, "requestId": "foreign"}));
+    }
+    stack.settle().await.unwrap();
+    assert!(stack.calls().iter().all(|call| !call.starts_with("ecs:")), "{:?}", stack.calls());
+    let rejected = stack.rejected();
+    assert_eq!(rejected.len(), arns.len());
+    assert!(rejected.iter().all(|(_, reason)| !reason.is_empty()));
+    assert!(stack.bodies("completions").is_empty());
+}
+
+#[tokio::test]
+async fn a_task_of_another_account_in_a_cluster_of_our_name_is_not_ours() {
+    let mut stack = Stack::with(|config| {
+        let cluster = format!("arn:aws:ecs:{REGION}:{ACCOUNT}:cluster/{CLUSTER}");
+        for cloud in config["clouds"].as_array_mut().unwrap() {
+            cloud["cluster"] = cluster.clone().into();
+        }
+    })
+    .await
+    .unwrap();
+    stack.agent("by-arn", "node").await.unwrap();
+    stack.forget_calls();
+    let arn = format!("arn:aws:ecs:{REGION}:999999999999:task/{CLUSTER}/0123456789abcdef0123456789abcdef");
+    stack.complete(json!({"taskArn": arn}));
+    stack.settle().await.unwrap();
+    assert_eq!(stack.count("ecs:StopTask"), 0);
+    assert_eq!(stack.rejected().len(), 1);
+    stack.complete(json!({"requestId": "by-arn"}));
+    stack.settle().await.unwrap();
+    assert!(stack.active_tasks().is_empty());
+}
+
+#[tokio::test]
+async fn a_task_that_the_role_may_not_stop_is_rejected() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.agent("anything", "node").await.unwrap();
+    let arn = stack.tasks()[0].arn.clone();
+    stack.aws().faults.always("ecs", "StopTask", Some(Fault::denied()));
+    stack.complete(json!({"taskArn": arn}));
+    stack.settle().await.unwrap();
+    assert_eq!(stack.rejected().len(), 1);
+    assert!(stack.bodies("completions").is_empty());
+}
+
+#[tokio::test]
+async fn what_is_not_a_completion_is_rejected_and_disturbs_no_neighbour() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.agent("neighbour", "node").await.unwrap();
+    let bad = [
+        "not JSON".to_owned(),
+        json!({"version": 1}).to_string(),
+        json!({"version": 2, "requestId": "x"}).to_string(),
+        json!({"requestId": "x"}).to_string(),
+        json!({"version": 1, "requestId": "x", "unknown": true}).to_string(),
+        json!({"version": 1, "requestId": "with a blank"}).to_string(),
+        json!({"version": 1, "requestId": 7}).to_string(),
+    ];
+    bad.iter().for_each(|body| drop(stack.send("completions", body)));
+    stack.complete(json!({"requestId": "neighbour"}));
+    assert_eq!(stack.poll(Binary::Teardown, "completions").await.unwrap(), bad.len() + 1);
+    assert!(stack.bodies("completions").is_empty());
+    let mut rejected: Vec<_> = stack.rejected().into_iter().map(|(body, _)| body).collect();
+    let mut expected = bad.to_vec();
+    rejected.sort();
+    expected.sort();
+    assert_eq!(rejected, expected);
+    assert!(stack.active_tasks().is_empty());
+}
+
+#[tokio::test]
+async fn stop_task_is_tried_until_it_works() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.agent("stubborn", "node").await.unwrap();
+    let arn = stack.tasks()[0].arn.clone();
+    stack.aws().faults.always("ecs", "StopTask", Some(Fault::server()));
+    stack.complete(json!({"taskArn": arn}));
+    for _ in 0..3 {
+        stack.unhide("completions");
+        stack.settle().await.unwrap();
+    }
+    assert_eq!(stack.bodies("completions").len(), 1);
+    assert_eq!(stack.active_tasks().len(), 1);
+    stack.aws().faults.always("ecs", "StopTask", None);
+    stack.unhide("completions");
+    stack.settle().await.unwrap();
+    assert!(stack.active_tasks().is_empty());
+    assert!(stack.nodes().is_empty());
+    assert!(stack.bodies("completions").is_empty());
+}

@@ -1,0 +1,365 @@
+//! Requests for which there is no room (contract, sections 3, 4 and 7).
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use local::aws::Fault;
+use serde_json::{Value, json};
+use tests::{Binary, CLUSTER, GROUP, Stack};
+
+/// A world whose new instances take their time, for ever as far as a test goes.
+async fn slow_boot(change: impl FnOnce(&mut Value)) -> Stack {
+    let stack = Stack::with(change).await.unwrap();
+    stack.aws().ecs.settings().boot = Duration::from_secs(3600);
+    stack
+}
+
+/// Ends the instance that is there at the start.
+fn empty_the_group(stack: &mut Stack) {
+    stack.aws().ecs.fill_group(GROUP, 0, Timestamp::now());
+    stack.advance().clear();
+    assert_eq!(stack.aws().ecs.instances().count(), 0);
+}
+
+fn desired(stack: &Stack) -> u32 {
+    stack.aws().ecs.group(GROUP).unwrap().desired
+}
+
+/// `maven` takes 1024 CPU units and 2048 MiB: three go on an instance.
+fn ask(stack: &Stack, id: &str, count: u32) {
+    stack.ask(json!({"requestId": id, "label": "maven", "count": count}));
+}
+
+#[tokio::test]
+async fn the_first_request_starts_the_first_instance_and_is_placed_when_it_is_there() {
+    let mut stack =
+        slow_boot(|config| config["clouds"][0]["instanceCapacity"] = json!({"cpu": 4096, "memory": 7680})).await;
+    empty_the_group(&mut stack);
+    let url = stack.agent("first", "maven").await.unwrap();
+    assert_eq!(stack.bodies("waiting").len(), 1);
+    assert!(stack.bodies("requests").is_empty());
+    assert_eq!(stack.told(&url), Vec::<String>::new(), "that it waits is no outcome");
+    assert_eq!(stack.count("autoscaling:SetDesiredCapacity"), 1);
+    assert_eq!(desired(&stack), 1);
+    stack.aws().ecs.fill_group(GROUP, 1, Timestamp::now());
+    stack.unhide("waiting");
+    stack.settle().await.unwrap();
+    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert!(stack.bodies("waiting").is_empty());
+}
+
+#[tokio::test]
+async fn the_group_is_raised_once_to_what_the_waiting_work_needs() {
+    let mut stack = slow_boot(|_| {}).await;
+    // Three are placed, four wait: two instances more.
+    for number in 0..7 {
+        ask(&stack, &format!("room-{number}"), 1);
+    }
+    stack.settle().await.unwrap();
+    assert_eq!(stack.active_tasks().len(), 3);
+    assert_eq!(stack.bodies("waiting").len(), 4);
+    assert_eq!(stack.count("autoscaling:SetDesiredCapacity"), 1);
+    assert_eq!(desired(&stack), 3);
+    // Two more fit in what boots.
+    ask(&stack, "fits-1", 1);
+    ask(&stack, "fits-2", 1);
+    stack.settle().await.unwrap();
+    assert_eq!(stack.count("autoscaling:SetDesiredCapacity"), 1);
+    assert_eq!(desired(&stack), 3);
+    // One more does not.
+    ask(&stack, "too-much", 1);
+    stack.settle().await.unwrap();
+    assert_eq!(desired(&stack), 4);
+    // And however much waits, the maximum stays.
+    ask(&stack, "far-too-much", 10);
+    stack.settle().await.unwrap();
+    assert_eq!(desired(&stack), 4);
+    assert_eq!(stack.aws().ecs.group(GROUP).unwrap().members.len(), 4);
+}
+
+#[tokio::test]
+async fn two_copies_at_once_come_to_the_same_number() {
+    let mut stack = slow_boot(|_| {}).await;
+    ask(&stack, "fill", 3);
+    stack.settle().await.unwrap();
+    for number in 0..3 {
+        ask(&stack, &format!("copy-{number}"), 1);
+    }
+    let event = {
+        let mut aws = stack.aws();
+        let batch = aws.sqs.receive("requests", 10, None, Timestamp::now());
+        aws.sqs.event("requests", &batch)
+    };
+    let mut another = stack.another(Binary::Request).await.unwrap();
+    let other_event = event.clone();
+    let (one, two) = tokio::join!(stack.invoke(Binary::Request, event), another.invoke(other_event));
+    assert!(one.unwrap().is_ok() && two.unwrap().is_ok());
+    // Both put all three into the waiting queue; counted as SQS counts, that is six at the most.
+    assert!((2..=3).contains(&desired(&stack)), "{}", desired(&stack));
+    assert_eq!(stack.active_tasks().len(), 3);
+}
+
+#[tokio::test]
+async fn a_group_is_never_lowered() {
+    let mut stack = slow_boot(|_| {}).await;
+    ask(&stack, "fill", 3);
+    stack.settle().await.unwrap();
+    if let Some(group) = stack.aws().ecs.group_mut(GROUP) {
+        group.desired = 4;
+    }
+    ask(&stack, "one-more", 1);
+    stack.settle().await.unwrap();
+    assert_eq!(stack.bodies("waiting").len(), 1);
+    assert_eq!(desired(&stack), 4);
+}
+
+#[tokio::test]
+async fn while_an_instance_s_size_is_unknown_the_group_grows_by_one_and_only_if_none_boots() {
+    let mut stack = slow_boot(|_| {}).await;
+    empty_the_group(&mut stack);
+    ask(&stack, "unknown-1", 10);
+    stack.settle().await.unwrap();
+    assert_eq!(desired(&stack), 1);
+    ask(&stack, "unknown-2", 10);
+    stack.settle().await.unwrap();
+    assert_eq!(desired(&stack), 1);
+}
+
+#[tokio::test]
+async fn what_no_instance_can_hold_fails_and_raises_nothing() {
+    let mut stack = slow_boot(|_| {}).await;
+    let url = stack.webhook();
+    stack.ask(json!({"requestId": "huge", "label": "maven", "webhookUrl": url, "overrides": {"memory": 16384}}));
+    stack.settle().await.unwrap();
+    assert_eq!(stack.told(&url), ["agent.failed LAUNCH_FAILED"]);
+    assert_eq!(desired(&stack), 1);
+    assert!(stack.bodies("waiting").is_empty());
+    // The same where no instance is there, but its size was told.
+    let mut stack =
+        slow_boot(|config| config["clouds"][0]["instanceCapacity"] = json!({"cpu": 4096, "memory": 7680})).await;
+    empty_the_group(&mut stack);
+    let url = stack.webhook();
+    stack.ask(json!({"requestId": "huge", "label": "maven", "webhookUrl": url, "overrides": {"memory": 16384}}));
+    stack.settle().await.unwrap();
+    assert_eq!(stack.told(&url), ["agent.failed LAUNCH_FAILED"]);
+    assert_eq!(desired(&stack), 0);
+}
+
+#[tokio::test]
+async fn without_a_group_nothing_is_scaled() {
+    let mut stack =
+        slow_boot(|config| drop(config["clouds"][0].as_object_mut().unwrap().remove("autoScalingGroup"))).await;
+    ask(&stack, "fill", 5);
+    stack.settle().await.unwrap();
+    assert_eq!(stack.active_tasks().len(), 3);
+    assert!(!stack.bodies("waiting").is_empty());
+    assert!(stack.calls().iter().all(|call| !call.starts_with("autoscaling:")), "{:?}", stack.calls());
+}
+
+#[tokio::test]
+async fn fargate_without_capacity_is_waited_for() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.aws().ecs.settings().fargate_has_capacity = false;
+    let url = stack.agent("fargate", "node").await.unwrap();
+    assert_eq!(stack.bodies("waiting").len(), 1);
+    assert_eq!(stack.told(&url), Vec::<String>::new());
+    assert!(stack.calls().iter().all(|call| !call.starts_with("autoscaling:")));
+    stack.aws().ecs.settings().fargate_has_capacity = true;
+    stack.unhide("waiting");
+    stack.sweep().await.unwrap();
+    stack.unhide("requests");
+    stack.settle().await.unwrap();
+    assert_eq!(stack.told(&url), ["agent.ready"]);
+}
+
+#[tokio::test]
+async fn room_wakes_as_many_as_fit_oldest_first() {
+    let mut stack = slow_boot(|_| {}).await;
+    ask(&stack, "fill", 3);
+    stack.settle().await.unwrap();
+    for number in 0..3 {
+        ask(&stack, &format!("queued-{number}"), 1);
+        stack.settle().await.unwrap();
+        // Times are told apart to the millisecond.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(stack.bodies("waiting").len(), 3);
+    stack.unhide("waiting");
+    stack.forget_calls();
+    let first = stack.active_tasks().remove(0);
+    stack.complete(json!({"taskArn": first.arn}));
+    stack.settle().await.unwrap();
+    stack.unhide("requests");
+    stack.settle().await.unwrap();
+    let ready = stack.all_notices().into_iter().filter(|notice| notice.kind() == "agent.ready");
+    let ready: Vec<_> = ready.map(|notice| notice.body["requestId"].clone()).collect();
+    assert!(ready.contains(&json!("queued-0")), "{ready:?}");
+    assert!(!ready.contains(&json!("queued-1")), "{ready:?}");
+    assert_eq!(stack.bodies("waiting").len(), 2);
+    assert_eq!(stack.active_tasks().len(), 3);
+    assert!(stack.count("ecs:RunTask") <= 2, "only what fits is woken: {:?}", stack.calls());
+}
+
+#[tokio::test]
+async fn a_placement_that_leaves_no_room_costs_one_look_at_most() {
+    let mut stack = slow_boot(|_| {}).await;
+    ask(&stack, "fill", 3);
+    ask(&stack, "waits", 1);
+    stack.settle().await.unwrap();
+    let event =
+        stack.history.iter().rfind(|event| event["detail-type"] == "ECS Container Instance State Change").unwrap();
+    let full = event.clone();
+    stack.forget_calls();
+    stack.invoke(Binary::TaskState, full).await.unwrap().unwrap();
+    assert!(stack.calls().len() <= 1, "{:?}", stack.calls());
+}
+
+#[tokio::test]
+async fn over_max_agents_a_request_waits_and_raises_nothing() {
+    let mut stack = slow_boot(|config| config["clouds"][1]["templates"][0]["maxAgents"] = 1.into()).await;
+    let first = stack.agent("first", "node").await.unwrap();
+    let second = stack.agent("second", "node").await.unwrap();
+    assert_eq!(stack.told(&first), ["agent.ready"]);
+    assert_eq!(stack.told(&second), Vec::<String>::new());
+    assert_eq!((stack.active_tasks().len(), stack.bodies("waiting").len()), (1, 1));
+    stack.unhide("waiting");
+    stack.complete(json!({"requestId": "first"}));
+    stack.settle().await.unwrap();
+    stack.unhide("requests");
+    stack.settle().await.unwrap();
+    assert_eq!(stack.told(&second), ["agent.ready"], "an agent's end makes room");
+    assert_eq!(stack.active_tasks().len(), 1);
+    assert!(stack.calls().iter().all(|call| !call.starts_with("autoscaling:")), "{:?}", stack.calls());
+}
+
+#[tokio::test]
+async fn the_cloud_s_max_agents_counts_all_its_templates_in_one_batch_too() {
+    let mut stack = Stack::with(|config| config["clouds"][0]["maxAgents"] = 2.into()).await.unwrap();
+    for (number, label) in ["maven", "host", "maven", "maven"].iter().enumerate() {
+        stack.ask(json!({"requestId": format!("limited-{number}"), "label": label}));
+    }
+    stack.settle().await.unwrap();
+    assert_eq!(stack.active_tasks().len(), 2);
+    assert_eq!(stack.bodies("waiting").len(), 2);
+    assert_eq!(desired(&stack), 1);
+}
+
+#[tokio::test]
+async fn a_request_waits_no_longer_than_it_may() {
+    for way in ["instanceLaunchTimeout", "expiresAt"] {
+        let mut stack = slow_boot(|config| {
+            if way == "instanceLaunchTimeout" {
+                config["clouds"][0]["instanceLaunchTimeout"] = "1s".into();
+            }
+        })
+        .await;
+        ask(&stack, "fill", 3);
+        stack.settle().await.unwrap();
+        let url = stack.webhook();
+        let mut request = json!({"requestId": "impatient", "label": "maven", "webhookUrl": url});
+        if way == "expiresAt" {
+            request["expiresAt"] = (Timestamp::now() + jiff::SignedDuration::from_secs(1)).to_string().into();
+        }
+        stack.ask(request);
+        stack.settle().await.unwrap();
+        assert_eq!(stack.bodies("waiting").len(), 1, "{way}");
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+        stack.unhide("waiting");
+        stack.sweep().await.unwrap();
+        stack.unhide("requests");
+        stack.settle().await.unwrap();
+        assert_eq!(stack.told(&url), ["agent.failed CAPACITY_TIMEOUT"], "{way}");
+        assert!(stack.bodies("waiting").is_empty(), "{way}");
+        let message = stack.notices(Some(&url))[0].body["failure"]["message"].to_string();
+        assert!(message.len() > 20, "{message}");
+    }
+}
+
+#[tokio::test]
+async fn a_wait_keeps_the_time_it_began_at() {
+    // Refused again and again, a request still waits from its first time on.
+    let mut stack = slow_boot(|config| config["clouds"][0]["instanceLaunchTimeout"] = "2s".into()).await;
+    ask(&stack, "fill", 3);
+    stack.settle().await.unwrap();
+    let url = stack.agent("bounced", "maven").await.unwrap();
+    let began = Timestamp::now();
+    while stack.told(&url).is_empty() && Timestamp::now().duration_since(began).as_secs() < 20 {
+        stack.unhide("waiting");
+        stack.sweep().await.unwrap();
+        stack.unhide("requests");
+        stack.settle().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    assert_eq!(stack.told(&url), ["agent.failed CAPACITY_TIMEOUT"]);
+    assert_eq!(stack.active_tasks().len(), 3);
+}
+
+#[tokio::test]
+async fn a_hand_over_that_fails_loses_nothing() {
+    let mut stack = slow_boot(|_| {}).await;
+    ask(&stack, "fill", 3);
+    stack.settle().await.unwrap();
+    // The SDK tries a few times by itself.
+    stack.aws().faults.always("sqs", "SendMessage", Some(Fault::server()));
+    stack.aws().faults.always("sqs", "SendMessageBatch", Some(Fault::server()));
+    let url = stack.agent("handed", "maven").await.unwrap();
+    assert_eq!(stack.bodies("requests").len(), 1, "not acknowledged");
+    assert!(stack.bodies("waiting").is_empty());
+    stack.aws().faults.always("sqs", "SendMessage", None);
+    stack.aws().faults.always("sqs", "SendMessageBatch", None);
+    stack.unhide("requests");
+    stack.settle().await.unwrap();
+    assert_eq!(stack.bodies("waiting").len(), 1);
+    assert_eq!(stack.told(&url), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn the_sweep_raises_the_group_and_sends_back_when_events_were_missed() {
+    let mut stack = slow_boot(|_| {}).await;
+    ask(&stack, "fill", 3);
+    stack.settle().await.unwrap();
+    // Auto Scaling cannot be asked when the request comes.
+    for action in ["DescribeAutoScalingGroups", "SetDesiredCapacity"] {
+        stack.aws().faults.always("autoscaling", action, Some(Fault::server()));
+    }
+    let url = stack.agent("missed", "maven").await.unwrap();
+    for action in ["DescribeAutoScalingGroups", "SetDesiredCapacity"] {
+        stack.aws().faults.always("autoscaling", action, None);
+    }
+    stack.unhide("requests");
+    stack.settle().await.unwrap();
+    stack.unhide("waiting");
+    stack.sweep().await.unwrap();
+    assert_eq!(desired(&stack), 2);
+    // The instance registers, and nobody hears of it.
+    stack.aws().ecs.fill_group(GROUP, 2, Timestamp::now());
+    stack.advance().clear();
+    stack.unhide("waiting");
+    stack.sweep().await.unwrap();
+    stack.unhide("requests");
+    stack.settle().await.unwrap();
+    assert_eq!(stack.told(&url), ["agent.ready"]);
+}
+
+#[tokio::test]
+async fn several_agents_of_one_request_may_be_placed_bit_by_bit() {
+    let mut stack = slow_boot(|_| {}).await;
+    ask(&stack, "bit-by-bit", 5);
+    stack.settle().await.unwrap();
+    assert_eq!(stack.active_tasks().len(), 3);
+    stack.aws().ecs.fill_group(GROUP, 2, Timestamp::now());
+    for _ in 0..3 {
+        stack.unhide("waiting");
+        stack.settle().await.unwrap();
+        stack.unhide("requests");
+        stack.settle().await.unwrap();
+    }
+    let tasks = stack.active_tasks();
+    assert_eq!(tasks.len(), 5);
+    let mut names: Vec<_> = tasks.iter().map(|task| &task.started_by).collect();
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), 5);
+    assert_eq!(stack.told_all().iter().filter(|told| *told == "agent.ready").count(), 5);
+    assert!(tasks.iter().all(|task| task.cluster == CLUSTER));
+}

@@ -1,10 +1,11 @@
-//! Auto Scaling groups and their instances, and what EC2 says of them.
+//! Auto Scaling groups.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
-use super::model::Instance;
+use super::ec2::State;
+use super::instances::Registration;
 use super::{ApiError, Due, Ecs};
 use crate::aws::escape;
 
@@ -27,12 +28,22 @@ pub struct Group {
     pub interfaces: u32,
     /// Whether its instances ever register.
     pub registers: bool,
+    /// Whether its instances are born with scale-in protection.
+    pub protects_new: bool,
+    /// Attributes that its container instances register with.
+    pub attributes: BTreeMap<String, String>,
+    /// Tags of the group; its instances get them too.
+    pub tags: BTreeMap<String, String>,
+    /// How long after a scaling activity a call that honours it has to wait.
+    pub cooldown: SignedDuration,
     /// Its instances.
     pub members: Vec<Member>,
-    /// The most instances that there ever were at once.
+    /// The most instances that there ever were at once, those not counted that were ending.
     pub most: usize,
     /// The sum of all times that instances were there, in seconds, of those that are gone.
     pub instance_seconds: f64,
+    created_at: Timestamp,
+    scaled_at: Option<Timestamp>,
 }
 
 /// An instance of a group.
@@ -40,14 +51,20 @@ pub struct Group {
 pub struct Member {
     /// Its id.
     pub id: String,
-    /// `Pending` or `InService`.
+    /// `Pending`, `InService` or `Terminating`.
     pub lifecycle: &'static str,
     /// Whether scale-in leaves it alone.
     pub protected: bool,
     /// Since when it is paid for.
     pub launched_at: Timestamp,
-    /// Tags in EC2.
-    pub tags: BTreeMap<String, String>,
+    zone: String,
+    kind: String,
+}
+
+impl Member {
+    fn counts(&self) -> bool {
+        self.lifecycle != "Terminating"
+    }
 }
 
 impl Group {
@@ -56,29 +73,128 @@ impl Group {
         let living: f64 = self.members.iter().map(|member| now.duration_since(member.launched_at).as_secs_f64()).sum();
         self.instance_seconds + living
     }
+
+    /// The instances that count towards the desired capacity.
+    pub fn living(&self) -> usize {
+        self.members.iter().filter(|member| member.counts()).count()
+    }
+
+    /// Which instance scale-in takes: of the zone with the most, the oldest without protection ("Default termination
+    /// policy"). Whatever runs on it.
+    fn victim(&self) -> Option<String> {
+        let living = || self.members.iter().filter(|member| member.counts());
+        let in_zone = |zone: &str| living().filter(|member| member.zone == zone).count();
+        let crowded = living().filter(|member| !member.protected).map(|member| in_zone(&member.zone)).max()?;
+        living().find(|member| !member.protected && in_zone(&member.zone) == crowded).map(|member| member.id.clone())
+    }
+
+    fn describe(&self, region: &str, account: &str) -> String {
+        let members: String = self
+            .members
+            .iter()
+            .map(|member| {
+                format!(
+                    "<member><InstanceId>{}</InstanceId><InstanceType>{}</InstanceType><AvailabilityZone>{}</AvailabilityZone>\
+                     <LifecycleState>{}</LifecycleState><HealthStatus>Healthy</HealthStatus>\
+                     <ProtectedFromScaleIn>{}</ProtectedFromScaleIn></member>",
+                    member.id, member.kind, member.zone, member.lifecycle, member.protected
+                )
+            })
+            .collect();
+        let name = escape(&self.name);
+        let tags: String = self
+            .tags
+            .iter()
+            .map(|(key, value)| {
+                format!(
+                    "<member><ResourceId>{name}</ResourceId><ResourceType>auto-scaling-group</ResourceType><Key>{}</Key>\
+                     <Value>{}</Value><PropagateAtLaunch>true</PropagateAtLaunch></member>",
+                    escape(key),
+                    escape(value)
+                )
+            })
+            .collect();
+        format!(
+            "<member><AutoScalingGroupName>{name}</AutoScalingGroupName>\
+             <AutoScalingGroupARN>arn:aws:autoscaling:{region}:{account}:autoScalingGroup:0:autoScalingGroupName/{name}</AutoScalingGroupARN>\
+             <MinSize>{}</MinSize><MaxSize>{}</MaxSize><DesiredCapacity>{}</DesiredCapacity>\
+             <DefaultCooldown>{}</DefaultCooldown>\
+             <AvailabilityZones><member>{region}a</member><member>{region}b</member></AvailabilityZones>\
+             <HealthCheckType>EC2</HealthCheckType><HealthCheckGracePeriod>300</HealthCheckGracePeriod>\
+             <CreatedTime>{}</CreatedTime><NewInstancesProtectedFromScaleIn>{}</NewInstancesProtectedFromScaleIn>\
+             <Instances>{members}</Instances><Tags>{tags}</Tags></member>",
+            self.minimum,
+            self.maximum,
+            self.desired,
+            self.cooldown.as_secs(),
+            self.created_at,
+            self.protects_new,
+        )
+    }
+}
+
+/// Parameters of the query protocol.
+struct Form<'a>(&'a BTreeMap<String, String>);
+
+impl<'a> Form<'a> {
+    fn text(&self, name: &str) -> Option<&'a str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    fn number(&self, name: &str) -> Result<Option<u32>, ApiError> {
+        let parse = |text: &str| text.parse().map_err(|_| fault(format!("{name} is no capacity: {text}")));
+        self.text(name).map(parse).transpose()
+    }
+
+    fn flag(&self, name: &str) -> Option<bool> {
+        self.text(name).map(|text| text == "true")
+    }
+
+    /// A list, in order.
+    fn members(&self, name: &str) -> Vec<&'a str> {
+        (1..).map_while(|index| self.text(&format!("{name}.member.{index}"))).collect()
+    }
+}
+
+fn fault(message: impl Into<String>) -> ApiError {
+    ApiError::new("ValidationError", message)
 }
 
 impl Ecs {
-    /// Makes a group without instances beyond its minimum.
+    /// Makes a group, with its minimum as desired capacity.
     pub fn create_group(&mut self, name: &str, cluster: &str, bounds: (u32, u32), size: (u32, u32), now: Timestamp) {
         let (minimum, maximum) = bounds;
-        self.groups.insert(
-            name.into(),
-            Group {
-                name: name.into(),
-                minimum,
-                desired: minimum,
-                maximum,
-                cluster: cluster.into(),
-                size,
-                interfaces: 3,
-                registers: true,
-                members: Vec::new(),
-                most: 0,
-                instance_seconds: 0.0,
-            },
-        );
+        let group = Group {
+            name: name.to_owned(),
+            minimum,
+            desired: minimum,
+            maximum,
+            cluster: cluster.to_owned(),
+            size,
+            interfaces: 3,
+            registers: true,
+            protects_new: false,
+            attributes: BTreeMap::new(),
+            tags: BTreeMap::new(),
+            cooldown: SignedDuration::from_secs(300),
+            members: Vec::new(),
+            most: 0,
+            instance_seconds: 0.0,
+            created_at: now,
+            scaled_at: None,
+        };
+        self.groups.insert(name.to_owned(), group);
         self.reconcile(name, now);
+    }
+
+    /// A group.
+    pub fn group(&self, name: &str) -> Option<&Group> {
+        self.groups.get(name)
+    }
+
+    /// All groups.
+    pub fn groups(&self) -> impl Iterator<Item = &Group> {
+        self.groups.values()
     }
 
     /// A group, for tests that change what nobody can change from outside.
@@ -92,121 +208,140 @@ impl Ecs {
             group.desired = desired;
         }
         self.reconcile(name, now);
-        let ids: Vec<String> = self.groups.get(name).into_iter().flat_map(|group| &group.members).map(|member| member.id.clone()).collect();
+        let members = self.groups.get(name).into_iter().flat_map(|group| &group.members);
+        let ids: Vec<String> = members.filter(|member| member.counts()).map(|member| member.id.clone()).collect();
         for id in ids {
-            self.boot(name, &id, now);
-            self.register(name, &id, now);
+            self.boot(&id, now);
+            self.register(&id, now);
         }
+    }
+
+    fn member(&mut self, id: &str) -> Option<&mut Member> {
+        let group = self.machines.get(id)?.group.clone()?;
+        self.groups.get_mut(&group)?.members.iter_mut().find(|member| member.id == id)
     }
 
     /// Starts or ends instances until there are as many as desired.
     fn reconcile(&mut self, name: &str, now: Timestamp) {
-        let Some(group) = self.groups.get(name) else { return };
-        let (have, want) = (group.members.len(), group.desired as usize);
+        let Some(group) = self.groups.get_mut(name) else { return };
+        let (have, want) = (group.living(), group.desired as usize);
+        if have != want {
+            group.scaled_at = Some(now);
+        }
         for _ in have..want {
-            self.counter += 1;
-            let id = format!("i-{:017x}", self.counter);
-            if let Some(group) = self.groups.get_mut(name) {
-                group.members.push(Member {
-                    id: id.clone(),
-                    lifecycle: "Pending",
-                    protected: false,
-                    launched_at: now,
-                    tags: BTreeMap::new(),
-                });
-                group.most = group.most.max(group.members.len());
-            }
-            let boot = self.settings.boot;
-            self.later(now, boot, Due::Boot(name.into(), id));
+            self.launch_member(name, now);
         }
         for _ in want..have {
-            // The oldest unprotected instance goes, whatever runs on it: as a group's own scale-in does.
-            let victim = self
-                .groups
-                .get(name)
-                .and_then(|group| group.members.iter().find(|member| !member.protected))
-                .map(|member| member.id.clone());
-            let Some(victim) = victim else { return };
-            self.terminate(name, &victim, now);
+            let Some(victim) = self.groups.get(name).and_then(Group::victim) else { return };
+            self.begin_termination(&victim, now);
         }
     }
 
-    pub(super) fn boot(&mut self, group: &str, id: &str, now: Timestamp) {
-        let Some(found) = self.groups.get_mut(group) else { return };
-        let registers = found.registers;
-        let Some(member) = found.members.iter_mut().find(|member| member.id == id) else { return };
-        if member.lifecycle == "Pending" {
-            member.lifecycle = "InService";
-            if registers {
-                let register = self.settings.register;
-                self.later(now, register, Due::Register(group.into(), id.into()));
-            }
-        }
+    fn launch_member(&mut self, name: &str, now: Timestamp) {
+        let id = self.hex_id("i");
+        let machine = self.machine(&id, Some(name), now).clone();
+        let Some(group) = self.groups.get_mut(name) else { return };
+        group.members.push(Member {
+            id: id.clone(),
+            lifecycle: "Pending",
+            protected: group.protects_new,
+            launched_at: now,
+            zone: machine.zone,
+            kind: machine.kind,
+        });
+        group.most = group.most.max(group.living());
+        self.later(now, self.settings.boot, Due::Boot(id));
     }
 
-    pub(super) fn register(&mut self, group: &str, id: &str, now: Timestamp) {
-        let Some(found) = self.groups.get(group).filter(|group| group.members.iter().any(|member| member.id == id)) else {
+    pub(super) fn boot(&mut self, id: &str, now: Timestamp) {
+        let Some(member) = self.member(id).filter(|member| member.lifecycle == "Pending") else { return };
+        member.lifecycle = "InService";
+        if let Some(machine) = self.machines.get_mut(id) {
+            machine.state = State::Running;
+        }
+        self.later(now, self.settings.register, Due::Register(id.to_owned()));
+    }
+
+    pub(super) fn register(&mut self, id: &str, now: Timestamp) {
+        if self.member(id).is_none_or(|member| member.lifecycle != "InService") || self.instance_of(id).is_some() {
+            return;
+        }
+        let name = self.machines.get(id).and_then(|machine| machine.group.as_ref());
+        let Some(group) = name.and_then(|name| self.groups.get(name)).filter(|group| group.registers) else { return };
+        let provider = self.providers.iter().find(|(_, provider)| provider.group == group.name);
+        let registration = Registration {
+            ec2_id: id.to_owned(),
+            size: group.size,
+            interfaces: group.interfaces,
+            attributes: group.attributes.clone(),
+            tags: BTreeMap::new(),
+            provider: provider.map(|(name, _)| name.clone()),
+        };
+        let cluster = group.cluster.clone();
+        self.register_instance(&cluster, registration, now);
+    }
+
+    /// An instance is told to end. Its container agent stops at once, the tasks on it when it is gone.
+    fn begin_termination(&mut self, id: &str, now: Timestamp) {
+        if let Some(member) = self.member(id) {
+            member.lifecycle = "Terminating";
+        }
+        if let Some(machine) = self.machines.get_mut(id) {
+            machine.state = State::ShuttingDown;
+        }
+        if let Some(arn) = self.instance_of(id).map(|instance| instance.arn.clone()) {
+            self.connect_instance(&arn, false, now);
+        }
+        self.later(now, self.settings.terminate, Due::Gone(id.to_owned()));
+    }
+
+    /// An instance is gone, with every task on it.
+    pub(super) fn gone(&mut self, id: &str, now: Timestamp) {
+        let Some(machine) = self.machines.get_mut(id).filter(|machine| machine.state != State::Terminated) else {
             return;
         };
-        let (cluster, size, interfaces) = (found.cluster.clone(), found.size, found.interfaces);
-        if !self.instances.values().any(|instance| instance.ec2_id == id) {
-            self.add_instance(&cluster, id, size, interfaces, now);
-        }
-    }
-
-    /// Registers a container instance.
-    pub fn add_instance(&mut self, cluster: &str, ec2_id: &str, size: (u32, u32), interfaces: u32, now: Timestamp) -> String {
-        let id = self.id();
-        let arn = self.arn(&format!("container-instance/{cluster}/{id}"));
-        let number = self.counter;
-        self.instances.insert(
-            arn.clone(),
-            Instance {
-                arn: arn.clone(),
-                cluster: cluster.into(),
-                ec2_id: ec2_id.into(),
-                private_address: format!("10.0.{}.{}", number / 250 % 250, number % 250 + 1),
-                status: "ACTIVE".into(),
-                connected: true,
-                total: size,
-                free: size,
-                ports: BTreeSet::new(),
-                interfaces,
-                tasks: 0,
-                tags: BTreeMap::new(),
-                attributes: BTreeMap::from([("ecs.os-type".to_owned(), "linux".to_owned())]),
-                registered_at: now,
-                version: 1,
-                next_port: 32768,
-            },
-        );
-        self.tell_instance(&arn, now);
-        self.place_waiting(now);
-        arn
-    }
-
-    /// Ends an instance, with every task on it.
-    pub fn terminate(&mut self, group: &str, id: &str, now: Timestamp) {
-        if let Some(group) = self.groups.get_mut(group)
+        machine.state = State::Terminated;
+        let group = machine.group.clone();
+        if let Some(group) = group.as_ref().and_then(|name| self.groups.get_mut(name))
             && let Some(index) = group.members.iter().position(|member| member.id == id)
         {
             let member = group.members.remove(index);
             group.instance_seconds += now.duration_since(member.launched_at).as_secs_f64();
         }
-        let gone: Vec<String> =
-            self.instances.values().filter(|instance| instance.ec2_id == id).map(|instance| instance.arn.clone()).collect();
-        for arn in gone {
-            let on_it: Vec<String> = self
-                .tasks
-                .values()
-                .filter(|task| task.instance.as_deref() == Some(&arn) && task.last_status != "STOPPED")
-                .map(|task| task.arn.clone())
-                .collect();
-            for task in on_it {
-                let reason = format!("Host EC2 (instance {id}) terminated.");
-                self.end(&task, "TerminationNotice", &reason, None, None, now);
-            }
-            self.instances.remove(&arn);
+        // "If you terminate a running container instance, Amazon ECS automatically deregisters the instance."
+        if let Some(arn) = self.instance_of(id).map(|instance| instance.arn.clone()) {
+            self.deregister(&arn, &format!("Host EC2 (instance {id}) terminated."), now);
+        }
+        // "Terminated instances remain visible after termination for approximately one hour" (API_TerminateInstances).
+        self.later(now, std::time::Duration::from_secs(3600), Due::ForgetMachine(id.to_owned()));
+        if let Some(group) = group {
+            self.reconcile(&group, now);
+        }
+    }
+
+    /// An instance dies without notice, as in a Spot reclaim or a fault; its group replaces it.
+    pub fn kill_instance(&mut self, ec2_id: &str, now: Timestamp) {
+        self.gone(ec2_id, now);
+    }
+
+    /// Managed scaling raises the group of a capacity provider to what the tasks that wait for it need.
+    pub(super) fn scale(&mut self, provider: &str, now: Timestamp) {
+        let (waiting, (cpu, memory)) = self.waiting_for(provider);
+        let Some(found) = self.providers.get_mut(provider) else { return };
+        found.scaling = false;
+        let name = found.group.clone();
+        let Some(group) = self.groups.get_mut(&name).filter(|_| waiting > 0) else { return };
+        let booting = group.members.iter().filter(|member| member.lifecycle == "Pending").count() as u32;
+        let needed =
+            cpu.div_ceil(group.size.0.max(1)).max(memory.div_ceil(group.size.1.max(1))).saturating_sub(booting);
+        group.desired = (group.desired + needed).min(group.maximum);
+        let more = group.desired < group.maximum;
+        self.reconcile(&name, now);
+        // It looks again while tasks wait, since what was sized by sums need not fit.
+        if more && let Some(found) = self.providers.get_mut(provider) {
+            found.scaling = true;
+            let again = self.settings.managed_scaling + self.settings.boot + self.settings.register;
+            self.later(now, again.max(std::time::Duration::from_secs(1)), Due::Scale(provider.to_owned()));
         }
     }
 
@@ -214,136 +349,162 @@ impl Ecs {
     ///
     /// # Errors
     /// As Auto Scaling answers them.
-    pub fn autoscaling(&mut self, action: &str, form: &BTreeMap<String, String>, now: Timestamp) -> Result<String, ApiError> {
+    pub fn autoscaling(
+        &mut self,
+        action: &str,
+        form: &BTreeMap<String, String>,
+        now: Timestamp,
+    ) -> Result<String, ApiError> {
         self.advance(now);
-        let invalid = |message: String| Err(ApiError::new("ValidationError", message));
+        let form = Form(form);
         let result = match action {
-            "DescribeAutoScalingGroups" => {
-                let names: Vec<&String> =
-                    form.iter().filter(|(key, _)| key.starts_with("AutoScalingGroupNames.member.")).map(|(_, name)| name).collect();
-                let groups: String = self
-                    .groups
-                    .values()
-                    .filter(|group| names.is_empty() || names.contains(&&group.name))
-                    .map(describe)
-                    .collect();
-                format!("<DescribeAutoScalingGroupsResult><AutoScalingGroups>{groups}</AutoScalingGroups></DescribeAutoScalingGroupsResult>")
-            }
-            "SetDesiredCapacity" => {
-                let name = form.get("AutoScalingGroupName").cloned().unwrap_or_default();
-                let desired: u32 = form.get("DesiredCapacity").and_then(|text| text.parse().ok()).unwrap_or(u32::MAX);
-                let Some(group) = self.groups.get_mut(&name) else {
-                    return invalid("AutoScalingGroup name not found - null".into());
-                };
-                if desired > group.maximum {
-                    return invalid(format!("New SetDesiredCapacity value {desired} is above max value {} for the AutoScalingGroup.", group.maximum));
-                }
-                if desired < group.minimum {
-                    return invalid(format!("New SetDesiredCapacity value {desired} is below min value {} for the AutoScalingGroup.", group.minimum));
-                }
-                group.desired = desired;
-                self.reconcile(&name, now);
-                String::new()
-            }
-            "TerminateInstanceInAutoScalingGroup" => {
-                let id = form.get("InstanceId").cloned().unwrap_or_default();
-                let lower = form.get("ShouldDecrementDesiredCapacity").is_some_and(|flag| flag == "true");
-                let owner = self.groups.values_mut().find(|group| group.members.iter().any(|member| member.id == id));
-                let Some(group) = owner else {
-                    return invalid(format!("Instance Id not found - No managed instance found for instance ID {id}"));
-                };
-                if lower {
-                    if group.desired <= group.minimum {
-                        return invalid("Currently, desiredSize equals minSize. Terminating instance without replacement will violate group's min size constraint.".into());
-                    }
-                    group.desired -= 1;
-                }
-                let name = group.name.clone();
-                self.terminate(&name, &id, now);
-                self.reconcile(&name, now);
-                "<TerminateInstanceInAutoScalingGroupResult/>".into()
-            }
-            "SetInstanceProtection" => {
-                let name = form.get("AutoScalingGroupName").cloned().unwrap_or_default();
-                let protected = form.get("ProtectedFromScaleIn").is_some_and(|flag| flag == "true");
-                let ids: Vec<String> =
-                    form.iter().filter(|(key, _)| key.starts_with("InstanceIds.member.")).map(|(_, id)| id.clone()).collect();
-                for member in self.groups.get_mut(&name).into_iter().flat_map(|group| &mut group.members) {
-                    if ids.contains(&member.id) {
-                        member.protected = protected;
-                    }
-                }
-                "<SetInstanceProtectionResult/>".into()
-            }
+            "DescribeAutoScalingGroups" => self.describe_groups(&form)?,
+            "SetDesiredCapacity" => self.set_desired_capacity(&form, now)?,
+            "TerminateInstanceInAutoScalingGroup" => self.terminate_in_group(&form, now)?,
+            "SetInstanceProtection" => self.set_instance_protection(&form)?,
+            "UpdateAutoScalingGroup" => self.update_group(&form, now)?,
             _ => return Err(ApiError::new("InvalidAction", format!("{action} is not simulated"))),
         };
-        Ok(format!("<{action}Response xmlns=\"http://autoscaling.amazonaws.com/doc/2011-01-01/\">{result}<ResponseMetadata><RequestId>0</RequestId></ResponseMetadata></{action}Response>"))
+        Ok(format!(
+            "<{action}Response xmlns=\"http://autoscaling.amazonaws.com/doc/2011-01-01/\">{result}\
+             <ResponseMetadata><RequestId>00000000-0000-4000-8000-000000000000</RequestId></ResponseMetadata></{action}Response>"
+        ))
     }
 
-    /// Answers a read of EC2's query API.
-    ///
-    /// # Errors
-    /// As EC2 answers them.
-    pub fn ec2(&mut self, action: &str, form: &BTreeMap<String, String>, now: Timestamp) -> Result<String, ApiError> {
-        self.advance(now);
-        let xmlns = "xmlns=\"http://ec2.amazonaws.com/doc/2016-11-15/\"";
-        match action {
-            "DescribeInstances" => {
-                let mut items = String::new();
-                for id in form.iter().filter(|(key, _)| key.starts_with("InstanceId.")).map(|(_, id)| id) {
-                    let Some(instance) = self.instances.values().find(|instance| instance.ec2_id == *id) else {
-                        return Err(ApiError::new("InvalidInstanceID.NotFound", format!("The instance ID '{id}' does not exist")));
-                    };
-                    let member = self.groups.values().flat_map(|group| &group.members).find(|member| member.id == *id);
-                    let tags: String = member
-                        .into_iter()
-                        .flat_map(|member| &member.tags)
-                        .map(|(key, value)| format!("<item><key>{}</key><value>{}</value></item>", escape(key), escape(value)))
-                        .collect();
-                    items += &format!(
-                        "<item><instanceId>{id}</instanceId><instanceState><code>16</code><name>running</name></instanceState>\
-                         <privateIpAddress>{}</privateIpAddress><ipAddress>{}</ipAddress><tagSet>{tags}</tagSet></item>",
-                        instance.private_address,
-                        instance.private_address.replacen("10.0.", "54.0.", 1),
-                    );
-                }
-                Ok(format!("<DescribeInstancesResponse {xmlns}><requestId>0</requestId><reservationSet><item><reservationId>r-1</reservationId><instancesSet>{items}</instancesSet></item></reservationSet></DescribeInstancesResponse>"))
-            }
-            "DescribeNetworkInterfaces" => {
-                let id = form.get("NetworkInterfaceId.1").cloned().unwrap_or_default();
-                let task = self.tasks.values().find(|task| task.interface.as_ref().is_some_and(|(interface, _)| *interface == id));
-                let Some((task, (_, address))) = task.and_then(|task| Some((task, task.interface.as_ref()?))) else {
-                    return Err(ApiError::new("InvalidNetworkInterfaceID.NotFound", format!("The networkInterface ID '{id}' does not exist")));
-                };
-                let public = if task.public {
-                    format!("<association><publicIp>{}</publicIp></association>", address.replacen("10.1.", "54.1.", 1))
-                } else {
-                    String::new()
-                };
-                Ok(format!("<DescribeNetworkInterfacesResponse {xmlns}><requestId>0</requestId><networkInterfaceSet><item><networkInterfaceId>{id}</networkInterfaceId><privateIpAddress>{address}</privateIpAddress>{public}</item></networkInterfaceSet></DescribeNetworkInterfacesResponse>"))
-            }
-            _ => Err(ApiError::new("InvalidAction", format!("{action} is not simulated"))),
+    fn group_of(&mut self, form: &Form<'_>) -> Result<&mut Group, ApiError> {
+        let name = form.text("AutoScalingGroupName").unwrap_or_default();
+        self.groups
+            .get_mut(name)
+            .ok_or_else(|| fault(format!("AutoScalingGroup name not found - AutoScalingGroup '{name}' not found")))
+    }
+
+    /// API_DescribeAutoScalingGroups: 50 a page, 100 at most; unknown names are left out.
+    fn describe_groups(&self, form: &Form<'_>) -> Result<String, ApiError> {
+        let names = form.members("AutoScalingGroupNames");
+        let most = form.number("MaxRecords")?.unwrap_or(50);
+        if !(1..=100).contains(&most) {
+            return Err(fault("MaxRecords must be between 1 and 100."));
         }
+        let after = form.text("NextToken").unwrap_or_default();
+        let wanted =
+            |group: &&Group| (names.is_empty() || names.contains(&group.name.as_str())) && group.name.as_str() > after;
+        let mut rest = self.groups.values().filter(wanted);
+        let page: Vec<&Group> = rest.by_ref().take(most as usize).collect();
+        let next = match (rest.next(), page.last()) {
+            (Some(_), Some(last)) => format!("<NextToken>{}</NextToken>", escape(&last.name)),
+            _ => String::new(),
+        };
+        let groups: String = page.iter().map(|group| group.describe(&self.region, &self.account)).collect();
+        Ok(format!(
+            "<DescribeAutoScalingGroupsResult><AutoScalingGroups>{groups}</AutoScalingGroups>{next}</DescribeAutoScalingGroupsResult>"
+        ))
+    }
+
+    /// API_SetDesiredCapacity: within the group's bounds; cooldowns count only where the call says so.
+    fn set_desired_capacity(&mut self, form: &Form<'_>, now: Timestamp) -> Result<String, ApiError> {
+        let desired = form.number("DesiredCapacity")?.ok_or_else(|| fault("DesiredCapacity is missing."))?;
+        let honours = form.flag("HonorCooldown") == Some(true);
+        let group = self.group_of(form)?;
+        within(desired, group)?;
+        let cools = group.scaled_at.is_some_and(|at| now.duration_since(at) < group.cooldown);
+        if honours && cools {
+            let message = "Scaling activity is in progress and blocks this action";
+            return Err(ApiError::new("ScalingActivityInProgress", message));
+        }
+        group.desired = desired;
+        let name = group.name.clone();
+        self.reconcile(&name, now);
+        Ok(String::new())
+    }
+
+    /// API_TerminateInstanceInAutoScalingGroup: the desired capacity goes down with it on demand, not below the minimum;
+    /// without that, the group replaces the instance.
+    fn terminate_in_group(&mut self, form: &Form<'_>, now: Timestamp) -> Result<String, ApiError> {
+        let id = form.text("InstanceId").unwrap_or_default().to_owned();
+        let lower = form
+            .flag("ShouldDecrementDesiredCapacity")
+            .ok_or_else(|| fault("ShouldDecrementDesiredCapacity is missing."))?;
+        let found = self.member(&id).map(|member| member.lifecycle);
+        let name = self.machines.get(&id).and_then(|machine| machine.group.clone());
+        let (Some(lifecycle), Some(name)) = (found, name) else {
+            return Err(fault(format!("Instance Id not found - No managed instance found for instance ID: {id}")));
+        };
+        if lifecycle == "Terminating" {
+            let message = format!("Instance {id} is already terminating.");
+            return Err(ApiError::new("ScalingActivityInProgress", message));
+        }
+        if let Some(group) = self.groups.get_mut(&name).filter(|_| lower) {
+            if group.desired <= group.minimum {
+                return Err(fault(format!(
+                    "Currently, desiredSize equals minSize ({}). Terminating instance without replacement will violate \
+                     group's min size constraint. Either set shouldDecrementDesiredCapacity flag to false or lower group's \
+                     min size.",
+                    group.minimum
+                )));
+            }
+            group.desired -= 1;
+        }
+        self.begin_termination(&id, now);
+        self.reconcile(&name, now);
+        let activity = self.uuid();
+        Ok(format!(
+            "<TerminateInstanceInAutoScalingGroupResult><Activity><ActivityId>{activity}</ActivityId>\
+             <AutoScalingGroupName>{}</AutoScalingGroupName><Description>Terminating EC2 instance: {id}</Description>\
+             <Cause>At {now} instance {id} was taken out of service in response to a user request.</Cause>\
+             <StartTime>{now}</StartTime><StatusCode>InProgress</StatusCode><Progress>0</Progress></Activity>\
+             </TerminateInstanceInAutoScalingGroupResult>",
+            escape(&name)
+        ))
+    }
+
+    /// API_SetInstanceProtection: up to 50 instances of the group.
+    fn set_instance_protection(&mut self, form: &Form<'_>) -> Result<String, ApiError> {
+        let ids = form.members("InstanceIds");
+        if ids.is_empty() || ids.len() > 50 {
+            return Err(fault("InstanceIds: 1 to 50"));
+        }
+        let protected = form.flag("ProtectedFromScaleIn").ok_or_else(|| fault("ProtectedFromScaleIn is missing."))?;
+        let group = self.group_of(form)?;
+        if let Some(id) = ids.iter().find(|id| !group.members.iter().any(|member| member.id == **id)) {
+            return Err(fault(format!("The instance {id} is not part of Auto Scaling group {}.", group.name)));
+        }
+        for member in group.members.iter_mut().filter(|member| ids.contains(&member.id.as_str())) {
+            member.protected = protected;
+        }
+        Ok("<SetInstanceProtectionResult/>".to_owned())
+    }
+
+    /// API_UpdateAutoScalingGroup: a desired capacity outside of new bounds moves to the nearer one.
+    fn update_group(&mut self, form: &Form<'_>, now: Timestamp) -> Result<String, ApiError> {
+        let [minimum, maximum, desired, cooldown] =
+            ["MinSize", "MaxSize", "DesiredCapacity", "DefaultCooldown"].map(|name| form.number(name));
+        let (minimum, maximum, desired, cooldown) = (minimum?, maximum?, desired?, cooldown?);
+        let protects_new = form.flag("NewInstancesProtectedFromScaleIn");
+        let group = self.group_of(form)?;
+        let mut changed = Group {
+            minimum: minimum.unwrap_or(group.minimum),
+            maximum: maximum.unwrap_or(group.maximum),
+            protects_new: protects_new.unwrap_or(group.protects_new),
+            cooldown: cooldown.map_or(group.cooldown, |seconds| SignedDuration::from_secs(seconds.into())),
+            ..group.clone()
+        };
+        if changed.minimum > changed.maximum {
+            return Err(fault("Max bound, must be greater than or equal to min bound"));
+        }
+        changed.desired = desired.unwrap_or(group.desired.clamp(changed.minimum, changed.maximum));
+        within(changed.desired, &changed)?;
+        let name = changed.name.clone();
+        *group = changed;
+        self.reconcile(&name, now);
+        Ok(String::new())
     }
 }
 
-fn describe(group: &Group) -> String {
-    let members: String = group
-        .members
-        .iter()
-        .map(|member| {
-            format!(
-                "<member><InstanceId>{}</InstanceId><AvailabilityZone>a</AvailabilityZone><LifecycleState>{}</LifecycleState>\
-                 <HealthStatus>Healthy</HealthStatus><ProtectedFromScaleIn>{}</ProtectedFromScaleIn></member>",
-                member.id, member.lifecycle, member.protected
-            )
-        })
-        .collect();
-    format!(
-        "<member><AutoScalingGroupName>{}</AutoScalingGroupName><MinSize>{}</MinSize><MaxSize>{}</MaxSize>\
-         <DesiredCapacity>{}</DesiredCapacity><DefaultCooldown>300</DefaultCooldown><AvailabilityZones><member>a</member></AvailabilityZones>\
-         <HealthCheckType>EC2</HealthCheckType><HealthCheckGracePeriod>0</HealthCheckGracePeriod>\
-         <CreatedTime>2026-01-01T00:00:00Z</CreatedTime><Instances>{members}</Instances></member>",
-        group.name, group.minimum, group.maximum, group.desired
-    )
+fn within(desired: u32, group: &Group) -> Result<(), ApiError> {
+    let (word, bound) = match desired {
+        desired if desired > group.maximum => ("above max", group.maximum),
+        desired if desired < group.minimum => ("below min", group.minimum),
+        _ => return Ok(()),
+    };
+    Err(fault(format!("New SetDesiredCapacity value {desired} is {word} value {bound} for the AutoScalingGroup.")))
 }

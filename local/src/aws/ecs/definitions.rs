@@ -1,0 +1,309 @@
+//! Task definitions.
+
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+
+use super::input::{client, invalid, list, number, short, text, without};
+use super::tags::{Tags, describe, read_tags};
+use super::{ApiError, Ecs};
+
+/// The network mode of a task definition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Network {
+    /// Ports of the instance, dynamic ones too.
+    Bridge,
+    /// The instance's own ports.
+    Host,
+    /// A network interface of its own.
+    Awsvpc,
+    /// No way in or out.
+    None,
+}
+
+/// A revision of a task definition.
+#[derive(Debug, Clone)]
+pub struct TaskDefinition {
+    /// Its ARN.
+    pub arn: String,
+    /// Its family.
+    pub family: String,
+    /// Its network mode.
+    pub network: Network,
+    /// CPU units of the task as a whole, where they are set.
+    pub cpu: Option<u32>,
+    /// MiB of the task as a whole, where they are set.
+    pub memory: Option<u32>,
+    /// As DescribeTaskDefinition shows it.
+    pub shown: Value,
+    pub(super) active: bool,
+    pub(super) fits_fargate: bool,
+    pub(super) has_role: bool,
+    pub(super) containers: Vec<ContainerDefinition>,
+    /// Names of attributes that an instance needs.
+    pub(super) attributes: Vec<String>,
+    /// Constraints, as in RunTask.
+    pub(super) constraints: Vec<Value>,
+    pub(super) tags: Tags,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct ContainerDefinition {
+    pub name: String,
+    pub image: String,
+    pub essential: bool,
+    pub cpu: u32,
+    /// The hard limit.
+    pub memory: Option<u32>,
+    /// The soft limit, which is what gets reserved where there is one (API_ContainerDefinition).
+    pub reservation: Option<u32>,
+    pub has_health_check: bool,
+    pub ports: Vec<PortMapping>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PortMapping {
+    pub container: u16,
+    /// 0 for a dynamic one.
+    pub host: u16,
+    pub udp: bool,
+}
+
+impl TaskDefinition {
+    /// Reads the input of RegisterTaskDefinition.
+    fn read(input: &Value, arn: String, family: &str, now: Timestamp) -> Result<Self, ApiError> {
+        let network = match text(input, "networkMode") {
+            // "The default Docker network mode is bridge" (API_TaskDefinition).
+            None | Some("bridge") => Network::Bridge,
+            Some("host") => Network::Host,
+            Some("awsvpc") => Network::Awsvpc,
+            Some("none") => Network::None,
+            Some(other) => return Err(client(format!("Invalid network mode: {other}"))),
+        };
+        let (cpu, memory) = (amount(&input["cpu"], "vcpu")?, amount(&input["memory"], "gb")?);
+        let wants_fargate = list(&input["requiresCompatibilities"]).iter().any(|kind| kind == "FARGATE");
+        if wants_fargate && network != Network::Awsvpc {
+            return Err(client("Fargate only supports network mode ‘awsvpc’."));
+        }
+        let fits_fargate =
+            network == Network::Awsvpc && cpu.zip(memory).is_some_and(|(cpu, memory)| is_fargate_size(cpu, memory));
+        if wants_fargate && !fits_fargate {
+            return Err(no_fargate_size(cpu, memory));
+        }
+        let (mut containers, mut shown_containers) = (Vec::new(), Vec::new());
+        for container in list(&input["containerDefinitions"]) {
+            let definition = ContainerDefinition::read(container, network)?;
+            if memory.is_none() && definition.memory.or(definition.reservation).is_none() {
+                return Err(client(format!(
+                    "Invalid setting for container '{}'. At least one of 'memory' or 'memoryReservation' must be specified.",
+                    definition.name
+                )));
+            }
+            shown_containers.push(definition.shown(container));
+            containers.push(definition);
+        }
+        if containers.is_empty() {
+            return Err(client("Container list cannot be empty."));
+        }
+        if !containers.iter().any(|container| container.essential) {
+            return Err(client("At least one container must be essential."));
+        }
+        // ECS derives them from the parameters; awsvpc is the one that costs people their placement.
+        let attributes: Vec<String> =
+            if network == Network::Awsvpc { vec!["ecs.capability.task-eni".to_owned()] } else { Vec::new() };
+        let mut shown = Value::Object(without(input, "tags"));
+        shown["taskDefinitionArn"] = json!(arn);
+        shown["revision"] = json!(arn.rsplit(':').next().and_then(|revision| revision.parse::<u32>().ok()));
+        shown["status"] = json!("ACTIVE");
+        shown["containerDefinitions"] = json!(shown_containers);
+        shown["requiresAttributes"] = attributes.iter().map(|name| json!({"name": name})).collect();
+        shown["compatibilities"] = match network {
+            Network::Awsvpc if fits_fargate => json!(["EC2", "FARGATE"]),
+            Network::Awsvpc => json!(["EC2"]),
+            _ => json!(["EXTERNAL", "EC2"]),
+        };
+        shown["registeredAt"] = json!(super::seconds(now));
+        for list in ["volumes", "placementConstraints"] {
+            if shown[list].is_null() {
+                shown[list] = json!([]);
+            }
+        }
+        // Texts like `1 vCPU` become numbers when the definition is registered (API_RegisterTaskDefinition).
+        for (name, value) in [("cpu", cpu), ("memory", memory)] {
+            if let Some(value) = value {
+                shown[name] = json!(value.to_string());
+            }
+        }
+        Ok(Self {
+            arn,
+            family: family.to_owned(),
+            network,
+            cpu,
+            memory,
+            shown,
+            active: true,
+            fits_fargate,
+            has_role: text(input, "taskRoleArn").is_some(),
+            containers,
+            attributes,
+            constraints: list(&input["placementConstraints"]).to_vec(),
+            tags: read_tags(&input["tags"])?,
+        })
+    }
+}
+
+impl ContainerDefinition {
+    fn read(input: &Value, network: Network) -> Result<Self, ApiError> {
+        let name = text(input, "name").ok_or_else(|| client("Container.name should not be null or empty."))?;
+        let image = text(input, "image").ok_or_else(|| client("Container.image should not be null or empty."))?;
+        let mut ports = Vec::new();
+        for mapping in list(&input["portMappings"]) {
+            let port = |name: &str| number(&mapping[name]).and_then(|port| u16::try_from(port).ok());
+            let container = port("containerPort")
+                .filter(|port| *port > 0)
+                .ok_or_else(|| client(format!("Invalid container port in the port mappings of container {name}.")))?;
+            let host = match (network, port("hostPort").filter(|port| *port > 0)) {
+                (Network::Bridge, host) => host.unwrap_or(0),
+                // "the hostPort can either be left blank or set to the same value as the containerPort" (API_PortMapping)
+                (_, Some(host)) if host != container => {
+                    return Err(client(
+                        "When networkMode=awsvpc or host, the host ports and container ports in port mappings must match.",
+                    ));
+                }
+                _ => container,
+            };
+            ports.push(PortMapping { container, host, udp: mapping["protocol"] == "udp" });
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            image: image.to_owned(),
+            essential: input["essential"].as_bool().unwrap_or(true),
+            cpu: number(&input["cpu"]).unwrap_or(0),
+            memory: number(&input["memory"]),
+            reservation: number(&input["memoryReservation"]),
+            has_health_check: !input["healthCheck"].is_null(),
+            ports,
+        })
+    }
+
+    /// As it was registered, with the defaults filled in.
+    fn shown(&self, input: &Value) -> Value {
+        let mut shown: Map<String, Value> = input.as_object().cloned().unwrap_or_default();
+        shown.insert("cpu".into(), json!(self.cpu));
+        shown.insert("essential".into(), json!(self.essential));
+        let mappings = self.ports.iter().map(|port| {
+            let protocol = if port.udp { "udp" } else { "tcp" };
+            json!({"containerPort": port.container, "hostPort": port.host, "protocol": protocol})
+        });
+        shown.insert("portMappings".into(), mappings.collect());
+        for list in ["environment", "mountPoints", "volumesFrom"] {
+            shown.entry(list).or_insert_with(|| json!([]));
+        }
+        Value::Object(shown)
+    }
+}
+
+/// CPU units or MiB, as a number or in words: `1 vCPU`, `2 GB` (API_RegisterTaskDefinition).
+///
+/// # Errors
+/// When it is neither.
+pub(super) fn amount(value: &Value, unit: &str) -> Result<Option<u32>, ApiError> {
+    if value.is_null() || value == "" {
+        return Ok(None);
+    }
+    let in_words = || {
+        let words = value.as_str()?.to_ascii_lowercase();
+        let of_unit: f64 = words.strip_suffix(unit)?.trim().parse().ok()?;
+        let units = of_unit * 1024.0;
+        (units > 0.0 && units <= 1_000_000.0).then_some(units as u32)
+    };
+    number(value).or_else(in_words).map(Some).ok_or_else(|| client(format!("Invalid setting: {value}")))
+}
+
+/// "Task CPU and memory" for Fargate (ECS developer guide, "Amazon ECS task definition parameters for Fargate").
+pub(super) fn is_fargate_size(cpu: u32, memory: u32) -> bool {
+    let steps = |least: u32, most: u32, step: u32| (least..=most).contains(&memory) && memory % step == 0;
+    match cpu {
+        256 => [512, 1024, 2048].contains(&memory),
+        512 => steps(1024, 4096, 1024),
+        1024 => steps(2048, 8192, 1024),
+        2048 => steps(4096, 16384, 1024),
+        4096 => steps(8192, 30720, 1024),
+        8192 => steps(16384, 61440, 4096),
+        16384 => steps(32768, 122_880, 8192),
+        _ => false,
+    }
+}
+
+pub(super) fn no_fargate_size(cpu: Option<u32>, memory: Option<u32>) -> ApiError {
+    let shown = |amount: Option<u32>| amount.map_or("no".to_owned(), |amount| amount.to_string());
+    client(format!("No Fargate configuration exists for given values: {} CPU, {} memory.", shown(cpu), shown(memory)))
+}
+
+impl Ecs {
+    /// Registers a task definition as RegisterTaskDefinition does, before anything else happens.
+    ///
+    /// # Errors
+    /// When ECS would refuse it.
+    pub fn register_definition(&mut self, input: &Value) -> Result<Value, ApiError> {
+        self.register_task_definition(input, self.now)
+    }
+
+    /// API_RegisterTaskDefinition: a family of up to 255 letters, numbers, underscores and hyphens, and containers.
+    pub(super) fn register_task_definition(&mut self, input: &Value, now: Timestamp) -> Result<Value, ApiError> {
+        let family = text(input, "family").ok_or_else(|| client("Family should not be null or empty."))?;
+        if family.len() > 255 || !family.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte)) {
+            return Err(client(
+                "Family contains invalid characters when it should only contain letters, numbers, _ and -.",
+            ));
+        }
+        let revision = self.definitions.get(family).map_or(0, Vec::len) + 1;
+        let arn = self.arn(&format!("task-definition/{family}:{revision}"));
+        let definition = TaskDefinition::read(input, arn, family, now)?;
+        let answer = json!({"taskDefinition": definition.shown, "tags": describe(&definition.tags)});
+        self.definitions.entry(family.to_owned()).or_default().push(definition);
+        Ok(answer)
+    }
+
+    /// API_DeregisterTaskDefinition: the revision becomes INACTIVE.
+    pub(super) fn deregister_task_definition(&mut self, input: &Value) -> Result<Value, ApiError> {
+        let name = text(input, "taskDefinition").unwrap_or_default();
+        if !short(name).contains(':') {
+            return Err(invalid("The revision is missing."));
+        }
+        let arn = self.definition(name).map(|definition| definition.arn.clone());
+        let found = arn.and_then(|arn| {
+            let (family, revision) = short(&arn).split_once(':')?;
+            self.definitions.get_mut(family)?.get_mut(revision.parse::<usize>().ok()?.checked_sub(1)?)
+        });
+        let definition = found.ok_or_else(|| client("The specified task definition does not exist."))?;
+        definition.active = false;
+        definition.shown["status"] = json!("INACTIVE");
+        Ok(json!({"taskDefinition": definition.shown}))
+    }
+
+    /// API_DescribeTaskDefinition; INACTIVE revisions can still be described.
+    pub(super) fn describe_task_definition(&self, input: &Value) -> Result<Value, ApiError> {
+        let name = text(input, "taskDefinition").unwrap_or_default();
+        let definition = self.definition(name).ok_or_else(|| client("Unable to describe task definition."))?;
+        let mut answer = json!({"taskDefinition": definition.shown});
+        if list(&input["include"]).iter().any(|field| field == "TAGS") {
+            answer["tags"] = describe(&definition.tags);
+        }
+        Ok(answer)
+    }
+
+    /// A revision by its full ARN, by `family:revision`, or the latest ACTIVE one of a family (API_RunTask).
+    pub(super) fn definition(&self, name: &str) -> Option<&TaskDefinition> {
+        let (family, revision) = match short(name).split_once(':') {
+            Some((family, revision)) => (family, Some(revision.parse::<usize>().ok()?)),
+            None => (short(name), None),
+        };
+        let revisions = self.definitions.get(family)?;
+        let found = match revision {
+            Some(revision) => revisions.get(revision.checked_sub(1)?),
+            None => revisions.iter().rev().find(|definition| definition.active),
+        }?;
+        let prefix = self.arn("task-definition/");
+        (!name.starts_with("arn:") || name.starts_with(&prefix)).then_some(found)
+    }
+}

@@ -1,0 +1,180 @@
+//! EC2 instances, and what EC2's reads say of them and of tasks' network interfaces.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+
+use super::{ApiError, Ecs};
+use crate::aws::escape;
+
+/// The state of an EC2 instance, with the code that EC2 gives it (API_InstanceState).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    Pending = 0,
+    Running = 16,
+    ShuttingDown = 32,
+    Terminated = 48,
+}
+
+impl State {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Running => "running",
+            Self::ShuttingDown => "shutting-down",
+            Self::Terminated => "terminated",
+        }
+    }
+}
+
+/// An EC2 instance.
+#[derive(Debug, Clone)]
+pub(super) struct Machine {
+    pub kind: String,
+    pub zone: String,
+    pub private_address: String,
+    pub public_address: Option<String>,
+    pub state: State,
+    pub launched_at: Timestamp,
+    pub tags: BTreeMap<String, String>,
+    /// The Auto Scaling group that it is in.
+    pub group: Option<String>,
+}
+
+impl Ecs {
+    /// The EC2 instance of this id, made where there is none: a new one of a group, or one that was always there.
+    pub(super) fn machine(&mut self, id: &str, group: Option<&str>, now: Timestamp) -> &Machine {
+        if !self.machines.contains_key(id) {
+            let number = self.next();
+            let [a, b] = self.settings.instance_network;
+            let host = format!("{}.{}", number / 250 % 250, number % 250 + 1);
+            let mut tags =
+                group.and_then(|name| self.groups.get(name)).map(|group| group.tags.clone()).unwrap_or_default();
+            if let Some(group) = group {
+                tags.insert("aws:autoscaling:groupName".to_owned(), group.to_owned());
+            }
+            let machine = Machine {
+                kind: "m6i.large".to_owned(),
+                zone: self.zone(number),
+                private_address: format!("{a}.{b}.{host}"),
+                public_address: Some(format!("54.{b}.{host}")),
+                state: if group.is_some() { State::Pending } else { State::Running },
+                launched_at: now,
+                tags,
+                group: group.map(str::to_owned),
+            };
+            self.machines.insert(id.to_owned(), machine);
+        }
+        &self.machines[id]
+    }
+
+    /// Sets a tag of an EC2 instance.
+    pub fn tag_machine(&mut self, ec2_id: &str, key: &str, value: &str) {
+        if let Some(machine) = self.machines.get_mut(ec2_id) {
+            machine.tags.insert(key.to_owned(), value.to_owned());
+        }
+    }
+
+    /// Answers a read of EC2's query API.
+    ///
+    /// # Errors
+    /// As EC2 answers them.
+    pub fn ec2(&mut self, action: &str, form: &BTreeMap<String, String>, now: Timestamp) -> Result<String, ApiError> {
+        self.advance(now);
+        let members =
+            |name: &str| -> Vec<&String> { (1..).map_while(|index| form.get(&format!("{name}.{index}"))).collect() };
+        let content = match action {
+            "DescribeInstances" => self.describe_machines(&members("InstanceId"))?,
+            "DescribeNetworkInterfaces" => self.describe_interfaces(&members("NetworkInterfaceId"))?,
+            _ => {
+                return Err(ApiError::new(
+                    "InvalidAction",
+                    format!("The action {action} is not valid for this web service."),
+                ));
+            }
+        };
+        Ok(format!(
+            "<{action}Response xmlns=\"http://ec2.amazonaws.com/doc/2016-11-15/\">\
+             <requestId>00000000-0000-4000-8000-000000000000</requestId>{content}</{action}Response>"
+        ))
+    }
+
+    /// API_DescribeInstances, by id or all of them; one unknown id fails the call.
+    fn describe_machines(&self, ids: &[&String]) -> Result<String, ApiError> {
+        let ids: Vec<&String> = if ids.is_empty() { self.machines.keys().collect() } else { ids.to_vec() };
+        let mut items = String::new();
+        for id in ids {
+            let Some(machine) = self.machines.get(id) else {
+                return Err(ApiError::new(
+                    "InvalidInstanceID.NotFound",
+                    format!("The instance ID '{id}' does not exist"),
+                ));
+            };
+            items += &format!(
+                "<item><reservationId>r-0{}</reservationId><ownerId>{}</ownerId><groupSet/><instancesSet>{}</instancesSet></item>",
+                id.trim_start_matches("i-0"),
+                self.account,
+                self.describe_machine(id, machine)
+            );
+        }
+        Ok(format!("<reservationSet>{items}</reservationSet>"))
+    }
+
+    fn describe_machine(&self, id: &str, machine: &Machine) -> String {
+        // A terminated instance has no addresses any more. What a test has changed of a container instance holds.
+        let (private, public) = match (machine.state, self.instance_of(id)) {
+            (State::Terminated, _) => (None, None),
+            (_, Some(instance)) => (Some(&instance.private_address), instance.public_address.as_ref()),
+            (_, None) => (Some(&machine.private_address), machine.public_address.as_ref()),
+        };
+        let element = |name: &str, text: Option<&String>| {
+            text.map(|text| format!("<{name}>{}</{name}>", escape(text))).unwrap_or_default()
+        };
+        let tags: String = machine
+            .tags
+            .iter()
+            .map(|(key, value)| format!("<item><key>{}</key><value>{}</value></item>", escape(key), escape(value)))
+            .collect();
+        format!(
+            "<item><instanceId>{id}</instanceId><imageId>ami-0a1b2c3d4e5f60718</imageId>\
+             <instanceState><code>{}</code><name>{}</name></instanceState>\
+             <instanceType>{}</instanceType><launchTime>{}</launchTime>\
+             <placement><availabilityZone>{}</availabilityZone><tenancy>default</tenancy></placement>\
+             <subnetId>subnet-1</subnetId><vpcId>vpc-1</vpcId>{}{}<tagSet>{tags}</tagSet></item>",
+            machine.state as u8,
+            machine.state.as_str(),
+            machine.kind,
+            machine.launched_at,
+            machine.zone,
+            element("privateIpAddress", private),
+            element("ipAddress", public),
+        )
+    }
+
+    /// API_DescribeNetworkInterfaces, by id; one unknown id fails the call. An interface goes with its task.
+    fn describe_interfaces(&self, ids: &[&String]) -> Result<String, ApiError> {
+        let mut items = String::new();
+        for id in ids {
+            let task = self.interfaces.get(*id).and_then(|arn| self.tasks.get(arn));
+            let interface =
+                task.and_then(|task| task.interface.as_ref()).filter(|interface| interface.status == "ATTACHED");
+            let Some(interface) = interface else {
+                let message = format!("The networkInterface ID '{id}' does not exist");
+                return Err(ApiError::new("InvalidNetworkInterfaceID.NotFound", message));
+            };
+            let association = interface.public_address.as_ref().map(|address| {
+                format!("<association><publicIp>{address}</publicIp><ipOwnerId>amazon</ipOwnerId></association>")
+            });
+            let address = &interface.private_address;
+            items += &format!(
+                "<item><networkInterfaceId>{id}</networkInterfaceId><subnetId>{}</subnetId><status>in-use</status>\
+                 <privateIpAddress>{address}</privateIpAddress>{association}<tagSet/>\
+                 <privateIpAddressesSet><item><privateIpAddress>{address}</privateIpAddress><primary>true</primary>{association}</item>\
+                 </privateIpAddressesSet></item>",
+                escape(&interface.subnet),
+                association = association.unwrap_or_default(),
+            );
+        }
+        Ok(format!("<networkInterfaceSet>{items}</networkInterfaceSet>"))
+    }
+}

@@ -1,0 +1,66 @@
+//! Reading the input of a call.
+
+use serde_json::{Map, Value};
+
+use super::ApiError;
+
+/// The entries of a list; none if it is no list.
+pub(super) fn list(value: &Value) -> &[Value] {
+    value.as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+/// The strings of a list.
+pub(super) fn strings(value: &Value) -> impl Iterator<Item = &str> {
+    list(value).iter().filter_map(Value::as_str)
+}
+
+/// A text that is there and not empty: the SDKs leave unset members out, the CLI may send empty ones.
+pub(super) fn text<'a>(input: &'a Value, name: &str) -> Option<&'a str> {
+    input[name].as_str().filter(|text| !text.is_empty())
+}
+
+/// A number, or a text that is one.
+pub(super) fn number(value: &Value) -> Option<u32> {
+    value.as_u64().or_else(|| value.as_str()?.trim().parse().ok()).and_then(|number| u32::try_from(number).ok())
+}
+
+/// The last part of an ARN, or what is no ARN as it is.
+pub(super) fn short(name: &str) -> &str {
+    name.rsplit('/').next().unwrap_or(name)
+}
+
+/// An object without its empty members: AWS' answers leave out what is not set.
+pub(super) fn without_nulls(mut value: Value) -> Value {
+    if let Some(fields) = value.as_object_mut() {
+        fields.retain(|_, field| !field.is_null());
+    }
+    value
+}
+
+/// A copy of an object without one member.
+pub(super) fn without(value: &Value, name: &str) -> Map<String, Value> {
+    let mut fields = value.as_object().cloned().unwrap_or_default();
+    fields.remove(name);
+    fields
+}
+
+pub(super) fn invalid(message: impl Into<String>) -> ApiError {
+    ApiError::new("InvalidParameterException", message)
+}
+
+pub(super) fn client(message: impl Into<String>) -> ApiError {
+    ApiError::new("ClientException", message)
+}
+
+/// A list of names that a call takes at most so many of.
+///
+/// # Errors
+/// When it is empty or longer.
+pub(super) fn names<'a>(input: &'a Value, name: &str, most: usize) -> Result<Vec<&'a str>, ApiError> {
+    let names: Vec<&str> = strings(&input[name]).collect();
+    match names.len() {
+        0 => Err(invalid(format!("{name} cannot be empty."))),
+        many if many > most => Err(invalid(format!("{name} cannot have more than {most} elements."))),
+        _ => Ok(names),
+    }
+}

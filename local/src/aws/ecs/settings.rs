@@ -1,0 +1,122 @@
+//! How fast the simulated world is, what it has, and how its containers behave.
+
+use std::time::Duration;
+
+/// Delays and limits of the world.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// From a raised desired capacity to a running instance.
+    pub boot: Duration,
+    /// From a running instance to a registered one.
+    pub register: Duration,
+    /// From the order to end an instance until it is gone.
+    pub terminate: Duration,
+    /// Preparation of a network interface, and of Fargate's own machine.
+    pub provision: Duration,
+    /// How long images take.
+    pub pull: Duration,
+    /// From the image to the running container.
+    pub start: Duration,
+    /// From running to healthy, where there is a health check.
+    pub healthy: Duration,
+    /// From StopTask to DEACTIVATING and STOPPING.
+    pub stopping: Duration,
+    /// From STOPPING until the containers have ended.
+    pub stop: Duration,
+    /// From ended containers until the network interface is gone.
+    pub deprovision: Duration,
+    /// From the first task in want of an instance until managed scaling raises the group of a capacity provider.
+    pub managed_scaling: Duration,
+    /// RunTask calls a second, and at once; none to throttle nothing.
+    pub run_task_rate: Option<(u32, u32)>,
+    /// Whether TagResource takes a stopped task. ECS refuses it in so many words; the API reference does not say.
+    pub tags_on_stopped_tasks: bool,
+    /// Whether Fargate has capacity.
+    pub fargate_has_capacity: bool,
+    /// Whether Fargate Spot has capacity.
+    pub spot_has_capacity: bool,
+    /// Whether missing Fargate capacity is a `ClientException` rather than an entry of `failures`; both have been seen.
+    pub lack_of_fargate_is_an_error: bool,
+    /// Whether an answer of failures alone is replayed for the same client token. Not documented: nobody may count on
+    /// either, and replaying is the harsher of the two.
+    pub replays_failures: bool,
+    /// The first two numbers of the addresses of EC2 instances.
+    pub instance_network: [u8; 2],
+    /// The first two numbers of the addresses of tasks' own network interfaces.
+    pub interface_network: [u8; 2],
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            boot: Duration::from_secs(60),
+            register: Duration::from_secs(20),
+            terminate: Duration::from_secs(20),
+            provision: Duration::from_secs(8),
+            pull: Duration::from_secs(4),
+            start: Duration::from_secs(1),
+            healthy: Duration::from_secs(5),
+            stopping: Duration::from_millis(200),
+            stop: Duration::from_secs(2),
+            deprovision: Duration::from_secs(1),
+            managed_scaling: Duration::from_secs(60),
+            run_task_rate: Some((20, 20)),
+            tags_on_stopped_tasks: false,
+            fargate_has_capacity: true,
+            spot_has_capacity: true,
+            lack_of_fargate_is_an_error: false,
+            replays_failures: true,
+            instance_network: [10, 0],
+            interface_network: [10, 1],
+        }
+    }
+}
+
+impl Settings {
+    /// Makes everything that takes time take none. Events still come one after the other.
+    pub fn without_delays(&mut self) {
+        for delay in [
+            &mut self.boot,
+            &mut self.register,
+            &mut self.terminate,
+            &mut self.provision,
+            &mut self.pull,
+            &mut self.start,
+            &mut self.healthy,
+            &mut self.stopping,
+            &mut self.stop,
+            &mut self.deprovision,
+            &mut self.managed_scaling,
+        ] {
+            *delay = Duration::ZERO;
+        }
+    }
+}
+
+/// How the tasks of a family behave.
+#[derive(Debug, Clone, Default)]
+pub enum Behaviour {
+    /// They run until they are stopped, and become healthy where there is a health check.
+    #[default]
+    Runs,
+    /// Their image cannot be pulled.
+    ImageMissing,
+    /// They fail to start for this reason, say `ResourceInitializationError: …`.
+    FailsToStart {
+        /// In ECS' words.
+        reason: String,
+    },
+    /// They never leave PENDING.
+    NeverRuns,
+    /// They run and become unhealthy.
+    Unhealthy,
+    /// They run, and their health check never comes to a result.
+    HealthUnknown,
+    /// They end by themselves.
+    Exits {
+        /// After so long.
+        after: Duration,
+        /// With this exit code.
+        code: i32,
+    },
+}

@@ -1,0 +1,403 @@
+//! Tasks, and the calls that read and stop them.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::input::{invalid, list, names, short, text, without_nulls};
+use super::tags::describe as describe_tags;
+use super::{ApiError, Clock, Ecs, page};
+
+/// The status of a task ("Amazon ECS task lifecycle"), in the order of its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Status {
+    /// ECS prepares: network interfaces, or an instance of a capacity provider.
+    Provisioning,
+    /// It waits for its containers.
+    Pending,
+    /// Its containers have begun, and ECS has more to do.
+    Activating,
+    /// It runs.
+    Running,
+    /// ECS has something to undo before it stops.
+    Deactivating,
+    /// Its containers end.
+    Stopping,
+    /// ECS cleans up behind it.
+    Deprovisioning,
+    /// It is over.
+    Stopped,
+}
+
+impl Status {
+    /// As AWS writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Provisioning => "PROVISIONING",
+            Self::Pending => "PENDING",
+            Self::Activating => "ACTIVATING",
+            Self::Running => "RUNNING",
+            Self::Deactivating => "DEACTIVATING",
+            Self::Stopping => "STOPPING",
+            Self::Deprovisioning => "DEPROVISIONING",
+            Self::Stopped => "STOPPED",
+        }
+    }
+}
+
+impl PartialEq<&str> for Status {
+    fn eq(&self, other: &&str) -> bool {
+        self.as_str() == *other
+    }
+}
+
+/// What a health check says (API_Container).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Health {
+    /// There is none, or it has not come to a result.
+    Unknown,
+    /// It passes.
+    Healthy,
+    /// It fails.
+    Unhealthy,
+}
+
+impl Health {
+    /// As AWS writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "UNKNOWN",
+            Self::Healthy => "HEALTHY",
+            Self::Unhealthy => "UNHEALTHY",
+        }
+    }
+}
+
+impl PartialEq<&str> for Health {
+    fn eq(&self, other: &&str) -> bool {
+        self.as_str() == *other
+    }
+}
+
+/// A port of the host that leads to a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Binding {
+    /// Inside.
+    pub container: u16,
+    /// Outside.
+    pub host: u16,
+    /// Whether it is UDP.
+    pub udp: bool,
+}
+
+/// A container of a task.
+#[derive(Debug, Clone)]
+pub struct Container {
+    /// Its name.
+    pub name: String,
+    /// Its image.
+    pub image: String,
+    /// Whether the task ends with it.
+    pub essential: bool,
+    /// Its ports of the host.
+    pub bindings: Vec<Binding>,
+    /// PENDING, RUNNING or STOPPED.
+    pub status: Status,
+    /// How it ended.
+    pub exit_code: Option<i32>,
+    /// Why it ended or never began.
+    pub reason: Option<String>,
+    /// What its health check says.
+    pub health: Health,
+    pub(super) has_health_check: bool,
+    pub(super) cpu: u32,
+    pub(super) memory: Option<u32>,
+    pub(super) reservation: Option<u32>,
+    pub(super) id: String,
+}
+
+/// A task's own network interface.
+#[derive(Debug, Clone)]
+pub struct Interface {
+    /// Its id.
+    pub id: String,
+    /// Its address in the VPC.
+    pub private_address: String,
+    /// Its address in the internet.
+    pub public_address: Option<String>,
+    /// Its subnet.
+    pub subnet: String,
+    pub(super) attachment: String,
+    pub(super) status: &'static str,
+}
+
+/// A task.
+#[derive(Debug, Clone)]
+pub struct Task {
+    /// Its ARN.
+    pub arn: String,
+    /// Its cluster's name.
+    pub cluster: String,
+    /// Its task definition's ARN.
+    pub definition: String,
+    /// Its task definition's family.
+    pub family: String,
+    /// Its task group.
+    pub group: String,
+    /// `EC2`, `FARGATE`, `EXTERNAL`.
+    pub launch_type: &'static str,
+    /// The capacity provider that it came by.
+    pub provider: Option<String>,
+    /// Who started it; empty if nobody said.
+    pub started_by: String,
+    /// Where it is in its life.
+    pub last_status: Status,
+    /// RUNNING or STOPPED.
+    pub desired_status: Status,
+    /// What it was started with, with an entry for each container.
+    pub overrides: Value,
+    /// Its tags.
+    pub tags: BTreeMap<String, String>,
+    /// Its container instance's ARN.
+    pub instance: Option<String>,
+    /// Why it stopped, for programs.
+    pub stop_code: Option<String>,
+    /// Why it stopped, for people.
+    pub stopped_reason: Option<String>,
+    /// ECS took it.
+    pub created_at: Timestamp,
+    /// The images began to come.
+    pub pull_started_at: Option<Timestamp>,
+    /// The images were there.
+    pub pull_stopped_at: Option<Timestamp>,
+    /// It ran.
+    pub started_at: Option<Timestamp>,
+    /// It was told to stop.
+    pub stopping_at: Option<Timestamp>,
+    /// It was over.
+    pub stopped_at: Option<Timestamp>,
+    /// Its containers.
+    pub containers: Vec<Container>,
+    /// Its own network interface.
+    pub interface: Option<Interface>,
+    /// Grows with each change that an event tells of.
+    pub version: u64,
+    /// CPU units and MiB that it reserves.
+    pub size: (u32, u32),
+    pub(super) cluster_arn: String,
+    pub(super) zone: String,
+    pub(super) platform_version: Option<String>,
+    pub(super) enable_execute_command: bool,
+    pub(super) token: Option<String>,
+}
+
+impl Task {
+    /// The worst of the essential containers that have a health check (API_Task).
+    pub fn health(&self) -> Health {
+        let checked = || self.containers.iter().filter(|container| container.essential && container.has_health_check);
+        if checked().any(|container| container.health == Health::Unhealthy) {
+            Health::Unhealthy
+        } else if checked().next().is_some() && checked().all(|container| container.health == Health::Healthy) {
+            Health::Healthy
+        } else {
+            Health::Unknown
+        }
+    }
+
+    /// As API_Task and the events show it: in an event, times are RFC 3339 and an interface's type is `eni`.
+    pub(super) fn shape(&self, clock: Clock) -> Value {
+        let time = |time: Option<Timestamp>| time.map_or(Value::Null, |time| clock.show(time));
+        let on_fargate = self.launch_type == "FARGATE";
+        let attachments: Vec<Value> = self.interface.iter().map(|interface| interface.attachment(clock)).collect();
+        without_nulls(json!({
+            "taskArn": self.arn,
+            "clusterArn": self.cluster_arn,
+            "taskDefinitionArn": self.definition,
+            "containerInstanceArn": self.instance,
+            "availabilityZone": self.zone,
+            "group": self.group,
+            "launchType": self.launch_type,
+            "capacityProviderName": self.provider,
+            "platformVersion": self.platform_version,
+            "platformFamily": on_fargate.then_some("Linux"),
+            "startedBy": (!self.started_by.is_empty()).then_some(&self.started_by),
+            "lastStatus": self.last_status.as_str(),
+            "desiredStatus": self.desired_status.as_str(),
+            "healthStatus": self.health().as_str(),
+            "version": self.version,
+            "cpu": self.size.0.to_string(),
+            "memory": self.size.1.to_string(),
+            "enableExecuteCommand": self.enable_execute_command,
+            "overrides": self.overrides,
+            "containers": self.containers.iter().map(|container| container.shape(self)).collect::<Vec<_>>(),
+            "attachments": attachments,
+            "attributes": [{"name": "ecs.cpu-architecture", "value": "x86_64"}],
+            "connectivity": self.started_at.map(|_| "CONNECTED"),
+            "connectivityAt": time(self.started_at),
+            "stopCode": self.stop_code,
+            "stoppedReason": self.stopped_reason,
+            "createdAt": time(Some(self.created_at)),
+            "pullStartedAt": time(self.pull_started_at),
+            "pullStoppedAt": time(self.pull_stopped_at),
+            "startedAt": time(self.started_at),
+            "stoppingAt": time(self.stopping_at),
+            "executionStoppedAt": time(self.started_at.and(self.stopped_at)),
+            "stoppedAt": time(self.stopped_at),
+        }))
+    }
+
+    fn describe(&self, with_tags: bool) -> Value {
+        let mut shape = self.shape(Clock::Answer);
+        shape["tags"] = if with_tags { describe_tags(&self.tags) } else { json!([]) };
+        shape
+    }
+}
+
+impl Interface {
+    /// An attachment is PRECREATED until its interface is there (API_Attachment).
+    fn attachment(&self, clock: Clock) -> Value {
+        let mut details = vec![json!({"name": "subnetId", "value": self.subnet})];
+        if self.status != "PRECREATED" {
+            details.push(json!({"name": "networkInterfaceId", "value": self.id}));
+            details.push(json!({"name": "privateIPv4Address", "value": self.private_address}));
+        }
+        let kind = if clock == Clock::Event { "eni" } else { "ElasticNetworkInterface" };
+        json!({"id": self.attachment, "type": kind, "status": self.status, "details": details})
+    }
+}
+
+impl Container {
+    fn shape(&self, task: &Task) -> Value {
+        let prefix = task.arn.split(":task/").next().unwrap_or_default();
+        // "After a task reaches the RUNNING status, … port assignments are visible" (API_NetworkBinding).
+        let bindings: Vec<_> = self
+            .bindings
+            .iter()
+            .filter(|_| task.started_at.is_some())
+            .map(|binding| {
+                let protocol = if binding.udp { "udp" } else { "tcp" };
+                json!({"bindIP": "0.0.0.0", "containerPort": binding.container, "hostPort": binding.host, "protocol": protocol})
+            })
+            .collect();
+        let interfaces: Vec<_> = task
+            .interface
+            .iter()
+            .filter(|interface| interface.status != "PRECREATED")
+            .map(|interface| {
+                json!({"attachmentId": interface.attachment, "privateIpv4Address": interface.private_address})
+            })
+            .collect();
+        without_nulls(json!({
+            "containerArn": format!("{prefix}:container/{}/{}", task.cluster, self.id),
+            "taskArn": task.arn,
+            "name": self.name,
+            "image": self.image,
+            "runtimeId": task.started_at.map(|_| &self.id),
+            "lastStatus": self.status.as_str(),
+            "exitCode": self.exit_code,
+            "reason": self.reason,
+            "networkBindings": bindings,
+            "networkInterfaces": interfaces,
+            "healthStatus": self.health.as_str(),
+            "cpu": self.cpu.to_string(),
+            "memory": self.memory.map(|memory| memory.to_string()),
+            "memoryReservation": self.reservation.map(|memory| memory.to_string()),
+        }))
+    }
+}
+
+impl Ecs {
+    /// The ARN of a task that a call names by ARN or id.
+    ///
+    /// # Errors
+    /// When it can be no task of that cluster.
+    fn task_arn(&self, cluster: &str, given: &str) -> Result<String, ApiError> {
+        let arn =
+            if given.starts_with("arn:") { given.to_owned() } else { self.arn(&format!("task/{cluster}/{given}")) };
+        let prefix = self.arn("task/");
+        let Some((of, id)) = arn.strip_prefix(&prefix).and_then(|rest| rest.split_once('/')) else {
+            return Err(invalid(format!("Invalid identifier: {given}")));
+        };
+        if of != cluster {
+            return Err(invalid(format!(
+                "Invalid identifier: Identifier is for cluster {of}. Your cluster is {cluster}"
+            )));
+        }
+        if !matches!(id.len(), 32 | 36) {
+            return Err(invalid("taskId length should be one of [32,36]"));
+        }
+        Ok(arn)
+    }
+
+    pub(super) fn describe_all(&self, arns: &[String]) -> Vec<Value> {
+        arns.iter().filter_map(|arn| self.tasks.get(arn)).map(|task| task.describe(true)).collect()
+    }
+
+    /// API_StopTask. Again on a task that stops or has stopped, it changes nothing.
+    pub(super) fn stop_task(&mut self, input: &Value, now: Timestamp) -> Result<Value, ApiError> {
+        let cluster = self.cluster(input)?;
+        let arn = self.task_arn(&cluster, text(input, "task").unwrap_or_default())?;
+        let reason = text(input, "reason").unwrap_or("Task stopped by user");
+        // The limit is that of the console and of practice; the model has none.
+        if reason.chars().count() > 255 {
+            return Err(invalid("reason: up to 255 characters"));
+        }
+        let Some(task) = self.tasks.get_mut(&arn) else {
+            return Err(invalid("The referenced task was not found."));
+        };
+        // "Any tags associated with the task will be deleted."
+        task.tags.clear();
+        self.stop(&arn, "UserInitiated", reason, now);
+        Ok(json!({"task": self.tasks.get(&arn).map(|task| task.describe(false))}))
+    }
+
+    /// API_DescribeTasks: up to 100; what ECS no longer knows is a failure MISSING.
+    pub(super) fn describe_tasks(&self, input: &Value) -> Result<Value, ApiError> {
+        let cluster = self.cluster(input)?;
+        let with_tags = list(&input["include"]).iter().any(|field| field == "TAGS");
+        let (mut tasks, mut failures) = (Vec::new(), Vec::new());
+        for given in names(input, "tasks", 100)? {
+            let arn = self.task_arn(&cluster, given)?;
+            match self.tasks.get(&arn) {
+                Some(task) => tasks.push(task.describe(with_tags)),
+                None => failures.push(json!({"arn": arn, "reason": "MISSING"})),
+            }
+        }
+        Ok(json!({"tasks": tasks, "failures": failures}))
+    }
+
+    /// API_ListTasks: `startedBy` takes no other filter but the desired status, which nothing has at PENDING.
+    pub(super) fn list_tasks(&self, input: &Value) -> Result<Value, ApiError> {
+        let cluster = self.cluster(input)?;
+        let [family, instance, service, launch_type] =
+            ["family", "containerInstance", "serviceName", "launchType"].map(|name| text(input, name));
+        let started_by = text(input, "startedBy");
+        if started_by.is_some() && [family, instance, service, launch_type].iter().any(Option::is_some) {
+            return Err(invalid("startedBy can be combined with no other filter."));
+        }
+        let candidates = match text(input, "desiredStatus") {
+            None | Some("RUNNING") => Some(&self.active),
+            Some("STOPPED") => Some(&self.ended),
+            Some("PENDING") => None,
+            Some(other) => return Err(invalid(format!("Invalid desiredStatus: {other}"))),
+        };
+        let matches = |task: &&Task| {
+            task.cluster == cluster
+                && family.is_none_or(|family| task.family == family)
+                && service.is_none_or(|service| task.group.strip_prefix("service:") == Some(service))
+                && launch_type.is_none_or(|kind| task.launch_type == kind)
+                && instance
+                    .is_none_or(|given| task.instance.as_deref().is_some_and(|arn| arn == given || short(arn) == given))
+        };
+        let Some(candidates) = candidates else { return Ok(json!({"taskArns": []})) };
+        // Both sets are in the order of the ARNs, so that a page goes on where the one before it ended.
+        let of_name = started_by.map(|name| self.by_starter.get(name).unwrap_or(&self.nothing));
+        let from = text(input, "nextToken").map_or(Bound::Unbounded, Bound::Excluded);
+        let arns = of_name.unwrap_or(candidates).range::<str, _>((from, Bound::Unbounded));
+        let arns = arns.filter(|arn| of_name.is_none() || candidates.contains(*arn));
+        let tasks = arns.filter_map(|arn| self.tasks.get(arn)).filter(matches);
+        page(tasks.map(|task| task.arn.as_str()), input, "taskArns")
+    }
+}

@@ -39,20 +39,26 @@ pub async fn upload(aws: &Aws, stack: &Path, binaries: &Path) -> Result<()> {
         );
         let folder = stack.join("package").join(name);
         std::fs::create_dir_all(&folder)?;
-        let bootstrap = folder.join("bootstrap");
-        std::fs::copy(&binary, &bootstrap).with_context(|| format!("copy {}", binary.display()))?;
         let zip = folder.join("function.zip");
-        let status = Command::new(stack.join("venv/bin/python"))
-            .args(["-m", "zipfile", "-c"])
-            .arg(&zip)
-            .arg(&bootstrap)
-            .status()
-            .await
-            .context("zip a function")?;
-        ensure!(status.success(), "zipping {} failed: {status}", bootstrap.display());
+        if !is_newer(&zip, &binary) {
+            let bootstrap = folder.join("bootstrap");
+            std::fs::copy(&binary, &bootstrap).with_context(|| format!("copy {}", binary.display()))?;
+            let mut python = Command::new(stack.join("venv/bin/python"));
+            let unfinished = folder.join("unfinished.zip");
+            python.args(["-m", "zipfile", "-c"]).arg(&unfinished).arg(&bootstrap);
+            let status = python.status().await.context("zip a function")?;
+            ensure!(status.success(), "zipping {} failed: {status}", bootstrap.display());
+            std::fs::rename(unfinished, &zip)?;
+        }
         aws.put("s3", &format!("/{BUCKET}/{name}.zip"), std::fs::read(&zip)?.into()).await?;
     }
     Ok(())
+}
+
+/// Whether a file was written after another.
+fn is_newer(file: &Path, other: &Path) -> bool {
+    let written = |path: &Path| path.metadata().and_then(|metadata| metadata.modified()).ok();
+    matches!((written(file), written(other)), (Some(file), Some(other)) if file > other)
 }
 
 /// The template as `sam package` would leave it: `CodeUri` names the uploaded zip.

@@ -81,12 +81,22 @@ impl Aws {
     /// # Errors
     /// When the emulator does not take the event.
     pub async fn invoke_async(&self, function: &str, event: &Value) -> Result<()> {
+        self.invocation(function, "Event", event).await.map(drop)
+    }
+
+    /// Invokes a function and waits for its answer.
+    ///
+    /// # Errors
+    /// When the emulator does not take the event, or the answer is no JSON.
+    pub async fn invoke(&self, function: &str, event: &Value) -> Result<Value> {
+        let answer = self.invocation(function, "RequestResponse", event).await?;
+        serde_json::from_slice(&answer).with_context(|| format!("the answer of {function}"))
+    }
+
+    async fn invocation(&self, function: &str, kind: &str, event: &Value) -> Result<Bytes> {
         let request = Request::post(format!("{}/2015-03-31/functions/{function}/invocations", self.endpoint))
-            .header("x-amz-invocation-type", "Event");
-        self.send("lambda", request, event.to_string().into())
-            .await
-            .map(drop)
-            .with_context(|| format!("invoke {function}"))
+            .header("x-amz-invocation-type", kind);
+        self.send("lambda", request, event.to_string().into()).await.with_context(|| format!("invoke {function}"))
     }
 
     async fn send(&self, service: &str, request: http::request::Builder, body: Bytes) -> Result<Bytes> {

@@ -81,6 +81,9 @@ fn free_port() -> Result<u16> {
 
 async fn demo(options: &Options, aws: &Aws, jenkins: Arc<Controller>, world: Arc<World>, ssh: Ssh) -> Result<()> {
     let outputs = deploy(options, aws, &jenkins).await?;
+    if options.check {
+        return check(aws, &outputs).await;
+    }
     let output = |name: &str| outputs.get(name).cloned().with_context(|| format!("the stack has no output {name}"));
     let shop = Arc::new(Shop {
         aws: aws.clone(),
@@ -236,6 +239,27 @@ async fn summary(
     Ok(())
 }
 
+/// Shows the report of the check, for people.
+async fn check(aws: &Aws, outputs: &BTreeMap<String, String>) -> Result<()> {
+    let function = outputs.get("RequestFunctionName").context("the stack has no output RequestFunctionName")?;
+    let report = aws.invoke(function, &json!({"check": {}})).await?;
+    let items = report["items"].as_array().with_context(|| format!("the check answers {report}"))?;
+    println!();
+    let mut wrong = 0;
+    for item in items {
+        let text = |name: &str| item[name].as_str().unwrap_or_default();
+        let ok = item["ok"] == true;
+        wrong += usize::from(!ok);
+        println!("{} {:<44} {}", if ok { "ok   " } else { "WRONG" }, text("item"), text("found"));
+        if !ok && !text("mend").is_empty() {
+            println!("      {:<44} {}", "", text("mend"));
+        }
+    }
+    ensure!(wrong == 0, "{wrong} of {} items are wrong", items.len());
+    println!("\n{} items, all well", items.len());
+    Ok(())
+}
+
 /// Stays up, and shows the notices that arrive, until it is interrupted.
 async fn serve(shop: &Shop, outputs: &BTreeMap<String, String>) -> Result<()> {
     let endpoint = &shop.aws.endpoint;
@@ -250,7 +274,7 @@ async fn serve(shop: &Shop, outputs: &BTreeMap<String, String>) -> Result<()> {
     println!("and give it back:\n");
     println!("  aws sqs send-message --queue-url {} \\", shop.completions);
     println!("    --message-body '{{\"version\": 1, \"requestId\": \"by-hand-1\"}}'\n");
-    println!("The check:\n");
+    println!("Check the configuration (`./local/run --check` shows the report for people):\n");
     println!("  aws lambda invoke --function-name {function} --cli-binary-format raw-in-base64-out \\");
     println!("    --payload '{{\"check\": {{}}}}' /dev/stdout\n");
     println!("What arrives at {}:", shop.jenkins.notices);

@@ -6,10 +6,11 @@ use anyhow::{Context as _, Result, bail};
 
 /// How the demo is used.
 pub const USAGE: &str = "\
-Usage: ./local/run [--requests N] [--serve]
+Usage: ./local/run [--requests N] [--serve | --check]
 
   --requests N   how many builds ask for an agent (20)
-  --serve        stay up afterwards, for requests by hand";
+  --serve        stay up afterwards, for requests by hand
+  --check        no builds: let the request function check the configuration, and show its report";
 
 /// The options.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub struct Options {
     pub requests: usize,
     /// Whether to stay up.
     pub serve: bool,
+    /// Whether the check is all that is wanted.
+    pub check: bool,
 }
 
 impl Options {
@@ -30,8 +33,13 @@ impl Options {
     /// # Errors
     /// When it cannot be understood.
     pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Option<Self>> {
-        let mut options =
-            Self { root: PathBuf::from("."), binaries: PathBuf::from("target/local"), requests: 20, serve: false };
+        let mut options = Self {
+            root: PathBuf::from("."),
+            binaries: PathBuf::from("target/local"),
+            requests: 20,
+            serve: false,
+            check: false,
+        };
         let mut arguments = arguments.into_iter();
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().with_context(|| format!("{argument} needs a value\n{USAGE}"));
@@ -43,6 +51,7 @@ impl Options {
                     options.requests = text.parse().with_context(|| format!("--requests {text}: not a number"))?;
                 }
                 "--serve" => options.serve = true,
+                "--check" => options.check = true,
                 "--help" | "-h" => return Ok(None),
                 _ => bail!("{argument}: no such option\n{USAGE}"),
             }

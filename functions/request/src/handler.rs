@@ -20,7 +20,7 @@ use shared::notices::Target;
 use shared::wait::{self, WaitsFor};
 
 use crate::check;
-use crate::plan::{self, Blocked, Envelope, Existing, Order, Refused};
+use crate::plan::{self, Answer, Blocked, Envelope, Existing, Order, Refused};
 
 /// Answers an invocation: a batch of the requests queue, or the check.
 ///
@@ -84,8 +84,11 @@ async fn batch(app: &App, invocation: &Invocation, items: Vec<Item>) -> aws_lamb
 }
 
 fn admit<'a>(app: &'a App, item: &Item) -> Result<Order<'a>, Box<Refused>> {
-    let envelope = Envelope { message_id: &item.id, sent_at: item.sent_at, wait: item.wait.as_ref() };
-    plan::admit(app.config(), app.jenkins.origin(), &item.body, envelope, app.now())
+    plan::admit(app.config(), app.jenkins.origin(), &item.body, envelope(item), app.now())
+}
+
+fn envelope(item: &Item) -> Envelope<'_> {
+    Envelope { message_id: &item.id, sent_at: item.sent_at, wait: item.wait.as_ref() }
 }
 
 /// Counts the agents of the clouds where a request meets a limit: one look for the whole batch.
@@ -217,7 +220,7 @@ async fn start(
     let launch = order.launch(&name, &record, app.config().jenkins.url.as_written(), inbound);
     let ran = ecs::run_task(&cloud.clients.ecs, &launch).await;
     let started = match ran {
-        Ran::Task(task) if plan::is_inquiry(&task, item.sent_at) => {
+        Ran::Task(task) if plan::is_inquiry(&task, plan::asked_at(envelope(item), app.now())) => {
             answer_inquiry(app, cloud, order, index, &name, &[task.arn.clone()], item).await?;
             Started::Yes
         }
@@ -305,12 +308,13 @@ async fn answer_inquiry(
         // ECS is eventually consistent: what another copy has just started may not be seen yet (API_RunTask).
         return Err(Retry("the request's task is not described yet".into()));
     }
-    let living = tasks.iter().find(|task| !task.is_ending());
-    let notice = match living {
-        Some(task) if task.reported_ready() => ready_again(app, cloud, order, index, name, task).await?,
-        // It starts: its events will tell.
-        Some(_) => return Ok(()),
-        None => Some(ended(app, order, index, name, tasks.first())),
+    let notice = match plan::answer(&tasks, plan::asked_at(envelope(item), app.now())) {
+        Answer::Ready(task) => ready_again(app, cloud, order, index, name, task).await?,
+        Answer::Ended(task) => {
+            app.delete_node(name).await?;
+            Some(ended(app, order, index, name, task))
+        }
+        Answer::Nothing => None,
     };
     if let Some(notice) = notice {
         tracing::info!(

@@ -341,17 +341,51 @@ pub fn is_over(since: Timestamp, limit: Limit, now: Timestamp) -> bool {
     limit.0.is_some_and(|limit| now.duration_since(since) >= jiff::SignedDuration::try_from(limit).unwrap_or(jiff::SignedDuration::MAX))
 }
 
-/// Whether RunTask's answer shows a task of an earlier message, so that this one is an inquiry: the task is past its
-/// start, or older than the message. A message that comes back after a fault is younger than neither and starts nothing
-/// twice either way.
-pub fn is_inquiry(task: &Task, sent_at: Option<Timestamp>) -> bool {
+/// When a request was asked for: when its first message was sent. None where that cannot be: SQS keeps a message for 14
+/// days at most.
+pub fn asked_at(envelope: Envelope<'_>, now: Timestamp) -> Option<Timestamp> {
+    const RETENTION: jiff::SignedDuration = jiff::SignedDuration::from_hours(14 * 24);
+    let asked = envelope.wait.map(|wait| wait.requested_at).or(envelope.sent_at);
+    asked.filter(|&asked| now.duration_since(asked) <= RETENTION)
+}
+
+/// Whether RunTask's answer shows a task of an earlier message, so that this one is an inquiry: it was sent when the
+/// task was there already. A message that comes back after a fault, or twice, was sent before, and its task is told of
+/// by its events.
+pub fn is_inquiry(task: &Task, asked: Option<Timestamp>) -> bool {
     const SKEW: Duration = Duration::from_secs(1);
-    let starting = matches!(task.last_status.as_str(), "" | "PROVISIONING" | "PENDING" | "ACTIVATING");
-    let older = match (task.created_at, sent_at) {
-        (Some(created), Some(sent)) => created + SKEW < sent,
-        _ => false,
+    match (task.created_at, asked) {
+        (Some(created), Some(asked)) => created + SKEW < asked,
+        _ => !matches!(task.last_status.as_str(), "" | "PROVISIONING" | "PENDING" | "ACTIVATING"),
+    }
+}
+
+/// What an inquiry is told.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Answer<'a> {
+    /// The agent is ready: it is told again.
+    Ready(&'a Task),
+    /// The agent had ended when it was asked for; nothing is known of its task any more, perhaps.
+    Ended(Option<&'a Task>),
+    /// Its outcome is told after the question, as that of any agent.
+    Nothing,
+}
+
+/// Answers an inquiry from the tasks of the agent's name.
+pub fn answer(tasks: &[Task], asked: Option<Timestamp>) -> Answer<'_> {
+    let before = |time: Option<Timestamp>| match (time, asked) {
+        (Some(time), Some(asked)) => time < asked,
+        _ => true,
     };
-    !starting || older
+    match tasks.iter().find(|task| !task.is_ending()) {
+        Some(task) if task.reported_ready() && before(task.reported_at()) => Answer::Ready(task),
+        Some(_) => Answer::Nothing,
+        None => match tasks.first() {
+            Some(task) if before(task.stopped_at) => Answer::Ended(Some(task)),
+            Some(_) => Answer::Nothing,
+            None => Answer::Ended(None),
+        },
+    }
 }
 
 /// What the group's state adds to the reason of a wait.
@@ -592,13 +626,38 @@ clouds:
         };
         for (status, created, inquiry) in [
             ("PENDING", 100, false),
-            ("PROVISIONING", 101, false),
             ("PENDING", 10, true),
-            ("RUNNING", 101, true),
-            ("STOPPED", 101, true),
+            ("RUNNING", 101, false),
+            ("RUNNING", 50, true),
+            ("STOPPED", 101, false),
         ] {
             assert_eq!(is_inquiry(&task(status, created), Some(at(100))), inquiry, "{status} {created}");
         }
+        assert!(is_inquiry(&task("RUNNING", 1), None) && !is_inquiry(&task("PENDING", 1), None));
+        let old = Envelope { message_id: "m", sent_at: Some(Timestamp::UNIX_EPOCH), wait: None };
+        assert_eq!(asked_at(old, at(0)), None);
+        assert_eq!(asked_at(envelope(None), at(5)), Some(at(0)));
+    }
+
+    #[test]
+    fn an_inquiry_is_told_what_was_so_when_it_was_sent() {
+        let task = |status: &str, desired: &str, reported: Option<i64>, stopped: Option<i64>| {
+            let mut task = Task { last_status: status.into(), desired_status: desired.into(), ..Task::default() };
+            task.stopped_at = stopped.map(at);
+            task.tags.extend(reported.map(|time| (shared::aws::ecs::REPORTED_TAG.to_owned(), format!("ready {}", at(time)))));
+            task
+        };
+        let told = |task: Task| match answer(&[task], Some(at(100))) {
+            Answer::Ready(_) => "ready",
+            Answer::Ended(_) => "ended",
+            Answer::Nothing => "nothing",
+        };
+        assert_eq!(told(task("RUNNING", "RUNNING", Some(50), None)), "ready");
+        assert_eq!(told(task("RUNNING", "RUNNING", Some(150), None)), "nothing");
+        assert_eq!(told(task("RUNNING", "RUNNING", None, None)), "nothing");
+        assert_eq!(told(task("STOPPED", "STOPPED", None, Some(50))), "ended");
+        assert_eq!(told(task("STOPPED", "STOPPED", Some(50), Some(150))), "nothing");
+        assert_eq!(answer(&[], Some(at(100))), Answer::Ended(None));
     }
 
     #[test]

@@ -385,6 +385,11 @@ impl Task {
         self.tags.get(REPORTED_TAG).is_some_and(|value| value.starts_with("ready"))
     }
 
+    /// When its outcome was told.
+    pub fn reported_at(&self) -> Option<Timestamp> {
+        self.tags.get(REPORTED_TAG)?.split_once(' ')?.1.parse().ok()
+    }
+
     /// Whether it is over.
     pub fn is_stopped(&self) -> bool {
         self.last_status == "STOPPED"

@@ -15,7 +15,7 @@ use http::HeaderMap;
 use jiff::Timestamp;
 use local::aws::Aws;
 use local::aws::ecs::Task;
-use local::http::{Server, lock, serve_aws, serve_jenkins};
+use local::http::{Server, lock, serve_aws, serve_on};
 use local::jenkins::{Jenkins, Permission};
 use local::lambda::{Function, Outcome};
 use serde_json::{Value, json};
@@ -102,6 +102,9 @@ impl Notice {
     }
 }
 
+/// What of Jenkins takes its time, by a part of the path.
+type Slow = Arc<Mutex<Option<(String, Duration)>>>;
+
 /// The whole system.
 pub struct Stack {
     aws: Arc<Mutex<Aws>>,
@@ -113,6 +116,7 @@ pub struct Stack {
     pub history: Vec<Value>,
     jenkins_server: Option<Server>,
     jenkins_root: String,
+    slow: Slow,
     webhook: String,
     _aws_server: Server,
 }
@@ -161,10 +165,12 @@ impl Stack {
         }
 
         let (aws, jenkins) = (Arc::new(Mutex::new(aws)), Arc::new(Mutex::new(jenkins)));
+        let slow = Slow::default();
         Ok(Self {
             _aws_server: serve_aws(aws.clone(), aws_listener)?,
-            jenkins_server: Some(serve_jenkins(jenkins.clone(), jenkins_listener)?),
+            jenkins_server: Some(serve_jenkins(&jenkins, &slow, jenkins_listener)?),
             jenkins_root: root,
+            slow,
             webhook,
             aws,
             jenkins,
@@ -206,12 +212,17 @@ impl Stack {
         for _ in 0..50 {
             // The old listener ends when its task does.
             if let Ok(listener) = TcpListener::bind(&address).await {
-                self.jenkins_server = Some(serve_jenkins(self.jenkins.clone(), listener)?);
+                self.jenkins_server = Some(serve_jenkins(&self.jenkins, &self.slow, listener)?);
                 return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         bail!("{address} is taken")
+    }
+
+    /// From now on, Jenkins answers requests for a path with this in it so late.
+    pub fn jenkins_is_slow(&self, part: &str, delay: Duration) {
+        *lock(&self.slow) = Some((part.to_owned(), delay));
     }
 
     /// Changes the environment of the functions that are started from now on.
@@ -479,6 +490,21 @@ impl Stack {
     pub fn forget_calls(&self) {
         self.aws().journal.clear();
     }
+}
+
+fn serve_jenkins(jenkins: &Arc<Mutex<Jenkins>>, slow: &Slow, listener: TcpListener) -> Result<Server> {
+    let (jenkins, slow) = (jenkins.clone(), slow.clone());
+    serve_on(listener, move |request| {
+        let delay = match &*lock(&slow) {
+            Some((part, delay)) if request.uri().path().contains(part.as_str()) => *delay,
+            _ => Duration::ZERO,
+        };
+        let jenkins = jenkins.clone();
+        async move {
+            tokio::time::sleep(delay).await;
+            lock(&jenkins).handle(request, Timestamp::now()).map(Into::into)
+        }
+    })
 }
 
 /// A test that fails shows what the functions said.

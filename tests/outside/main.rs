@@ -1,8 +1,13 @@
 //! The built functions, from outside.
 #![expect(clippy::unwrap_used, reason = "a test ends where something is not as it has to be")]
 
+mod check;
+mod config;
+mod faults;
 mod request;
+mod secrets;
 mod simulator;
+mod sweep;
 mod task_state;
 mod teardown;
 mod waiting;

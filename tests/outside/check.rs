@@ -1,0 +1,193 @@
+//! The check (contract, section 8).
+
+use local::aws::Fault;
+use local::jenkins::Permission;
+use serde_json::{Value, json};
+use tests::{Binary, CLUSTER, GROUP, REGION, Stack};
+
+async fn check(stack: &mut Stack) -> Value {
+    stack.invoke(Binary::Request, json!({"check": {}})).await.unwrap().unwrap()
+}
+
+/// Everything in the report that has an `ok`.
+fn items(report: &Value) -> Vec<&Value> {
+    let children: Vec<&Value> = match report {
+        Value::Array(items) => items.iter().collect(),
+        Value::Object(fields) => fields.values().collect(),
+        _ => Vec::new(),
+    };
+    let own = report.get("ok").filter(|ok| ok.is_boolean()).map(|_| report);
+    own.into_iter().chain(children.into_iter().flat_map(items)).collect()
+}
+
+/// What is wrong, in words: the innermost items alone.
+fn faults(report: &Value) -> Vec<String> {
+    let wrong = items(report).into_iter().filter(|item| item["ok"] == false);
+    wrong.filter(|item| items(item).len() == 1).map(Value::to_string).collect()
+}
+
+#[tokio::test]
+async fn where_all_is_well_the_check_says_what_it_found_and_changes_nothing() {
+    let mut stack = Stack::start().await.unwrap();
+    let report = check(&mut stack).await;
+    assert_eq!(faults(&report), Vec::<String>::new());
+    let text = report.to_string();
+    for found in ["123456789012", CLUSTER, GROUP, "jenkins-maven", "agent", "awsvpc", "bridge", "ecs-agents"] {
+        assert!(text.contains(found), "{found}: {report:#}");
+    }
+    for queue in ["REQUESTS", "WAITING", "UNDELIVERED", "REJECTED", "COMPLETIONS"] {
+        let url = stack.env(&format!("{queue}_QUEUE_URL"));
+        assert!(text.contains(url), "{url}: {report:#}");
+    }
+    for call in stack.calls() {
+        let action = call.split(':').nth(1).unwrap();
+        assert!(["Get", "List", "Describe"].iter().any(|verb| action.starts_with(verb)), "{call}");
+    }
+    for exchange in stack.jenkins().exchanges() {
+        assert_eq!(exchange.method, http::Method::GET, "{exchange:?}");
+    }
+    assert!(stack.nodes().is_empty());
+}
+
+#[tokio::test]
+async fn each_fault_is_found_and_how_to_mend_it() {
+    type Case = (&'static str, fn(&mut Value), &'static str);
+    let cases: [Case; 10] = [
+        ("no cluster", |config| config["clouds"][0]["cluster"] = "gone".into(), "gone"),
+        ("no group", |config| config["clouds"][0]["autoScalingGroup"] = "no-group".into(), "no-group"),
+        (
+            "no task definition",
+            |config| config["clouds"][0]["templates"][0]["taskDefinition"] = "nothing".into(),
+            "nothing",
+        ),
+        (
+            "no such revision",
+            |config| config["clouds"][0]["templates"][0]["taskDefinition"] = "jenkins-maven:9".into(),
+            "jenkins-maven:9",
+        ),
+        ("no such container", |config| config["clouds"][0]["templates"][0]["container"] = "agnet".into(), "agnet"),
+        ("no port", |config| config["clouds"][0]["templates"][0]["ssh"]["port"] = 2022.into(), "2022"),
+        (
+            "bridge on Fargate",
+            |config| config["clouds"][1]["templates"][0]["taskDefinition"] = "jenkins-maven".into(),
+            "awsvpc",
+        ),
+        (
+            "awsvpc without a network",
+            |config| config["clouds"][0]["templates"][0]["taskDefinition"] = "jenkins-node".into(),
+            "network",
+        ),
+        (
+            "not the only essential container",
+            |config| {
+                config["clouds"][0]["templates"][0].as_object_mut().unwrap().remove("container");
+            },
+            "essential",
+        ),
+        ("a user that Jenkins does not know", |config| config["jenkins"]["user"] = "nobody".into(), "jenkins.user"),
+    ];
+    for (case, change, word) in cases {
+        let mut stack = Stack::with(change).await.unwrap();
+        let report = check(&mut stack).await;
+        let faults = faults(&report);
+        assert!(!faults.is_empty(), "{case}: {report:#}");
+        assert!(faults.iter().any(|fault| fault.contains(word)), "{case}: {faults:#?}");
+        assert!(faults.iter().all(|fault| fault.contains("mend") || fault.len() > 60), "{case}: {faults:#?}");
+        assert_eq!(report["ok"], false, "{case}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_missing_outside_aws_is_found_too() {
+    // A queue.
+    let mut stack = Stack::start().await.unwrap();
+    let url = format!("{}s", stack.env("WAITING_QUEUE_URL"));
+    stack.set_env("WAITING_QUEUE_URL", Some(&url));
+    let found = faults(&check(&mut stack).await);
+    assert!(found.iter().any(|fault| fault.contains("WAITING_QUEUE_URL")), "{found:#?}");
+
+    // Jenkins.
+    let mut stack = Stack::start().await.unwrap();
+    stack.jenkins_goes_down();
+    let found = faults(&check(&mut stack).await);
+    assert!(found.iter().any(|fault| fault.contains("jenkins")), "{found:#?}");
+
+    // The token.
+    let mut stack = Stack::start().await.unwrap();
+    stack.jenkins().add_user("ecs-agents", "another", Permission::FOR_AGENTS);
+    let found = faults(&check(&mut stack).await);
+    assert!(
+        found.iter().any(|fault| fault.contains("jenkins.apiToken") || fault.contains("jenkins.user")),
+        "{found:#?}"
+    );
+    assert!(!format!("{found:?}{}", stack.output()).contains(tests::API_TOKEN));
+
+    // Permissions.
+    for missing in [Permission::Read, Permission::Create, Permission::Connect] {
+        let mut stack = Stack::start().await.unwrap();
+        let granted = Permission::FOR_AGENTS.into_iter().filter(|permission| {
+            // Disconnect implies Connect.
+            *permission != missing && !(missing == Permission::Connect && *permission == Permission::Disconnect)
+        });
+        stack.jenkins().add_user("ecs-agents", tests::API_TOKEN, granted);
+        let found = faults(&check(&mut stack).await);
+        assert!(found.iter().any(|fault| fault.contains(&missing.title())), "{missing:?}: {found:#?}");
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_asked_is_said_and_the_rest_is_checked() {
+    let mut stack = Stack::start().await.unwrap();
+    for (service, action) in
+        [("ecs", "DescribeClusters"), ("autoscaling", "DescribeAutoScalingGroups"), ("sqs", "GetQueueAttributes")]
+    {
+        stack.aws().faults.always(service, action, Some(Fault::denied()));
+    }
+    let report = check(&mut stack).await;
+    let found = faults(&report).join("\n");
+    for word in ["DescribeClusters", "DescribeAutoScalingGroups", "GetQueueAttributes"] {
+        assert!(found.contains(word), "{word}: {found}");
+    }
+    assert!(items(&report).iter().any(|item| item["ok"] == true));
+}
+
+#[tokio::test]
+async fn instances_are_counted_on_all_pages_and_those_of_the_own_cluster_alone() {
+    let mut stack = Stack::start().await.unwrap();
+    {
+        let mut aws = stack.aws();
+        let now = jiff::Timestamp::now();
+        aws.ecs.create_cluster("other");
+        for number in 0..120 {
+            aws.ecs.add_instance(CLUSTER, &format!("i-{number:017x}"), (1024, 1024), 2, now);
+        }
+        for number in 120..127 {
+            aws.ecs.add_instance("other", &format!("i-{number:017x}"), (1024, 1024), 2, now);
+        }
+    }
+    let report = check(&mut stack).await.to_string();
+    assert!(report.contains("121"), "{report}");
+    assert!(!report.contains("128") && !report.contains("127 "), "{report}");
+}
+
+#[tokio::test]
+async fn another_region_and_account_is_checked_with_its_own_credentials() {
+    let mut stack = Stack::with(|config| {
+        config["clouds"][1]["region"] = "us-east-1".into();
+        config["clouds"][1]["assumeRoleArn"] = "arn:aws:iam::999999999999:role/agents".into();
+        config["clouds"][1]["cluster"] = "far".into();
+    })
+    .await
+    .unwrap();
+    stack.aws().elsewhere("us-east-1", "999999999999").create_cluster("far");
+    let report = check(&mut stack).await.to_string();
+    assert!(report.contains("cluster far is ACTIVE") || report.contains("far"), "{report}");
+    let far: Vec<_> = stack
+        .aws()
+        .calls("ecs", "DescribeClusters")
+        .iter()
+        .map(|call| (call.region.clone(), call.account.clone()))
+        .collect();
+    assert!(far.contains(&("us-east-1".into(), "999999999999".into())), "{far:?}");
+    assert!(far.contains(&(REGION.into(), "123456789012".into())), "{far:?}");
+}

@@ -1,0 +1,201 @@
+//! The environment and the configuration, as a start meets them (contract, sections 1 and 2).
+
+use serde_json::{Value, json};
+use tests::{Binary, Stack};
+
+/// What a start that fails says, and its exit code.
+async fn failed_start(stack: &mut Stack, binary: Binary) -> String {
+    let function = stack.function(binary).await.unwrap();
+    let code = function.ended().await.unwrap_or_else(|_| panic!("it started"));
+    assert_ne!(code, Some(0));
+    function.output()
+}
+
+#[tokio::test]
+async fn every_missing_setting_is_named_at_once() {
+    for binary in [Binary::Request, Binary::TaskState, Binary::Teardown] {
+        let mut stack = Stack::start().await.unwrap();
+        let names = [
+            "AGENTS_CONFIG",
+            "REQUESTS_QUEUE_URL",
+            "WAITING_QUEUE_URL",
+            "UNDELIVERED_QUEUE_URL",
+            "REJECTED_QUEUE_URL",
+            "COMPLETIONS_QUEUE_URL",
+        ];
+        names.iter().for_each(|name| stack.set_env(name, None));
+        stack.set_env("AGENT_NAME_PREFIX", Some("not a prefix!"));
+        let said = failed_start(&mut stack, binary).await;
+        for name in names.iter().chain(&["AGENT_NAME_PREFIX"]) {
+            assert!(said.contains(name), "{name}: {said}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_fault_of_a_configuration_is_named_at_once_with_its_path() {
+    let mut stack = Stack::with(|config| {
+        config["jenkins"]["apiToken"] = "a literal that nobody may write here".into();
+        config["jenkins"]["wehbook"] = json!({});
+        config["eventBus"] = 7.into();
+        config["clouds"][0]["name"] = "with a blank".into();
+        config["clouds"][0]["instanceLaunchTimeout"] = "soon".into();
+        config["clouds"][0]["maxAgents"] = 0.into();
+        let templates = &mut config["clouds"][0]["templates"];
+        templates[0]["labels"] = json!([]);
+        templates[0]["agentsPerRequest"] = 11.into();
+        templates[1]["name"] = "maven".into();
+        templates[1]["executors"] = 0.into();
+        templates[1]["containerStartTimeout"] = "0s".into();
+        templates[2].as_object_mut().unwrap().remove("taskDefinition");
+        templates[2]["connect"] = "telnet".into();
+        config["clouds"][1]["templates"][0]["launch"]["type"] = "lambda".into();
+        config["clouds"][1]["templates"][0]["network"]["subnet"] = "subnet-1".into();
+    })
+    .await
+    .unwrap();
+    stack.set_env("WAITING_QUEUE_URL", None);
+    let said = failed_start(&mut stack, Binary::Request).await;
+    for path in [
+        "jenkins.apiToken",
+        "jenkins.wehbook",
+        "eventBus",
+        "clouds[0].name",
+        "clouds[0].instanceLaunchTimeout",
+        "clouds[0].maxAgents",
+        "clouds[0].templates[0].labels",
+        "clouds[0].templates[0].agentsPerRequest",
+        "clouds[0].templates[1].name",
+        "clouds[0].templates[1].executors",
+        "clouds[0].templates[1].containerStartTimeout",
+        "clouds[0].templates[2].taskDefinition",
+        "clouds[0].templates[2].connect",
+        "clouds[1].templates[0].launch.type",
+        "clouds[1].templates[0].network.subnet",
+        "WAITING_QUEUE_URL",
+    ] {
+        assert!(said.contains(path), "{path}: {said}");
+    }
+    assert!(!said.contains("a literal that nobody"), "{said}");
+}
+
+#[tokio::test]
+async fn each_source_of_the_configuration_serves() {
+    // A file, in YAML proper.
+    let mut stack = Stack::start().await.unwrap();
+    let yaml = stack.env("AGENTS_CONFIG").strip_prefix("inline:").unwrap().to_owned();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("agents.yaml");
+    std::fs::write(&file, format!("# a comment\n{yaml}\n")).unwrap();
+    stack.set_env("AGENTS_CONFIG", Some(&format!("file:{}", file.display())));
+    stack.agent("file", "node").await.unwrap();
+    assert_eq!(stack.active_tasks().len(), 1);
+
+    // One parameter.
+    let mut stack = Stack::start().await.unwrap();
+    let yaml = stack.env("AGENTS_CONFIG").strip_prefix("inline:").unwrap().to_owned();
+    stack.aws().parameters.values.insert("/agents/config".into(), yaml);
+    stack.set_env("AGENTS_CONFIG", Some("ssm:/agents/config"));
+    stack.agent("parameter", "node").await.unwrap();
+    assert_eq!(stack.active_tasks().len(), 1);
+}
+
+#[tokio::test]
+async fn the_parameters_under_a_path_are_joined_in_the_order_of_their_names() {
+    let mut stack = Stack::start().await.unwrap();
+    let whole: Value = serde_json::from_str(stack.env("AGENTS_CONFIG").strip_prefix("inline:").unwrap()).unwrap();
+    {
+        let mut aws = stack.aws();
+        let values = &mut aws.parameters.values;
+        values.insert("/agents/clouds/00-jenkins".into(), json!({"jenkins": whole["jenkins"]}).to_string());
+        // More than a page of them; each serves `linux`, the first in the order of names is asked.
+        for number in (1..=14).rev() {
+            let mut cloud = whole["clouds"][1].clone();
+            cloud["name"] = format!("cloud-{number}").into();
+            cloud["templates"][0]["name"] = format!("node-{number:02}").into();
+            values.insert(format!("/agents/clouds/{number:02}"), json!({"clouds": [cloud]}).to_string());
+        }
+        values.insert("/agents/other".into(), "not for us".into());
+    }
+    stack.set_env("AGENTS_CONFIG", Some("ssm:/agents/clouds/"));
+    stack.agent("joined", "linux").await.unwrap();
+    assert!(stack.tasks()[0].started_by.starts_with("ecs-node-01-"), "{}", stack.tasks()[0].started_by);
+}
+
+#[tokio::test]
+async fn the_example_in_the_repository_is_a_configuration() {
+    let mut stack = Stack::start().await.unwrap();
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../agents.example.yaml");
+    stack.set_env("AGENTS_CONFIG", Some(&format!("file:{example}")));
+    let answer = stack.invoke(Binary::Request, json!({"Records": []})).await.unwrap();
+    assert!(answer.is_ok(), "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_source_or_a_secret_that_is_not_there_is_named() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.set_env("AGENTS_CONFIG", Some("ssm:/not/there"));
+    let said = failed_start(&mut stack, Binary::Request).await;
+    assert!(said.contains("AGENTS_CONFIG"), "{said}");
+
+    let mut stack = Stack::with(|config| {
+        config["jenkins"]["apiToken"] = json!({"ssm": "/missing/token"});
+        config["jenkins"]["webhook"]["authorization"] = json!({"env": "MISSING_VARIABLE"});
+        config["jenkins"]["webhook"]["signingSecret"] = json!({"file": "/missing/file"});
+    })
+    .await
+    .unwrap();
+    let said = failed_start(&mut stack, Binary::TaskState).await;
+    for name in ["/missing/token", "MISSING_VARIABLE", "/missing/file"] {
+        assert!(said.contains(name), "{name}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn two_stacks_in_one_cluster_have_two_prefixes() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.set_env("AGENT_NAME_PREFIX", Some("team-b-"));
+    stack.ask(json!({"requestId": "prefixed", "label": "node"}));
+    stack.poll(Binary::Request, "requests").await.unwrap();
+    let task = stack.tasks().remove(0);
+    assert!(task.started_by.starts_with("team-b-node-"), "{}", task.started_by);
+    // A stack with the usual prefix leaves it alone.
+    stack.set_env("AGENT_NAME_PREFIX", None);
+    stack.settle().await.unwrap();
+    stack.sweep().await.unwrap();
+    assert_eq!(stack.active_tasks().len(), 1);
+    assert!(stack.nodes().is_empty());
+}
+
+#[tokio::test]
+async fn several_regions_and_accounts_stand_side_by_side() {
+    let mut stack = Stack::with(|config| {
+        config["clouds"][1]["region"] = "us-east-1".into();
+        config["clouds"][1]["assumeRoleArn"] = "arn:aws:iam::999999999999:role/agents".into();
+    })
+    .await
+    .unwrap();
+    {
+        let mut aws = stack.aws();
+        let far = aws.elsewhere("us-east-1", "999999999999");
+        far.settings().without_delays();
+        far.create_cluster(tests::CLUSTER);
+        let definition = json!({"family": "jenkins-node", "networkMode": "awsvpc", "requiresCompatibilities": ["FARGATE"],
+            "cpu": "1024", "memory": "2048", "containerDefinitions": [
+                {"name": "agent", "image": "jenkins/ssh-agent", "portMappings": [{"containerPort": 22, "hostPort": 22}]}]});
+        far.register_definition(&definition).unwrap();
+    }
+    let url = stack.agent("far", "node").await.unwrap();
+    assert_eq!(stack.told(&url), ["agent.ready"]);
+    let near = stack.agent("near", "maven").await.unwrap();
+    assert_eq!(stack.told(&near), ["agent.ready"]);
+    let runs: Vec<_> =
+        stack.aws().calls("ecs", "RunTask").iter().map(|call| (call.region.clone(), call.account.clone())).collect();
+    assert_eq!(runs, [("us-east-1".into(), "999999999999".into()), ("eu-west-1".into(), "123456789012".into())]);
+    for id in ["far", "near"] {
+        stack.complete(json!({"requestId": id}));
+        stack.settle().await.unwrap();
+    }
+    assert!(stack.nodes().is_empty());
+    assert!(stack.active_tasks().is_empty());
+}

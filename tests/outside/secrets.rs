@@ -1,0 +1,135 @@
+//! Secrets: read once, read again when they are refused, shown nowhere (contract, sections 2 and 5).
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use local::jenkins::Permission;
+use serde_json::json;
+use tests::{API_TOKEN, AUTHORIZATION, Stack};
+
+const SIGNING_KEY: &[u8; 32] = b"0signing0key0of0the0webhooks0000";
+
+/// Everything that anybody could read: logs, calls, queues, notices, tasks.
+fn all_that_is_said(stack: &Stack) -> String {
+    let aws = stack.aws();
+    let calls = aws
+        .journal
+        .iter()
+        .filter(|call| call.service != "ssm")
+        .map(|call| format!("{:?} {:?}", call.input, call.output));
+    let queues = format!("{:?}", aws.sqs.queues);
+    let tasks: Vec<_> = aws.ecs.tasks().map(|task| format!("{:?} {:?}", task.tags, task.overrides)).collect();
+    let calls: Vec<_> = calls.collect();
+    let bus = format!("{:?}", aws.bus.entries);
+    drop(aws);
+    let notices: Vec<_> = stack.notices(None).into_iter().map(|notice| notice.body.to_string()).collect();
+    let nodes: Vec<_> = stack.jenkins().nodes().map(|node| format!("{node:?}")).collect();
+    format!("{}\n{calls:?}\n{queues}\n{tasks:?}\n{bus}\n{notices:?}\n{nodes:?}", stack.output())
+}
+
+#[tokio::test]
+async fn secrets_are_shown_nowhere() {
+    let secret = format!("whsec_{}", STANDARD.encode(SIGNING_KEY));
+    let mut stack = Stack::with(|config| {
+        config["jenkins"]["webhook"]["signingSecret"] = json!({"env": "SIGNING_SECRET"});
+        config["eventBus"] = "ci-agents".into();
+    })
+    .await
+    .unwrap();
+    stack.set_env("SIGNING_SECRET", Some(&secret));
+    stack.set_env("AWS_LAMBDA_LOG_LEVEL", Some("DEBUG"));
+    stack.agent("plain", "maven").await.unwrap();
+    stack.agent("dialling", "dial").await.unwrap();
+    stack.agent("refused", "nothing").await.unwrap();
+    stack.send("requests", "not JSON");
+    // Refused by Jenkins, and down.
+    stack.jenkins().add_user("ecs-agents", "another", Permission::FOR_AGENTS);
+    stack.agent("unauthorised", "node").await.unwrap();
+    stack.jenkins_goes_down();
+    stack.agent("down", "node").await.unwrap();
+    stack.complete(json!({"requestId": "plain"}));
+    stack.settle().await.unwrap();
+    stack.sweep_at(jiff::Timestamp::now()).await.unwrap().ok();
+    let said = all_that_is_said(&stack);
+    assert!(said.contains("DEBUG") || said.contains("INFO"), "there are logs");
+    let basic = STANDARD.encode(format!("ecs-agents:{API_TOKEN}"));
+    for secret in [API_TOKEN, AUTHORIZATION, &basic, &secret[6..], "0signing0key0", stack.env("AWS_SECRET_ACCESS_KEY")]
+    {
+        assert!(!said.contains(secret), "{secret} is in: {}", said.split(secret).next().unwrap_or_default());
+    }
+}
+
+#[tokio::test]
+async fn secrets_are_read_at_the_start_alone() {
+    let mut stack = Stack::start().await.unwrap();
+    for number in 0..3 {
+        stack.agent(&format!("again-{number}"), "node").await.unwrap();
+    }
+    let reads = stack.aws().journal.iter().filter(|call| call.service == "ssm").count();
+    // One start of each of three functions.
+    assert!(reads <= 3, "{reads}");
+}
+
+#[tokio::test]
+async fn a_secret_that_was_changed_is_read_again_when_it_is_refused() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.agent("before", "node").await.unwrap();
+    stack.jenkins().add_user("ecs-agents", "rotated-token", Permission::FOR_AGENTS);
+    stack.jenkins().add_endpoint("ecs-agents/notices", Some("rotated-authorization"));
+    let url = stack.jenkins().register_webhook(Some("rotated-authorization"));
+    stack.jenkins().wait_for_webhook(&url);
+    {
+        let mut aws = stack.aws();
+        aws.parameters.values.insert("/jenkins/api-token".into(), "rotated-token".into());
+        aws.parameters.values.insert("/jenkins/webhook".into(), "rotated-authorization".into());
+    }
+    stack.ask(json!({"requestId": "after", "label": "node", "webhookUrl": url}));
+    stack.settle().await.unwrap();
+    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert_eq!(stack.nodes().len(), 2);
+    assert!(stack.bodies("undelivered").is_empty());
+}
+
+#[tokio::test]
+async fn a_secret_that_stays_wrong_names_the_setting_and_loses_nothing() {
+    for (setting, by_user) in [("jenkins.apiToken", true), ("jenkins.webhook.authorization", false)] {
+        let mut stack = Stack::start().await.unwrap();
+        let url = if by_user {
+            stack.jenkins().add_user("ecs-agents", "another", Permission::FOR_AGENTS);
+            stack.webhook()
+        } else {
+            let url = stack.jenkins().register_webhook(Some("another"));
+            stack.jenkins().wait_for_webhook(&url);
+            url
+        };
+        stack.ask(json!({"requestId": "wrong", "label": "node", "webhookUrl": url}));
+        stack.settle().await.unwrap();
+        assert_eq!(stack.told(&url), Vec::<String>::new(), "{setting}");
+        assert!(!stack.bodies("undelivered").is_empty(), "{setting}: as if Jenkins were down");
+        assert!(stack.rejected().is_empty(), "{setting}");
+        let output = stack.output();
+        let named = output.lines().any(|line| line.contains("ERROR") && line.contains(setting));
+        assert!(named, "{setting}: {output}");
+        // It is mended.
+        if by_user {
+            stack.jenkins().add_user("ecs-agents", API_TOKEN, Permission::FOR_AGENTS);
+        } else {
+            stack.aws().parameters.values.insert("/jenkins/webhook".into(), "another".into());
+            stack.jenkins().add_endpoint("ecs-agents/notices", Some("another"));
+        }
+        for _ in 0..3 {
+            stack.unhide("undelivered");
+            stack.settle().await.unwrap();
+        }
+        assert_eq!(stack.told(&url), ["agent.ready"], "{setting}");
+    }
+}
+
+#[tokio::test]
+async fn a_missing_permission_is_named() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.jenkins().add_user("ecs-agents", API_TOKEN, [Permission::Read]);
+    stack.agent("powerless", "node").await.unwrap();
+    let output = stack.output();
+    assert!(output.contains("Agent/Create") || output.contains("hudson.model.Computer.Create"), "{output}");
+    assert!(!stack.bodies("undelivered").is_empty());
+}

@@ -1,0 +1,463 @@
+//! The sweep (contract, section 7). Minutes pass by the events' `time`.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use local::aws::Fault;
+use local::aws::ecs::Behaviour;
+use serde_json::{Value, json};
+use tests::{Binary, CLUSTER, GROUP, Stack};
+
+fn minutes(minutes: i64) -> SignedDuration {
+    SignedDuration::from_mins(minutes)
+}
+
+/// A sweep some minutes from now, and what comes of it.
+async fn sweep_in(stack: &mut Stack, later: i64) {
+    stack.sweep_at(Timestamp::now() + minutes(later)).await.unwrap().unwrap();
+    stack.settle().await.unwrap();
+}
+
+/// Makes a task older, as if it had been started so long ago.
+fn age(stack: &Stack, arn: &str, by: SignedDuration) {
+    let mut aws = stack.aws();
+    let task = aws.ecs.task_mut(arn).unwrap();
+    for time in [Some(&mut task.created_at), task.started_at.as_mut()].into_iter().flatten() {
+        *time = *time - by;
+    }
+}
+
+#[tokio::test]
+async fn a_quiet_world_stays_as_it_is() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.agent("busy", "node").await.unwrap();
+    stack.forget_calls();
+    stack.sweep().await.unwrap();
+    let changes = stack.calls().into_iter().filter(|call| {
+        let action = call.split(':').nth(1).unwrap();
+        !["Describe", "List", "Get", "Receive", "Tag"].iter().any(|verb| action.starts_with(verb))
+    });
+    let changes: Vec<_> = changes.collect();
+    assert!(changes.is_empty(), "{changes:?}");
+    assert_eq!(stack.active_tasks().len(), 1);
+    assert_eq!(stack.nodes().len(), 1);
+    assert_eq!(stack.told_all(), ["agent.ready"]);
+}
+
+#[tokio::test]
+async fn what_is_not_ready_in_time_is_stopped_and_told() {
+    let mut stack =
+        Stack::with(|config| config["clouds"][1]["templates"][0]["containerStartTimeout"] = "5m".into()).await.unwrap();
+    stack.aws().ecs.behave("jenkins-node", Behaviour::NeverRuns);
+    let url = stack.agent("never", "node").await.unwrap();
+    let arn = stack.tasks()[0].arn.clone();
+    age(&stack, &arn, minutes(4));
+    stack.sweep().await.unwrap();
+    assert_eq!(stack.told(&url), Vec::<String>::new());
+    age(&stack, &arn, minutes(2));
+    stack.sweep().await.unwrap();
+    assert_eq!(stack.told(&url), ["agent.failed START_TIMEOUT"]);
+    assert!(stack.active_tasks().is_empty() && stack.nodes().is_empty());
+}
+
+#[tokio::test]
+async fn one_that_never_becomes_healthy_is_not_ready_either() {
+    let mut stack =
+        Stack::with(|config| config["clouds"][0]["templates"][0]["taskDefinition"] = "jenkins-checked".into())
+            .await
+            .unwrap();
+    stack.aws().ecs.behave("jenkins-checked", Behaviour::HealthUnknown);
+    let url = stack.agent("unhealthy", "maven").await.unwrap();
+    let arn = stack.tasks()[0].arn.clone();
+    age(&stack, &arn, minutes(16));
+    stack.sweep().await.unwrap();
+    assert_eq!(stack.told(&url), ["agent.failed START_TIMEOUT"]);
+}
+
+#[tokio::test]
+async fn no_agent_outlives_its_lifetime() {
+    let mut stack = Stack::with(|config| {
+        config["clouds"][0]["templates"][0]["maxLifetime"] = "never".into();
+        config["clouds"][0]["templates"][0]["idleTimeout"] = "never".into();
+    })
+    .await
+    .unwrap();
+    let url = stack.agent("old", "node").await.unwrap();
+    stack.agent("forever", "maven").await.unwrap();
+    for task in stack.tasks() {
+        age(&stack, &task.arn, SignedDuration::from_hours(25));
+    }
+    stack.sweep().await.unwrap();
+    let active = stack.active_tasks();
+    assert_eq!(active.len(), 1);
+    assert!(active[0].started_by.contains("maven"));
+    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert!(stack.told_all().contains(&"agent.stopped LIFETIME_EXCEEDED".into()), "{:?}", stack.told_all());
+    assert_eq!(stack.nodes(), [active[0].started_by.clone()]);
+}
+
+#[tokio::test]
+async fn an_idle_agent_is_stopped_and_a_busy_one_is_not() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.agent("idle", "node").await.unwrap();
+    let idle = stack.nodes().remove(0);
+    stack.agent("busy", "node").await.unwrap();
+    let busy = stack.nodes().into_iter().find(|name| *name != idle).unwrap();
+    for name in [&idle, &busy] {
+        stack.jenkins().connect_ssh(name);
+    }
+    assert!(stack.jenkins().start_build_on(&busy, "app/main #1"));
+    for later in [0, 1, 5, 9] {
+        sweep_in(&mut stack, later).await;
+        assert_eq!(stack.active_tasks().len(), 2, "after {later} minutes");
+    }
+    sweep_in(&mut stack, 12).await;
+    let active = stack.active_tasks();
+    assert_eq!(active.iter().map(|task| task.started_by.clone()).collect::<Vec<_>>(), [busy.clone()]);
+    assert!(stack.told_all().contains(&"agent.stopped IDLE".into()), "{:?}", stack.told_all());
+    // Its build ends, and its own ten minutes begin.
+    stack.jenkins().finish_build(&busy);
+    sweep_in(&mut stack, 13).await;
+    sweep_in(&mut stack, 20).await;
+    assert_eq!(stack.active_tasks().len(), 1);
+    sweep_in(&mut stack, 24).await;
+    assert!(stack.active_tasks().is_empty());
+    assert!(stack.nodes().is_empty());
+}
+
+#[tokio::test]
+async fn a_build_in_between_begins_the_idle_time_anew() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.agent("now-and-then", "node").await.unwrap();
+    let name = stack.nodes().remove(0);
+    stack.jenkins().connect_ssh(&name);
+    sweep_in(&mut stack, 0).await;
+    sweep_in(&mut stack, 5).await;
+    assert!(stack.jenkins().start_build_on(&name, "app/main #1"));
+    sweep_in(&mut stack, 6).await;
+    stack.jenkins().finish_build(&name);
+    sweep_in(&mut stack, 7).await;
+    sweep_in(&mut stack, 12).await;
+    assert_eq!(stack.active_tasks().len(), 1);
+    sweep_in(&mut stack, 18).await;
+    assert!(stack.active_tasks().is_empty());
+}
+
+#[tokio::test]
+async fn nothing_is_stopped_on_a_guess() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.agent("guess", "node").await.unwrap();
+    let name = stack.nodes().remove(0);
+    stack.jenkins().connect_ssh(&name);
+    sweep_in(&mut stack, 0).await;
+    // Jenkins does not answer while the time runs out.
+    stack.jenkins_goes_down();
+    let _ = stack.sweep_at(Timestamp::now() + minutes(20)).await.unwrap();
+    assert_eq!(stack.active_tasks().len(), 1, "whether it is idle, only Jenkins knows");
+    stack.jenkins_comes_back().await.unwrap();
+    // ECS does not answer: no node goes.
+    for action in ["ListTasks", "DescribeTasks"] {
+        stack.aws().faults.always("ecs", action, Some(Fault::server()));
+        for later in [21, 22, 23] {
+            let _ = stack.sweep_at(Timestamp::now() + minutes(later)).await.unwrap();
+        }
+        assert_eq!(stack.nodes().len(), 1, "{action}");
+        stack.aws().faults.always("ecs", action, None);
+    }
+}
+
+#[tokio::test]
+async fn what_is_tagged_keep_is_left_alone() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.agent("kept", "node").await.unwrap();
+    let task = stack.tasks().remove(0);
+    stack.aws().ecs.task_mut(&task.arn).unwrap().tags.insert("jenkins-ecs-agents:keep".into(), "yes".into());
+    age(&stack, &task.arn, SignedDuration::from_hours(48));
+    for later in [0, 11, 22] {
+        sweep_in(&mut stack, later).await;
+    }
+    assert_eq!(stack.active_tasks().len(), 1);
+    assert_eq!(stack.nodes().len(), 1);
+}
+
+#[tokio::test]
+async fn events_that_never_came_are_made_up_for() {
+    let mut stack = Stack::start().await.unwrap();
+    // A task runs, and nobody heard of it.
+    let running = stack.webhook();
+    stack.ask(json!({"requestId": "unheard", "label": "node", "webhookUrl": running}));
+    stack.poll(Binary::Request, "requests").await.unwrap();
+    stack.advance().clear();
+    assert_eq!(stack.told(&running), Vec::<String>::new());
+    stack.sweep().await.unwrap();
+    assert_eq!(stack.told(&running), ["agent.ready"]);
+    assert_eq!(stack.nodes().len(), 1);
+    // Another ended before anybody heard of it.
+    stack.aws().ecs.behave("jenkins-node", Behaviour::ImageMissing);
+    let ended = stack.webhook();
+    stack.ask(json!({"requestId": "unheard-end", "label": "node", "webhookUrl": ended}));
+    stack.poll(Binary::Request, "requests").await.unwrap();
+    stack.advance().clear();
+    stack.sweep().await.unwrap();
+    assert_eq!(stack.told(&ended), ["agent.failed START_FAILED"]);
+    // The end of the first is missed too.
+    let arn = stack.active_tasks()[0].arn.clone();
+    stack.aws().ecs.exit(&arn, 1, Timestamp::now());
+    stack.advance().clear();
+    for later in [1, 2, 3] {
+        sweep_in(&mut stack, later).await;
+    }
+    assert!(stack.nodes().is_empty());
+    assert_eq!(stack.told(&running), ["agent.ready"]);
+    assert_eq!(stack.told_all().iter().filter(|told| *told == "agent.stopped").count(), 1, "{:?}", stack.told_all());
+    assert_eq!(stack.told(&ended), ["agent.failed START_FAILED"]);
+}
+
+#[tokio::test]
+async fn a_node_without_a_task_goes_at_the_second_sight_a_minute_later() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.agent("gone", "node").await.unwrap();
+    stack.agent("there", "node").await.unwrap();
+    let gone = stack.tasks().remove(0);
+    {
+        // The task ends and is forgotten by ECS, and no event came.
+        let mut aws = stack.aws();
+        aws.ecs.exit(&gone.arn, 0, Timestamp::now());
+        aws.advance(Timestamp::now() + SignedDuration::from_hours(2));
+        assert_eq!(aws.ecs.tasks().count(), 1);
+    }
+    stack.advance().clear();
+    let first = Timestamp::now() + minutes(1);
+    stack.sweep_at(first).await.unwrap().unwrap();
+    assert_eq!(stack.nodes().len(), 2);
+    // The same minute, brought twice, is one sight.
+    stack.sweep_at(first).await.unwrap().unwrap();
+    assert_eq!(stack.nodes().len(), 2);
+    // Another process knows it from what is written down.
+    stack.kill(Binary::Teardown);
+    stack.sweep_at(first + minutes(1)).await.unwrap().unwrap();
+    let nodes = stack.nodes();
+    assert_eq!(nodes.len(), 1);
+    assert_ne!(nodes[0], gone.started_by);
+}
+
+#[tokio::test]
+async fn nodes_of_others_are_left_alone() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.agent("ours", "node").await.unwrap();
+    let request = |name: &str| {
+        let json = json!({"name": name, "nodeDescription": "", "numExecutors": "1", "remoteFS": "/home", "labelString": "",
+            "mode": "NORMAL", "type": "hudson.slaves.DumbSlave", "retentionStrategy": {
+                "stapler-class": "hudson.slaves.RetentionStrategy$Always", "$class": "hudson.slaves.RetentionStrategy$Always"},
+            "nodeProperties": {"stapler-class-bag": "true"},
+            "launcher": {"stapler-class": "hudson.slaves.JNLPLauncher", "$class": "hudson.slaves.JNLPLauncher"}});
+        let json = json.to_string().replace('%', "%25").replace('&', "%26").replace('+', "%2B").replace('$', "%24");
+        let token = base64::Engine::encode(
+            &base64::engine::general_purpose::STANDARD,
+            format!("ecs-agents:{}", tests::API_TOKEN),
+        );
+        http::Request::post(format!("/ci/computer/doCreateItem?name={name}&type=hudson.slaves.DumbSlave"))
+            .header("authorization", format!("Basic {token}"))
+            .header("content-type", "application/x-www-form-urlencoded")
+            .body(bytes::Bytes::from(format!("json={json}")))
+            .unwrap()
+    };
+    for name in ["somebody-s-agent", "ecs-agent", "ecs-node-0123", "other-node-0123456789ab"] {
+        let answer = stack.jenkins().handle(request(name), Timestamp::now());
+        assert!(answer.status().is_redirection(), "{name}: {answer:?}");
+    }
+    for later in [0, 1, 2] {
+        sweep_in(&mut stack, later).await;
+    }
+    assert_eq!(stack.nodes().len(), 5);
+}
+
+#[tokio::test]
+async fn idle_instances_are_given_back_drained_first_and_not_below_the_minimum() {
+    let mut stack = Stack::with(|config| config["clouds"][0]["idleInstanceTimeout"] = "10m".into()).await.unwrap();
+    {
+        let mut aws = stack.aws();
+        aws.ecs.fill_group(GROUP, 3, Timestamp::now());
+        aws.ecs.group_mut(GROUP).unwrap().minimum = 1;
+    }
+    stack.agent("busy", "maven").await.unwrap();
+    let busy = stack.tasks().remove(0).instance.unwrap();
+    let busy = stack.aws().ecs.instances().find(|instance| instance.arn == busy).unwrap().ec2_id.clone();
+    let node = stack.nodes().remove(0);
+    stack.jenkins().connect_ssh(&node);
+    assert!(stack.jenkins().start_build_on(&node, "app/main #1"));
+    stack.forget_calls();
+    for later in [0, 1, 5, 9] {
+        sweep_in(&mut stack, later).await;
+        assert_eq!(stack.aws().ecs.group(GROUP).unwrap().members.len(), 3, "after {later} minutes");
+    }
+    for later in 11..20 {
+        sweep_in(&mut stack, later).await;
+    }
+    let members: Vec<_> =
+        stack.aws().ecs.group(GROUP).unwrap().members.iter().map(|member| member.id.clone()).collect();
+    assert_eq!(members, [busy], "the busy one stays");
+    assert_eq!(stack.aws().ecs.group(GROUP).unwrap().desired, 1, "lowered by those alone");
+    assert_eq!(stack.active_tasks().len(), 1);
+    let calls = stack.calls();
+    let place = |call: &str| calls.iter().position(|made| made == call).unwrap_or_else(|| panic!("{call}: {calls:?}"));
+    assert!(place("ecs:UpdateContainerInstancesState") < place("autoscaling:TerminateInstanceInAutoScalingGroup"));
+    assert_eq!(stack.count("autoscaling:SetDesiredCapacity"), 0);
+    for call in stack.aws().calls("autoscaling", "TerminateInstanceInAutoScalingGroup") {
+        assert_eq!(call.input["ShouldDecrementDesiredCapacity"], "true");
+    }
+    // The build ends, and the agent with it: the last instance is the group's minimum.
+    stack.complete(json!({"requestId": "busy"}));
+    stack.settle().await.unwrap();
+    for later in [20, 25, 31, 32, 33, 45] {
+        sweep_in(&mut stack, later).await;
+    }
+    let aws = stack.aws();
+    assert_eq!(aws.ecs.group(GROUP).unwrap().members.len(), 1);
+    assert!(aws.ecs.instances().all(|instance| instance.status.as_str() == "ACTIVE"), "and takes agents");
+}
+
+#[tokio::test]
+async fn with_a_minimum_of_none_the_last_instance_goes_too_and_comes_back_when_it_is_needed() {
+    let mut stack = Stack::with(|config| {
+        config["clouds"][0]["idleInstanceTimeout"] = "10m".into();
+        config["clouds"][0]["instanceCapacity"] = json!({"cpu": 4096, "memory": 7680});
+    })
+    .await
+    .unwrap();
+    for later in [0, 5, 11, 12, 13] {
+        sweep_in(&mut stack, later).await;
+    }
+    assert_eq!(stack.aws().ecs.group(GROUP).unwrap().members.len(), 0);
+    assert_eq!(stack.aws().ecs.group(GROUP).unwrap().desired, 0);
+    let url = stack.agent("wakes", "maven").await.unwrap();
+    for _ in 0..3 {
+        stack.unhide("waiting");
+        stack.sweep().await.unwrap();
+        stack.unhide("requests");
+        stack.settle().await.unwrap();
+    }
+    assert_eq!(stack.told(&url), ["agent.ready"]);
+}
+
+#[tokio::test]
+async fn by_default_and_by_tag_instances_stay() {
+    let mut stack = Stack::start().await.unwrap();
+    for later in [0, 60, 600] {
+        sweep_in(&mut stack, later).await;
+    }
+    assert_eq!(stack.aws().ecs.group(GROUP).unwrap().members.len(), 1);
+
+    let mut stack = Stack::with(|config| config["clouds"][0]["idleInstanceTimeout"] = "10m".into()).await.unwrap();
+    let arn = stack.aws().ecs.instances().next().unwrap().arn.clone();
+    stack.aws().ecs.instance_mut(&arn).unwrap().tags.insert("jenkins-ecs-agents:keep".into(), String::new());
+    for later in [0, 11, 12, 13] {
+        sweep_in(&mut stack, later).await;
+    }
+    assert_eq!(stack.aws().ecs.group(GROUP).unwrap().members.len(), 1);
+}
+
+#[tokio::test]
+async fn a_drain_that_was_cut_short_is_finished_or_undone() {
+    let mut stack = Stack::with(|config| config["clouds"][0]["idleInstanceTimeout"] = "10m".into()).await.unwrap();
+    stack.aws().faults.always("autoscaling", "TerminateInstanceInAutoScalingGroup", Some(Fault::server()));
+    for later in [0, 5, 11] {
+        let _ = stack.sweep_at(Timestamp::now() + minutes(later)).await.unwrap();
+    }
+    stack.aws().faults.always("autoscaling", "TerminateInstanceInAutoScalingGroup", None);
+    stack.kill(Binary::Teardown);
+    for later in [12, 13, 14] {
+        sweep_in(&mut stack, later).await;
+    }
+    let aws = stack.aws();
+    let left: Vec<_> = aws.ecs.instances().map(|instance| instance.status.as_str().to_owned()).collect();
+    assert!(left.is_empty() || left == ["ACTIVE"], "{left:?}");
+    let members = aws.ecs.group(GROUP).unwrap().members.len();
+    assert_eq!(members, left.len());
+}
+
+#[tokio::test]
+async fn a_foreign_drain_is_not_undone() {
+    let mut stack = Stack::with(|config| config["clouds"][0]["idleInstanceTimeout"] = "10m".into()).await.unwrap();
+    let arn = stack.aws().ecs.instances().next().unwrap().arn.clone();
+    let drain = json!({"cluster": CLUSTER, "containerInstances": [arn], "status": "DRAINING"});
+    stack.aws().ecs.call("UpdateContainerInstancesState", &drain, Timestamp::now()).unwrap();
+    for later in [0, 1] {
+        sweep_in(&mut stack, later).await;
+    }
+    let statuses: Vec<_> = stack.aws().ecs.instances().map(|instance| instance.status.as_str().to_owned()).collect();
+    assert_eq!(statuses, ["DRAINING"], "somebody else's business");
+}
+
+#[tokio::test]
+async fn waiting_work_keeps_what_it_needs() {
+    let mut stack = Stack::with(|config| config["clouds"][0]["idleInstanceTimeout"] = "10m".into()).await.unwrap();
+    stack.aws().ecs.settings().boot = Duration::from_secs(3600);
+    // Over maxAgents nothing needs an instance; without room, everything does.
+    stack.ask(json!({"requestId": "fill", "label": "maven", "count": 3}));
+    stack.settle().await.unwrap();
+    stack.ask(json!({"requestId": "waits", "label": "maven"}));
+    stack.settle().await.unwrap();
+    assert_eq!(stack.bodies("waiting").len(), 1);
+    let desired = stack.aws().ecs.group(GROUP).unwrap().desired;
+    for later in [0, 5, 12] {
+        stack.sweep_at(Timestamp::now() + minutes(later)).await.unwrap().unwrap();
+        stack.unhide("waiting");
+    }
+    assert!(stack.aws().ecs.group(GROUP).unwrap().desired >= desired);
+    assert_eq!(stack.count("autoscaling:TerminateInstanceInAutoScalingGroup"), 0);
+}
+
+#[tokio::test]
+async fn all_pages_are_looked_at() {
+    let mut stack = Stack::with(|config| {
+        config["clouds"][1]["templates"][0]["idleTimeout"] = "never".into();
+    })
+    .await
+    .unwrap();
+    for number in 0..25 {
+        stack.ask(json!({"requestId": format!("page-{number}"), "label": "node", "count": 10}));
+    }
+    while stack.poll(Binary::Request, "requests").await.unwrap() > 0 {}
+    stack.advance().clear();
+    let tasks = stack.active_tasks();
+    assert_eq!(tasks.len(), 250);
+    for task in &tasks {
+        age(&stack, &task.arn, SignedDuration::from_hours(25));
+    }
+    let mut sweeps = 0;
+    while !stack.active_tasks().is_empty() && sweeps < 5 {
+        stack.sweep_at(Timestamp::now()).await.unwrap().unwrap();
+        sweeps += 1;
+    }
+    assert!(stack.active_tasks().is_empty(), "{} are left", stack.active_tasks().len());
+}
+
+#[tokio::test]
+async fn somebody_else_s_tasks_are_never_stopped() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.agent("ours", "node").await.unwrap();
+    let input = stack.inputs("RunTask").remove(0);
+    let run = |started_by: &str, tags: Value| {
+        let mut input = input.clone();
+        input["startedBy"] = started_by.into();
+        input["tags"] = tags;
+        input.as_object_mut().unwrap().remove("clientToken");
+        stack.aws().ecs.call("RunTask", &input, Timestamp::now()).unwrap();
+    };
+    run("ecs-svc/1234567890123456789", json!([]));
+    run("somebody", json!([]));
+    run(
+        "ecs-node-0123456789ab",
+        json!([{"key": "jenkins-ecs-agents:controller", "value": "https://another.example.com/"}]),
+    );
+    for task in stack.tasks() {
+        age(&stack, &task.arn, SignedDuration::from_hours(48));
+    }
+    for later in [0, 1, 2] {
+        sweep_in(&mut stack, later).await;
+    }
+    let active = stack.active_tasks();
+    assert_eq!(active.len(), 3, "ours alone is past its time");
+    assert!(active.iter().all(|task| task.started_by != stack.inputs("RunTask")[0]["startedBy"].as_str().unwrap()));
+}

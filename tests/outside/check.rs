@@ -58,12 +58,12 @@ async fn each_fault_is_found_and_how_to_mend_it() {
         (
             "no task definition",
             |config| config["clouds"][0]["templates"][0]["taskDefinition"] = "nothing".into(),
-            "nothing",
+            "taskDefinition",
         ),
         (
             "no such revision",
             |config| config["clouds"][0]["templates"][0]["taskDefinition"] = "jenkins-maven:9".into(),
-            "jenkins-maven:9",
+            "taskDefinition",
         ),
         ("no such container", |config| config["clouds"][0]["templates"][0]["container"] = "agnet".into(), "agnet"),
         ("no port", |config| config["clouds"][0]["templates"][0]["ssh"]["port"] = 2022.into(), "2022"),

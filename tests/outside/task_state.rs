@@ -221,7 +221,7 @@ async fn an_inbound_agent_has_its_node_before_its_task_and_is_told_how_to_dial()
     stack.poll(Binary::Request, "requests").await.unwrap();
     let task = stack.tasks().remove(0);
     let name = task.started_by.clone();
-    assert_eq!(stack.nodes(), [name.clone()], "the node, before anything of ECS was heard");
+    assert_eq!(stack.nodes(), [name.as_str()], "the node, before anything of ECS was heard");
     let input = stack.inputs("RunTask").remove(0);
     let pairs = input["overrides"]["containerOverrides"][0]["environment"].as_array().unwrap().clone();
     let value = |name: &str| {
@@ -307,11 +307,12 @@ async fn an_event_of_a_task_that_ecs_forgot_does_no_harm() {
     let url = stack.agent("forgotten", "node").await.unwrap();
     let running = stack.history.iter().rfind(|event| event["detail"]["lastStatus"] == "RUNNING").unwrap().clone();
     let arn = stack.tasks()[0].arn.clone();
-    let mut aws = stack.aws();
-    aws.ecs.exit(&arn, 0, Timestamp::now());
-    aws.advance(Timestamp::now() + SignedDuration::from_hours(2));
-    assert_eq!(aws.ecs.tasks().count(), 0);
-    drop(aws);
+    {
+        let mut aws = stack.aws();
+        aws.ecs.exit(&arn, 0, Timestamp::now());
+        aws.advance(Timestamp::now() + SignedDuration::from_hours(2));
+        assert_eq!(aws.ecs.tasks().count(), 0);
+    }
     let before = stack.told_all().len();
     stack.invoke(Binary::TaskState, running).await.unwrap().unwrap();
     assert_eq!(stack.told(&url), ["agent.ready"]);
@@ -556,4 +557,70 @@ async fn of_two_tasks_of_one_name_the_younger_is_stopped() {
     assert_eq!(tasks[0].desired_status, "RUNNING", "the elder stays");
     assert_eq!(tasks[1].desired_status, "STOPPED");
     assert_eq!(stack.nodes().len(), 1, "and so does its node");
+}
+
+#[tokio::test]
+async fn a_notice_is_kept_for_a_day_at_least() {
+    let mut stack = Stack::start().await.unwrap();
+    let url = stack.webhook();
+    stack.jenkins_goes_down();
+    stack.ask(json!({"requestId": "a-day", "label": "node", "webhookUrl": url}));
+    stack.settle().await.unwrap();
+    for hours in [12, 23] {
+        for message in &mut stack.aws().sqs.queues.get_mut("undelivered").unwrap().messages {
+            message.sent_at = Timestamp::now() - SignedDuration::from_hours(hours);
+            message.receives = 100;
+        }
+        stack.unhide("undelivered");
+        stack.settle().await.unwrap();
+        assert!(!stack.bodies("undelivered").is_empty(), "after {hours} hours");
+    }
+    stack.jenkins_comes_back().await.unwrap();
+    stack.unhide("undelivered");
+    stack.settle().await.unwrap();
+    assert_eq!(stack.told(&url), ["agent.ready"]);
+}
+
+#[tokio::test]
+async fn the_delays_between_tries_grow() {
+    let mut stack = Stack::start().await.unwrap();
+    let url = stack.webhook();
+    stack.jenkins_goes_down();
+    stack.ask(json!({"requestId": "growing", "label": "nothing", "webhookUrl": url}));
+    stack.settle().await.unwrap();
+    let try_after = |stack: &Stack, receives: u32| {
+        for message in &mut stack.aws().sqs.queues.get_mut("undelivered").unwrap().messages {
+            message.receives = receives;
+        }
+        stack.unhide("undelivered");
+    };
+    try_after(&stack, 0);
+    let delay = |stack: &Stack| {
+        let messages = stack.aws().sqs.messages("undelivered").to_vec();
+        messages.iter().map(|message| message.visible_at.duration_since(Timestamp::now()).as_secs()).min().unwrap()
+    };
+    stack.poll(Binary::TaskState, "undelivered").await.unwrap();
+    let first = delay(&stack);
+    try_after(&stack, 12);
+    stack.poll(Binary::TaskState, "undelivered").await.unwrap();
+    let later = delay(&stack);
+    assert!((0..=600).contains(&first) && later > first && later <= 43_200, "{first} s, then {later} s");
+}
+
+#[tokio::test]
+async fn an_agent_costs_few_calls() {
+    let mut stack = Stack::start().await.unwrap();
+    // What a process looks up once, it knows after the first.
+    for label in ["node", "maven"] {
+        stack.agent(&format!("first-{label}"), label).await.unwrap();
+    }
+    for (label, most) in [("node", 4), ("maven", 4)] {
+        stack.forget_calls();
+        stack.agent(&format!("second-{label}"), label).await.unwrap();
+        let arn = stack.tasks().into_iter().rfind(|task| task.started_by.contains(label)).unwrap().arn;
+        stack.complete(json!({"taskArn": arn}));
+        stack.settle().await.unwrap();
+        let calls: Vec<_> = stack.calls().into_iter().filter(|call| !call.starts_with("sqs:")).collect();
+        assert!(calls.len() <= most, "{label}: {calls:?}");
+    }
 }

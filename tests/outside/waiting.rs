@@ -363,3 +363,56 @@ async fn several_agents_of_one_request_may_be_placed_bit_by_bit() {
     assert_eq!(stack.told_all().iter().filter(|told| *told == "agent.ready").count(), 5);
     assert!(tasks.iter().all(|task| task.cluster == CLUSTER));
 }
+
+#[tokio::test]
+async fn with_managed_scaling_the_task_waits_in_ecs_and_the_group_is_not_ours_to_touch() {
+    let mut stack = slow_boot(|config| {
+        let template = &mut config["clouds"][0]["templates"][0];
+        template["launch"] = json!({"capacityProviders": [{"name": "managed", "weight": 1}]});
+    })
+    .await;
+    stack.aws().ecs.create_capacity_provider("managed", GROUP, true);
+    ask(&stack, "managed", 5);
+    stack.settle().await.unwrap();
+    assert_eq!(stack.tasks().len(), 5);
+    assert!(stack.tasks().iter().any(|task| task.last_status.as_str() == "PROVISIONING"));
+    assert!(stack.bodies("waiting").is_empty());
+    stack.sweep().await.unwrap();
+    assert!(stack.calls().iter().all(|call| !call.starts_with("autoscaling:Set")), "{:?}", stack.calls());
+}
+
+#[tokio::test]
+async fn an_inbound_agent_that_is_never_placed_leaves_no_node_behind() {
+    for way in ["aborted", "timed out"] {
+        let mut stack = slow_boot(|config| {
+            if way == "timed out" {
+                config["clouds"][0]["instanceLaunchTimeout"] = "1s".into();
+            }
+        })
+        .await;
+        ask(&stack, "fill", 3);
+        stack.settle().await.unwrap();
+        let filled = stack.nodes();
+        // Of `dial`, four would fit by CPU; what memory is left is too little for one.
+        let url = stack.agent("dial", "dial").await.unwrap();
+        assert_eq!(stack.bodies("waiting").len(), 1, "{way}");
+        stack.unhide("waiting");
+        if way == "aborted" {
+            stack.complete(json!({"requestId": "dial"}));
+            stack.settle().await.unwrap();
+        } else {
+            tokio::time::sleep(Duration::from_millis(1200)).await;
+        }
+        for later in 0..3 {
+            let time = Timestamp::now() + jiff::SignedDuration::from_mins(later) + Duration::from_secs(1);
+            stack.sweep_at(time).await.unwrap().unwrap();
+            stack.unhide("waiting");
+            stack.unhide("requests");
+            stack.unhide("completions");
+            stack.settle().await.unwrap();
+        }
+        assert_eq!(stack.nodes(), filled, "{way}");
+        assert!(stack.told(&url).iter().all(|told| told.starts_with("agent.failed")), "{way}");
+        assert!(stack.bodies("waiting").is_empty() && stack.bodies("completions").is_empty(), "{way}");
+    }
+}

@@ -451,6 +451,7 @@ fn described(message: &Message, input: &Value) -> Value {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

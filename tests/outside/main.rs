@@ -4,6 +4,7 @@
 mod check;
 mod config;
 mod faults;
+mod hostile;
 mod request;
 mod secrets;
 mod simulator;

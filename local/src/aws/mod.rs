@@ -189,3 +189,119 @@ impl Aws {
         self.journal.iter().filter(|call| call.service == service && call.action == action).collect()
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn aws() -> Aws {
+        Aws::new("eu-west-1", "123456789012", "http://localhost")
+    }
+
+    fn json_call(aws: &mut Aws, target: &str, input: &Value) -> (u16, Value, Response<Bytes>) {
+        let request = Request::post("/").header("x-amz-target", target).body(Bytes::from(input.to_string())).unwrap();
+        let response = aws.handle(request, Timestamp::UNIX_EPOCH).response;
+        (response.status().as_u16(), serde_json::from_slice(response.body()).unwrap_or_default(), response)
+    }
+
+    fn form_call(aws: &mut Aws, form: &str, key: &str, region: &str) -> Answer {
+        let credential =
+            format!("AWS4-HMAC-SHA256 Credential={key}/20261124/{region}/sts/aws4_request, SignedHeaders=host");
+        let request =
+            Request::post("/").header("authorization", credential).body(Bytes::from(form.to_owned())).unwrap();
+        aws.handle(request, Timestamp::UNIX_EPOCH)
+    }
+
+    fn text(answer: &Answer) -> String {
+        String::from_utf8_lossy(answer.response.body()).into_owned()
+    }
+
+    #[test]
+    fn each_protocol_has_its_errors() {
+        let mut aws = aws();
+        let (status, body, _) =
+            json_call(&mut aws, "AmazonEC2ContainerServiceV20141113.ListTasks", &json!({"cluster": "gone"}));
+        assert_eq!((status, &body["__type"]), (400, &json!("ClusterNotFoundException")));
+        let (status, _, response) =
+            json_call(&mut aws, "AmazonSQS.SendMessage", &json!({"QueueUrl": "http://localhost/1/gone"}));
+        assert_eq!(status, 400);
+        assert_eq!(response.headers()["x-amzn-query-error"], "AWS.SimpleQueueService.NonExistentQueue;Sender");
+        let answer = form_call(&mut aws, "Version=2011-06-15&Action=Nothing", "AKIA", "eu-west-1");
+        assert!(text(&answer).starts_with("<ErrorResponse>"));
+        let answer = form_call(&mut aws, "Version=2016-11-15&Action=Nothing", "AKIA", "eu-west-1");
+        assert!(text(&answer).starts_with("<Response><Errors>"));
+        assert!(aws.journal.iter().all(|call| call.error.is_some()));
+    }
+
+    #[test]
+    fn an_assumed_role_speaks_for_its_account_and_region() {
+        let mut aws = aws();
+        aws.elsewhere("us-east-1", "999999999999").create_cluster("far");
+        let assume =
+            "Version=2011-06-15&Action=AssumeRole&RoleArn=arn:aws:iam::999999999999:role/agents&RoleSessionName=s";
+        let answer = text(&form_call(&mut aws, assume, "AKIA", "eu-west-1"));
+        let key = answer.split("<AccessKeyId>").nth(1).unwrap().split('<').next().unwrap().to_owned();
+        let who = form_call(&mut aws, "Version=2011-06-15&Action=GetCallerIdentity", &key, "us-east-1");
+        assert!(text(&who).contains("<Account>999999999999</Account>"));
+        let last = aws.journal.last().unwrap();
+        assert_eq!((last.region.as_str(), last.account.as_str()), ("us-east-1", "999999999999"));
+    }
+
+    #[test]
+    fn what_is_lost_has_happened_and_what_is_refused_has_not() {
+        let mut aws = aws();
+        let url = aws.sqs.create("queue", 30, None);
+        let send = json!({"QueueUrl": url, "MessageBody": "x"});
+        aws.faults.script("sqs", "SendMessage", [Some(Fault::Lost), Some(Fault::server()), None]);
+        let request = || {
+            Request::post("/")
+                .header("x-amz-target", "AmazonSQS.SendMessage")
+                .body(Bytes::from(send.to_string()))
+                .unwrap()
+        };
+        assert!(aws.handle(request(), Timestamp::UNIX_EPOCH).lost);
+        assert_eq!(aws.sqs.messages("queue").len(), 1);
+        assert_eq!(aws.handle(request(), Timestamp::UNIX_EPOCH).response.status(), 500);
+        assert_eq!(aws.sqs.messages("queue").len(), 1);
+        assert_eq!(aws.handle(request(), Timestamp::UNIX_EPOCH).response.status(), 200);
+        assert_eq!(aws.sqs.messages("queue").len(), 2);
+        assert_eq!(aws.calls("sqs", "SendMessage").len(), 3);
+    }
+
+    #[test]
+    fn one_seed_gives_one_row_of_faults() {
+        let row = |seed: u64| {
+            let mut aws = aws();
+            aws.faults.by_chance(seed, 0.5);
+            let ask = json!({"Name": "/x"});
+            (0..50)
+                .map(|_| json_call(&mut aws, "AmazonSSM.GetParameter", &ask).1["__type"].to_string())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(row(7), row(7));
+        assert_ne!(row(7), row(8));
+    }
+
+    #[test]
+    fn parameters_come_in_pages_and_decrypted_only_on_demand() {
+        let mut aws = aws();
+        for number in 0..12 {
+            aws.parameters.values.insert(format!("/a/{number:02}"), number.to_string());
+        }
+        aws.parameters.values.insert("/a/deep/er".into(), "x".into());
+        aws.parameters.values.insert("/ab".into(), "x".into());
+        let by_path = "AmazonSSM.GetParametersByPath";
+        let (_, first, _) = json_call(&mut aws, by_path, &json!({"Path": "/a/", "WithDecryption": true}));
+        assert_eq!(first["Parameters"].as_array().unwrap().len(), 10);
+        let (_, second, _) = json_call(&mut aws, by_path, &json!({"Path": "/a/", "NextToken": first["NextToken"]}));
+        assert_eq!(second["Parameters"].as_array().unwrap().len(), 2);
+        assert!(second["NextToken"].is_null());
+        assert!(second["Parameters"][0]["Value"].as_str().unwrap().starts_with("AQIC"), "not decrypted");
+        let (_, some, _) =
+            json_call(&mut aws, "AmazonSSM.GetParameters", &json!({"Names": ["/ab", "/no"], "WithDecryption": true}));
+        assert_eq!((&some["Parameters"][0]["Value"], &some["InvalidParameters"]), (&json!("x"), &json!(["/no"])));
+    }
+}

@@ -1,0 +1,216 @@
+//! Input that nobody means well with, and input that nobody meant to send.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use local::aws::Fault;
+use serde_json::{Value, json};
+use tests::{Binary, Stack};
+
+/// The variable in which a task carries its request.
+fn record(input: &Value) -> (String, String) {
+    let pairs = input["overrides"]["containerOverrides"][0]["environment"].as_array().unwrap();
+    let found =
+        pairs.iter().find(|pair| pair["value"].as_str().is_some_and(|value| value.contains("requestId"))).unwrap();
+    (found["name"].as_str().unwrap().to_owned(), found["value"].as_str().unwrap().to_owned())
+}
+
+#[tokio::test]
+async fn no_message_breaks_the_function() {
+    let mut stack = Stack::start().await.unwrap();
+    let deep_json = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+    let deep = |open: &str, close: &str| {
+        let label = format!("{}maven{}", open.repeat(20_000), close.repeat(20_000));
+        json!({"version": 1, "label": label}).to_string()
+    };
+    let bodies = [
+        deep_json.clone(),
+        format!(r#"{{"version": 1, "label": "maven", "build": {deep_json}}}"#),
+        deep("(", ")"),
+        deep("!", ""),
+        deep("!(", ")"),
+        deep("maven->(", ")"),
+        r#"{"version": 1, "label": "maven", "label": "node"}"#.into(),
+        r#"{"version": 1e400, "label": "maven"}"#.into(),
+        r#"{"version": 1, "label": "maven", "count": -1}"#.into(),
+        r#"{"version": 1, "label": "maven", "count": 99999999999999999999}"#.into(),
+        r#"{"version": 1, "label": "", "requestId": "x"}"#.into(),
+        r#"{"version": 1, "label": "\u0000", "requestId": "x"}"#.into(),
+        r#"{"version": 1, "label": "maven", "expiresAt": "+999999-01-01T00:00:00Z"}"#.into(),
+        r#"{"version": 1, "label": "maven", "expiresAt": "tomorrow"}"#.into(),
+        r#"{"version": 1, "label": "maven", "webhookUrl": {"a": 1}}"#.into(),
+        r#"{"Type": "Notification", "Message": 7}"#.into(),
+        r#"{"Type": "Notification", "Message": "{\"Type\": \"Notification\", \"Message\": \"x\"}"}"#.into(),
+        "null".into(),
+        "\u{feff}{}".into(),
+    ];
+    for body in &bodies {
+        stack.send("requests", body);
+        assert_eq!(stack.poll(Binary::Request, "requests").await.unwrap(), 1, "{}", &body[..body.len().min(60)]);
+    }
+    assert!(stack.tasks().is_empty(), "{:?}", stack.inputs("RunTask"));
+    assert_eq!(stack.rejected().len(), bodies.len());
+    for body in &bodies {
+        stack.send("completions", body);
+        assert_eq!(stack.poll(Binary::Teardown, "completions").await.unwrap(), 1);
+    }
+    assert_eq!(stack.rejected().len(), 2 * bodies.len());
+    assert!(stack.bodies("completions").is_empty());
+}
+
+#[tokio::test]
+async fn a_request_cannot_forge_what_the_launch_itself_sets() {
+    let mut stack = Stack::with(|config| {
+        config["clouds"][0]["templates"][2]["allowedOverrides"] = json!(["environment"]);
+    })
+    .await
+    .unwrap();
+    stack.agent("honest", "maven").await.unwrap();
+    let (variable, value) = record(&stack.inputs("RunTask")[0]);
+    let trap = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let mut forged: Value = serde_json::from_str(&value).unwrap();
+    forged["webhookUrl"] = format!("http://{}/x", trap.local_addr().unwrap()).into();
+    let url = stack.webhook();
+    let environment = json!({variable.as_str(): forged.to_string()});
+    stack.ask(
+        json!({"requestId": "forged", "label": "maven", "webhookUrl": url, "overrides": {"environment": environment}}),
+    );
+    for name in ["JENKINS_URL", "JENKINS_AGENT_NAME", "JENKINS_SECRET"] {
+        let overrides = json!({"environment": {name: "https://evil.example.com/"}});
+        stack.ask(json!({"requestId": format!("forged-{name}"), "label": "dial", "overrides": overrides}));
+    }
+    stack.settle().await.unwrap();
+    assert!(tokio::time::timeout(Duration::from_millis(200), trap.accept()).await.is_err(), "the trap was called");
+    for input in stack.inputs("RunTask").iter().skip(1) {
+        assert!(!input.to_string().contains("evil.example.com"), "{input}");
+        assert_eq!(record(input).0, variable);
+        assert!(!record(input).1.contains("/x\""), "{input}");
+    }
+}
+
+#[tokio::test]
+async fn a_task_that_carries_a_foreign_webhook_does_not_make_us_call_it() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.agent("template", "node").await.unwrap();
+    let trap = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let mut input = stack.inputs("RunTask").remove(0);
+    let own = stack.notices(None)[0].url.clone();
+    let own = record(&input).1.contains(&own).then_some(own).unwrap_or_else(|| {
+        let record: Value = serde_json::from_str(&record(&input).1).unwrap();
+        record.to_string().split('"').find(|part| part.contains("webhook-step")).unwrap().to_owned()
+    });
+    let text = input["overrides"].to_string().replace(&own, &format!("http://{}/x", trap.local_addr().unwrap()));
+    input["overrides"] = serde_json::from_str(&text).unwrap();
+    input["startedBy"] = "ecs-node-0123456789ab".into();
+    input["clientToken"] = "by-hand".into();
+    stack.aws().ecs.call("RunTask", &input, Timestamp::now()).unwrap();
+    stack.settle().await.unwrap();
+    for _ in 0..2 {
+        stack.sweep().await.unwrap();
+    }
+    assert!(tokio::time::timeout(Duration::from_millis(200), trap.accept()).await.is_err(), "the trap was called");
+}
+
+#[tokio::test]
+async fn rubbish_in_our_own_queues_is_put_aside() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.send("undelivered", "rubbish");
+    stack.send("undelivered", r#"{"some": "thing"}"#);
+    stack.send("waiting", "rubbish");
+    stack.settle().await.unwrap();
+    for _ in 0..3 {
+        stack.sweep().await.unwrap();
+        stack.unhide("waiting");
+        stack.unhide("requests");
+        stack.unhide("undelivered");
+        stack.settle().await.unwrap();
+    }
+    for queue in ["undelivered", "waiting", "requests"] {
+        assert_eq!(stack.bodies(queue), Vec::<String>::new(), "{queue}");
+    }
+    assert_eq!(stack.rejected().len(), 3, "{:?}", stack.rejected());
+}
+
+#[tokio::test]
+async fn other_events_are_ignored_with_success() {
+    let mut stack = Stack::start().await.unwrap();
+    for event in [
+        json!({"source": "aws.ecs", "detail-type": "ECS Deployment State Change", "detail": {"eventType": "INFO"}}),
+        json!({"source": "aws.ecs", "detail-type": "ECS Task State Change", "detail": {}}),
+        json!({"source": "aws.ecs", "detail-type": "ECS Task State Change", "detail": {
+            "startedBy": "ecs-node-0123456789ab", "lastStatus": "A_STATUS_OF_THE_FUTURE", "desiredStatus": "RUNNING",
+            "clusterArn": "arn:aws:ecs:eu-west-1:123456789012:cluster/jenkins", "version": 3, "surprise": {"a": []},
+            "taskArn": "arn:aws:ecs:eu-west-1:123456789012:task/jenkins/0123456789abcdef0123456789abcdef"}}),
+        json!({"source": "aws.ecs", "detail-type": "ECS Container Instance State Change", "detail": {}}),
+    ] {
+        let text = event.to_string();
+        let answer = stack.invoke(Binary::TaskState, event).await.unwrap();
+        assert!(answer.is_ok(), "{answer:?} to {text}");
+    }
+    assert!(stack.calls().iter().all(|call| !call.contains(":Stop") && !call.contains(":Run")), "{:?}", stack.calls());
+}
+
+#[tokio::test]
+async fn under_the_real_rate_of_run_task_all_agents_come_and_none_twice() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.aws().ecs.settings().run_task_rate = Some((20, 20));
+    for number in 0..12 {
+        stack.ask(json!({"requestId": format!("rush-{number}"), "label": "node", "count": 5}));
+    }
+    for _ in 0..10 {
+        stack.unhide("requests");
+        while stack.poll(Binary::Request, "requests").await.unwrap() > 0 {}
+        if stack.bodies("requests").is_empty() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    assert!(stack.bodies("requests").is_empty());
+    let mut names: Vec<_> = stack.tasks().into_iter().map(|task| task.started_by).collect();
+    assert_eq!(names.len(), 60);
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), 60);
+    assert!(stack.rejected().is_empty() && stack.bodies("requests-dead-letters").is_empty());
+}
+
+#[tokio::test]
+async fn an_unwanted_agent_is_stopped_in_the_end_though_stop_task_fails() {
+    let mut stack = Stack::start().await.unwrap();
+    let url = stack.webhook();
+    let path = url.strip_prefix(stack.jenkins_root()).unwrap().to_owned();
+    let gone = || http::Response::builder().status(410).body(bytes::Bytes::new()).unwrap();
+    stack.jenkins().script(&path, (0..10).map(|_| gone()));
+    stack.aws().faults.always("ecs", "StopTask", Some(Fault::server()));
+    stack.ask(json!({"requestId": "unwanted", "label": "node", "webhookUrl": url}));
+    stack.settle().await.unwrap();
+    assert_eq!(stack.active_tasks().len(), 1);
+    stack.aws().faults.always("ecs", "StopTask", None);
+    for _ in 0..3 {
+        stack.unhide("undelivered");
+        stack.settle().await.unwrap();
+    }
+    assert!(stack.active_tasks().is_empty());
+    assert!(stack.nodes().is_empty());
+}
+
+#[tokio::test]
+async fn a_completion_ends_what_runs_and_what_waits_of_a_request() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.aws().ecs.settings().boot = Duration::from_secs(3600);
+    stack.ask(json!({"requestId": "half", "label": "maven", "count": 5}));
+    stack.settle().await.unwrap();
+    assert_eq!((stack.active_tasks().len(), stack.bodies("waiting").len() > 0), (3, true));
+    stack.unhide("waiting");
+    stack.complete(json!({"requestId": "half"}));
+    stack.settle().await.unwrap();
+    for _ in 0..4 {
+        for queue in ["waiting", "requests", "completions"] {
+            stack.unhide(queue);
+        }
+        stack.sweep().await.unwrap();
+    }
+    assert!(stack.active_tasks().is_empty(), "{:?}", stack.active_tasks().len());
+    assert!(stack.bodies("waiting").is_empty());
+    assert!(stack.nodes().is_empty());
+}

@@ -1,5 +1,7 @@
 //! Task definitions.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
@@ -260,7 +262,7 @@ impl Ecs {
         let arn = self.arn(&format!("task-definition/{family}:{revision}"));
         let definition = TaskDefinition::read(input, arn, family, now)?;
         let answer = json!({"taskDefinition": definition.shown, "tags": describe(&definition.tags)});
-        self.definitions.entry(family.to_owned()).or_default().push(definition);
+        self.definitions.entry(family.to_owned()).or_default().push(Arc::new(definition));
         Ok(answer)
     }
 
@@ -276,6 +278,7 @@ impl Ecs {
             self.definitions.get_mut(family)?.get_mut(revision.parse::<usize>().ok()?.checked_sub(1)?)
         });
         let definition = found.ok_or_else(|| client("The specified task definition does not exist."))?;
+        let definition = Arc::make_mut(definition);
         definition.active = false;
         definition.shown["status"] = json!("INACTIVE");
         Ok(json!({"taskDefinition": definition.shown}))
@@ -293,7 +296,7 @@ impl Ecs {
     }
 
     /// A revision by its full ARN, by `family:revision`, or the latest ACTIVE one of a family (API_RunTask).
-    pub(super) fn definition(&self, name: &str) -> Option<&TaskDefinition> {
+    pub(super) fn definition(&self, name: &str) -> Option<&Arc<TaskDefinition>> {
         let (family, revision) = match short(name).split_once(':') {
             Some((family, revision)) => (family, Some(revision.parse::<usize>().ok()?)),
             None => (short(name), None),

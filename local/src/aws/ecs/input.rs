@@ -37,6 +37,12 @@ pub(super) fn without_nulls(mut value: Value) -> Value {
     value
 }
 
+/// An object of what is set. It takes values as they are, where `json!` would write out each of them once more.
+pub(super) fn object<const N: usize>(fields: [(&str, Value); N]) -> Value {
+    let set = fields.into_iter().filter(|(_, value)| !value.is_null());
+    Value::Object(set.map(|(name, value)| (name.to_owned(), value)).collect())
+}
+
 /// A copy of an object without one member.
 pub(super) fn without(value: &Value, name: &str) -> Map<String, Value> {
     let mut fields = value.as_object().cloned().unwrap_or_default();

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::input::{invalid, list, names, short, text, without_nulls};
+use super::input::{invalid, list, names, object, short, text};
 use super::query::Query;
 use super::tags::{Tags, describe as describe_tags};
 use super::{ApiError, Clock, Ecs, Status, page};
@@ -124,29 +124,42 @@ impl Instance {
         let resources = |(cpu, memory): (u32, u32), tcp: &BTreeSet<u16>, udp: &BTreeSet<u16>| {
             // "Automatically assigned ports aren't included" (API_PortMapping).
             let fixed = |port: &&u16| !DYNAMIC_PORTS.contains(*port);
-            let tcp: Vec<_> = RESERVED_PORTS.iter().chain(tcp.iter().filter(fixed)).map(ToString::to_string).collect();
-            let udp: Vec<_> = udp.iter().filter(fixed).map(ToString::to_string).collect();
-            let integer = |name: &str, value: u32| json!({"name": name, "type": "INTEGER", "doubleValue": 0.0, "longValue": 0, "integerValue": value});
-            let set = |name: &str, values: Vec<String>| json!({"name": name, "type": "STRINGSET", "doubleValue": 0.0, "longValue": 0, "integerValue": 0, "stringSetValue": values});
-            json!([integer("CPU", cpu), integer("MEMORY", memory), set("PORTS", tcp), set("PORTS_UDP", udp)])
+            let texts = |ports: Vec<&u16>| ports.into_iter().map(|port| Value::from(port.to_string())).collect();
+            let tcp = texts(RESERVED_PORTS.iter().chain(tcp.iter().filter(fixed)).collect());
+            let udp = texts(udp.iter().filter(fixed).collect());
+            let resource = |name: &str, kind: &str, member: &str, value: Value| {
+                object([("name", name.into()), ("type", kind.into()), (member, value)])
+            };
+            Value::Array(vec![
+                resource("CPU", "INTEGER", "integerValue", cpu.into()),
+                resource("MEMORY", "INTEGER", "integerValue", memory.into()),
+                resource("PORTS", "STRINGSET", "stringSetValue", tcp),
+                resource("PORTS_UDP", "STRINGSET", "stringSetValue", udp),
+            ])
         };
         let none = BTreeSet::new();
-        without_nulls(json!({
-            "containerInstanceArn": self.arn,
-            "ec2InstanceId": self.ec2_id,
-            "capacityProviderName": self.provider,
-            "version": self.version,
-            "versionInfo": {"agentVersion": "1.97.0", "agentHash": "0a1b2c3d", "dockerVersion": "DockerVersion: 25.0.8"},
-            "status": self.status.as_str(),
-            "agentConnected": self.connected,
-            "registeredResources": resources(self.total, &none, &none),
-            "remainingResources": resources(self.free, &self.ports, &self.udp_ports),
-            "runningTasksCount": running,
-            "pendingTasksCount": pending,
-            "registeredAt": clock.show(self.registered_at),
-            "attributes": self.attributes.iter().map(|(name, value)| json!({"name": name, "value": value})).collect::<Vec<_>>(),
-            "attachments": [],
-        }))
+        let attributes = self.attributes.iter();
+        let attributes =
+            attributes.map(|(name, value)| object([("name", name.as_str().into()), ("value", value.as_str().into())]));
+        object([
+            ("containerInstanceArn", self.arn.as_str().into()),
+            ("ec2InstanceId", self.ec2_id.as_str().into()),
+            ("capacityProviderName", self.provider.as_deref().into()),
+            ("version", self.version.into()),
+            (
+                "versionInfo",
+                json!({"agentVersion": "1.97.0", "agentHash": "0a1b2c3d", "dockerVersion": "DockerVersion: 25.0.8"}),
+            ),
+            ("status", self.status.as_str().into()),
+            ("agentConnected", self.connected.into()),
+            ("registeredResources", resources(self.total, &none, &none)),
+            ("remainingResources", resources(self.free, &self.ports, &self.udp_ports)),
+            ("runningTasksCount", running.into()),
+            ("pendingTasksCount", pending.into()),
+            ("registeredAt", clock.show(self.registered_at)),
+            ("attributes", attributes.collect()),
+            ("attachments", Value::Array(Vec::new())),
+        ])
     }
 }
 
@@ -249,7 +262,7 @@ impl Ecs {
         instance.version += 1;
         let Some(instance) = self.instances.get(arn) else { return };
         let mut detail = self.shape_of(instance, Clock::Event);
-        detail["clusterArn"] = json!(self.cluster_arn(&instance.cluster));
+        detail["clusterArn"] = self.cluster_arn(&instance.cluster).into();
         detail["updatedAt"] = Clock::Event.show(now);
         self.event("ECS Container Instance State Change", arn, detail, now);
     }
@@ -307,7 +320,7 @@ impl Ecs {
         let with_tags = list(&input["include"]).iter().any(|field| field == "TAGS");
         let known = known.iter().filter_map(|arn| self.instances.get(arn));
         let described: Vec<_> = known.map(|instance| self.describe_instance(instance, with_tags)).collect();
-        Ok(json!({"containerInstances": described, "failures": failures}))
+        Ok(object([("containerInstances", described.into()), ("failures", failures.into())]))
     }
 
     /// API_UpdateContainerInstancesState: up to 10, to ACTIVE or DRAINING. Tasks of no service run on.
@@ -327,7 +340,7 @@ impl Ecs {
         self.place_waiting(now);
         let known = known.iter().filter_map(|arn| self.instances.get(arn));
         let described: Vec<_> = known.map(|instance| self.describe_instance(instance, false)).collect();
-        Ok(json!({"containerInstances": described, "failures": failures}))
+        Ok(object([("containerInstances", described.into()), ("failures", failures.into())]))
     }
 
     /// API_DeregisterContainerInstance: with tasks on it only by force, which stops them ("Amazon ECS task state change

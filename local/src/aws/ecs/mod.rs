@@ -24,10 +24,11 @@ mod tasks;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 pub use super::ApiError;
 pub use definitions::{Network, TaskDefinition};
@@ -38,7 +39,7 @@ pub use tasks::{Binding, Container, Health, Interface, Status, Task};
 
 use clusters::{CapacityProvider, Cluster};
 use ec2::Machine;
-use input::{invalid, number, text};
+use input::{invalid, number, object, text};
 use placement::Launch;
 use run::Spent;
 
@@ -51,7 +52,7 @@ pub struct Ecs {
     clusters: BTreeMap<String, Cluster>,
     providers: BTreeMap<String, CapacityProvider>,
     /// The revisions of each family, in order.
-    definitions: BTreeMap<String, Vec<TaskDefinition>>,
+    definitions: BTreeMap<String, Vec<Arc<TaskDefinition>>>,
     groups: BTreeMap<String, Group>,
     machines: BTreeMap<String, Machine>,
     instances: BTreeMap<String, Instance>,
@@ -122,8 +123,8 @@ enum Clock {
 impl Clock {
     fn show(self, time: Timestamp) -> Value {
         match self {
-            Self::Answer => json!(seconds(time)),
-            Self::Event => json!(Timestamp::from_millisecond(time.as_millisecond()).unwrap_or(time)),
+            Self::Answer => seconds(time).into(),
+            Self::Event => Timestamp::from_millisecond(time.as_millisecond()).unwrap_or(time).to_string().into(),
         }
     }
 }
@@ -310,17 +311,17 @@ impl Ecs {
     /// An EventBridge event of ECS ("Amazon ECS events").
     fn event(&mut self, kind: &str, arn: &str, detail: Value, now: Timestamp) {
         let id = self.uuid();
-        let event = json!({
-            "version": "0",
-            "id": id,
-            "detail-type": kind,
-            "source": "aws.ecs",
-            "account": self.account,
-            "time": Clock::Event.show(now),
-            "region": self.region,
-            "resources": [arn],
-            "detail": detail,
-        });
+        let event = object([
+            ("version", "0".into()),
+            ("id", id.into()),
+            ("detail-type", kind.into()),
+            ("source", "aws.ecs".into()),
+            ("account", self.account.as_str().into()),
+            ("time", Clock::Event.show(now)),
+            ("region", self.region.as_str().into()),
+            ("resources", vec![arn].into()),
+            ("detail", detail),
+        ]);
         self.events.push(event);
     }
 }
@@ -333,11 +334,6 @@ fn page<'a>(arns: impl Iterator<Item = &'a str>, input: &Value, name: &str) -> R
     let after = text(input, "nextToken").unwrap_or_default();
     let mut rest = arns.skip_while(|arn| *arn <= after);
     let page: Vec<&str> = rest.by_ref().take(most as usize).collect();
-    let next = rest.next().and(page.last()).map(|last| json!(last));
-    let mut answer = json!({});
-    answer[name] = json!(page);
-    if let Some(next) = next {
-        answer["nextToken"] = next;
-    }
-    Ok(answer)
+    let next = rest.next().and(page.last()).copied();
+    Ok(object([("nextToken", next.into()), (name, page.into())]))
 }

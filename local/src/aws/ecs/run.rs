@@ -4,7 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use super::definitions::{Network, TaskDefinition, amount, is_fargate_size, no_fargate_size};
-use super::input::{client, invalid, list, number, text, without, without_nulls};
+use super::input::{client, invalid, list, number, object, text, without, without_nulls};
 use super::placement::{Launch, Need, NoPlace};
 use super::tags::{Tags, read_tags};
 use super::tasks::{Binding, Container, Health, Interface, Status, Task};
@@ -104,7 +104,7 @@ impl Ecs {
             input,
         };
         let (arns, failures) = self.carry_out(&order, count, token, now)?;
-        let answer = json!({"tasks": self.describe_all(&arns), "failures": failures});
+        let answer = object([("tasks", self.describe_all(&arns).into()), ("failures", failures.clone().into())]);
         if let Some(key) = key
             && (!arns.is_empty() || self.settings.replays_failures)
         {
@@ -137,7 +137,7 @@ impl Ecs {
             let extra = json!({"resourceIds": spent.arns});
             return Err(ApiError { extra, ..ApiError::new("ConflictException", message) });
         }
-        Ok(json!({"tasks": self.describe_all(&spent.arns), "failures": spent.failures}))
+        Ok(object([("tasks", self.describe_all(&spent.arns).into()), ("failures", spent.failures.clone().into())]))
     }
 
     /// Starts as many tasks as there is room for.

@@ -1,6 +1,7 @@
 //! Tags of tasks, container instances, task definitions and clusters.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
@@ -87,7 +88,7 @@ impl Ecs {
                 let (family, revision) = short(arn).split_once(':').and_then(of_family).ok_or_else(missing)?;
                 let definition =
                     self.definitions.get_mut(&family).and_then(|all| all.get_mut(revision.checked_sub(1)?));
-                Ok(&mut definition.ok_or_else(missing)?.tags)
+                Ok(&mut Arc::make_mut(definition.ok_or_else(missing)?).tags)
             }
             _ => Err(invalid(format!("Invalid ARN: {arn}"))),
         }

@@ -6,7 +6,7 @@ use std::ops::Bound;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::input::{invalid, list, names, short, text, without_nulls};
+use super::input::{invalid, list, names, object, short, text};
 use super::tags::describe as describe_tags;
 use super::{ApiError, Clock, Ecs, page};
 
@@ -210,42 +210,42 @@ impl Task {
     pub(super) fn shape(&self, clock: Clock) -> Value {
         let time = |time: Option<Timestamp>| time.map_or(Value::Null, |time| clock.show(time));
         let on_fargate = self.launch_type == "FARGATE";
-        let attachments: Vec<Value> = self.interface.iter().map(|interface| interface.attachment(clock)).collect();
-        without_nulls(json!({
-            "taskArn": self.arn,
-            "clusterArn": self.cluster_arn,
-            "taskDefinitionArn": self.definition,
-            "containerInstanceArn": self.instance,
-            "availabilityZone": self.zone,
-            "group": self.group,
-            "launchType": self.launch_type,
-            "capacityProviderName": self.provider,
-            "platformVersion": self.platform_version,
-            "platformFamily": on_fargate.then_some("Linux"),
-            "startedBy": (!self.started_by.is_empty()).then_some(&self.started_by),
-            "lastStatus": self.last_status.as_str(),
-            "desiredStatus": self.desired_status.as_str(),
-            "healthStatus": self.health().as_str(),
-            "version": self.version,
-            "cpu": self.size.0.to_string(),
-            "memory": self.size.1.to_string(),
-            "enableExecuteCommand": self.enable_execute_command,
-            "overrides": self.overrides,
-            "containers": self.containers.iter().map(|container| container.shape(self)).collect::<Vec<_>>(),
-            "attachments": attachments,
-            "attributes": [{"name": "ecs.cpu-architecture", "value": "x86_64"}],
-            "connectivity": self.started_at.map(|_| "CONNECTED"),
-            "connectivityAt": time(self.started_at),
-            "stopCode": self.stop_code,
-            "stoppedReason": self.stopped_reason,
-            "createdAt": time(Some(self.created_at)),
-            "pullStartedAt": time(self.pull_started_at),
-            "pullStoppedAt": time(self.pull_stopped_at),
-            "startedAt": time(self.started_at),
-            "stoppingAt": time(self.stopping_at),
-            "executionStoppedAt": time(self.started_at.and(self.stopped_at)),
-            "stoppedAt": time(self.stopped_at),
-        }))
+        let text = |text: &Option<String>| Value::from(text.as_deref());
+        object([
+            ("taskArn", self.arn.as_str().into()),
+            ("clusterArn", self.cluster_arn.as_str().into()),
+            ("taskDefinitionArn", self.definition.as_str().into()),
+            ("containerInstanceArn", text(&self.instance)),
+            ("availabilityZone", self.zone.as_str().into()),
+            ("group", self.group.as_str().into()),
+            ("launchType", self.launch_type.into()),
+            ("capacityProviderName", text(&self.provider)),
+            ("platformVersion", text(&self.platform_version)),
+            ("platformFamily", on_fargate.then_some("Linux").into()),
+            ("startedBy", Some(self.started_by.as_str()).filter(|name| !name.is_empty()).into()),
+            ("lastStatus", self.last_status.as_str().into()),
+            ("desiredStatus", self.desired_status.as_str().into()),
+            ("healthStatus", self.health().as_str().into()),
+            ("version", self.version.into()),
+            ("cpu", self.size.0.to_string().into()),
+            ("memory", self.size.1.to_string().into()),
+            ("enableExecuteCommand", self.enable_execute_command.into()),
+            ("overrides", self.overrides.clone()),
+            ("containers", self.containers.iter().map(|container| container.shape(self)).collect()),
+            ("attachments", self.interface.iter().map(|interface| interface.attachment(clock)).collect()),
+            ("attributes", json!([{"name": "ecs.cpu-architecture", "value": "x86_64"}])),
+            ("connectivity", self.started_at.map(|_| "CONNECTED").into()),
+            ("connectivityAt", time(self.started_at)),
+            ("stopCode", text(&self.stop_code)),
+            ("stoppedReason", text(&self.stopped_reason)),
+            ("createdAt", time(Some(self.created_at))),
+            ("pullStartedAt", time(self.pull_started_at)),
+            ("pullStoppedAt", time(self.pull_stopped_at)),
+            ("startedAt", time(self.started_at)),
+            ("stoppingAt", time(self.stopping_at)),
+            ("executionStoppedAt", time(self.started_at.and(self.stopped_at))),
+            ("stoppedAt", time(self.stopped_at)),
+        ])
     }
 
     fn describe(&self, with_tags: bool) -> Value {
@@ -272,39 +272,37 @@ impl Container {
     fn shape(&self, task: &Task) -> Value {
         let prefix = task.arn.split(":task/").next().unwrap_or_default();
         // "After a task reaches the RUNNING status, … port assignments are visible" (API_NetworkBinding).
-        let bindings: Vec<_> = self
-            .bindings
-            .iter()
-            .filter(|_| task.started_at.is_some())
-            .map(|binding| {
-                let protocol = if binding.udp { "udp" } else { "tcp" };
-                json!({"bindIP": "0.0.0.0", "containerPort": binding.container, "hostPort": binding.host, "protocol": protocol})
-            })
-            .collect();
-        let interfaces: Vec<_> = task
-            .interface
-            .iter()
-            .filter(|interface| interface.status != "PRECREATED")
-            .map(|interface| {
-                json!({"attachmentId": interface.attachment, "privateIpv4Address": interface.private_address})
-            })
-            .collect();
-        without_nulls(json!({
-            "containerArn": format!("{prefix}:container/{}/{}", task.cluster, self.id),
-            "taskArn": task.arn,
-            "name": self.name,
-            "image": self.image,
-            "runtimeId": task.started_at.map(|_| &self.id),
-            "lastStatus": self.status.as_str(),
-            "exitCode": self.exit_code,
-            "reason": self.reason,
-            "networkBindings": bindings,
-            "networkInterfaces": interfaces,
-            "healthStatus": self.health.as_str(),
-            "cpu": self.cpu.to_string(),
-            "memory": self.memory.map(|memory| memory.to_string()),
-            "memoryReservation": self.reservation.map(|memory| memory.to_string()),
-        }))
+        let bindings = self.bindings.iter().filter(|_| task.started_at.is_some()).map(|binding| {
+            object([
+                ("bindIP", "0.0.0.0".into()),
+                ("containerPort", binding.container.into()),
+                ("hostPort", binding.host.into()),
+                ("protocol", if binding.udp { "udp" } else { "tcp" }.into()),
+            ])
+        });
+        let interfaces = task.interface.iter().filter(|interface| interface.status != "PRECREATED").map(|interface| {
+            object([
+                ("attachmentId", interface.attachment.as_str().into()),
+                ("privateIpv4Address", interface.private_address.as_str().into()),
+            ])
+        });
+        let amount = |amount: Option<u32>| Value::from(amount.map(|amount| amount.to_string()));
+        object([
+            ("containerArn", format!("{prefix}:container/{}/{}", task.cluster, self.id).into()),
+            ("taskArn", task.arn.as_str().into()),
+            ("name", self.name.as_str().into()),
+            ("image", self.image.as_str().into()),
+            ("runtimeId", task.started_at.map(|_| self.id.as_str()).into()),
+            ("lastStatus", self.status.as_str().into()),
+            ("exitCode", self.exit_code.into()),
+            ("reason", self.reason.as_deref().into()),
+            ("networkBindings", bindings.collect()),
+            ("networkInterfaces", interfaces.collect()),
+            ("healthStatus", self.health.as_str().into()),
+            ("cpu", self.cpu.to_string().into()),
+            ("memory", amount(self.memory)),
+            ("memoryReservation", amount(self.reservation)),
+        ])
     }
 }
 
@@ -350,7 +348,7 @@ impl Ecs {
         // "Any tags associated with the task will be deleted."
         task.tags.clear();
         self.stop(&arn, "UserInitiated", reason, now);
-        Ok(json!({"task": self.tasks.get(&arn).map(|task| task.describe(false))}))
+        Ok(object([("task", self.tasks.get(&arn).map(|task| task.describe(false)).into())]))
     }
 
     /// API_DescribeTasks: up to 100; what ECS no longer knows is a failure MISSING.
@@ -365,7 +363,7 @@ impl Ecs {
                 None => failures.push(json!({"arn": arn, "reason": "MISSING"})),
             }
         }
-        Ok(json!({"tasks": tasks, "failures": failures}))
+        Ok(object([("tasks", tasks.into()), ("failures", failures.into())]))
     }
 
     /// API_ListTasks: `startedBy` takes no other filter but the desired status, which nothing has at PENDING.

@@ -223,7 +223,7 @@ pub(super) fn amount(value: &Value, unit: &str) -> Result<Option<u32>, ApiError>
 
 /// "Task CPU and memory" for Fargate (ECS developer guide, "Amazon ECS task definition parameters for Fargate").
 pub(super) fn is_fargate_size(cpu: u32, memory: u32) -> bool {
-    let steps = |least: u32, most: u32, step: u32| (least..=most).contains(&memory) && memory % step == 0;
+    let steps = |least: u32, most: u32, step: u32| (least..=most).contains(&memory) && memory.is_multiple_of(step);
     match cpu {
         256 => [512, 1024, 2048].contains(&memory),
         512 => steps(1024, 4096, 1024),

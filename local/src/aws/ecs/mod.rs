@@ -21,6 +21,7 @@ mod settings;
 mod tags;
 mod tasks;
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test ends where something is not as it has to be")]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};

@@ -35,7 +35,8 @@ pub struct Settings {
     pub fargate_has_capacity: bool,
     /// Whether Fargate Spot has capacity.
     pub spot_has_capacity: bool,
-    /// Whether missing Fargate capacity is a `ClientException` rather than an entry of `failures`; both have been seen.
+    /// Whether missing Fargate capacity is a `ClientException` rather than an entry of `failures`: the API reference does
+    /// not say which, and nobody may count on either.
     pub lack_of_fargate_is_an_error: bool,
     /// Whether an answer of failures alone is replayed for the same client token. Not documented: nobody may count on
     /// either, and replaying is the harsher of the two.

@@ -62,7 +62,7 @@ pub struct App {
 pub struct Memory {
     definitions: Mutex<HashMap<(usize, String), Arc<TaskDefinition>>>,
     addresses: Mutex<HashMap<String, Addresses>>,
-    told: Mutex<HashMap<String, Timestamp>>,
+    told: Mutex<HashMap<String, Told>>,
     max_receives: Mutex<Option<Option<u32>>>,
 }
 
@@ -161,20 +161,66 @@ impl App {
         Ok(count)
     }
 
-    /// Whether this process has told this notice to the request's webhook already. A help against events that come
-    /// twice, where ECS takes no tag any more; nothing depends on it.
-    pub fn has_told(&self, notice_id: &str) -> bool {
-        lock(&self.memory.told).contains_key(notice_id)
-    }
-
-    /// Remembers a notice that the request's webhook has, for an hour.
-    pub fn remember_told(&self, notice_id: &str) {
+    /// Claims a notice for telling it to the request's webhook. A help against events that come twice, where ECS takes no
+    /// tag any more; nothing depends on it.
+    pub fn claim(&self, notice_id: &str) -> Claim<'_> {
         let now = self.now();
         let mut told = lock(&self.memory.told);
         if told.len() >= 10_000 {
-            told.retain(|_, at| now.duration_since(*at).as_secs() < 3600);
+            let recent = |at: Timestamp| now.duration_since(at).as_secs() < 3600;
+            told.retain(|_, state| matches!(state, Told::Now) || matches!(state, Told::At(at) if recent(*at)));
         }
-        told.insert(notice_id.to_owned(), now);
+        match told.get(notice_id) {
+            Some(Told::At(_)) => Claim::Told,
+            Some(Told::Now) => Claim::Anothers,
+            None => {
+                told.insert(notice_id.to_owned(), Told::Now);
+                Claim::Mine(Telling { app: self, notice_id: notice_id.to_owned(), is_told: false })
+            }
+        }
+    }
+}
+
+/// What this process knows of a notice.
+enum Told {
+    /// It is being told.
+    Now,
+    /// It was told.
+    At(Timestamp),
+}
+
+/// Who tells a notice.
+pub enum Claim<'a> {
+    /// Whoever claimed it.
+    Mine(Telling<'a>),
+    /// Somebody else in this process, just now.
+    Anothers,
+    /// It was told.
+    Told,
+}
+
+/// A notice that is being told; it can be claimed again unless it was.
+pub struct Telling<'a> {
+    app: &'a App,
+    notice_id: String,
+    is_told: bool,
+}
+
+impl Telling<'_> {
+    /// It was told.
+    pub fn done(mut self) {
+        self.is_told = true;
+    }
+}
+
+impl Drop for Telling<'_> {
+    fn drop(&mut self) {
+        let mut told = lock(&self.app.memory.told);
+        if self.is_told {
+            told.insert(std::mem::take(&mut self.notice_id), Told::At(self.app.now()));
+        } else {
+            told.remove(&self.notice_id);
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::agents::{self, NoEndpoint};
-use crate::app::{App, CloudRef, ClusterArn};
+use crate::app::{App, Claim, CloudRef, ClusterArn};
 use crate::aws::ecs::{self, DesiredStatus, REPORTED_TAG, Task};
 use crate::aws::{ApiFault, Class};
 use crate::batch::Retry;
@@ -153,8 +153,10 @@ impl App {
             }
         }
         let notice = agents::notice(NoticeType::Ready, name, Some(template), endpoint, task, Some(record), self.now());
-        let outcome = match &record.webhook_url {
-            Some(url) if !self.has_told(&notice.id) => self.tell(&notice, &Target::Request(url.clone())).await?,
+        let claim = self.claim(&notice.id);
+        let outcome = match (&record.webhook_url, &claim) {
+            (_, Claim::Anothers) => return Err(Retry("it is being told just now".into())),
+            (Some(url), Claim::Mine(_)) => self.tell(&notice, &Target::Request(url.clone())).await?,
             _ => Delivered::Yes,
         };
         let told = match outcome {
@@ -167,7 +169,9 @@ impl App {
             }
             Delivered::Later(reason) => return Err(Retry(reason)),
         };
-        self.remember_told(&notice.id);
+        if let Claim::Mine(telling) = claim {
+            telling.done();
+        }
         self.mark(ours.cloud, task, told).await?;
         self.tell_all(&notice, self.listeners()).await?;
         Ok(())
@@ -230,9 +234,9 @@ impl App {
                 Ok(())
             }
             _ => {
-                if !self.has_told(&notice.id) {
+                if let Claim::Mine(telling) = self.claim(&notice.id) {
                     self.tell_all(&notice, self.listeners()).await?;
-                    self.remember_told(&notice.id);
+                    telling.done();
                 }
                 Ok(())
             }
@@ -241,15 +245,17 @@ impl App {
 
     /// Tells an outcome to the request's webhook, then to everybody else. Answers false if it was told before.
     async fn tell_once(&self, notice: &Notice, url: Option<&str>) -> Result<bool, Retry> {
-        if self.has_told(&notice.id) {
-            return Ok(false);
-        }
+        let telling = match self.claim(&notice.id) {
+            Claim::Mine(telling) => telling,
+            Claim::Anothers => return Err(Retry("it is being told just now".into())),
+            Claim::Told => return Ok(false),
+        };
         if let Some(url) = url
             && let Delivered::Later(reason) = self.tell(notice, &Target::Request(url.to_owned())).await?
         {
             return Err(Retry(reason));
         }
-        self.remember_told(&notice.id);
+        telling.done();
         self.tell_all(notice, self.listeners()).await?;
         Ok(true)
     }

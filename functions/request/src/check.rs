@@ -157,7 +157,7 @@ async fn check_template(app: &App, cloud: CloudRef<'_>, template: &Template, at:
     let definition = match app.task_definition(cloud, &template.task_definition).await {
         Ok(definition) => definition,
         Err(fault) if fault.code.as_deref() == Some("ClientException") => {
-            let found = format!("template {}: {fault}", template.name);
+            let found = format!("template {}, task definition {}: {fault}", template.name, template.task_definition);
             return vec![Item::bad(item, found, "register the task definition, or mend taskDefinition")];
         }
         Err(fault) => return vec![Item::fault(item, &fault)],

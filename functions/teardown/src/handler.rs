@@ -10,7 +10,7 @@ use shared::app::{App, CloudRef};
 use shared::aws::Class;
 use shared::aws::ecs::{self, DesiredStatus, Task};
 use shared::batch::{self, Invocation, Item, Retry, guarded};
-use shared::message::{BuildCompleted, RequestId};
+use shared::message::{BuildCompleted, Record};
 use shared::name::AgentName;
 use shared::report::is_gone;
 use shared::stop::Stop;
@@ -97,10 +97,10 @@ async fn complete_task(
     let name = started_by.or_else(|| completion.agent.clone()).and_then(|name| app.agent_name(&name));
     let Some(name) = name else { return Ok(()) };
     remove_node(app, &name, stop).await?;
-    if let (Some(task), Some(request_id)) = (&task, &completion.request_id) {
-        stop_siblings(app, cloud, app.template_name(&name), request_id, task, stop).await?;
+    match &task {
+        Some(task) => stop_siblings(app, cloud, app.template_name(&name), completion, task, stop).await,
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// A request's other agents end with its build.
@@ -108,15 +108,17 @@ async fn stop_siblings(
     app: &App,
     cloud: CloudRef<'_>,
     template: &str,
-    request_id: &RequestId,
+    completion: &BuildCompleted,
     task: &Task,
     stop: &Stop,
 ) -> Result<(), Retry> {
-    let Some(record) = task.record().filter(|record| record.count > 1 && record.request_id == *request_id) else {
+    let is_of_request = |record: &Record| completion.request_id.as_ref() == Some(&record.request_id);
+    let Some(record) = task.record().filter(|record| record.count > 1 && is_of_request(record)) else {
         return Ok(());
     };
     let others = (0..record.count).filter(|&index| index != record.index);
-    let names = others.map(|index| AgentName::new(&app.settings.agent_name_prefix, template, request_id.as_str(), index));
+    let names = others.map(|index| AgentName::new(&app.settings.agent_name_prefix, template, record.request_id.as_str(), index));
+    withdraw(app, completion).await?;
     let stopped = names.map(|name| async move { stop_agent(app, cloud, &name, stop).await });
     join_all(stopped).await.into_iter().collect::<Result<Vec<_>, _>>().map(drop)
 }
@@ -149,11 +151,10 @@ async fn complete_agents(app: &App, item: &Item, completion: &BuildCompleted, st
     for ((cloud, name), found) in candidates.iter().zip(join_all(found).await) {
         let Some(task) = found? else { continue };
         known = true;
-        if let Some(id) = &completion.request_id {
-            stop_siblings(app, *cloud, app.template_name(name), id, &task, stop).await?;
-        }
+        stop_siblings(app, *cloud, app.template_name(name), completion, &task, stop).await?;
     }
-    if known || withdraw(app, completion).await? {
+    // The rest of a request that was placed in part waits on.
+    if withdraw(app, completion).await? || known {
         return Ok(());
     }
     let now = app.now();

@@ -28,6 +28,8 @@ fn world() -> Ecs {
         ]}),
         json!({"family": "small", "containerDefinitions": [{"name": "agent", "image": "agent:1", "cpu": 512, "memory": 1024,
             "portMappings": [{"containerPort": 22}]}]}),
+        json!({"family": "unsized", "networkMode": "awsvpc", "containerDefinitions": [
+            {"name": "agent", "image": "agent:1", "cpu": 512, "memory": 1024}]}),
         json!({"family": "host", "networkMode": "host", "containerDefinitions": [
             {"name": "agent", "image": "agent:1", "cpu": 512, "memory": 1024, "portMappings": [{"containerPort": 2222}]}]}),
         json!({"family": "vpc", "networkMode": "awsvpc", "cpu": "512", "memory": "1 GB", "taskRoleArn": "arn:aws:iam::1:role/r",
@@ -118,6 +120,15 @@ fn calls_that_are_wrong_are_refused_and_start_nothing() {
         (with(&small, json!({"tags": tag("k", "a,b")})), "InvalidParameterException"),
         (with(&small, json!({"tags": tag("AWS:k", "a")})), "InvalidParameterException"),
         (with(&small, json!({"tags": [{"key": "k"}, {"key": "k"}]})), "InvalidParameterException"),
+        (with(&small, json!({"tags": tag("k", "aws:v")})), "InvalidParameterException"),
+        (
+            with(&small, json!({"placementConstraints": vec![json!({"type": "distinctInstance"}); 11]})),
+            "InvalidParameterException",
+        ),
+        (
+            json!({"taskDefinition": "unsized", "launchType": "FARGATE", "networkConfiguration": network()}),
+            "InvalidParameterException",
+        ),
         (with(&small, json!({"overrides": variable(8192)})), "InvalidParameterException"),
         (with(&small, json!({"overrides": {"containerOverrides": [{"name": "none"}]}})), "InvalidParameterException"),
         (with(&small, json!({"networkConfiguration": network()})), "InvalidParameterException"),
@@ -186,6 +197,9 @@ fn calls_that_are_wrong_are_refused_and_start_nothing() {
     let mut ecs = world();
     let error = ecs.call("RunTask", &json!({"taskDefinition": "small"}), at(0)).unwrap_err();
     assert_eq!(error.message, "No Container Instances were found in your cluster.");
+    let external = json!({"taskDefinition": "vpc", "launchType": "EXTERNAL", "networkConfiguration": network()});
+    let error = ecs.call("RunTask", &external, at(0)).unwrap_err();
+    assert_eq!(error.message, "Task definition does not support launch_type EXTERNAL.");
     assert_eq!(
         ecs.call("RunTask", &json!({"taskDefinition": "none"}), at(0)).unwrap_err().message,
         "TaskDefinition not found."
@@ -631,6 +645,21 @@ fn a_stopped_task_says_why() {
         assert!(told.is_none_or(|told| told.starts_with(container.as_str().unwrap_or("?"))), "{shown}");
         assert_eq!(told.is_some(), container.is_string());
     }
+}
+
+/// What was on its way when a task was stopped or lost comes to nothing.
+#[test]
+fn nothing_follows_the_end() {
+    let mut ecs = world();
+    ecs.settings().stopping = Duration::from_secs(10);
+    ecs.add_instance("default", "i-1", (2048, 4096), 2, at(0));
+    let arn = arn(&run(&mut ecs, json!({"taskDefinition": "small"}), at(0)));
+    ecs.call("StopTask", &json!({"task": arn}), at(2)).unwrap();
+    let seen = history(&mut ecs, at(9));
+    assert_eq!(seen, ["PENDING/RUNNING", "PENDING/STOPPED"], "it does not start while it is to stop");
+    ecs.kill_instance("i-1", at(9));
+    assert_eq!(history(&mut ecs, at(100)), ["STOPPED/STOPPED"]);
+    assert_eq!(ecs.task(&arn).unwrap().stop_code.as_deref(), Some("UserInitiated"));
 }
 
 #[test]
@@ -1222,6 +1251,16 @@ fn managed_scaling_lets_tasks_wait_and_raises_the_group() {
     ecs.advance(at(300));
     assert_eq!((count(&ecs, Status::Running), count(&ecs, Status::Provisioning)), (8, 0));
     assert_eq!(ecs.group("g").unwrap().desired, 2);
+
+    // What boots already is not asked for again.
+    let mut other = world();
+    other.create_group("g", "default", (0, 5), (2048, 4096), at(0));
+    other.create_capacity_provider("ec2", "g", true);
+    run(&mut other, input.clone(), at(0));
+    let raise = [("AutoScalingGroupName", "g"), ("DesiredCapacity", "2")];
+    scaling(&mut other, "SetDesiredCapacity", &raise, at(30)).unwrap();
+    other.advance(at(60));
+    assert_eq!(other.group("g").unwrap().desired, 3);
 
     // Without managed scaling, a full group is an answer of failures.
     ecs.create_capacity_provider("ec2", "g", false);

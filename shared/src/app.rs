@@ -63,6 +63,7 @@ pub struct Memory {
     definitions: Mutex<HashMap<(usize, String), Arc<TaskDefinition>>>,
     addresses: Mutex<HashMap<String, Addresses>>,
     told: Mutex<HashMap<String, Told>>,
+    waited: Mutex<HashMap<String, Timestamp>>,
     max_receives: Mutex<Option<Option<u32>>>,
 }
 
@@ -159,6 +160,23 @@ impl App {
         let count = crate::aws::queues::max_receives(&self.sqs, &self.settings.queues.requests).await?;
         *lock(&self.memory.max_receives) = Some(count);
         Ok(count)
+    }
+
+    /// Remembers that a copy of a request has gone to wait, for a day: its next RunTask has another token, so that a later
+    /// copy has to look for its task before it runs one. Copies that other processes meet are found by the younger
+    /// task's event, or the sweep.
+    pub fn remember_wait(&self, request_id: &str) {
+        let now = self.now();
+        let mut waited = lock(&self.memory.waited);
+        if waited.len() >= 10_000 {
+            waited.retain(|_, at| now.duration_since(*at).as_hours() < 24);
+        }
+        waited.insert(request_id.to_owned(), now);
+    }
+
+    /// Whether a copy of a request has gone to wait.
+    pub fn has_waited(&self, request_id: &str) -> bool {
+        lock(&self.memory.waited).contains_key(request_id)
     }
 
     /// Claims a notice for telling it to the request's webhook. A help against events that come twice, where ECS takes no

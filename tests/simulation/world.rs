@@ -113,7 +113,7 @@ impl World {
         aws.ecs.settings().boot = plan.boot;
         for (name, redrive) in [
             ("dead", None),
-            ("requests", Some(("dead", 12))),
+            ("requests", Some(("dead", 20))),
             ("waiting", None),
             ("undelivered", Some(("dead", 1000))),
             ("rejected", None),

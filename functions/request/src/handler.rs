@@ -201,7 +201,7 @@ async fn start(
 ) -> Result<Started, Retry> {
     let name = order.name(&app.settings.agent_name_prefix, index);
     // A request that has waited may have a copy that found room meanwhile, under another token.
-    if order.attempt() > 0 {
+    if order.attempt() > 0 || app.has_waited(order.request_id.as_str()) {
         let cluster = &order.cloud.cluster;
         let arns = ecs::list_tasks(&cloud.clients.ecs, cluster, Some(name.as_str()), DesiredStatus::Running).await?;
         if !arns.is_empty() {
@@ -515,6 +515,7 @@ async fn wait_for_room(
         match order.next_wait(&blocked, app.now()) {
             Err(failure) => fail(app, &order, &blocked.agents, failure).await?,
             Ok(wait) => {
+                app.remember_wait(order.request_id.as_str());
                 wait::hand_over(app, &item.body, &wait).await?;
                 tracing::info!(
                     request.id = order.request_id.as_str(),
@@ -624,7 +625,31 @@ async fn give_up_or_retry(app: &App, item: &Item, retry: Retry) -> Result<(), Re
     }
     let message = format!("given up after {} tries: {}", item.receives, retry.0);
     match admit(app, item) {
-        Ok(order) => launch_failed(app, item, &order, &order.agents, message).await.map(drop),
+        Ok(order) => {
+            let agents = without_task(app, &order).await;
+            if agents.is_empty() {
+                tracing::error!(request.id = order.request_id.as_str(), error = message, "its agents are there; their events tell");
+                return Ok(());
+            }
+            launch_failed(app, item, &order, &agents, message).await.map(drop)
+        }
         Err(refused) => refuse(app, item, *refused).await,
     }
+}
+
+/// The agents of a request of which ECS knows no task: those that do have had, or will have, their outcome.
+async fn without_task(app: &App, order: &Order<'_>) -> Vec<u32> {
+    let (client, cluster) = (&app.cloud(order.cloud_index).clients.ecs, &order.cloud.cluster);
+    let known = order.agents.iter().map(|&index| async move {
+        let name = order.name(&app.settings.agent_name_prefix, index);
+        for status in [DesiredStatus::Running, DesiredStatus::Stopped] {
+            // What cannot be found out is told as failed: a build that hears nothing is worse.
+            let found = ecs::list_tasks(client, cluster, Some(name.as_str()), status).await;
+            if found.is_ok_and(|arns| !arns.is_empty()) {
+                return None;
+            }
+        }
+        Some(index)
+    });
+    join_all(known).await.into_iter().flatten().collect()
 }

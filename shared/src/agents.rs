@@ -53,7 +53,10 @@ pub async fn endpoint(
 ) -> Result<Endpoint, NoEndpoint> {
     let ssh = &template.ssh;
     let described = task.container(container).ok_or_else(|| {
-        NoEndpoint::Never(format!("the task has no container {container}; mend `container` of template {}", template.name))
+        NoEndpoint::Never(format!(
+            "the task has no container {container}; mend `container` of template {}",
+            template.name
+        ))
     })?;
     let own = described
         .network_interfaces
@@ -127,7 +130,8 @@ pub fn notice_without_task(
     notice.request_id = Some(request_id.clone());
     notice.build = build;
     notice.agent = template.map(|template| agent(name, template, None));
-    notice.timings = Some(Timings { requested_at: Some(requested_at), total_ms: Some(ms(requested_at, at)), ..Timings::default() });
+    notice.timings =
+        Some(Timings { requested_at: Some(requested_at), total_ms: Some(ms(requested_at, at)), ..Timings::default() });
     notice
 }
 

@@ -102,10 +102,7 @@ pub fn items(event: SqsEvent) -> Vec<Item> {
 ///
 /// # Errors
 /// When it did not end well; it has to be done again.
-pub async fn guarded<T>(
-    invocation: &Invocation,
-    work: impl Future<Output = Result<T, Retry>>,
-) -> Result<T, Retry> {
+pub async fn guarded<T>(invocation: &Invocation, work: impl Future<Output = Result<T, Retry>>) -> Result<T, Retry> {
     if invocation.is_over() {
         return Err(Retry("not begun: the function's time is nearly over".into()));
     }
@@ -153,7 +150,8 @@ pub async fn answer(app: &App, queue: &str, results: Vec<(Item, Result<(), Retry
 /// by the message's id, so that what failed together does not come back together.
 pub fn backoff(id: &str, receives: u32) -> Duration {
     let ceiling = Duration::from_secs(4 << receives.clamp(1, 9).saturating_sub(1)).min(Duration::from_secs(900));
-    let spread = digest(&[id, &receives.to_string()]).bytes().fold(0u32, |sum, byte| sum.wrapping_mul(31) + u32::from(byte));
+    let spread =
+        digest(&[id, &receives.to_string()]).bytes().fold(0u32, |sum, byte| sum.wrapping_mul(31) + u32::from(byte));
     ceiling.mul_f64(0.5 + f64::from(spread % 1000) / 2000.0).max(Duration::from_secs(1))
 }
 

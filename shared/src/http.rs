@@ -47,9 +47,7 @@ impl Http {
     }
 
     /// Answers from a function instead of the network.
-    pub fn in_memory(
-        answer: impl Fn(http::Request<Bytes>) -> Answer + Send + Sync + 'static,
-    ) -> Self {
+    pub fn in_memory(answer: impl Fn(http::Request<Bytes>) -> Answer + Send + Sync + 'static) -> Self {
         Self(SharedHttpConnector::new(InMemory(Box::new(answer))))
     }
 
@@ -91,8 +89,7 @@ impl Http {
     ) -> Result<http::Response<Bytes>, HttpFault> {
         let host = request.uri().host().unwrap_or("?").to_owned();
         let unreachable = |reason: String| HttpFault::Unreachable { host: host.clone(), reason };
-        let request =
-            Request::try_from(request.map(SdkBody::from)).map_err(|error| unreachable(error.to_string()))?;
+        let request = Request::try_from(request.map(SdkBody::from)).map_err(|error| unreachable(error.to_string()))?;
         let exchange = async {
             let response = self.0.call(request).await.map_err(|error| unreachable(root_cause(&error)))?;
             let (parts, body) =

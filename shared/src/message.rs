@@ -444,10 +444,11 @@ fn read<T: serde::de::DeserializeOwned>(body: &str, what: &str) -> Result<T, Str
     let message = sns_message(body).map_err(|error| format!("not JSON: {error}"))?;
     // From the text, not from the parsed value: only so does a doubled field not pass unseen.
     let mut text = serde_json::Deserializer::from_str(message.as_deref().unwrap_or(body));
-    let read = serde_path_to_error::deserialize(&mut text).map_err(|error| match error.path().to_string().as_str() {
-        "." => format!("not {what}: {}", error.inner()),
-        path => format!("not {what}: {path}: {}", error.inner()),
-    })?;
+    let read =
+        serde_path_to_error::deserialize(&mut text).map_err(|error| match error.path().to_string().as_str() {
+            "." => format!("not {what}: {}", error.inner()),
+            path => format!("not {what}: {path}: {}", error.inner()),
+        })?;
     text.end().map_err(|error| format!("not {what}: {error}"))?;
     Ok(read)
 }
@@ -457,7 +458,8 @@ fn read<T: serde::de::DeserializeOwned>(body: &str, what: &str) -> Result<T, Str
 /// An envelope has `Type: Notification` and the message as text (SNS developer guide, "Raw message delivery").
 fn sns_message(body: &str) -> serde_json::Result<Option<String>> {
     let mut value: Value = serde_json::from_str(body)?;
-    let enveloped = value.get("Type").and_then(Value::as_str) == Some("Notification") && value.get("TopicArn").is_some();
+    let enveloped =
+        value.get("Type").and_then(Value::as_str) == Some("Notification") && value.get("TopicArn").is_some();
     Ok(match value.get_mut("Message").map(Value::take) {
         Some(Value::String(message)) if enveloped => Some(message),
         _ => None,

@@ -68,9 +68,7 @@ pub fn of_stopped(task: &Task, container: Option<&str>, reported_ready: Option<b
         };
     let found = container.and_then(|name| task.container(name));
     let exit_code = found.and_then(|found| found.exit_code);
-    let failure = |code, message| {
-        Some(Failure { code, message, stop_code: task.stop_code.clone(), exit_code })
-    };
+    let failure = |code, message| Some(Failure { code, message, stop_code: task.stop_code.clone(), exit_code });
     match stop {
         Some(Stop { cause: Cause::Duplicate, .. }) => None,
         Some(Stop { cause: Cause::Unwanted, .. }) => Some(Ended { kind: NoticeType::Stopped, failure: None }),
@@ -94,7 +92,10 @@ pub fn of_stopped(task: &Task, container: Option<&str>, reported_ready: Option<b
 /// `SpotInterruption` is the stop code of Fargate Spot (ECS developer guide, "Stopped task error codes").
 fn is_spot_interruption(task: &Task) -> bool {
     task.stop_code.as_deref() == Some("SpotInterruption")
-        || task.stopped_reason.as_deref().is_some_and(|reason| reason.to_ascii_lowercase().contains("spot interruption"))
+        || task
+            .stopped_reason
+            .as_deref()
+            .is_some_and(|reason| reason.to_ascii_lowercase().contains("spot interruption"))
 }
 
 /// Why a task never became an agent, in one sentence that says what to do.
@@ -109,7 +110,8 @@ fn start_failure(task: &Task, container: Option<&str>, reason: &str) -> String {
         .iter()
         .find(|found| Some(found.name.as_str()) == container || container.is_none())
         .and_then(|container| container.exit_code);
-    let all = detail.map_or_else(|| reason.to_owned(), |(name, detail)| format!("{reason}; container {name}: {detail}"));
+    let all =
+        detail.map_or_else(|| reason.to_owned(), |(name, detail)| format!("{reason}; container {name}: {detail}"));
     let hint = if all.contains("CannotPull") || all.contains("pull image manifest") || all.contains("ImageNotFound") {
         "image not found or not pullable: check the image's name and tag, the task's execution role and the way to the registry: "
     } else if all.contains("ResourceInitializationError") {
@@ -170,7 +172,14 @@ mod tests {
         use FailureCode::*;
         use NoticeType::*;
         for (reason, stop_code, started, reported, kind, code) in [
-            ("Essential container in task exited", "EssentialContainerExited", true, Some(false), Failed, Some(StartFailed)),
+            (
+                "Essential container in task exited",
+                "EssentialContainerExited",
+                true,
+                Some(false),
+                Failed,
+                Some(StartFailed),
+            ),
             ("Essential container in task exited", "EssentialContainerExited", true, Some(true), Stopped, None),
             ("CannotPullContainerError: x", "TaskFailedToStart", false, Some(false), Failed, Some(StartFailed)),
             ("Your Spot Task was interrupted.", "SpotInterruption", true, Some(true), Stopped, Some(SpotInterruption)),

@@ -102,7 +102,9 @@ impl App {
     async fn ready(&self, ours: Ours<'_>, task: &Task, record: Option<&Record>) -> Result<(), Retry> {
         let name = ours.name;
         let Some(record) = record else {
-            return self.stop(ours, task, Stop::new(Cause::Unusable, "the task carries no record of its request")).await;
+            return self
+                .stop(ours, task, Stop::new(Cause::Unusable, "the task carries no record of its request"))
+                .await;
         };
         let Some(template) = ours.template else {
             let text = format!("template {} is no longer configured", self.template_name(name));
@@ -120,11 +122,9 @@ impl App {
         };
         if self.jenkins.registers_nodes() {
             let launcher = match &endpoint {
-                Some(endpoint) => Launcher::Ssh {
-                    host: endpoint.host.clone(),
-                    port: endpoint.port,
-                    settings: template.ssh.clone(),
-                },
+                Some(endpoint) => {
+                    Launcher::Ssh { host: endpoint.host.clone(), port: endpoint.port, settings: template.ssh.clone() }
+                }
                 None => Launcher::Inbound,
             };
             let environment = task
@@ -192,7 +192,8 @@ impl App {
         if eldest.as_deref() == Some(task.arn.as_str()) {
             return Ok(true);
         }
-        self.stop(ours, task, Stop::new(Cause::Duplicate, format!("{} has the same name", eldest.unwrap_or_default()))).await?;
+        self.stop(ours, task, Stop::new(Cause::Duplicate, format!("{} has the same name", eldest.unwrap_or_default())))
+            .await?;
         Ok(false)
     }
 

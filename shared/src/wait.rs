@@ -145,7 +145,8 @@ pub async fn release(app: &App, messages: &[Waiting]) {
 /// Splits off what fits into `room`, in the order given. Pure.
 pub fn fitting(waiting: Vec<Waiting>, mut room: Size, serves: impl Fn(&Wait) -> bool) -> (Vec<Waiting>, Vec<Waiting>) {
     waiting.into_iter().partition(|message| {
-        let Some(wait) = message.wait.as_ref().filter(|wait| wait.waits_for == WaitsFor::Instance && serves(wait)) else {
+        let Some(wait) = message.wait.as_ref().filter(|wait| wait.waits_for == WaitsFor::Instance && serves(wait))
+        else {
             return false;
         };
         let size = wait.size.unwrap_or_default();

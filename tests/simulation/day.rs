@@ -11,7 +11,8 @@ use super::world::Plan;
 
 /// Builds in each hour, relative to each other: a working day with a nightly run at two.
 const CURVE: [f64; 24] = [
-    1.0, 1.0, 12.0, 3.0, 1.0, 1.0, 2.0, 6.0, 14.0, 22.0, 25.0, 24.0, 16.0, 18.0, 25.0, 26.0, 22.0, 14.0, 7.0, 4.0, 3.0, 2.0, 2.0, 1.0,
+    1.0, 1.0, 12.0, 3.0, 1.0, 1.0, 2.0, 6.0, 14.0, 22.0, 25.0, 24.0, 16.0, 18.0, 25.0, 26.0, 22.0, 14.0, 7.0, 4.0, 3.0,
+    2.0, 2.0, 1.0,
 ];
 const BOOT: f64 = 120.0;
 /// Agents that an instance holds: 8192 MiB by 2048.
@@ -51,7 +52,8 @@ fn a_day_of_ten_thousand_builds_leaves_nothing_behind() {
         boot: Duration::from_secs(100),
     };
     let world = run(plan);
-    let on_instances: Vec<_> = world.fates().into_iter().filter(|fate| fate.label == "ssh" && fate.waited.is_some()).collect();
+    let on_instances: Vec<_> =
+        world.fates().into_iter().filter(|fate| fate.label == "ssh" && fate.waited.is_some()).collect();
     let builds: Vec<(f64, f64)> =
         on_instances.iter().map(|fate| (fate.asked_at.as_secs_f64(), fate.takes.as_secs_f64() + START)).collect();
     let ours = Cost {
@@ -96,7 +98,11 @@ fn simulate(builds: &[(f64, f64)], policy: &Policy) -> Cost {
             next += 1;
         }
         waiting.retain(|&(at, takes)| {
-            let slot = instances.iter_mut().filter(|(_, ready, _)| *ready <= now).flat_map(|(_, _, slots)| slots).find(|free| **free <= now);
+            let slot = instances
+                .iter_mut()
+                .filter(|(_, ready, _)| *ready <= now)
+                .flat_map(|(_, _, slots)| slots)
+                .find(|free| **free <= now);
             match slot {
                 Some(free) => {
                     *free = now + takes;
@@ -122,7 +128,9 @@ fn simulate(builds: &[(f64, f64)], policy: &Policy) -> Cost {
             let is_low = waiting.is_empty() && busy * 2 < instances.len() * SLOTS;
             low_since = if is_low { low_since.or(Some(now)) } else { None };
             if low_since.is_some_and(|since| now - since >= 900.0)
-                && let Some(idle) = instances.iter().position(|(_, ready, slots)| *ready <= now && slots.iter().all(|free| *free <= now))
+                && let Some(idle) = instances
+                    .iter()
+                    .position(|(_, ready, slots)| *ready <= now && slots.iter().all(|free| *free <= now))
             {
                 seconds += now - instances[idle].0;
                 instances.remove(idle);
@@ -175,11 +183,18 @@ fn plot(ours: &Cost, never: &Cost, step: &Cost) -> String {
     let top = 1.0 + lines.values().flat_map(|cost| &cost.curve).copied().max().unwrap_or(1) as f64;
     for hour in (0..=24).step_by(4) {
         let x = f64::from(hour) / 24.0 * width;
-        let _ = writeln!(svg, "<line x1=\"{x}\" x2=\"{x}\" y1=\"0\" y2=\"{height}\" stroke=\"#eee\"/><text x=\"{x}\" y=\"{}\" text-anchor=\"middle\">{hour}:00</text>", height + 20.0);
+        let _ = writeln!(
+            svg,
+            "<line x1=\"{x}\" x2=\"{x}\" y1=\"0\" y2=\"{height}\" stroke=\"#eee\"/><text x=\"{x}\" y=\"{}\" text-anchor=\"middle\">{hour}:00</text>",
+            height + 20.0
+        );
     }
     for count in (0..=top as usize).step_by(10) {
         let y = height - count as f64 / top * height;
-        let _ = writeln!(svg, "<line x1=\"0\" x2=\"{width}\" y1=\"{y}\" y2=\"{y}\" stroke=\"#eee\"/><text x=\"-8\" y=\"{y}\" text-anchor=\"end\">{count}</text>");
+        let _ = writeln!(
+            svg,
+            "<line x1=\"0\" x2=\"{width}\" y1=\"{y}\" y2=\"{y}\" stroke=\"#eee\"/><text x=\"-8\" y=\"{y}\" text-anchor=\"end\">{count}</text>"
+        );
     }
     for (colour, cost) in &lines {
         let points: Vec<String> = cost
@@ -187,11 +202,21 @@ fn plot(ours: &Cost, never: &Cost, step: &Cost) -> String {
             .iter()
             .take(24 * 60)
             .enumerate()
-            .map(|(minute, count)| format!("{:.1},{:.1}", minute as f64 / 1440.0 * width, height - *count as f64 / top * height))
+            .map(|(minute, count)| {
+                format!("{:.1},{:.1}", minute as f64 / 1440.0 * width, height - *count as f64 / top * height)
+            })
             .collect();
-        let _ = writeln!(svg, "<polyline fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.5\" points=\"{}\"/>", points.join(" "));
+        let _ = writeln!(
+            svg,
+            "<polyline fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.5\" points=\"{}\"/>",
+            points.join(" ")
+        );
     }
-    for (row, (colour, name)) in [("#2a9d8f", "jenkins-ecs-agents"), ("#adb5bd", "never scaled in"), ("#e76f51", "step policy")].iter().enumerate() {
+    for (row, (colour, name)) in
+        [("#2a9d8f", "jenkins-ecs-agents"), ("#adb5bd", "never scaled in"), ("#e76f51", "step policy")]
+            .iter()
+            .enumerate()
+    {
         let _ = writeln!(svg, "<text x=\"{}\" y=\"{}\" fill=\"{colour}\">{name}</text>", 20 + row * 180, height + 45.0);
     }
     svg + "</svg>\n"

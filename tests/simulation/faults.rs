@@ -64,7 +64,8 @@ pub fn run(plan: Plan) -> World {
     let (bounds, builds) = (plan.bounds, plan.builds);
     let faultless = plan.faults == 0.0;
     fastrand::seed(seed);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
     let world = tokio::task::LocalSet::new().block_on(&runtime, async {
         let world = World::new(plan).await;
         world.run().await;

@@ -134,7 +134,15 @@ impl World {
             let app = shared::start::build_with(&sdk, environment, Clock::new(now), Some(http.clone())).await;
             apps.insert(function, app.unwrap_or_else(|faults| panic!("{faults}")));
         }
-        Self { sim, start, epoch, plan: Arc::new(plan), apps: Arc::new(apps), fates: Arc::default(), instances: Arc::default() }
+        Self {
+            sim,
+            start,
+            epoch,
+            plan: Arc::new(plan),
+            apps: Arc::new(apps),
+            fates: Arc::default(),
+            instances: Arc::default(),
+        }
     }
 
     /// The time in the world.
@@ -371,7 +379,10 @@ impl World {
             "build": {"job": "sim", "number": number}});
         sim.aws.sqs.send("requests", &body.to_string(), now);
         // SNS and SQS may deliver twice.
-        if sim.faults > 0.0 && { let p = sim.faults; sim.random.random_bool(p) } {
+        if sim.faults > 0.0 && {
+            let p = sim.faults;
+            sim.random.random_bool(p)
+        } {
             sim.aws.sqs.send("requests", &body.to_string(), now);
         }
         url
@@ -410,7 +421,12 @@ impl World {
     pub fn outcomes(&self) -> HashMap<String, Vec<(String, String)>> {
         let mut outcomes: HashMap<String, Vec<(String, String)>> = HashMap::new();
         let sim = self.sim();
-        for arrival in sim.jenkins.arrivals().iter().filter(|arrival| arrival.path.contains("webhook-step") && arrival.status.is_success()) {
+        for arrival in sim
+            .jenkins
+            .arrivals()
+            .iter()
+            .filter(|arrival| arrival.path.contains("webhook-step") && arrival.status.is_success())
+        {
             let notice: Value = serde_json::from_slice(&arrival.body).unwrap_or_default();
             let text = |name: &str| notice[name].as_str().unwrap_or_default().to_owned();
             let told = outcomes.entry(text("requestId")).or_default();
@@ -466,7 +482,13 @@ fn sdk(http: &Http) -> SdkConfig {
         .behavior_version(BehaviorVersion::latest())
         .region(Region::new(REGION))
         .endpoint_url("http://aws.test")
-        .credentials_provider(SharedCredentialsProvider::new(Credentials::new("AKIA", "secret", None, None, "simulation")))
+        .credentials_provider(SharedCredentialsProvider::new(Credentials::new(
+            "AKIA",
+            "secret",
+            None,
+            None,
+            "simulation",
+        )))
         .http_client(http.client())
         .retry_config(retry)
         .timeout_config(timeouts)

@@ -84,15 +84,16 @@ async fn check_credentials(app: &App) -> Item {
 
 async fn check_cloud(app: &App, cloud: CloudRef<'_>) -> Vec<Item> {
     let at = format!("clouds[{}]", cloud.index);
-    let (cluster, group, templates) = tokio::join!(
-        check_cluster(cloud, &at),
-        check_group(cloud, &at),
-        join_all(
-            cloud.cloud.templates.iter().enumerate().map(|(index, template)| {
-                check_template(app, cloud, template, format!("{at}.templates[{index}]"))
-            })
-        )
-    );
+    let (cluster, group, templates) =
+        tokio::join!(
+            check_cluster(cloud, &at),
+            check_group(cloud, &at),
+            join_all(
+                cloud.cloud.templates.iter().enumerate().map(|(index, template)| {
+                    check_template(app, cloud, template, format!("{at}.templates[{index}]"))
+                })
+            )
+        );
     cluster.into_iter().chain(group).chain(templates.into_iter().flatten()).collect()
 }
 
@@ -106,7 +107,11 @@ async fn check_cluster(cloud: CloudRef<'_>, at: &str) -> Vec<Item> {
             format!("cluster {name} is {status}"),
             "create the cluster again, or name another",
         ),
-        Ok(None) => Item::bad(&item, format!("there is no cluster {name} in {}", cloud.cloud.region), "create it, or mend cluster or region"),
+        Ok(None) => Item::bad(
+            &item,
+            format!("there is no cluster {name} in {}", cloud.cloud.region),
+            "create it, or mend cluster or region",
+        ),
         Err(fault) => Item::fault(&item, &fault),
     }];
     if cloud.cloud.templates.iter().all(|template| template.on_fargate()) {
@@ -147,7 +152,11 @@ async fn check_group(cloud: CloudRef<'_>, at: &str) -> Option<Item> {
             ),
             "raise the group's maximum above 0",
         ),
-        Ok(None) => Item::bad(item, format!("there is no Auto Scaling group {name} in {}", cloud.cloud.region), "create it, or mend autoScalingGroup"),
+        Ok(None) => Item::bad(
+            item,
+            format!("there is no Auto Scaling group {name} in {}", cloud.cloud.region),
+            "create it, or mend autoScalingGroup",
+        ),
         Err(fault) => Item::fault(item, &fault),
     })
 }
@@ -201,7 +210,11 @@ fn check_container(template: &Template, definition: &TaskDefinition, at: &str) -
         items.push(Item::judged(
             mapped,
             format!("{at}.ssh.port"),
-            format!("container port {port} is {}reachable in network mode {}", if mapped { "" } else { "not " }, definition.network_mode),
+            format!(
+                "container port {port} is {}reachable in network mode {}",
+                if mapped { "" } else { "not " },
+                definition.network_mode
+            ),
             format!("add a port mapping for container port {port} with host port 0, or mend ssh.port"),
         ));
     }
@@ -227,13 +240,25 @@ fn check_network(template: &Template, definition: &TaskDefinition, item: String)
     }
     if !compatible {
         let fits = definition.compatibilities.join(", ");
-        return Item::bad(item, format!("{found}; the task definition fits {fits}"), "mend launch, or the task definition's compatibilities");
+        return Item::bad(
+            item,
+            format!("{found}; the task definition fits {fits}"),
+            "mend launch, or the task definition's compatibilities",
+        );
     }
     if awsvpc && template.network.is_none() {
-        return Item::bad(item, format!("{found}, and no network is configured"), "set network.subnets and network.securityGroups");
+        return Item::bad(
+            item,
+            format!("{found}, and no network is configured"),
+            "set network.subnets and network.securityGroups",
+        );
     }
     if !awsvpc && template.network.is_some() {
-        return Item::bad(item, format!("{found}, and a network is configured"), "network is for awsvpc only: take it out");
+        return Item::bad(
+            item,
+            format!("{found}, and a network is configured"),
+            "network is for awsvpc only: take it out",
+        );
     }
     Item::good(item, found)
 }
@@ -264,7 +289,12 @@ async fn check_queues(app: &App) -> Vec<Item> {
                     if redrives { ", with dead letters" } else { "" }
                 );
                 let waiting = name == "WAITING_QUEUE_URL";
-                Item::judged(!(waiting && redrives), name, found, "the waiting queue may not redrive: take its redrive policy off")
+                Item::judged(
+                    !(waiting && redrives),
+                    name,
+                    found,
+                    "the waiting queue may not redrive: take its redrive policy off",
+                )
             }
             Err(fault) => Item::fault(name, &fault),
         }

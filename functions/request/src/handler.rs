@@ -44,15 +44,17 @@ enum Step<'a> {
     Blocked(Box<Order<'a>>, Vec<Blocked>),
 }
 
-async fn batch(app: &App, invocation: &Invocation, items: Vec<Item>) -> aws_lambda_events::event::sqs::SqsBatchResponse {
+async fn batch(
+    app: &App,
+    invocation: &Invocation,
+    items: Vec<Item>,
+) -> aws_lambda_events::event::sqs::SqsBatchResponse {
     let admitted: Vec<_> = items.iter().map(|item| admit(app, item)).collect();
     let existing = count(app, &admitted).await;
     let mut counts = existing;
     // Who may start under maxAgents is settled in order, before anything runs.
-    let allowed: Vec<_> = admitted
-        .iter()
-        .map(|admitted| admitted.as_ref().ok().map(|order| allow(app, order, &mut counts)))
-        .collect();
+    let allowed: Vec<_> =
+        admitted.iter().map(|admitted| admitted.as_ref().ok().map(|order| allow(app, order, &mut counts))).collect();
     let started = items.iter().zip(admitted).zip(allowed).map(|((item, admitted), allowed)| async move {
         guarded(invocation, async {
             match (admitted, allowed) {
@@ -237,7 +239,8 @@ async fn start(
         Ran::Existing(mut arns) => {
             if arns.is_empty() {
                 let cluster = &order.cloud.cluster;
-                arns = ecs::list_tasks(&cloud.clients.ecs, cluster, Some(name.as_str()), DesiredStatus::Running).await?;
+                arns =
+                    ecs::list_tasks(&cloud.clients.ecs, cluster, Some(name.as_str()), DesiredStatus::Running).await?;
             }
             answer_inquiry(app, cloud, order, index, &name, &arns, item).await?;
             Started::Yes
@@ -413,15 +416,12 @@ async fn observe_and_raise(app: &App, cloud: CloudRef<'_>, needs: Vec<(&Order<'_
         }
     }
     let scaled: Vec<_> = needs.iter().filter(|(order, _)| order.scales()).collect();
-    let (instances, group) = tokio::join!(
-        ecs::instances(&cloud.clients.ecs, &cloud.cloud.cluster),
-        async {
-            match cloud.cloud.auto_scaling_group.as_deref().filter(|_| !scaled.is_empty()) {
-                Some(name) => Some(autoscaling::group(&cloud.clients.autoscaling, name).await),
-                None => None,
-            }
+    let (instances, group) = tokio::join!(ecs::instances(&cloud.clients.ecs, &cloud.cloud.cluster), async {
+        match cloud.cloud.auto_scaling_group.as_deref().filter(|_| !scaled.is_empty()) {
+            Some(name) => Some(autoscaling::group(&cloud.clients.autoscaling, name).await),
+            None => None,
         }
-    );
+    });
     let mut room = Room {
         observed: Observed {
             group: None,
@@ -438,7 +438,10 @@ async fn observe_and_raise(app: &App, cloud: CloudRef<'_>, needs: Vec<(&Order<'_
         Some(Ok(Some(group))) => room.observed.group = Some(group),
         Some(Ok(None)) => {
             let name = cloud.cloud.auto_scaling_group.as_deref().unwrap_or_default();
-            room.refused = Some(format!("there is no Auto Scaling group {name}; mend autoScalingGroup of cloud {}", cloud.cloud.name));
+            room.refused = Some(format!(
+                "there is no Auto Scaling group {name}; mend autoScalingGroup of cloud {}",
+                cloud.cloud.name
+            ));
         }
         Some(Err(fault)) if fault.class() == Class::Permanent => room.refused = Some(fault.to_string()),
         Some(Err(fault)) => return Err(fault.into()),
@@ -501,7 +504,9 @@ async fn wait_for_room(
             let size = order.size(room.sizes.get(&order.template.name).copied().unwrap_or_default());
             if room.observed.too_large(size) {
                 let largest = room.observed.largest().unwrap_or_default();
-                let message = format!("the task takes {size}, and the largest instance has {largest}: no instance will ever hold it");
+                let message = format!(
+                    "the task takes {size}, and the largest instance has {largest}: no instance will ever hold it"
+                );
                 launch_failed(app, item, &order, &blocked.agents, message).await?;
                 continue;
             }
@@ -550,7 +555,15 @@ async fn tell_waiting(app: &App, order: &Order<'_>, blocked: &Blocked) -> Result
 fn head(app: &App, kind: NoticeType, order: &Order<'_>, index: u32) -> Notice {
     let name = order.name(&app.settings.agent_name_prefix, index);
     let build = order.build.clone();
-    agents::notice_without_task(kind, &name, Some(order.template), &order.request_id, build, order.requested_at, app.now())
+    agents::notice_without_task(
+        kind,
+        &name,
+        Some(order.template),
+        &order.request_id,
+        build,
+        order.requested_at,
+        app.now(),
+    )
 }
 
 /// Tells the build that there will be no agent, for a reason that no waiting mends; the message is kept for people.
@@ -628,7 +641,11 @@ async fn give_up_or_retry(app: &App, item: &Item, retry: Retry) -> Result<(), Re
         Ok(order) => {
             let agents = without_task(app, &order).await;
             if agents.is_empty() {
-                tracing::error!(request.id = order.request_id.as_str(), error = message, "its agents are there; their events tell");
+                tracing::error!(
+                    request.id = order.request_id.as_str(),
+                    error = message,
+                    "its agents are there; their events tell"
+                );
                 return Ok(());
             }
             launch_failed(app, item, &order, &agents, message).await.map(drop)

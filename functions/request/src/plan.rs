@@ -177,10 +177,7 @@ fn check_overrides(template: &Template, overrides: &Overrides) -> Result<(), Fai
             ));
         }
     }
-    let amounts = [
-        ("cpu", overrides.cpu, template.limits.cpu),
-        ("memory", overrides.memory, template.limits.memory),
-    ];
+    let amounts = [("cpu", overrides.cpu, template.limits.cpu), ("memory", overrides.memory, template.limits.memory)];
     for (name, asked, limit) in amounts {
         match (asked, limit) {
             (Some(0), _) => {
@@ -275,10 +272,7 @@ impl<'a> Order<'a> {
 
     /// What one of its tasks takes, with the size of its task definition.
     pub fn size(&self, defined: Size) -> Size {
-        Size {
-            cpu: self.overrides.cpu.unwrap_or(defined.cpu),
-            memory: self.overrides.memory.unwrap_or(defined.memory),
-        }
+        Size { cpu: self.overrides.cpu.unwrap_or(defined.cpu), memory: self.overrides.memory.unwrap_or(defined.memory) }
     }
 
     /// What a request for such a template waits for when ECS says that there is no room.
@@ -338,7 +332,9 @@ pub struct Blocked {
 
 /// Whether a wait has lasted too long.
 pub fn is_over(since: Timestamp, limit: Limit, now: Timestamp) -> bool {
-    limit.0.is_some_and(|limit| now.duration_since(since) >= jiff::SignedDuration::try_from(limit).unwrap_or(jiff::SignedDuration::MAX))
+    limit.0.is_some_and(|limit| {
+        now.duration_since(since) >= jiff::SignedDuration::try_from(limit).unwrap_or(jiff::SignedDuration::MAX)
+    })
 }
 
 /// When a request was asked for: when its first message was sent. None where that cannot be: SQS keeps a message for 14
@@ -421,11 +417,7 @@ pub fn demand(own: &[Size], waiting: u32) -> Vec<Size> {
 
 /// Which agents of a request may start while at most so many may exist. An agent that exists already may: its message
 /// is an inquiry.
-pub fn within_limits(
-    order: &Order<'_>,
-    names: &[AgentName],
-    existing: &mut Existing,
-) -> (Vec<u32>, Vec<u32>) {
+pub fn within_limits(order: &Order<'_>, names: &[AgentName], existing: &mut Existing) -> (Vec<u32>, Vec<u32>) {
     order.agents.iter().copied().zip(names).fold((Vec::new(), Vec::new()), |(mut go, mut stay), (index, name)| {
         let template = existing.by_template.get(&order.template.name).copied().unwrap_or_default();
         let full = |limit: Option<u32>, count: u32| limit.is_some_and(|limit| count >= limit);
@@ -514,7 +506,9 @@ clouds:
     #[test]
     fn the_first_template_that_fits_serves() {
         let config = config();
-        for (label, template) in [("linux", "maven"), ("maven", "maven"), ("linux && !maven", "any"), ("node -> linux", "maven")] {
+        for (label, template) in
+            [("linux", "maven"), ("maven", "maven"), ("linux && !maven", "any"), ("node -> linux", "maven")]
+        {
             let body = serde_json::json!({"version": 1, "label": label}).to_string();
             assert_eq!(admitted(&config, &body).expect(label).template.name, template, "{label}");
         }
@@ -544,14 +538,22 @@ clouds:
             (r#"{"version": 1, "label": "linux", "requestId": "a b"}"#, InvalidRequest, "requestId"),
             (r#"{"version": 1, "label": "linux", "expiresAt": "soon"}"#, InvalidRequest, "expiresAt"),
             (r#"{"version": 1, "label": "linux", "webhookUrl": "https://evil.org/x"}"#, InvalidRequest, "host"),
-            (r#"{"version": 1, "label": "linux", "webhookUrl": ["https://ci.example.com/x", "http://ci.example.com/x"]}"#, InvalidRequest, "scheme"),
+            (
+                r#"{"version": 1, "label": "linux", "webhookUrl": ["https://ci.example.com/x", "http://ci.example.com/x"]}"#,
+                InvalidRequest,
+                "scheme",
+            ),
             (r#"{"version": 1, "label": "linux", "webhookUrl": 3}"#, InvalidRequest, "webhookUrl"),
             (r#"{"version": 1, "label": "windows"}"#, NoTemplate, "maven (linux maven), any (linux node)"),
             (r#"{"version": 1, "label": "linux", "overrides": {"memory": 1}}"#, OverrideRefused, "memory"),
             (r#"{"version": 1, "label": "linux", "overrides": {"cpu": 4096}}"#, OverrideRefused, "2048"),
             (r#"{"version": 1, "label": "linux", "overrides": {"cpu": 0}}"#, InvalidRequest, "cpu"),
             (r#"{"version": 1, "label": "linux", "overrides": {"cpu": -1}}"#, InvalidRequest, "-1"),
-            (r#"{"version": 1, "label": "linux", "overrides": {"environment": {"JENKINS_ECS_AGENTS_REQUEST": "x"}}}"#, OverrideRefused, "launch itself"),
+            (
+                r#"{"version": 1, "label": "linux", "overrides": {"environment": {"JENKINS_ECS_AGENTS_REQUEST": "x"}}}"#,
+                OverrideRefused,
+                "launch itself",
+            ),
             (r#"{"version": 1, "label": "linux", "expiresAt": "2027-01-15T08:00:00Z"}"#, CapacityTimeout, "expired"),
         ] {
             let refused = admitted(&config, body).map(|_| ()).expect_err(body);
@@ -563,7 +565,8 @@ clouds:
     #[test]
     fn a_refusal_is_told_only_where_a_webhook_may_be_called() {
         let config = config();
-        let body = r#"{"version": 9, "requestId": "r-1", "webhookUrl": ["https://ci.example.com/a", "https://evil.org/b"]}"#;
+        let body =
+            r#"{"version": 9, "requestId": "r-1", "webhookUrl": ["https://ci.example.com/a", "https://evil.org/b"]}"#;
         let refused = admitted(&config, body).map(|_| ()).expect_err("refused");
         assert_eq!(refused.webhook_urls, ["https://ci.example.com/a"]);
         assert_eq!(refused.request_id.expect("an id").as_str(), "r-1");
@@ -573,7 +576,8 @@ clouds:
     fn a_message_in_an_sns_envelope_is_the_same_message() {
         let config = config();
         let inner = serde_json::json!({"version": 1, "label": "maven", "requestId": "r-1"}).to_string();
-        let body = serde_json::json!({"Type": "Notification", "TopicArn": "arn:aws:sns:x", "Message": inner}).to_string();
+        let body =
+            serde_json::json!({"Type": "Notification", "TopicArn": "arn:aws:sns:x", "Message": inner}).to_string();
         assert_eq!(admitted(&config, &body).expect("good").request_id.as_str(), "r-1");
     }
 
@@ -602,13 +606,19 @@ clouds:
         let config = config();
         let body = r#"{"version": 1, "label": "maven", "requestId": "r-1"}"#;
         let order = admitted(&config, body).expect("good");
-        let mut blocked =
-            Blocked { agents: vec![1], waits_for: WaitsFor::Instance, reason: "RESOURCE:CPU".into(), size: None, full: vec![] };
+        let mut blocked = Blocked {
+            agents: vec![1],
+            waits_for: WaitsFor::Instance,
+            reason: "RESOURCE:CPU".into(),
+            size: None,
+            full: vec![],
+        };
         let wait = order.next_wait(&blocked, at(10)).expect("it waits");
         assert_eq!((wait.attempt, wait.since, wait.agents.as_slice()), (1, at(10), [1].as_slice()));
         let again = admit(&config, &origin(&config), body, envelope(Some(&wait)), at(20)).expect("good");
         assert_eq!(again.agents, [1]);
-        let token = |order: &Order<'_>| order.launch(&order.name("ecs-", 1), &order.record(1, "agent"), "", None).client_token;
+        let token =
+            |order: &Order<'_>| order.launch(&order.name("ecs-", 1), &order.record(1, "agent"), "", None).client_token;
         assert_ne!(token(&order), token(&again));
         blocked.waits_for = WaitsFor::MaxAgents;
         assert_eq!(again.next_wait(&blocked, at(30)).expect("it waits").attempt, 1, "ECS was not even asked");
@@ -644,7 +654,9 @@ clouds:
         let task = |status: &str, desired: &str, reported: Option<i64>, stopped: Option<i64>| {
             let mut task = Task { last_status: status.into(), desired_status: desired.into(), ..Task::default() };
             task.stopped_at = stopped.map(at);
-            task.tags.extend(reported.map(|time| (shared::aws::ecs::REPORTED_TAG.to_owned(), format!("ready {}", at(time)))));
+            task.tags.extend(
+                reported.map(|time| (shared::aws::ecs::REPORTED_TAG.to_owned(), format!("ready {}", at(time)))),
+            );
             task
         };
         let told = |task: Task| match answer(&[task], Some(at(100))) {
@@ -663,7 +675,8 @@ clouds:
     #[test]
     fn limits_count_what_exists_and_let_inquiries_through() {
         let config = config();
-        let order = admitted(&config, r#"{"version": 1, "label": "maven", "requestId": "r-1", "count": 3}"#).expect("good");
+        let order =
+            admitted(&config, r#"{"version": 1, "label": "maven", "requestId": "r-1", "count": 3}"#).expect("good");
         let names: Vec<_> = (0..3).map(|index| order.name("ecs-", index)).collect();
         let mut none = Existing::default();
         assert_eq!(within_limits(&order, &names, &mut none), (vec![0, 1], vec![2]));

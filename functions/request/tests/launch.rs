@@ -20,7 +20,9 @@ async fn run_task_of(template: &str, overrides: Value) -> Value {
     let body = json!({"version": 1, "label": "l", "requestId": "r-1", "overrides": overrides}).to_string();
     let envelope = Envelope { message_id: "m", sent_at: None, wait: None };
     let origin = Origin::new((*config.jenkins.url).clone());
-    let order = admit(&config, &origin, &body, envelope, Timestamp::UNIX_EPOCH).map_err(|refused| refused.failure.message).expect("admitted");
+    let order = admit(&config, &origin, &body, envelope, Timestamp::UNIX_EPOCH)
+        .map_err(|refused| refused.failure.message)
+        .expect("admitted");
     let name = order.name("ecs-", 0);
     let launch = order.launch(&name, &order.record(0, "agent"), "https://ci.example.com/", None);
     let sent = Arc::new(Mutex::new(Value::Null));
@@ -28,7 +30,8 @@ async fn run_task_of(template: &str, overrides: Value) -> Value {
         let sent = sent.clone();
         Http::in_memory(move |request| {
             *sent.lock().expect("sent") = serde_json::from_slice(request.body()).expect("JSON");
-            let answer = json!({"tasks": [{"taskArn": "arn:aws:ecs:eu-west-1:123456789012:task/ci/1"}], "failures": []});
+            let answer =
+                json!({"tasks": [{"taskArn": "arn:aws:ecs:eu-west-1:123456789012:task/ci/1"}], "failures": []});
             Box::pin(async move { Ok(http::Response::new(bytes::Bytes::from(answer.to_string()))) })
         })
     };
@@ -102,7 +105,8 @@ async fn every_form_of_launch_becomes_its_run_task() {
 
 #[tokio::test]
 async fn overrides_and_tags_are_where_ecs_looks_for_them() {
-    let template = "environment: {A: b}, tags: {team: build}, allowedOverrides: [cpu, memory, environment, command, taskRole]";
+    let template =
+        "environment: {A: b}, tags: {team: build}, allowedOverrides: [cpu, memory, environment, command, taskRole]";
     let overrides = json!({"cpu": 512, "memory": 1024, "environment": {"C": "d"}, "command": ["x", "y"], "taskRole": "arn:aws:iam::123456789012:role/r"});
     let sent = run_task_of(template, overrides).await;
     assert_eq!(sent["overrides"]["cpu"], "512");
@@ -112,7 +116,10 @@ async fn overrides_and_tags_are_where_ecs_looks_for_them() {
     assert_eq!(container["name"], "agent");
     assert_eq!(container["command"], json!(["x", "y"]));
     let environment = container["environment"].as_array().expect("variables");
-    assert!(environment.contains(&json!({"name": "A", "value": "b"})) && environment.contains(&json!({"name": "C", "value": "d"})));
+    assert!(
+        environment.contains(&json!({"name": "A", "value": "b"}))
+            && environment.contains(&json!({"name": "C", "value": "d"}))
+    );
     let tags = sent["tags"].as_array().expect("tags");
     assert!(tags.contains(&json!({"key": "team", "value": "build"})));
     assert!(tags.contains(&json!({"key": "jenkins-ecs-agents:controller", "value": "https://ci.example.com/"})));

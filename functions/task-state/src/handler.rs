@@ -20,11 +20,13 @@ use crate::plan::{self, Concern, Event, Instance};
 pub async fn handle(app: &App, invocation: &Invocation, event: Value) -> Result<Value> {
     match plan::event(event) {
         Event::Batch(batch) => {
-            let event: SqsEvent = serde_json::from_value(batch).map_err(|error| anyhow!("not an SQS batch: {error}"))?;
+            let event: SqsEvent =
+                serde_json::from_value(batch).map_err(|error| anyhow!("not an SQS batch: {error}"))?;
             Ok(serde_json::to_value(undelivered(app, invocation, batch::items(event)).await)?)
         }
         Event::Task(task) => {
-            let (result, woken) = (task_changed(app, invocation, &task).await, agent_ended(app, invocation, &task).await);
+            let (result, woken) =
+                (task_changed(app, invocation, &task).await, agent_ended(app, invocation, &task).await);
             if let Err(Retry(reason)) = woken {
                 tracing::warn!(error = reason, "the sweep will wake the waiting requests");
             }
@@ -50,7 +52,8 @@ async fn task_changed(app: &App, invocation: &Invocation, task: &Task) -> Result
             Concern::Ended => app.stopped(ours, task).await,
             Concern::Look => {
                 // Only an ended task can be one that ECS forgets before anything is told of it.
-                let otherwise = task.is_stopped().then(|| app.fallback(ours, task)).flatten().filter(|_| task.started_at.is_none());
+                let otherwise =
+                    task.is_stopped().then(|| app.fallback(ours, task)).flatten().filter(|_| task.started_at.is_none());
                 app.report(ours, &task.arn, otherwise.as_ref()).await
             }
         }
@@ -72,7 +75,8 @@ async fn task_changed(app: &App, invocation: &Invocation, task: &Task) -> Result
 async fn agent_ended(app: &App, invocation: &Invocation, task: &Task) -> Result<(), Retry> {
     let Some((cloud, name)) = app.whose(task).filter(|_| task.is_stopped()) else { return Ok(()) };
     let template = app.template_name(&name);
-    let limited = cloud.cloud.max_agents.or(cloud.template(template).and_then(|template| template.max_agents)).is_some();
+    let limited =
+        cloud.cloud.max_agents.or(cloud.template(template).and_then(|template| template.max_agents)).is_some();
     if !limited {
         return Ok(());
     }
@@ -101,7 +105,8 @@ async fn agent_ended(app: &App, invocation: &Invocation, task: &Task) -> Result<
 /// A container instance has room: as many waiting requests as fit, oldest first, go back to the requests queue.
 async fn room(app: &App, instance: &Instance) -> Result<(), Retry> {
     let Some(cluster) = ClusterArn::parse(&instance.cluster_arn) else { return Ok(()) };
-    let clouds: Vec<_> = app.all_clouds().filter(|cloud| cluster.is(cloud.cloud)).map(|cloud| &cloud.cloud.name).collect();
+    let clouds: Vec<_> =
+        app.all_clouds().filter(|cloud| cluster.is(cloud.cloud)).map(|cloud| &cloud.cloud.name).collect();
     let Some(room) = instance.room().filter(|_| !clouds.is_empty()) else { return Ok(()) };
     let waiting = wait::look(app).await?;
     if waiting.is_empty() {
@@ -140,7 +145,10 @@ async fn retry(app: &App, item: &Item) -> Result<(), Retry> {
     };
     match work(app, &undelivered).await {
         Err(Retry(reason)) if plan::is_given_up(undelivered.since, app.now()) => {
-            tracing::error!(error = reason, "Jenkins could not be reached for a day; the notice is in the rejected queue");
+            tracing::error!(
+                error = reason,
+                "Jenkins could not be reached for a day; the notice is in the rejected queue"
+            );
             Ok(app.reject(&item.body, &format!("given up after a day: {reason}")).await?)
         }
         result => result,

@@ -90,11 +90,9 @@ pub fn concern(task: &Task) -> Concern {
         "RUNNING" if task.desired_status != "STOPPED" => Concern::Look,
         "STOPPED" => match Stop::parse(task.stopped_reason.as_deref().unwrap_or_default()) {
             Some(Stop { cause: Cause::Unwanted | Cause::Duplicate, .. }) => Concern::Ended,
-            Some(Stop { cause: Cause::Completed | Cause::Idle | Cause::LifetimeExceeded, before_ready: false, .. })
-                if task.started_at.is_some() =>
-            {
-                Concern::Ended
-            }
+            Some(Stop {
+                cause: Cause::Completed | Cause::Idle | Cause::LifetimeExceeded, before_ready: false, ..
+            }) if task.started_at.is_some() => Concern::Ended,
             _ => Concern::Look,
         },
         _ => Concern::Nothing,
@@ -134,7 +132,12 @@ mod tests {
 
     #[test]
     fn what_is_not_ecs_is_nothing() {
-        for foreign in [json!({}), json!([]), json!({"detail-type": "x"}), json!({"detail-type": "ECS Task State Change", "detail": 3})] {
+        for foreign in [
+            json!({}),
+            json!([]),
+            json!({"detail-type": "x"}),
+            json!({"detail-type": "ECS Task State Change", "detail": 3}),
+        ] {
             assert!(matches!(event(foreign.clone()), Event::Other(_)), "{foreign}");
         }
     }

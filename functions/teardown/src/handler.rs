@@ -26,7 +26,8 @@ use crate::sweep;
 pub async fn handle(app: &App, invocation: &Invocation, event: Value) -> Result<Value> {
     match plan::event(event, app.now()) {
         Event::Batch(batch) => {
-            let event: SqsEvent = serde_json::from_value(batch).map_err(|error| anyhow!("not an SQS batch: {error}"))?;
+            let event: SqsEvent =
+                serde_json::from_value(batch).map_err(|error| anyhow!("not an SQS batch: {error}"))?;
             Ok(serde_json::to_value(completions(app, invocation, batch::items(event)).await)?)
         }
         Event::Sweep(time) => {
@@ -117,7 +118,8 @@ async fn stop_siblings(
         return Ok(());
     };
     let others = (0..record.count).filter(|&index| index != record.index);
-    let names = others.map(|index| AgentName::new(&app.settings.agent_name_prefix, template, record.request_id.as_str(), index));
+    let names = others
+        .map(|index| AgentName::new(&app.settings.agent_name_prefix, template, record.request_id.as_str(), index));
     withdraw(app, completion).await?;
     let stopped = names.map(|name| async move { stop_agent(app, cloud, &name, stop).await });
     join_all(stopped).await.into_iter().collect::<Result<Vec<_>, _>>().map(drop)
@@ -130,8 +132,7 @@ async fn complete_agents(app: &App, item: &Item, completion: &BuildCompleted, st
             return reject(app, item, &format!("agent: {agent:?} is not the name of an agent of ours")).await;
         };
         let template = app.template_name(&name).to_owned();
-        let (serving, all): (Vec<_>, Vec<_>) =
-            app.all_clouds().partition(|cloud| cloud.template(&template).is_some());
+        let (serving, all): (Vec<_>, Vec<_>) = app.all_clouds().partition(|cloud| cloud.template(&template).is_some());
         let clouds = if serving.is_empty() { all } else { serving };
         candidates.extend(clouds.into_iter().map(|cloud| (cloud, name.clone())));
     }

@@ -43,7 +43,12 @@ pub fn event(event: Value, now: Timestamp) -> Event {
 /// Why a task is stopped when its build is over.
 pub fn completed(completion: &BuildCompleted) -> Stop {
     let build = completion.build.as_ref().map_or_else(
-        || completion.request_id.as_ref().map_or_else(|| "its build".to_owned(), |id| format!("the build of request {id}")),
+        || {
+            completion
+                .request_id
+                .as_ref()
+                .map_or_else(|| "its build".to_owned(), |id| format!("the build of request {id}"))
+        },
         |build| format!("build {build}"),
     );
     let result = completion.result.as_deref().map(|result| format!(": {result}")).unwrap_or_default();
@@ -134,7 +139,11 @@ pub fn task_step(task: &Task, template: Option<&Template>, seen: Seen<'_>, now: 
     let Some(created) = task.created_at else { return TaskStep::Leave };
     let ready = task.reported();
     if !ready && is_over(created, start, now) {
-        let status = if task.last_status == "RUNNING" { "runs but is not healthy or cannot be registered" } else { &task.last_status };
+        let status = if task.last_status == "RUNNING" {
+            "runs but is not healthy or cannot be registered"
+        } else {
+            &task.last_status
+        };
         return TaskStep::Stop(Stop::new(Cause::StartTimeout, format!("not ready within {start}: the task {status}")));
     }
     if is_over(created, lifetime, now) {
@@ -200,7 +209,8 @@ pub fn duplicates(tasks: &[Task]) -> Vec<(&Task, Stop)> {
 pub fn is_unreported_end(task: &Task, now: Timestamp) -> bool {
     let Some(stopped) = task.stopped_at else { return false };
     let age = elapsed(stopped, now);
-    let ended_as_told = Stop::parse(task.stopped_reason.as_deref().unwrap_or_default()).is_some_and(|stop| !stop.before_ready);
+    let ended_as_told =
+        Stop::parse(task.stopped_reason.as_deref().unwrap_or_default()).is_some_and(|stop| !stop.before_ready);
     !task.reported() && !ended_as_told && (Duration::from_secs(60)..Duration::from_secs(240)).contains(&age)
 }
 
@@ -238,14 +248,19 @@ pub fn node_step(node: &NodeState, now: Timestamp) -> NodeStep {
 }
 
 /// Why a waiting request is failed; none while it may wait on.
-pub fn waited_too_long(wait: &Wait, cloud: Option<&Cloud>, expires_at: Option<Timestamp>, now: Timestamp) -> Option<(FailureCode, String)> {
+pub fn waited_too_long(
+    wait: &Wait,
+    cloud: Option<&Cloud>,
+    expires_at: Option<Timestamp>,
+    now: Timestamp,
+) -> Option<(FailureCode, String)> {
     let limit = cloud.map_or(Limit::minutes(15), |cloud| cloud.instance_launch_timeout);
     if is_over(wait.since, limit, now) {
         Some((FailureCode::CapacityTimeout, format!("no room within {limit}: {}", wait.reason)))
     } else {
-        expires_at
-            .filter(|&expiry| expiry <= now)
-            .map(|expiry| (FailureCode::CapacityTimeout, format!("no room before the request expired at {expiry}: {}", wait.reason)))
+        expires_at.filter(|&expiry| expiry <= now).map(|expiry| {
+            (FailureCode::CapacityTimeout, format!("no room before the request expired at {expiry}: {}", wait.reason))
+        })
     }
 }
 
@@ -276,13 +291,15 @@ pub fn instance_steps(
         return steps;
     }
     let ours = |instance: &&Instance| {
-        instance.ec2_id.as_deref().is_some_and(|id| {
-            group.instances.iter().any(|member| member.id == id && member.lifecycle == "InService")
-        })
+        instance
+            .ec2_id
+            .as_deref()
+            .is_some_and(|id| group.instances.iter().any(|member| member.id == id && member.lifecycle == "InService"))
     };
     let mut spare = group.desired.saturating_sub(group.minimum);
     let mut candidates: Vec<_> = instances.iter().filter(ours).collect();
-    let idle_since = |instance: &Instance| instance.tags.get(IDLE_SINCE_TAG).and_then(|time| time.parse::<Timestamp>().ok());
+    let idle_since =
+        |instance: &Instance| instance.tags.get(IDLE_SINCE_TAG).and_then(|time| time.parse::<Timestamp>().ok());
     candidates.sort_by_key(|instance| (idle_since(instance), instance.arn.clone()));
     for instance in candidates {
         let since = idle_since(instance);

@@ -35,7 +35,11 @@ pub async fn sweep(app: &App, invocation: &Invocation, time: Timestamp) {
         match guarded(invocation, tasks(app, cloud)).await {
             Err(Retry(reason)) => {
                 all_known = false;
-                tracing::warn!(cloud = cloud.cloud.name, error = reason, "the cluster could not be asked; nothing is stopped");
+                tracing::warn!(
+                    cloud = cloud.cloud.name,
+                    error = reason,
+                    "the cluster could not be asked; nothing is stopped"
+                );
             }
             Ok((running, stopped)) => {
                 for (owner, name, _) in &running {
@@ -186,7 +190,12 @@ impl Counts {
 
 /// Fails what has waited too long, sends back what has room, raises the groups for the rest. Answers how many agents
 /// still wait in each cloud.
-async fn sweep_waiting(app: &App, invocation: &Invocation, now: Timestamp, mut counts: Counts) -> HashMap<String, usize> {
+async fn sweep_waiting(
+    app: &App,
+    invocation: &Invocation,
+    now: Timestamp,
+    mut counts: Counts,
+) -> HashMap<String, usize> {
     let mut left: HashMap<String, usize> = HashMap::new();
     let waiting = match guarded(invocation, async { Ok(wait::look(app).await?) }).await {
         Ok(waiting) => waiting,
@@ -279,10 +288,8 @@ async fn raise(cloud: CloudRef<'_>, observed: &Observed, waiting: &[Waiting]) ->
 async fn fail(app: &App, message: &Waiting, failure: &Failure) -> Result<(), Retry> {
     let Some(wait) = &message.wait else { return Ok(()) };
     let request = AgentRequest::parse(&message.body).ok();
-    let template = app
-        .all_clouds()
-        .find(|cloud| cloud.cloud.name == wait.cloud)
-        .and_then(|cloud| cloud.template(&wait.template));
+    let template =
+        app.all_clouds().find(|cloud| cloud.cloud.name == wait.cloud).and_then(|cloud| cloud.template(&wait.template));
     for &index in &wait.agents {
         let name = AgentName::new(&app.settings.agent_name_prefix, &wait.template, wait.request_id.as_str(), index);
         let mut notice = agents::notice_without_task(
@@ -341,9 +348,10 @@ async fn sweep_nodes<'a>(
 
 /// Whether a node says that its task is in a cluster that is not ours: another stack's, with the same prefix.
 fn is_elsewhere(app: &App, node: &NodeState) -> bool {
-    let arn = node.description.as_deref().and_then(|text| {
-        text.split([' ', ',']).find(|word| word.starts_with("arn:") && word.contains(":ecs:"))
-    });
+    let arn = node
+        .description
+        .as_deref()
+        .and_then(|text| text.split([' ', ',']).find(|word| word.starts_with("arn:") && word.contains(":ecs:")));
     arn.and_then(|arn| ClusterArn::of_resource(arn, "task"))
         .is_some_and(|cluster| app.all_clouds().all(|cloud| !cluster.is(cloud.cloud)))
 }
@@ -351,7 +359,8 @@ fn is_elsewhere(app: &App, node: &NodeState) -> bool {
 /// Gives back instances that have had nothing to do for long enough.
 async fn sweep_instances(app: &App, invocation: &Invocation, waiting: &HashMap<String, usize>, now: Timestamp) {
     for cloud in app.all_clouds() {
-        let Some(name) = cloud.cloud.auto_scaling_group.as_deref().filter(|_| cloud.cloud.idle_instance_timeout.0.is_some())
+        let Some(name) =
+            cloud.cloud.auto_scaling_group.as_deref().filter(|_| cloud.cloud.idle_instance_timeout.0.is_some())
         else {
             continue;
         };
@@ -362,7 +371,11 @@ async fn sweep_instances(app: &App, invocation: &Invocation, waiting: &HashMap<S
         let (group, instances) = match observed.await {
             Ok((Some(group), instances)) => (group, instances),
             Ok((None, _)) => {
-                tracing::error!(cloud = cloud.cloud.name, group = name, "there is no such Auto Scaling group; mend autoScalingGroup");
+                tracing::error!(
+                    cloud = cloud.cloud.name,
+                    group = name,
+                    "there is no such Auto Scaling group; mend autoScalingGroup"
+                );
                 continue;
             }
             Err(Retry(reason)) => {

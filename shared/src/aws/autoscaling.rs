@@ -42,8 +42,12 @@ pub async fn group(client: &Client, name: &str) -> Result<Option<Group>, ApiFaul
         .await
         .map_err(|error| ApiFault::new("autoscaling:DescribeAutoScalingGroups", error))?;
     let number = |number: Option<i32>| u32::try_from(number.unwrap_or_default()).unwrap_or_default();
-    Ok(answer.auto_scaling_groups.unwrap_or_default().into_iter().find(|group| group.auto_scaling_group_name() == Some(name)).map(
-        |group| Group {
+    Ok(answer
+        .auto_scaling_groups
+        .unwrap_or_default()
+        .into_iter()
+        .find(|group| group.auto_scaling_group_name() == Some(name))
+        .map(|group| Group {
             name: name.to_owned(),
             minimum: number(group.min_size),
             desired: number(group.desired_capacity),
@@ -58,8 +62,7 @@ pub async fn group(client: &Client, name: &str) -> Result<Option<Group>, ApiFaul
                     protected: instance.protected_from_scale_in.unwrap_or_default(),
                 })
                 .collect(),
-        },
-    ))
+        }))
 }
 
 /// SetDesiredCapacity to an absolute number, without waiting for a cooldown.

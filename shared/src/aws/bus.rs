@@ -16,12 +16,8 @@ pub async fn put(client: &Client, bus: &str, detail_type: &str, detail: &str) ->
         .detail_type(detail_type)
         .detail(detail)
         .build();
-    let answer = client
-        .put_events()
-        .entries(entry)
-        .send()
-        .await
-        .map_err(|error| ApiFault::new("events:PutEvents", error))?;
+    let answer =
+        client.put_events().entries(entry).send().await.map_err(|error| ApiFault::new("events:PutEvents", error))?;
     match answer.entries().iter().find(|entry| entry.error_code().is_some()) {
         Some(entry) => Err(ApiFault {
             action: "events:PutEvents",

@@ -68,7 +68,8 @@ impl Client {
             .filter(|node| node.has_tag_name_any("tagSet"))
             .flat_map(|set| set.children())
             .filter_map(|item| {
-                let text = |name: &str| item.children().find(|node| node.has_tag_name_any(name)).and_then(|node| node.text());
+                let text =
+                    |name: &str| item.children().find(|node| node.has_tag_name_any(name)).and_then(|node| node.text());
                 Some((text("key")?.to_owned(), text("value").unwrap_or_default().to_owned()))
             })
             .collect();
@@ -81,12 +82,14 @@ impl Client {
     /// When the call failed.
     pub async fn interface(&self, id: &str) -> Result<Addresses, ApiFault> {
         const ACTION: &str = "ec2:DescribeNetworkInterfaces";
-        let text = self
-            .call(ACTION, &[("Action", "DescribeNetworkInterfaces"), ("NetworkInterfaceId.1", id)])
-            .await?;
+        let text = self.call(ACTION, &[("Action", "DescribeNetworkInterfaces"), ("NetworkInterfaceId.1", id)]).await?;
         let document = parse(ACTION, &text)?;
         let first = |name: &str| {
-            document.descendants().find(|node| node.has_tag_name_any(name)).and_then(|node| node.text()).map(str::to_owned)
+            document
+                .descendants()
+                .find(|node| node.has_tag_name_any(name))
+                .and_then(|node| node.text())
+                .map(str::to_owned)
         };
         Ok(Addresses { private: first("privateIpAddress"), public: first("publicIp") })
     }
@@ -108,7 +111,8 @@ impl Client {
             return Ok(text);
         }
         let document = parse(action, &text)?;
-        let first = |name: &str| document.descendants().find(|node| node.has_tag_name_any(name)).and_then(|node| node.text());
+        let first =
+            |name: &str| document.descendants().find(|node| node.has_tag_name_any(name)).and_then(|node| node.text());
         Err(fault(action, first("Code").map(str::to_owned), first("Message").unwrap_or("no message").to_owned()))
     }
 
@@ -126,8 +130,7 @@ impl Client {
             .build()
             .map_err(|error| error.to_string())?
             .into();
-        let headers =
-            request.headers().iter().filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)));
+        let headers = request.headers().iter().filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)));
         let uri = request.uri().to_string();
         let signable = SignableRequest::new("POST", uri, headers, SignableBody::Bytes(request.body()))
             .map_err(|error| error.to_string())?;

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use aws_sdk_ecs::Client;
-pub use aws_sdk_ecs::types::{ContainerInstanceStatus, DesiredStatus};
 use aws_sdk_ecs::types::{self as sdk, TaskField};
+pub use aws_sdk_ecs::types::{ContainerInstanceStatus, DesiredStatus};
 use jiff::Timestamp;
 use serde::Deserialize;
 
@@ -133,7 +133,10 @@ fn judge(failures: Vec<sdk::Failure>) -> Ran {
 
 fn run_task_input(
     launch: &Launch<'_>,
-) -> Result<aws_sdk_ecs::operation::run_task::builders::RunTaskInputBuilder, aws_smithy_types::error::operation::BuildError> {
+) -> Result<
+    aws_sdk_ecs::operation::run_task::builders::RunTaskInputBuilder,
+    aws_smithy_types::error::operation::BuildError,
+> {
     let template = launch.template.0;
     let container = sdk::ContainerOverride::builder()
         .name(&launch.container)
@@ -183,7 +186,8 @@ fn run_task_input(
         }
     };
     if let Some(network) = &template.network {
-        let public = if network.assign_public_ip { sdk::AssignPublicIp::Enabled } else { sdk::AssignPublicIp::Disabled };
+        let public =
+            if network.assign_public_ip { sdk::AssignPublicIp::Enabled } else { sdk::AssignPublicIp::Disabled };
         // An EC2 task may not even say `DISABLED` otherwise than by default; Fargate has to know (API_AwsVpcConfiguration).
         let vpc = sdk::AwsVpcConfiguration::builder()
             .set_subnets(Some(network.subnets.clone()))
@@ -199,8 +203,9 @@ fn run_task_input(
             Kind::Spread => sdk::PlacementStrategyType::Spread,
             Kind::Random => sdk::PlacementStrategyType::Random,
         };
-        input = input
-            .placement_strategy(sdk::PlacementStrategy::builder().r#type(kind).set_field(strategy.field.clone()).build());
+        input = input.placement_strategy(
+            sdk::PlacementStrategy::builder().r#type(kind).set_field(strategy.field.clone()).build(),
+        );
     }
     for constraint in &template.placement_constraints {
         use crate::config::PlacementConstraintType as Kind;

@@ -21,9 +21,7 @@ use crate::http::Http;
 
 /// The SDK's configuration, from its standard environment: every call is bounded, and one client serves all services.
 pub async fn sdk_config() -> SdkConfig {
-    let http = Builder::new()
-        .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
-        .build_https();
+    let http = Builder::new().tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring)).build_https();
     let (retry, timeout) = bounds();
     aws_config::defaults(BehaviorVersion::latest())
         .http_client(http)
@@ -66,7 +64,8 @@ impl CloudClients {
                 .configure(sdk)
                 .build()
                 .await;
-            regional = regional.credentials_provider(aws_credential_types::provider::SharedCredentialsProvider::new(provider));
+            regional =
+                regional.credentials_provider(aws_credential_types::provider::SharedCredentialsProvider::new(provider));
         }
         let regional = regional.build();
         Self {
@@ -102,7 +101,11 @@ impl ApiFault {
                 code: service.err().code().map(str::to_owned),
                 message: service.err().message().unwrap_or("no message").to_owned(),
             },
-            _ => Self { action, code: None, message: aws_smithy_types::error::display::DisplayErrorContext(&error).to_string() },
+            _ => Self {
+                action,
+                code: None,
+                message: aws_smithy_types::error::display::DisplayErrorContext(&error).to_string(),
+            },
         }
     }
 

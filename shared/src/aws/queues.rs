@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use aws_sdk_sqs::Client;
 pub use aws_sdk_sqs::types::QueueAttributeName;
-use aws_sdk_sqs::types::{
-    ChangeMessageVisibilityBatchRequestEntry, MessageAttributeValue, MessageSystemAttributeName,
-};
+use aws_sdk_sqs::types::{ChangeMessageVisibilityBatchRequestEntry, MessageAttributeValue, MessageSystemAttributeName};
 
 use super::ApiFault;
 

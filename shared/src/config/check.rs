@@ -137,7 +137,10 @@ fn template(template: &Template, nodes: Option<bool>, faults: &mut Faults<'_>) {
     faults.unless(is_name(&template.name), "name", NAME);
     faults.unless(!template.labels.0.is_empty(), "labels", "has to have at least one label");
     for label in template.labels.0.iter().filter(|label| !is_label(label)) {
-        faults.add("labels", format!("{label:?} cannot be a label: it is empty, or holds a quote, backslash or control character"));
+        faults.add(
+            "labels",
+            format!("{label:?} cannot be a label: it is empty, or holds a quote, backslash or control character"),
+        );
     }
     faults.unless(
         is_task_definition(&template.task_definition),
@@ -449,7 +452,12 @@ mod tests {
                 "clouds[0].templates[0].idleTimeout: needs jenkins.registerNodes",
             ),
             (URL, "", "connect: inbound", "clouds[0].templates[0].connect: inbound needs jenkins.registerNodes"),
-            (NODES, "", "connect: ssh, ssh: {credentialsId: ''}", "clouds[0].templates[0].ssh.credentialsId: names nothing"),
+            (
+                NODES,
+                "",
+                "connect: ssh, ssh: {credentialsId: ''}",
+                "clouds[0].templates[0].ssh.credentialsId: names nothing",
+            ),
             (URL, "", "connect: ssh, ssh: {port: 0}", "clouds[0].templates[0].ssh.port: "),
             (URL, "", "connect: ssh, ssh: {port: 65536}", "clouds[0].templates[0].ssh.port: "),
             (URL, "", "connect: ssh, ssh: {launchTimeout: never}", "clouds[0].templates[0].ssh.launchTimeout: "),

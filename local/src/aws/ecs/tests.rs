@@ -652,6 +652,8 @@ fn a_stopped_task_says_why() {
 fn nothing_follows_the_end() {
     let mut ecs = world();
     ecs.settings().stopping = Duration::from_secs(10);
+    ecs.settings().pull = Duration::from_secs(1);
+    ecs.settings().start = Duration::from_secs(5);
     ecs.add_instance("default", "i-1", (2048, 4096), 2, at(0));
     let arn = arn(&run(&mut ecs, json!({"taskDefinition": "small"}), at(0)));
     ecs.call("StopTask", &json!({"task": arn}), at(2)).unwrap();

@@ -144,7 +144,9 @@ impl App {
                         return Ok(());
                     }
                 }
-                Ok(_) => {}
+                // The sweep may have met the node before its task and taken it offline.
+                Ok(Created::Existed) => drop(self.jenkins.set_online(name.as_str()).await?),
+                Ok(Created::New) => {}
                 Err(jenkins::Fault::Permanent(reason)) => {
                     let text = format!("Jenkins refuses the node: {reason}");
                     return self.stop(ours, task, Stop::new(Cause::Unusable, text)).await;

@@ -336,6 +336,8 @@ async fn sweep_nodes<'a>(
             NodeStep::Mark if alive => Ok(()),
             _ if alive => Ok(app.jenkins.set_online(name.as_str()).await.map(drop)?),
             NodeStep::Wait => Ok(()),
+            // An inbound agent's node is there before its task, which may have come since the tasks were listed.
+            NodeStep::Mark if has_task(app, name).await? => Ok(()),
             NodeStep::Mark => Ok(app.jenkins.set_offline(name.as_str(), &plan::orphan_message(now)).await.map(drop)?),
             NodeStep::Delete => {
                 tracing::info!(agent.name = name.as_str(), "node deleted: its task is gone");
@@ -344,6 +346,17 @@ async fn sweep_nodes<'a>(
         }
     })
     .await;
+}
+
+/// Whether a task of this name runs, asked just now.
+async fn has_task(app: &App, name: &AgentName) -> Result<bool, Retry> {
+    for cloud in app.all_clouds().filter(|cloud| cloud.template(app.template_name(name)).is_some()) {
+        let (client, cluster) = (&cloud.clients.ecs, &cloud.cloud.cluster);
+        if !ecs::list_tasks(client, cluster, Some(name.as_str()), DesiredStatus::Running).await?.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Whether a node says that its task is in a cluster that is not ours: another stack's, with the same prefix.

@@ -117,7 +117,8 @@ fn judge(failures: Vec<sdk::Failure>) -> Ran {
     let text = reasons.join(", ");
     let mends = |reason: &&str| {
         let reason = reason.to_ascii_uppercase();
-        reason.starts_with("RESOURCE") || reason == "AGENT" || reason.contains("CAPACITY")
+        // Another instance mends `distinctInstance`, while `memberOf` and ATTRIBUTE are the template's.
+        ["RESOURCE", "AGENT", "DISTINCTINSTANCE"].iter().any(|word| reason.starts_with(word)) || reason.contains("CAPACITY")
     };
     if !reasons.iter().any(mends) {
         let detail = failures.iter().find_map(|failure| failure.detail()).map(|detail| format!(" ({detail})"));

@@ -204,8 +204,7 @@ async fn start(
     let name = order.name(&app.settings.agent_name_prefix, index);
     // A request that has waited may have a copy that found room meanwhile, under another token.
     if order.attempt() > 0 || app.has_waited(order.request_id.as_str()) {
-        let cluster = &order.cloud.cluster;
-        let arns = ecs::list_tasks(&cloud.clients.ecs, cluster, Some(name.as_str()), DesiredStatus::Running).await?;
+        let arns = ecs::tasks_of(&cloud.clients.ecs, &order.cloud.cluster, name.as_str()).await?;
         if !arns.is_empty() {
             answer_inquiry(app, cloud, order, index, &name, &arns, item).await?;
             return Ok(Started::Yes);
@@ -238,12 +237,14 @@ async fn start(
         }
         Ran::Existing(mut arns) => {
             if arns.is_empty() {
-                let cluster = &order.cloud.cluster;
-                arns =
-                    ecs::list_tasks(&cloud.clients.ecs, cluster, Some(name.as_str()), DesiredStatus::Running).await?;
+                arns = ecs::tasks_of(&cloud.clients.ecs, &order.cloud.cluster, name.as_str()).await?;
             }
-            answer_inquiry(app, cloud, order, index, &name, &arns, item).await?;
-            Started::Yes
+            if arns.is_empty() {
+                Started::NoRoom { reason: "another copy of the request found no room".into(), full: Vec::new() }
+            } else {
+                answer_inquiry(app, cloud, order, index, &name, &arns, item).await?;
+                Started::Yes
+            }
         }
         Ran::NoRoom { reason, full } => Started::NoRoom { reason, full },
         Ran::Refused(message) => Started::Refused(message),
@@ -659,14 +660,9 @@ async fn without_task(app: &App, order: &Order<'_>) -> Vec<u32> {
     let (client, cluster) = (&app.cloud(order.cloud_index).clients.ecs, &order.cloud.cluster);
     let known = order.agents.iter().map(|&index| async move {
         let name = order.name(&app.settings.agent_name_prefix, index);
-        for status in [DesiredStatus::Running, DesiredStatus::Stopped] {
-            // What cannot be found out is told as failed: a build that hears nothing is worse.
-            let found = ecs::list_tasks(client, cluster, Some(name.as_str()), status).await;
-            if found.is_ok_and(|arns| !arns.is_empty()) {
-                return None;
-            }
-        }
-        Some(index)
+        // What cannot be found out is told as failed: a build that hears nothing is worse.
+        let found = ecs::tasks_of(client, cluster, name.as_str()).await;
+        found.map_or(true, |arns| arns.is_empty()).then_some(index)
     });
     join_all(known).await.into_iter().flatten().collect()
 }

@@ -63,7 +63,8 @@ impl PartialEq for TemplateRef<'_> {
 pub enum Ran {
     /// There is such a task, new or from an earlier call with the same token.
     Task(Box<Task>),
-    /// Other calls with this token started these (ConflictException).
+    /// Another copy of the request has used this token, and started these; none, if it found no room
+    /// (ConflictException).
     Existing(Vec<String>),
     /// ECS answered definitely that it started nothing.
     NoRoom {
@@ -92,7 +93,6 @@ pub async fn run_task(client: &Client, launch: &Launch<'_>) -> Ran {
         Err(error) => {
             if let Some(sdk_conflict) = error.as_service_error()
                 && let aws_sdk_ecs::operation::run_task::RunTaskError::ConflictException(conflict) = sdk_conflict
-                && !conflict.resource_ids().is_empty()
             {
                 return Ran::Existing(conflict.resource_ids().to_vec());
             }
@@ -545,6 +545,15 @@ pub async fn list_tasks(
             return Ok(arns);
         }
     }
+}
+
+/// ARNs of the tasks of one name: those that are to run, or else those that ended within the last hour.
+///
+/// # Errors
+/// When a call failed.
+pub async fn tasks_of(client: &Client, cluster: &str, name: &str) -> Result<Vec<String>, ApiFault> {
+    let running = list_tasks(client, cluster, Some(name), DesiredStatus::Running).await?;
+    if running.is_empty() { list_tasks(client, cluster, Some(name), DesiredStatus::Stopped).await } else { Ok(running) }
 }
 
 /// Stops a task. The reason is cut to the 255 characters that ECS takes (API_StopTask).

@@ -179,6 +179,11 @@ impl App {
         lock(&self.memory.waited).contains_key(request_id)
     }
 
+    /// Whether this process has told a notice to the request's webhook.
+    pub fn was_told(&self, notice_id: &str) -> bool {
+        matches!(lock(&self.memory.told).get(notice_id), Some(Told::At(_)))
+    }
+
     /// Claims a notice for telling it to the request's webhook. A help against events that come twice, where ECS takes no
     /// tag any more; nothing depends on it.
     pub fn claim(&self, notice_id: &str) -> Claim<'_> {

@@ -210,7 +210,11 @@ impl App {
             Some(_) => None,
             None => Some(task.reported_ready()),
         };
-        let Some(ended) = outcome::of_stopped(task, container, reported) else { return Ok(()) };
+        let Some(mut ended) = outcome::of_stopped(task, container, reported) else { return Ok(()) };
+        // The sweep may have judged a start overdue in the moment in which it was told to be ready.
+        if self.was_told(&Notice::new(NoticeType::Ready, ours.name.as_str(), self.now()).id) {
+            ended.kind = NoticeType::Stopped;
+        }
         self.delete_node(ours.name).await?;
         let mut notice = agents::notice(ended.kind, ours.name, ours.template, None, task, record.as_ref(), self.now());
         notice.failure = ended.failure;

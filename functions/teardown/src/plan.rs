@@ -138,6 +138,11 @@ pub fn task_step(task: &Task, template: Option<&Template>, seen: Seen<'_>, now: 
     let lifetime = template.map_or(Limit::minutes(24 * 60), |template| template.max_lifetime);
     let Some(created) = task.created_at else { return TaskStep::Leave };
     let ready = task.reported();
+    // Jenkins took the notice and its answer got lost: the build is at work.
+    let is_busy = matches!(seen, Seen::Node(node) if node.idle == Some(false));
+    if !ready && is_busy {
+        return TaskStep::Report;
+    }
     if !ready && is_over(created, start, now) {
         let status = if task.last_status == "RUNNING" {
             "runs but is not healthy or cannot be registered"
@@ -171,7 +176,7 @@ fn idle_step(task: &Task, template: Option<&Template>, seen: Seen<'_>, now: Time
         Seen::Node(node) => {
             let limit = template.and_then(|template| template.idle_timeout).unwrap_or(Limit::minutes(10));
             let state = if node.offline { "offline" } else { "idle" };
-            (node.idle, limit, format!("{state} in Jenkins for {limit}"))
+            (node.idle == Some(true), limit, format!("{state} in Jenkins for {limit}"))
         }
     };
     match (idle, since) {
@@ -430,8 +435,8 @@ clouds:
     fn what_is_overdue_or_unwanted_is_stopped_and_nothing_on_a_guess() {
         let config = config();
         let template = config.clouds[0].templates.first();
-        let idle = NodeState { idle: true, ..NodeState::default() };
-        let busy = NodeState { idle: false, ..NodeState::default() };
+        let idle = NodeState { idle: Some(true), ..NodeState::default() };
+        let busy = NodeState { idle: Some(false), ..NodeState::default() };
         let since = |seconds: i64| at(seconds).to_string();
         let cause = |step: &TaskStep| match step {
             TaskStep::Stop(stop) => Some(stop.cause),
@@ -441,6 +446,7 @@ clouds:
         assert_eq!(step(&task(false, &[]), Seen::Unknown, 60), TaskStep::Leave);
         assert_eq!(step(&task(false, &[]), Seen::Unknown, 75), TaskStep::Report);
         assert_eq!(cause(&step(&task(false, &[]), Seen::Unknown, 300)), Some(Cause::StartTimeout));
+        assert_eq!(step(&task(false, &[]), Seen::Node(&busy), 300), TaskStep::Report, "a build is at work there");
         assert_eq!(step(&task(false, &[(KEEP_TAG, "")]), Seen::Unknown, 300_000), TaskStep::Leave);
         assert_eq!(step(&task(true, &[]), Seen::Unknown, 300), TaskStep::Leave);
         assert_eq!(cause(&step(&task(true, &[]), Seen::Node(&busy), 7200)), Some(Cause::LifetimeExceeded));

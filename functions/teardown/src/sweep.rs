@@ -62,7 +62,7 @@ pub async fn sweep(app: &App, invocation: &Invocation, time: Timestamp) {
 }
 
 /// What Jenkins has; nothing if it registers no nodes or cannot be asked.
-async fn nodes(app: &App, invocation: &Invocation) -> Option<HashMap<String, NodeState>> {
+async fn nodes(app: &App, invocation: &Invocation) -> Option<BTreeMap<String, NodeState>> {
     if !app.jenkins.registers_nodes() {
         return None;
     }
@@ -106,7 +106,7 @@ async fn sweep_tasks(
     app: &App,
     invocation: &Invocation,
     running: &[OurTask<'_>],
-    nodes: Option<&HashMap<String, NodeState>>,
+    nodes: Option<&BTreeMap<String, NodeState>>,
     now: Timestamp,
 ) {
     let all: Vec<Task> = running.iter().map(|(_, _, task)| task.clone()).collect();
@@ -126,7 +126,15 @@ async fn sweep_tasks(
             };
             match plan::task_step(task, template, seen, now) {
                 TaskStep::Leave => Ok(()),
-                TaskStep::Stop(stop) => app.stop(ours, task, stop).await,
+                TaskStep::Stop(stop) => {
+                    // Much may have happened since the tasks were listed: what is true just now decides.
+                    let (client, cluster) = (&cloud.clients.ecs, &cloud.cloud.cluster);
+                    let again = ecs::describe_tasks(client, cluster, std::slice::from_ref(&task.arn)).await?;
+                    match again.first().map(|task| plan::task_step(task, template, seen, now)) {
+                        Some(TaskStep::Stop(_)) => app.stop(ours, task, stop).await,
+                        _ => Ok(()),
+                    }
+                }
                 TaskStep::Report => app.report_described(ours, task).await,
                 TaskStep::MarkIdle => {
                     Ok(ecs::tag(&cloud.clients.ecs, &task.arn, IDLE_SINCE_TAG, &now.to_string()).await?)

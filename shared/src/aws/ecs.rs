@@ -118,7 +118,8 @@ fn judge(failures: Vec<sdk::Failure>) -> Ran {
     let mends = |reason: &&str| {
         let reason = reason.to_ascii_uppercase();
         // Another instance mends `distinctInstance`, while `memberOf` and ATTRIBUTE are the template's.
-        ["RESOURCE", "AGENT", "DISTINCTINSTANCE"].iter().any(|word| reason.starts_with(word)) || reason.contains("CAPACITY")
+        ["RESOURCE", "AGENT", "DISTINCTINSTANCE"].iter().any(|word| reason.starts_with(word))
+            || reason.contains("CAPACITY")
     };
     if !reasons.iter().any(mends) {
         let detail = failures.iter().find_map(|failure| failure.detail()).map(|detail| format!(" ({detail})"));

@@ -72,7 +72,7 @@ pub struct NodeState {
     #[serde(rename = "offlineCauseReason")]
     pub offline_cause: Option<String>,
     /// Whether nothing runs there.
-    pub idle: bool,
+    pub idle: Option<bool>,
 }
 
 /// What of a node is asked for.
@@ -344,7 +344,7 @@ mod tests {
             offline: true,
             temporarily_offline: true,
             offline_cause: Some("build over".into()),
-            idle: false,
+            idle: Some(false),
         };
         assert_eq!(scripted.jenkins.nodes().await.expect("nodes")[1], expected);
         assert_eq!(scripted.asked.lock().expect("asked").len(), 1);

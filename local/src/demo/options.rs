@@ -69,12 +69,13 @@ mod tests {
     }
 
     #[test]
-    fn the_command_line_is_read() {
-        let options = parse("--requests 4 --serve --root /x").unwrap().unwrap();
+    fn the_command_line_is_read() -> Result<()> {
+        let options = parse("--requests 4 --serve --root /x")?.context("no help was asked for")?;
         assert_eq!((options.requests, options.serve, options.root), (4, true, PathBuf::from("/x")));
-        assert!(parse("--help").unwrap().is_none());
+        assert_eq!(parse("--help")?, None);
         for wrong in ["--requests", "--requests many", "--fast"] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
+        Ok(())
     }
 }

@@ -233,6 +233,21 @@ async fn a_task_of_another_account_in_a_cluster_of_our_name_is_not_ours() {
     assert!(stack.active_tasks().is_empty());
 }
 
+/// StopTask deletes a task's tags, and with them what the role's condition lets the function stop.
+#[tokio::test]
+async fn a_second_completion_that_the_role_refuses_is_success() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.agent("twice", "node").await.unwrap();
+    let arn = stack.tasks()[0].arn.clone();
+    stack.complete(json!({"taskArn": arn}));
+    stack.settle().await.unwrap();
+    stack.aws().faults.always("ecs", "StopTask", Some(Fault::denied()));
+    stack.complete(json!({"taskArn": arn}));
+    stack.settle().await.unwrap();
+    assert!(stack.rejected().is_empty());
+    assert!(stack.bodies("completions").is_empty());
+}
+
 #[tokio::test]
 async fn a_task_that_the_role_may_not_stop_is_rejected() {
     let mut stack = Stack::start().await.unwrap();

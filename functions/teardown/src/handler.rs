@@ -90,7 +90,10 @@ async fn complete_task(
     let task = match ecs::stop_task(&cloud.clients.ecs, &cloud.cloud.cluster, arn, &stop.to_string()).await {
         Ok(task) => Some(task),
         Err(fault) if is_gone(&fault) => None,
-        Err(fault) if fault.class() == Class::Permanent => return reject(app, item, &fault.to_string()).await,
+        Err(fault) if fault.class() == Class::Permanent => match ended_already(app, cloud, arn).await {
+            Some(task) => Some(task),
+            None => return reject(app, item, &fault.to_string()).await,
+        },
         Err(fault) => return Err(fault.into()),
     };
     tracing::info!(task.arn = arn, reason = %stop, "task stopped");
@@ -102,6 +105,13 @@ async fn complete_task(
         Some(task) => stop_siblings(app, cloud, app.template_name(&name), completion, task, stop).await,
         None => Ok(()),
     }
+}
+
+/// The task, if it is an agent of ours that is over or will be. StopTask deletes a task's tags, so that a second one is
+/// refused by the condition on the tag in the function's role.
+async fn ended_already(app: &App, cloud: CloudRef<'_>, arn: &str) -> Option<Task> {
+    let described = ecs::describe_tasks(&cloud.clients.ecs, &cloud.cloud.cluster, &[arn.to_owned()]).await;
+    described.ok()?.into_iter().find(|task| task.is_ending() && app.whose(task).is_some())
 }
 
 /// A request's other agents end with its build.

@@ -154,7 +154,8 @@ fn table(ours: &Cost, never: &Cost, step: &Cost, builds: usize) -> String {
          {MAXIMUM} instances, two minutes from the raised capacity to the registered instance), builds of one to fifteen\n\
          minutes, and one in a hundred of all calls, events and answers going wrong. The first line is the real code in\n\
          the simulated world (`tests/simulation/day.rs`), with `idleInstanceTimeout: 10m`; the others are plain simulations\n\
-         of the same builds without faults. Waits are from the request to the ready agent.\n\n\
+         of the same builds without faults. Waits are from the request to the ready agent; those of the first line hold\n\
+         Jenkins' own absences of up to fifteen minutes, which make its 99th percentile.\n\n\
          | policy | instance-hours | median wait | 99th percentile |\n|---|---|---|---|\n"
     );
     for (name, cost) in [

@@ -93,6 +93,7 @@ fn simulate(builds: &[(f64, f64)], policy: &Policy) -> Cost {
     let (mut next, mut low_since, mut seconds) = (0, None, 0.0);
     let mut now = 0.0;
     while now < last {
+        let is_minute = (now as u64).is_multiple_of(60);
         while next < builds.len() && builds[next].0 <= now {
             waiting.push(builds[next]);
             next += 1;
@@ -115,14 +116,14 @@ fn simulate(builds: &[(f64, f64)], policy: &Policy) -> Cost {
         let booting = instances.iter().filter(|(_, ready, _)| *ready > now).count();
         let wanted = match policy {
             Policy::NeverIn => waiting.len().div_ceil(SLOTS).saturating_sub(booting),
-            Policy::Step if now as u64 % 60 == 0 && !waiting.is_empty() => 2,
+            Policy::Step if is_minute && !waiting.is_empty() => 2,
             Policy::Step => 0,
         };
         for _ in 0..wanted.min(MAXIMUM - instances.len()) {
             instances.push((now, now + BOOT, [0.0; SLOTS]));
         }
         if let Policy::Step = policy
-            && now as u64 % 60 == 0
+            && is_minute
         {
             let busy = instances.iter().flat_map(|(_, _, slots)| slots).filter(|free| **free > now).count();
             let is_low = waiting.is_empty() && busy * 2 < instances.len() * SLOTS;
@@ -136,7 +137,7 @@ fn simulate(builds: &[(f64, f64)], policy: &Policy) -> Cost {
                 instances.remove(idle);
             }
         }
-        if now as u64 % 60 == 0 {
+        if is_minute {
             curve.push(instances.len());
         }
         now += 1.0;
@@ -176,9 +177,9 @@ fn table(ours: &Cost, never: &Cost, step: &Cost, builds: usize) -> String {
 
 fn plot(ours: &Cost, never: &Cost, step: &Cost) -> String {
     let (width, height) = (900.0, 300.0);
-    let mut svg = format!(
+    let mut svg = String::from(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"-50 -20 1000 380\" font-family=\"sans-serif\" font-size=\"13\">\n\
-         <rect x=\"-50\" y=\"-20\" width=\"1000\" height=\"380\" fill=\"white\"/>\n"
+         <rect x=\"-50\" y=\"-20\" width=\"1000\" height=\"380\" fill=\"white\"/>\n",
     );
     let lines: BTreeMap<_, _> = [("#2a9d8f", ours), ("#adb5bd", never), ("#e76f51", step)].into();
     let top = 1.0 + lines.values().flat_map(|cost| &cost.curve).copied().max().unwrap_or(1) as f64;

@@ -222,7 +222,7 @@ async fn start(
     let ran = ecs::run_task(&cloud.clients.ecs, &launch).await;
     let started = match ran {
         Ran::Task(task) if plan::is_inquiry(&task, plan::asked_at(envelope(item), app.now())) => {
-            answer_inquiry(app, cloud, order, index, &name, &[task.arn.clone()], item).await?;
+            answer_inquiry(app, cloud, order, index, &name, std::slice::from_ref(&task.arn), item).await?;
             Started::Yes
         }
         Ran::Task(task) => {

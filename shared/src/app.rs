@@ -109,11 +109,13 @@ impl App {
         (0..self.clouds.len()).map(|index| self.cloud(index))
     }
 
-    /// The cloud of a cluster: where several share it, the one that has the template, else the first.
-    pub fn cloud_of(&self, cluster: &ClusterArn<'_>, template: Option<&str>) -> Option<CloudRef<'_>> {
+    /// The cloud of a task, by its cluster's ARN or its own: where several share the cluster, the one that has the
+    /// template of the agent's name, else the first.
+    pub fn cloud_of(&self, cluster: &str, task: &str, name: &AgentName) -> Option<CloudRef<'_>> {
+        let cluster = ClusterArn::parse(cluster).or_else(|| ClusterArn::of_resource(task, "task"))?;
         let mut clouds = self.all_clouds().filter(|cloud| cluster.is(cloud.cloud)).peekable();
         let first = *clouds.peek()?;
-        Some(clouds.find(|cloud| template.is_some_and(|name| cloud.template(name).is_some())).unwrap_or(first))
+        Some(clouds.find(|cloud| cloud.template(self.template_name(name)).is_some()).unwrap_or(first))
     }
 
     /// A task definition, described once.

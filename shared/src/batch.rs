@@ -4,9 +4,11 @@ use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
+use anyhow::{Context as _, Result};
 use aws_lambda_events::event::sqs::{BatchItemFailure, SqsBatchResponse, SqsEvent, SqsMessage};
 use futures::FutureExt as _;
 use jiff::Timestamp;
+use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::app::App;
@@ -94,8 +96,31 @@ impl From<SqsMessage> for Item {
 }
 
 /// The messages of an event.
-pub fn items(event: SqsEvent) -> Vec<Item> {
-    event.records.into_iter().map(Item::from).collect()
+///
+/// # Errors
+/// When it is no batch of SQS.
+pub fn items(event: Value) -> Result<Vec<Item>> {
+    let event: SqsEvent = serde_json::from_value(event).context("not an SQS batch")?;
+    Ok(event.records.into_iter().map(Item::from).collect())
+}
+
+/// Does something with each message of an event, and answers the batch.
+///
+/// # Errors
+/// When it is no batch of SQS.
+pub async fn each(
+    app: &App,
+    invocation: &Invocation,
+    queue: &str,
+    event: Value,
+    work: impl AsyncFn(&Item) -> Result<(), Retry>,
+) -> Result<Value> {
+    let results = items(event)?.into_iter().map(|item| async {
+        let result = guarded(invocation, work(&item)).await;
+        (item, result)
+    });
+    let results = futures::future::join_all(results).await;
+    Ok(serde_json::to_value(answer(app, queue, results).await)?)
 }
 
 /// Does something to its end, to the deadline or to its panic: whichever comes first.

@@ -145,25 +145,22 @@ impl App {
         })
     }
 
-    /// Tells everybody; what cannot be delivered now goes to the undelivered queue. Answers what the first target said.
+    /// Tells everybody; what cannot be delivered now goes to the undelivered queue.
     ///
     /// # Errors
     /// When a queue could not take what has to be kept.
-    pub async fn tell_all(&self, notice: &Notice, targets: Vec<Target>) -> Result<Option<Delivered>, ApiFault> {
-        let mut first = None;
+    pub async fn tell_all(&self, notice: &Notice, targets: Vec<Target>) -> Result<(), ApiFault> {
         let mut later = Vec::new();
         for target in targets {
-            let delivered = self.tell(notice, &target).await?;
-            if matches!(delivered, Delivered::Later(_)) {
+            if matches!(self.tell(notice, &target).await?, Delivered::Later(_)) {
                 later.push(target);
             }
-            first.get_or_insert(delivered);
         }
         if !later.is_empty() {
             let work = Work::Notice { notice: Box::new(notice.clone()), to: later };
             self.keep(&Undelivered { since: self.now(), work }).await?;
         }
-        Ok(first)
+        Ok(())
     }
 
     /// Keeps something for when Jenkins is back.

@@ -1,14 +1,11 @@
 //! Tells Jenkins what has become of a task: for its events, for retries, and for the sweep alike.
 
-use std::time::Duration;
-
-use jiff::Timestamp;
-
 use crate::agents::{self, NoEndpoint};
-use crate::app::{App, Claim, CloudRef, ClusterArn};
+use crate::app::{App, Claim, CloudRef};
 use crate::aws::ecs::{self, DesiredStatus, REPORTED_TAG, Task};
 use crate::aws::{ApiFault, Class};
 use crate::batch::Retry;
+use crate::config::check::is_reserved_variable;
 use crate::config::{Connect, Template};
 use crate::jenkins::{self, Created, Launcher};
 use crate::message::{Notice, NoticeType, Record};
@@ -32,9 +29,13 @@ impl App {
     /// The cloud and the name of a task, if it is ours.
     pub fn whose(&self, task: &Task) -> Option<(CloudRef<'_>, AgentName)> {
         let name = self.agent_name(task.started_by.as_deref()?)?;
-        let cluster = ClusterArn::parse(&task.cluster_arn).or_else(|| ClusterArn::of_resource(&task.arn, "task"))?;
-        let cloud = self.cloud_of(&cluster, Some(self.template_name(&name)))?;
+        let cloud = self.cloud_of(&task.cluster_arn, &task.arn, &name)?;
         Some((cloud, name))
+    }
+
+    /// A task of ours with the template that its name says.
+    pub fn ours<'a>(&self, cloud: CloudRef<'a>, name: &'a AgentName) -> Ours<'a> {
+        Ours { cloud, name, template: cloud.template(self.template_name(name)) }
     }
 
     /// Looks at a task and tells what it has become.
@@ -129,10 +130,7 @@ impl App {
             };
             let environment = task
                 .environment()
-                .filter(|(variable, _)| {
-                    *variable != Record::VARIABLE
-                        && !(template.connect == Connect::Inbound && variable.starts_with("JENKINS_"))
-                })
+                .filter(|(variable, _)| !is_reserved_variable(variable, template.connect))
                 .map(|(variable, value)| (variable.to_owned(), value.to_owned()))
                 .collect();
             let description = agents::describe(&record.request_id, record.build.as_ref(), Some(&task.arn));
@@ -179,8 +177,7 @@ impl App {
         Ok(())
     }
 
-    /// Another task of this name may have made the node. The younger of two is stopped, and the node that stays is the
-    /// elder's.
+    /// Another task of this name may have made the node. The younger of two is stopped.
     async fn is_eldest(&self, ours: Ours<'_>, task: &Task) -> Result<bool, Retry> {
         let clients = &ours.cloud.clients.ecs;
         let cluster = &ours.cloud.cloud.cluster;
@@ -327,9 +324,4 @@ impl App {
 /// Whether StopTask says that there is no such task (any more): `InvalidParameterException` with these words.
 pub fn is_gone(fault: &ApiFault) -> bool {
     fault.class() == Class::Permanent && fault.message.to_ascii_lowercase().contains("task was not found")
-}
-
-/// How old something is, nothing for the future.
-pub fn age(since: Timestamp, now: Timestamp) -> Duration {
-    Duration::try_from(now.duration_since(since)).unwrap_or_default()
 }

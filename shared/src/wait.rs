@@ -76,8 +76,6 @@ pub struct Waiting {
     pub wait: Option<Wait>,
     /// Deletes or releases it.
     pub receipt: String,
-    /// When it was put there, in ms since 1970.
-    pub sent_at_ms: Option<i64>,
 }
 
 /// Takes what waits, oldest first. What is not sent back has to be released.
@@ -98,7 +96,6 @@ pub async fn look(app: &App) -> Result<Vec<Waiting>, ApiFault> {
             wait: message.attribute.as_deref().and_then(|json| serde_json::from_str(json).ok()),
             body: message.body,
             receipt: message.receipt,
-            sent_at_ms: message.sent_at_ms,
         }));
         if last {
             break;

@@ -114,7 +114,7 @@ pub fn run(plan: Plan) -> World {
         "seed {seed}: {built} of {builds} built, {} aborted, {} failed, {} AWS calls, {} instances at most",
         fates.iter().filter(|fate| fate.aborted).count(),
         fates.iter().filter(|fate| fate.failure.is_some()).count(),
-        sim.aws.journal.len(),
+        world.calls().values().sum::<usize>(),
         group.most,
     );
     assert!(
@@ -130,21 +130,8 @@ pub fn run(plan: Plan) -> World {
 #[test]
 fn without_faults_an_agent_takes_few_calls() {
     let world = run(plan(1, 1000, 0.0));
-    let sim = world.sim();
-    let count = |service: &str, action: &str| sim.aws.calls(service, action).len();
-    let agents = count("ecs", "TagResource");
-    println!("{agents} agents:");
-    for (service, action) in [
-        ("ecs", "RunTask"),
-        ("ecs", "DescribeTasks"),
-        ("ecs", "TagResource"),
-        ("ecs", "StopTask"),
-        ("ecs", "DescribeContainerInstances"),
-        ("ec2", "DescribeInstances"),
-        ("ecs", "ListTasks"),
-        ("autoscaling", "SetDesiredCapacity"),
-    ] {
-        println!("  {service}:{action} {}", count(service, action));
+    for (call, count) in world.calls() {
+        println!("  {call} {count}");
     }
 }
 

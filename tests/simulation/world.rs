@@ -86,6 +86,7 @@ pub struct World {
     apps: Arc<HashMap<&'static str, App>>,
     fates: Arc<Mutex<BTreeMap<u32, Fate>>>,
     instances: Arc<Mutex<Vec<usize>>>,
+    calls: Arc<Mutex<BTreeMap<String, usize>>>,
 }
 
 /// Round-trip time to AWS and Jenkins.
@@ -142,6 +143,7 @@ impl World {
             apps: Arc::new(apps),
             fates: Arc::default(),
             instances: Arc::default(),
+            calls: Arc::default(),
         }
     }
 
@@ -158,6 +160,11 @@ impl World {
     /// What became of the builds.
     pub fn fates(&self) -> Vec<Fate> {
         self.fates.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// How often each action was called, by `service:Action`.
+    pub fn calls(&self) -> BTreeMap<String, usize> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// How many instances there were at each minute.
@@ -266,10 +273,15 @@ impl World {
     async fn pump_events(self) {
         loop {
             let now = self.now();
-            let (events, next) = {
+            let (events, next, calls) = {
                 let mut sim = self.sim();
-                (sim.aws.advance(now), sim.aws.next_due())
+                // A day's journal with all bodies would take gigabytes.
+                (sim.aws.advance(now), sim.aws.next_due(), std::mem::take(&mut sim.aws.journal))
             };
+            for call in calls {
+                let mut counts = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+                *counts.entry(format!("{}:{}", call.service, call.action)).or_default() += 1;
+            }
             for event in events.into_iter().filter(concerns_us) {
                 let copies = if self.goes_wrong() { 2 } else { 1 };
                 for _ in 0..copies {

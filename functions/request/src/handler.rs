@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use anyhow::Result;
-use aws_lambda_events::event::sqs::SqsEvent;
+use anyhow::{Context as _, Result};
+use aws_lambda_events::event::sqs::SqsBatchResponse;
 use futures::future::join_all;
 use serde_json::Value;
 use shared::agents;
@@ -12,6 +12,7 @@ use shared::aws::ecs::{self, DesiredStatus, Ran, Task};
 use shared::aws::{Class, autoscaling, queues};
 use shared::batch::{self, Invocation, Item, Retry, guarded};
 use shared::capacity::{Observed, Plan};
+use shared::config::check::INBOUND_VARIABLES;
 use shared::config::{Connect, Size};
 use shared::jenkins;
 use shared::message::{Failure, FailureCode, Notice, NoticeType};
@@ -30,10 +31,8 @@ pub async fn handle(app: &App, invocation: &Invocation, event: Value) -> Result<
     if event.get("check").is_some() {
         return Ok(serde_json::to_value(check::report(app).await)?);
     }
-    let event: SqsEvent = serde_json::from_value(event)
-        .map_err(|error| anyhow::anyhow!("neither an SQS batch nor {{\"check\": {{}}}}: {error}"))?;
-    let response = batch(app, invocation, batch::items(event)).await;
-    Ok(serde_json::to_value(response)?)
+    let items = batch::items(event).context("the event is not {\"check\": {}} either")?;
+    Ok(serde_json::to_value(batch(app, invocation, items).await)?)
 }
 
 /// What a record has come to before anything is done about room.
@@ -44,14 +43,9 @@ enum Step<'a> {
     Blocked(Box<Order<'a>>, Vec<Blocked>),
 }
 
-async fn batch(
-    app: &App,
-    invocation: &Invocation,
-    items: Vec<Item>,
-) -> aws_lambda_events::event::sqs::SqsBatchResponse {
+async fn batch(app: &App, invocation: &Invocation, items: Vec<Item>) -> SqsBatchResponse {
     let admitted: Vec<_> = items.iter().map(|item| admit(app, item)).collect();
-    let existing = count(app, &admitted).await;
-    let mut counts = existing;
+    let mut counts = count(app, &admitted).await;
     // Who may start under maxAgents is settled in order, before anything runs.
     let allowed: Vec<_> =
         admitted.iter().map(|admitted| admitted.as_ref().ok().map(|order| allow(app, order, &mut counts))).collect();
@@ -281,13 +275,11 @@ async fn inbound(
         app.jenkins.inbound_secret(name.as_str()).await
     };
     match secret.await {
-        Ok(secret) => Ok(Ok(BTreeMap::from([
-            ("JENKINS_URL".into(), app.config().jenkins.url.to_string()),
-            ("JENKINS_AGENT_NAME".into(), name.to_string()),
-            ("JENKINS_SECRET".into(), secret.expose().to_owned()),
-            ("JENKINS_AGENT_WORKDIR".into(), order.template.workspace.clone()),
-            ("JENKINS_WEB_SOCKET".into(), "true".into()),
-        ]))),
+        Ok(secret) => {
+            let values =
+                [app.config().jenkins.url.as_str(), name.as_str(), secret.expose(), &order.template.workspace, "true"];
+            Ok(Ok(INBOUND_VARIABLES.into_iter().zip(values).map(|(name, value)| (name.into(), value.into())).collect()))
+        }
         Err(jenkins::Fault::Permanent(message)) => Ok(Err(format!("Jenkins refuses the node {name}: {message}"))),
         Err(fault) => Err(fault.into()),
     }
@@ -354,28 +346,20 @@ async fn ready_again(
 }
 
 fn ended(app: &App, order: &Order<'_>, index: u32, name: &AgentName, task: Option<&Task>) -> Notice {
-    let record = order.record(index, "");
-    let nothing = Task::default();
-    let task_or_nothing = task.unwrap_or(&nothing);
-    let mut notice = agents::notice(
-        NoticeType::Failed,
-        name,
-        Some(order.template),
-        None,
-        task_or_nothing,
-        Some(&task_or_nothing.record().unwrap_or(record)),
-        app.now(),
-    );
-    let reason = task_or_nothing.stopped_reason.as_deref().unwrap_or("its task is gone");
+    let mut notice = match task {
+        Some(task) => {
+            let record = task.record().unwrap_or_else(|| order.record(index, ""));
+            agents::notice(NoticeType::Failed, name, Some(order.template), None, task, Some(&record), app.now())
+        }
+        None => head(app, NoticeType::Failed, order, index),
+    };
+    let reason = task.and_then(|task| task.stopped_reason.as_deref()).unwrap_or("its task is gone");
     let mut failure = Failure::new(
         FailureCode::StartFailed,
         format!("the agent of this request has ended already: {reason}; ask again under another requestId"),
     );
-    failure.stop_code = task_or_nothing.stop_code.clone();
+    failure.stop_code = task.and_then(|task| task.stop_code.clone());
     notice.failure = Some(failure);
-    if task.is_none() {
-        notice.task = None;
-    }
     notice
 }
 
@@ -516,7 +500,7 @@ async fn wait_for_room(
                 continue;
             }
             blocked.size = Some(size);
-            blocked.reason = plan::explain(&blocked.reason, &order, Some((&room.observed, room.plan)));
+            blocked.reason = plan::explain(&blocked.reason, &order, &room.observed, room.plan);
         }
         match order.next_wait(&blocked, app.now()) {
             Err(failure) => fail(app, &order, &blocked.agents, failure).await?,

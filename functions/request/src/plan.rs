@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use shared::aws::ecs::{CONTROLLER_TAG, Launch, Task, TemplateRef};
+use shared::aws::ecs::{CONTROLLER_TAG, Launch, Task};
 use shared::capacity::{Observed, Plan};
 use shared::config::check::is_reserved_variable;
-use shared::config::{Cloud, Config, Limit, Override, Size, Template};
+use shared::config::{Cloud, Config, Override, Size, Template};
 use shared::label::LabelExpression;
 use shared::message::{AgentRequest, Build, Failure, FailureCode, Overrides, Record, RequestId, Salvage};
 use shared::name::{AgentName, digest};
@@ -257,7 +257,7 @@ impl<'a> Order<'a> {
         tags.insert("jenkins-ecs-agents:request-id".into(), self.request_id.to_string());
         Launch {
             cluster: &self.cloud.cluster,
-            template: TemplateRef(self.template),
+            template: self.template,
             started_by: name.to_string(),
             client_token: digest(&[name.as_str(), &self.attempt().to_string()]),
             container: record.container.clone(),
@@ -292,7 +292,7 @@ impl<'a> Order<'a> {
     pub fn next_wait(&self, blocked: &Blocked, now: Timestamp) -> Result<Wait, Failure> {
         let since = self.wait.as_ref().map_or(now, |wait| wait.since);
         let expired = self.expires_at.is_some_and(|expiry| expiry <= now);
-        if expired || is_over(since, self.cloud.instance_launch_timeout, now) {
+        if expired || self.cloud.instance_launch_timeout.is_over(since, now) {
             return Err(Failure::new(
                 FailureCode::CapacityTimeout,
                 format!("no room within {}: {}", self.cloud.instance_launch_timeout, blocked.reason),
@@ -328,13 +328,6 @@ pub struct Blocked {
     pub size: Option<Size>,
     /// Container instances that are full for another reason than CPU and memory.
     pub full: Vec<String>,
-}
-
-/// Whether a wait has lasted too long.
-pub fn is_over(since: Timestamp, limit: Limit, now: Timestamp) -> bool {
-    limit.0.is_some_and(|limit| {
-        now.duration_since(since) >= jiff::SignedDuration::try_from(limit).unwrap_or(jiff::SignedDuration::MAX)
-    })
 }
 
 /// When a request was asked for: when its first message was sent. None where that cannot be: SQS keeps a message for 14
@@ -385,22 +378,21 @@ pub fn answer(tasks: &[Task], asked: Option<Timestamp>) -> Answer<'_> {
 }
 
 /// What the group's state adds to the reason of a wait.
-pub fn explain(reason: &str, order: &Order<'_>, capacity: Option<(&Observed, Plan)>) -> String {
-    let Some(group) = capacity.and_then(|(observed, _)| observed.group.as_ref()) else {
-        return if order.cloud.auto_scaling_group.is_none() && order.waits_for() == WaitsFor::Instance {
-            format!("{reason}; cloud {} has no autoScalingGroup that could be raised", order.cloud.name)
-        } else {
-            reason.to_owned()
+pub fn explain(reason: &str, order: &Order<'_>, observed: &Observed, plan: Plan) -> String {
+    let Some(group) = &observed.group else {
+        return match order.cloud.auto_scaling_group {
+            None => format!("{reason}; cloud {} has no autoScalingGroup that could be raised", order.cloud.name),
+            Some(_) => reason.to_owned(),
         };
     };
-    match capacity {
-        Some((_, plan)) if plan.at_maximum => {
+    match plan {
+        Plan { at_maximum: true, .. } => {
             format!("{reason}; group {} is at its maximum of {}", group.name, group.maximum)
         }
-        Some((_, Plan { raise_to: Some(target), .. })) => {
+        Plan { raise_to: Some(target), .. } => {
             format!("{reason}; group {} was raised from {} to {target}", group.name, group.desired)
         }
-        _ => format!("{reason}; group {} has a desired capacity of {}", group.name, group.desired),
+        Plan { .. } => format!("{reason}; group {} has a desired capacity of {}", group.name, group.desired),
     }
 }
 

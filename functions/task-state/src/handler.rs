@@ -1,14 +1,12 @@
 //! Sequences an event of ECS or a batch of what Jenkins could not take yet. Decides nothing.
 
 use anyhow::{Result, anyhow};
-use aws_lambda_events::event::sqs::{SqsBatchResponse, SqsEvent};
 use futures::future::join_all;
 use serde_json::Value;
 use shared::app::{App, ClusterArn};
 use shared::aws::ecs::Task;
 use shared::batch::{self, Invocation, Item, Retry, guarded};
 use shared::notices::{Delivered, Undelivered, Work};
-use shared::report::Ours;
 use shared::wait::{self, WaitsFor};
 
 use crate::plan::{self, Concern, Event, Instance};
@@ -20,9 +18,8 @@ use crate::plan::{self, Concern, Event, Instance};
 pub async fn handle(app: &App, invocation: &Invocation, event: Value) -> Result<Value> {
     match plan::event(event) {
         Event::Batch(batch) => {
-            let event: SqsEvent =
-                serde_json::from_value(batch).map_err(|error| anyhow!("not an SQS batch: {error}"))?;
-            Ok(serde_json::to_value(undelivered(app, invocation, batch::items(event)).await)?)
+            let queue = &app.settings.queues.undelivered;
+            batch::each(app, invocation, queue, batch, async |item| retry(app, item).await).await
         }
         Event::Task(task) => {
             let (result, woken) =
@@ -45,7 +42,7 @@ pub async fn handle(app: &App, invocation: &Invocation, event: Value) -> Result<
 
 async fn task_changed(app: &App, invocation: &Invocation, task: &Task) -> Result<()> {
     let Some((cloud, name)) = app.whose(task) else { return Ok(()) };
-    let ours = Ours { cloud, name: &name, template: cloud.template(app.template_name(&name)) };
+    let ours = app.ours(cloud, &name);
     let work = async {
         match plan::concern(task) {
             Concern::Nothing => Ok(()),
@@ -81,7 +78,7 @@ async fn agent_ended(app: &App, invocation: &Invocation, task: &Task) -> Result<
         return Ok(());
     }
     guarded(invocation, async {
-        let waiting = wait::look(app).await?;
+        let mut waiting = wait::look(app).await?;
         let serves = |message: &wait::Waiting| {
             message.wait.as_ref().is_some_and(|wait| {
                 wait.waits_for == WaitsFor::MaxAgents
@@ -89,15 +86,12 @@ async fn agent_ended(app: &App, invocation: &Invocation, task: &Task) -> Result<
                     && (cloud.cloud.max_agents.is_some() || wait.template == template)
             })
         };
-        let next = waiting.iter().position(serves);
-        let (woken, rest): (Vec<_>, Vec<_>) =
-            waiting.into_iter().enumerate().partition(|(index, _)| Some(*index) == next);
-        let rest: Vec<_> = rest.into_iter().map(|(_, message)| message).collect();
-        wait::release(app, &rest).await;
-        for (_, message) in woken {
-            wait::wake(app, &message).await?;
+        let next = waiting.iter().position(serves).map(|index| waiting.remove(index));
+        wait::release(app, &waiting).await;
+        match next {
+            Some(message) => Ok(wait::wake(app, &message).await?),
+            None => Ok(()),
         }
-        Ok(())
     })
     .await
 }
@@ -128,15 +122,6 @@ async fn room(app: &App, instance: &Instance) -> Result<(), Retry> {
     Ok(())
 }
 
-async fn undelivered(app: &App, invocation: &Invocation, items: Vec<Item>) -> SqsBatchResponse {
-    let results = join_all(items.into_iter().map(|item| async {
-        let result = guarded(invocation, retry(app, &item)).await;
-        (item, result)
-    }))
-    .await;
-    batch::answer(app, &app.settings.queues.undelivered, results).await
-}
-
 /// Tries again what Jenkins could not take.
 async fn retry(app: &App, item: &Item) -> Result<(), Retry> {
     let undelivered: Undelivered = match serde_json::from_str(&item.body) {
@@ -158,13 +143,11 @@ async fn retry(app: &App, item: &Item) -> Result<(), Retry> {
 async fn work(app: &App, undelivered: &Undelivered) -> Result<(), Retry> {
     match &undelivered.work {
         Work::Task { cluster, arn, name, otherwise } => {
-            let cluster = ClusterArn::parse(cluster).or_else(|| ClusterArn::of_resource(arn, "task"));
-            let Some(cloud) = cluster.and_then(|cluster| app.cloud_of(&cluster, Some(app.template_name(name)))) else {
+            let Some(cloud) = app.cloud_of(cluster, arn, name) else {
                 tracing::error!(agent.name = name.as_str(), task.arn = arn, "the task's cloud is no longer configured");
                 return Ok(());
             };
-            let ours = Ours { cloud, name, template: cloud.template(app.template_name(name)) };
-            app.report(ours, arn, otherwise.as_ref()).await
+            app.report(app.ours(cloud, name), arn, otherwise.as_ref()).await
         }
         Work::Notice { notice, to } => {
             let mut left = Vec::new();

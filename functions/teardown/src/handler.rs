@@ -3,13 +3,12 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Result, anyhow};
-use aws_lambda_events::event::sqs::{SqsBatchResponse, SqsEvent};
 use futures::future::join_all;
 use serde_json::Value;
 use shared::app::{App, CloudRef};
 use shared::aws::Class;
 use shared::aws::ecs::{self, DesiredStatus, Task};
-use shared::batch::{self, Invocation, Item, Retry, guarded};
+use shared::batch::{self, Invocation, Item, Retry};
 use shared::message::{BuildCompleted, Record};
 use shared::name::AgentName;
 use shared::report::is_gone;
@@ -26,9 +25,8 @@ use crate::sweep;
 pub async fn handle(app: &App, invocation: &Invocation, event: Value) -> Result<Value> {
     match plan::event(event, app.now()) {
         Event::Batch(batch) => {
-            let event: SqsEvent =
-                serde_json::from_value(batch).map_err(|error| anyhow!("not an SQS batch: {error}"))?;
-            Ok(serde_json::to_value(completions(app, invocation, batch::items(event)).await)?)
+            let queue = &app.settings.queues.completions;
+            batch::each(app, invocation, queue, batch, async |item| complete(app, invocation, item).await).await
         }
         Event::Sweep(time) => {
             sweep::sweep(app, invocation, time).await;
@@ -36,15 +34,6 @@ pub async fn handle(app: &App, invocation: &Invocation, event: Value) -> Result<
         }
         Event::Other(what) => Err(anyhow!("neither an SQS batch nor the sweep's scheduled event: {what}")),
     }
-}
-
-async fn completions(app: &App, invocation: &Invocation, items: Vec<Item>) -> SqsBatchResponse {
-    let results = join_all(items.into_iter().map(|item| async {
-        let result = guarded(invocation, complete(app, invocation, &item)).await;
-        (item, result)
-    }))
-    .await;
-    batch::answer(app, &app.settings.queues.completions, results).await
 }
 
 async fn complete(app: &App, invocation: &Invocation, item: &Item) -> Result<(), Retry> {
@@ -96,15 +85,17 @@ async fn complete_task(
         },
         Err(fault) => return Err(fault.into()),
     };
-    tracing::info!(task.arn = arn, reason = %stop, "task stopped");
+    tracing::info!(task.arn = arn, reason = %stop, "task is stopped");
     let started_by = task.as_ref().and_then(|task| task.started_by.clone());
     let name = started_by.or_else(|| completion.agent.clone()).and_then(|name| app.agent_name(&name));
     let Some(name) = name else { return Ok(()) };
     remove_node(app, &name, stop).await?;
-    match &task {
-        Some(task) => stop_siblings(app, cloud, app.template_name(&name), completion, task, stop).await,
-        None => Ok(()),
+    let siblings = task.map(|task| siblings(app, app.template_name(&name), completion, &task)).unwrap_or_default();
+    if siblings.is_empty() {
+        return Ok(());
     }
+    withdraw(app, completion).await?;
+    stop_all(app, cloud, &siblings, stop).await
 }
 
 /// The task, if it is an agent of ours that is over or will be. StopTask deletes a task's tags, so that a second one is
@@ -114,25 +105,17 @@ async fn ended_already(app: &App, cloud: CloudRef<'_>, arn: &str) -> Option<Task
     described.ok()?.into_iter().find(|task| task.is_ending() && app.whose(task).is_some())
 }
 
-/// A request's other agents end with its build.
-async fn stop_siblings(
-    app: &App,
-    cloud: CloudRef<'_>,
-    template: &str,
-    completion: &BuildCompleted,
-    task: &Task,
-    stop: &Stop,
-) -> Result<(), Retry> {
+/// The names of a request's other agents: they end with its build, where the completion names the request.
+fn siblings(app: &App, template: &str, completion: &BuildCompleted, task: &Task) -> Vec<AgentName> {
     let is_of_request = |record: &Record| completion.request_id.as_ref() == Some(&record.request_id);
-    let Some(record) = task.record().filter(|record| record.count > 1 && is_of_request(record)) else {
-        return Ok(());
-    };
-    let others = (0..record.count).filter(|&index| index != record.index);
-    let names = others
-        .map(|index| AgentName::new(&app.settings.agent_name_prefix, template, record.request_id.as_str(), index));
-    withdraw(app, completion).await?;
-    let stopped = names.map(|name| async move { stop_agent(app, cloud, &name, stop).await });
-    join_all(stopped).await.into_iter().collect::<Result<Vec<_>, _>>().map(drop)
+    let Some(record) = task.record().filter(is_of_request) else { return Vec::new() };
+    let name = |index| AgentName::new(&app.settings.agent_name_prefix, template, record.request_id.as_str(), index);
+    (0..record.count).filter(|&index| index != record.index).map(name).collect()
+}
+
+async fn stop_all(app: &App, cloud: CloudRef<'_>, names: &[AgentName], stop: &Stop) -> Result<(), Retry> {
+    let stopped = names.iter().map(|name| stop_agent(app, cloud, name, stop));
+    join_all(stopped).await.into_iter().try_for_each(|stopped| stopped.map(drop))
 }
 
 async fn complete_agents(app: &App, item: &Item, completion: &BuildCompleted, stop: &Stop) -> Result<(), Retry> {
@@ -158,14 +141,21 @@ async fn complete_agents(app: &App, item: &Item, completion: &BuildCompleted, st
     candidates.sort_by(|a, b| (a.0.index, &a.1).cmp(&(b.0.index, &b.1)));
     candidates.dedup_by(|a, b| (a.0.index, &a.1) == (b.0.index, &b.1));
     let found = candidates.iter().map(|(cloud, name)| async { stop_agent(app, *cloud, name, stop).await });
-    let mut known = false;
+    let mut known = Vec::new();
     for ((cloud, name), found) in candidates.iter().zip(join_all(found).await) {
-        let Some(task) = found? else { continue };
-        known = true;
-        stop_siblings(app, *cloud, app.template_name(name), completion, &task, stop).await?;
+        known.extend(found?.map(|task| (*cloud, name, task)));
+    }
+    // Those beyond the template's own number, which the request asked for.
+    for (cloud, name, task) in &known {
+        let mut siblings = siblings(app, app.template_name(name), completion, task);
+        siblings.retain(|name| !candidates.iter().any(|(_, candidate)| candidate == name));
+        if !siblings.is_empty() {
+            stop_all(app, *cloud, &siblings, stop).await?;
+            break;
+        }
     }
     // The rest of a request that was placed in part waits on.
-    if withdraw(app, completion).await? || known {
+    if withdraw(app, completion).await? || !known.is_empty() {
         return Ok(());
     }
     let now = app.now();

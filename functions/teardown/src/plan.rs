@@ -8,9 +8,10 @@ use serde_json::Value;
 use shared::app::ClusterArn;
 use shared::aws::autoscaling::Group;
 use shared::aws::ecs::{IDLE_SINCE_TAG, Instance, KEEP_TAG, Task};
+use shared::config::duration::elapsed;
 use shared::config::{Cloud, Limit, Template};
 use shared::jenkins::NodeState;
-use shared::message::{BuildCompleted, FailureCode};
+use shared::message::{BuildCompleted, Failure, FailureCode};
 use shared::stop::{Cause, Stop};
 use shared::wait::{self, Wait, Waiting};
 
@@ -95,14 +96,6 @@ pub fn may_still_be_placed(clouds: &[Cloud], sent_at: Timestamp, now: Timestamp)
     elapsed(sent_at, now) < longest
 }
 
-fn elapsed(since: Timestamp, now: Timestamp) -> Duration {
-    Duration::try_from(now.duration_since(since)).unwrap_or_default()
-}
-
-fn is_over(since: Timestamp, limit: Limit, now: Timestamp) -> bool {
-    limit.0.is_some_and(|limit| elapsed(since, now) >= limit)
-}
-
 /// What the sweep does about one task.
 #[derive(Debug, Clone, PartialEq)]
 pub enum TaskStep {
@@ -143,7 +136,7 @@ pub fn task_step(task: &Task, template: Option<&Template>, seen: Seen<'_>, now: 
     if !ready && is_busy {
         return TaskStep::Report;
     }
-    if !ready && is_over(created, start, now) {
+    if !ready && start.is_over(created, now) {
         let status = if task.last_status == "RUNNING" {
             "runs but is not healthy or cannot be registered"
         } else {
@@ -151,7 +144,7 @@ pub fn task_step(task: &Task, template: Option<&Template>, seen: Seen<'_>, now: 
         };
         return TaskStep::Stop(Stop::new(Cause::StartTimeout, format!("not ready within {start}: the task {status}")));
     }
-    if is_over(created, lifetime, now) {
+    if lifetime.is_over(created, now) {
         let mut stop = Stop::new(Cause::LifetimeExceeded, format!("the agent is older than {lifetime}"));
         stop.before_ready = !ready;
         return TaskStep::Stop(stop);
@@ -183,15 +176,15 @@ fn idle_step(task: &Task, template: Option<&Template>, seen: Seen<'_>, now: Time
         (false, Some(_)) => TaskStep::MarkBusy,
         (false, None) => TaskStep::Leave,
         (true, None) => TaskStep::MarkIdle,
-        (true, Some(since)) if is_over(since, limit, now) => TaskStep::Stop(Stop::new(Cause::Idle, text)),
+        (true, Some(since)) if limit.is_over(since, now) => TaskStep::Stop(Stop::new(Cause::Idle, text)),
         (true, Some(_)) => TaskStep::Leave,
     }
 }
 
 /// The younger of two tasks that have one name.
-pub fn duplicates(tasks: &[Task]) -> Vec<(&Task, Stop)> {
+pub fn duplicates<'a>(tasks: impl Iterator<Item = &'a Task>) -> Vec<(&'a Task, Stop)> {
     let mut by_name: HashMap<&str, Vec<&Task>> = HashMap::new();
-    for task in tasks.iter().filter(|task| !task.is_ending()) {
+    for task in tasks.filter(|task| !task.is_ending()) {
         by_name.entry(task.started_by.as_deref().unwrap_or_default()).or_default().push(task);
     }
     let mut found: Vec<(&Task, Stop)> = by_name
@@ -258,15 +251,15 @@ pub fn waited_too_long(
     cloud: Option<&Cloud>,
     expires_at: Option<Timestamp>,
     now: Timestamp,
-) -> Option<(FailureCode, String)> {
+) -> Option<Failure> {
     let limit = cloud.map_or(Limit::minutes(15), |cloud| cloud.instance_launch_timeout);
-    if is_over(wait.since, limit, now) {
-        Some((FailureCode::CapacityTimeout, format!("no room within {limit}: {}", wait.reason)))
+    let message = if limit.is_over(wait.since, now) {
+        format!("no room within {limit}: {}", wait.reason)
     } else {
-        expires_at.filter(|&expiry| expiry <= now).map(|expiry| {
-            (FailureCode::CapacityTimeout, format!("no room before the request expired at {expiry}: {}", wait.reason))
-        })
-    }
+        let expiry = expires_at.filter(|&expiry| expiry <= now)?;
+        format!("no room before the request expired at {expiry}: {}", wait.reason)
+    };
+    Some(Failure::new(FailureCode::CapacityTimeout, message))
 }
 
 /// What the sweep does about one container instance.
@@ -322,7 +315,7 @@ pub fn instance_steps(
                 }
             }
             None => Some(InstanceStep::MarkIdle),
-            Some(since) if is_over(since, limit, now) && spare > 0 => {
+            Some(since) if limit.is_over(since, now) && spare > 0 => {
                 spare -= 1;
                 Some(InstanceStep::DrainAndTerminate)
             }
@@ -474,7 +467,7 @@ clouds:
             task
         };
         let tasks = [named("b", 5), named("a", 9), named("c", 1)];
-        let found: Vec<_> = duplicates(&tasks).into_iter().map(|(task, _)| task.arn.as_str()).collect();
+        let found: Vec<_> = duplicates(tasks.iter()).into_iter().map(|(task, _)| task.arn.as_str()).collect();
         assert_eq!(found, ["a", "b"]);
     }
 

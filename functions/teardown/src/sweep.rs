@@ -16,7 +16,6 @@ use shared::jenkins::NodeState;
 use shared::message::{AgentRequest, Failure, NoticeType};
 use shared::name::AgentName;
 use shared::notices::Target;
-use shared::report::Ours;
 use shared::wait::{self, Waiting, WaitsFor};
 
 use crate::plan::{self, InstanceStep, NodeStep, Seen, TaskStep};
@@ -109,15 +108,16 @@ async fn sweep_tasks(
     nodes: Option<&BTreeMap<String, NodeState>>,
     now: Timestamp,
 ) {
-    let all: Vec<Task> = running.iter().map(|(_, _, task)| task.clone()).collect();
-    let twice: HashMap<String, shared::stop::Stop> =
-        plan::duplicates(&all).into_iter().map(|(task, stop)| (task.arn.clone(), stop)).collect();
+    let twice: HashMap<&str, _> = plan::duplicates(running.iter().map(|(_, _, task)| task))
+        .into_iter()
+        .map(|(task, stop)| (task.arn.as_str(), stop))
+        .collect();
     each(invocation, running, |(cloud, name, task)| {
         let twice = &twice;
         async move {
-            let template = cloud.template(app.template_name(name));
-            let ours = Ours { cloud: *cloud, name, template };
-            if let Some(stop) = twice.get(&task.arn).filter(|_| !task.tags.contains_key(KEEP_TAG)) {
+            let ours = app.ours(*cloud, name);
+            let template = ours.template;
+            if let Some(stop) = twice.get(task.arn.as_str()).filter(|_| !task.tags.contains_key(KEEP_TAG)) {
                 return app.stop(ours, task, stop.clone()).await;
             }
             let seen = match nodes {
@@ -149,11 +149,8 @@ async fn sweep_tasks(
 /// Makes up for last events that never came.
 async fn sweep_ends(app: &App, invocation: &Invocation, stopped: &[OurTask<'_>], now: Timestamp) {
     let unreported: Vec<_> = stopped.iter().filter(|(_, _, task)| plan::is_unreported_end(task, now)).collect();
-    each(invocation, &unreported, |(cloud, name, task)| async move {
-        let ours = Ours { cloud: *cloud, name, template: cloud.template(app.template_name(name)) };
-        app.stopped(ours, task).await
-    })
-    .await;
+    each(invocation, &unreported, |(cloud, name, task)| async move { app.stopped(app.ours(*cloud, name), task).await })
+        .await;
 }
 
 /// Does something for each, ten at a time, until the time is over; what fails is done by the next sweep.
@@ -225,8 +222,8 @@ async fn sweep_waiting(
         };
         let cloud = app.all_clouds().find(|cloud| cloud.cloud.name == wait.cloud);
         let expires_at = AgentRequest::parse(&message.body).ok().and_then(|request| request.expires_at);
-        if let Some((code, text)) = plan::waited_too_long(wait, cloud.map(|cloud| cloud.cloud), expires_at, now) {
-            late.push((message, Failure::new(code, text)));
+        if let Some(failure) = plan::waited_too_long(wait, cloud.map(|cloud| cloud.cloud), expires_at, now) {
+            late.push((message, failure));
             continue;
         }
         match (cloud, wait.waits_for) {

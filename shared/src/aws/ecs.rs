@@ -22,12 +22,12 @@ pub const KEEP_TAG: &str = "jenkins-ecs-agents:keep";
 pub const IDLE_SINCE_TAG: &str = "jenkins-ecs-agents:idle-since";
 
 /// One RunTask, decided; `ecs.rs` only writes it down.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Launch<'a> {
     /// Name or ARN.
     pub cluster: &'a str,
     /// Everything that does not differ from agent to agent.
-    pub template: TemplateRef<'a>,
+    pub template: &'a Template,
     /// The agent's name.
     pub started_by: String,
     /// At most 64 characters.
@@ -46,16 +46,6 @@ pub struct Launch<'a> {
     pub command: Option<Vec<String>>,
     /// The task's role, where it differs.
     pub task_role: Option<String>,
-}
-
-/// A template that compares by name.
-#[derive(Debug, Clone, Copy)]
-pub struct TemplateRef<'a>(pub &'a Template);
-
-impl PartialEq for TemplateRef<'_> {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.name == other.0.name
-    }
 }
 
 /// What RunTask did.
@@ -139,7 +129,7 @@ fn run_task_input(
     aws_sdk_ecs::operation::run_task::builders::RunTaskInputBuilder,
     aws_smithy_types::error::operation::BuildError,
 > {
-    let template = launch.template.0;
+    let template = launch.template;
     let container = sdk::ContainerOverride::builder()
         .name(&launch.container)
         .set_environment(Some(

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use aws_sdk_sqs::Client;
 pub use aws_sdk_sqs::types::QueueAttributeName;
-use aws_sdk_sqs::types::{ChangeMessageVisibilityBatchRequestEntry, MessageAttributeValue, MessageSystemAttributeName};
+use aws_sdk_sqs::types::{ChangeMessageVisibilityBatchRequestEntry, MessageAttributeValue};
 
 use super::ApiFault;
 
@@ -21,8 +21,6 @@ pub struct Received {
     pub attribute: Option<String>,
     /// Deletes or releases it.
     pub receipt: String,
-    /// When it was sent, in ms since 1970.
-    pub sent_at_ms: Option<i64>,
 }
 
 /// Sends a message, with string attributes, visible after the delay.
@@ -69,7 +67,6 @@ pub async fn receive(
         .visibility_timeout(i32::try_from(visibility.as_secs()).unwrap_or(30))
         .wait_time_seconds(1)
         .message_attribute_names(attribute)
-        .message_system_attribute_names(MessageSystemAttributeName::SentTimestamp)
         .send()
         .await
         .map_err(|error| ApiFault::new("sqs:ReceiveMessage", error))?;
@@ -85,11 +82,6 @@ pub async fn receive(
                     .message_attributes
                     .and_then(|mut attributes| attributes.remove(attribute))
                     .and_then(|value| value.string_value),
-                sent_at_ms: message
-                    .attributes
-                    .as_ref()
-                    .and_then(|attributes| attributes.get(&MessageSystemAttributeName::SentTimestamp))
-                    .and_then(|time| time.parse().ok()),
             })
         })
         .collect())

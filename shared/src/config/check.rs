@@ -278,7 +278,8 @@ fn environment(template: &Template, faults: &mut Faults<'_>) {
     }
 }
 
-/// What every `inbound` agent's container is given, as the official inbound-agent image reads it.
+/// What every `inbound` agent's container is given, as the official inbound-agent image reads it: the controller's URL,
+/// the node's name and secret, the working directory, and whether to use WebSocket.
 pub const INBOUND_VARIABLES: [&str; 5] =
     ["JENKINS_URL", "JENKINS_AGENT_NAME", "JENKINS_SECRET", "JENKINS_AGENT_WORKDIR", "JENKINS_WEB_SOCKET"];
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// How long something may take; `never` is no limit at all, and the default.
@@ -23,6 +24,16 @@ impl Limit {
     pub const fn minutes(minutes: u64) -> Self {
         Self::seconds(minutes * 60)
     }
+
+    /// Whether what has lasted since then has lasted too long.
+    pub fn is_over(self, since: Timestamp, now: Timestamp) -> bool {
+        self.0.is_some_and(|limit| elapsed(since, now) >= limit)
+    }
+}
+
+/// How long something has lasted; nothing where it lies in the future.
+pub fn elapsed(since: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(now.duration_since(since)).unwrap_or_default()
 }
 
 impl FromStr for Limit {

@@ -184,6 +184,20 @@ pub fn backoff(id: &str, receives: u32) -> Duration {
 mod tests {
     use super::*;
 
+    #[tokio::test]
+    async fn a_panic_and_the_end_of_time_are_answers() {
+        let invocation = |left| Invocation { deadline: Instant::now() + left, function_arn: String::new() };
+        let minute = invocation(Duration::from_secs(60));
+        let panics = guarded(&minute, async { if minute.is_over() { Ok(()) } else { panic!("no such {}", "index") } });
+        assert_eq!(panics.await, Err(Retry("panicked: no such index".into())));
+        assert_eq!(guarded(&minute, async { Ok(1) }).await, Ok(1), "its neighbour");
+        let short = invocation(Duration::from_millis(5));
+        let Err(Retry(reason)) = guarded::<()>(&short, std::future::pending()).await else { panic!("it never ends") };
+        assert!(reason.contains("not finished"), "{reason}");
+        let Err(Retry(reason)) = guarded(&short, async { Ok(()) }).await else { panic!("it is too late to begin") };
+        assert!(reason.contains("not begun"), "{reason}");
+    }
+
     #[test]
     fn the_backoff_grows_and_is_bounded() {
         for (receives, most) in [(0, 4), (1, 4), (2, 8), (5, 64), (9, 900), (1000, 900)] {

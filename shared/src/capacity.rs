@@ -174,7 +174,8 @@ mod tests {
             .iter()
             .map(|instance| GroupInstance { id: instance.ec2_id.clone().unwrap_or_default(), ..Default::default() })
             .collect();
-        let group = Group { name: "group".into(), minimum: 0, desired, maximum, instances: members };
+        let group =
+            Group { name: "group".into(), minimum: 0, desired, maximum, instances: members, ..Group::default() };
         Observed { group: Some(group), instances, configured: Some(INSTANCE), full: BTreeSet::new() }
     }
 

@@ -88,6 +88,18 @@ pub enum Delivered {
     Rejected,
     /// It has to be tried again.
     Later(String),
+    /// The same, and somebody has to mend a setting.
+    Refused(String),
+}
+
+impl Delivered {
+    /// Why it has to be tried again, if so.
+    pub fn again(self) -> Option<String> {
+        match self {
+            Self::Later(reason) | Self::Refused(reason) => Some(reason),
+            Self::Yes | Self::Unwanted | Self::Rejected => None,
+        }
+    }
 }
 
 impl App {
@@ -138,6 +150,7 @@ impl App {
                 tracing::warn!(notice.id = notice.id, error = reason, "notice not delivered yet");
                 Delivered::Later(reason)
             }
+            Posted::Refused(reason) => Delivered::Refused(reason),
             Posted::Rejected(reason) => {
                 self.reject(&body, &reason).await?;
                 Delivered::Rejected
@@ -152,7 +165,7 @@ impl App {
     pub async fn tell_all(&self, notice: &Notice, targets: Vec<Target>) -> Result<(), ApiFault> {
         let mut later = Vec::new();
         for target in targets {
-            if matches!(self.tell(notice, &target).await?, Delivered::Later(_)) {
+            if self.tell(notice, &target).await?.again().is_some() {
                 later.push(target);
             }
         }

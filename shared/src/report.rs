@@ -25,6 +25,30 @@ pub struct Ours<'a> {
     pub template: Option<&'a Template>,
 }
 
+/// What came of telling what a task has become.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reported {
+    /// Whoever had to be told was told.
+    Done,
+    /// The task is not ready yet.
+    NotYet,
+    /// Jenkins does not let us tell; the setting to mend is named.
+    Refused(String),
+}
+
+impl Reported {
+    /// Nothing, unless it has to be tried again.
+    ///
+    /// # Errors
+    /// When Jenkins refuses it.
+    pub fn done(self) -> Result<(), Retry> {
+        match self {
+            Self::Done | Self::NotYet => Ok(()),
+            Self::Refused(reason) => Err(Retry(reason)),
+        }
+    }
+}
+
 impl App {
     /// The cloud and the name of a task, if it is ours.
     pub fn whose(&self, task: &Task) -> Option<(CloudRef<'_>, AgentName)> {
@@ -42,17 +66,17 @@ impl App {
     ///
     /// # Errors
     /// When that has to be tried again; nothing is lost as long as the caller does.
-    pub async fn report(&self, ours: Ours<'_>, arn: &str, otherwise: Option<&Fallback>) -> Result<(), Retry> {
+    pub async fn report(&self, ours: Ours<'_>, arn: &str, otherwise: Option<&Fallback>) -> Result<Reported, Retry> {
         let clients = &ours.cloud.clients.ecs;
         let tasks = ecs::describe_tasks(clients, &ours.cloud.cloud.cluster, &[arn.to_owned()]).await?;
         match tasks.into_iter().next() {
             Some(task) => self.report_described(ours, &task).await,
             None => {
                 tracing::info!(agent.name = ours.name.as_str(), task.arn = arn, "ECS no longer knows the task");
-                match otherwise {
-                    Some(fallback) => self.tell_once(&fallback.notice, fallback.webhook_url.as_deref()).await.map(drop),
-                    None => Ok(()),
+                if let Some(fallback) = otherwise {
+                    self.tell_once(&fallback.notice, fallback.webhook_url.as_deref()).await?;
                 }
+                Ok(Reported::Done)
             }
         }
     }
@@ -61,17 +85,17 @@ impl App {
     ///
     /// # Errors
     /// When that has to be tried again.
-    pub async fn report_described(&self, ours: Ours<'_>, task: &Task) -> Result<(), Retry> {
+    pub async fn report_described(&self, ours: Ours<'_>, task: &Task) -> Result<Reported, Retry> {
         let record = task.record();
         let container = record.as_ref().map(|record| record.container.as_str());
         let has_health_check = self.has_health_check(ours, task, container).await?;
         match outcome::of_running(task, self.config().jenkins.url.as_written(), container, has_health_check) {
             Running::Ready => self.ready(ours, task, record.as_ref()).await,
-            Running::Stopped => self.stopped(ours, task).await,
-            Running::NotYet => Ok(()),
+            Running::Stopped => self.stopped(ours, task).await.map(|()| Reported::Done),
+            Running::NotYet => Ok(Reported::NotYet),
             Running::Nothing(why) => {
                 tracing::debug!(agent.name = ours.name.as_str(), task.arn = task.arn, "{why}");
-                Ok(())
+                Ok(Reported::Done)
             }
         }
     }
@@ -100,25 +124,21 @@ impl App {
         }
     }
 
-    async fn ready(&self, ours: Ours<'_>, task: &Task, record: Option<&Record>) -> Result<(), Retry> {
+    async fn ready(&self, ours: Ours<'_>, task: &Task, record: Option<&Record>) -> Result<Reported, Retry> {
         let name = ours.name;
         let Some(record) = record else {
-            return self
-                .stop(ours, task, Stop::new(Cause::Unusable, "the task carries no record of its request"))
-                .await;
+            return self.unusable(ours, task, "the task carries no record of its request").await;
         };
         let Some(template) = ours.template else {
             let text = format!("template {} is no longer configured", self.template_name(name));
-            return self.stop(ours, task, Stop::new(Cause::Unusable, text)).await;
+            return self.unusable(ours, task, &text).await;
         };
         let endpoint = match template.connect {
             Connect::Inbound => None,
             Connect::Ssh => match agents::endpoint(self, ours.cloud, template, &record.container, task).await {
                 Ok(endpoint) => Some(endpoint),
                 Err(NoEndpoint::Retry(reason)) => return Err(Retry(reason)),
-                Err(NoEndpoint::Never(reason)) => {
-                    return self.stop(ours, task, Stop::new(Cause::Unusable, reason)).await;
-                }
+                Err(NoEndpoint::Never(reason)) => return self.unusable(ours, task, &reason).await,
             },
         };
         if self.jenkins.registers_nodes() {
@@ -139,16 +159,16 @@ impl App {
             match self.jenkins.create_node(&node).await {
                 Ok(Created::Existed) if template.connect == Connect::Ssh => {
                     if !self.is_eldest(ours, task).await? {
-                        return Ok(());
+                        return Ok(Reported::Done);
                     }
                 }
                 // The sweep may have met the node before its task and taken it offline.
                 Ok(Created::Existed) => drop(self.jenkins.set_online(name.as_str()).await?),
                 Ok(Created::New) => {}
                 Err(jenkins::Fault::Permanent(reason)) => {
-                    let text = format!("Jenkins refuses the node: {reason}");
-                    return self.stop(ours, task, Stop::new(Cause::Unusable, text)).await;
+                    return self.unusable(ours, task, &format!("Jenkins refuses the node: {reason}")).await;
                 }
+                Err(fault @ jenkins::Fault::Refused(_)) => return Ok(Reported::Refused(fault.to_string())),
                 Err(fault) => return Err(fault.into()),
             }
         }
@@ -165,16 +185,22 @@ impl App {
             Delivered::Unwanted => {
                 self.delete_node(name).await?;
                 let stop = Stop::new(Cause::Unwanted, "Jenkins says that nobody waits for this agent");
-                return self.stop(ours, task, stop).await;
+                return self.stop(ours, task, stop).await.map(|()| Reported::Done);
             }
             Delivered::Later(reason) => return Err(Retry(reason)),
+            Delivered::Refused(reason) => return Ok(Reported::Refused(reason)),
         };
         if let Claim::Mine(telling) = claim {
             telling.done();
         }
         self.mark(ours.cloud, task, told).await?;
         self.tell_all(&notice, self.listeners()).await?;
-        Ok(())
+        Ok(Reported::Done)
+    }
+
+    /// Stops a task that can never become an agent; its last event tells why.
+    async fn unusable(&self, ours: Ours<'_>, task: &Task, why: &str) -> Result<Reported, Retry> {
+        self.stop(ours, task, Stop::new(Cause::Unusable, why)).await.map(|()| Reported::Done)
     }
 
     /// Another task of this name may have made the node. The younger of two is stopped.
@@ -255,7 +281,7 @@ impl App {
             Claim::Told => return Ok(false),
         };
         if let Some(url) = url
-            && let Delivered::Later(reason) = self.tell(notice, &Target::Request(url.to_owned())).await?
+            && let Some(reason) = self.tell(notice, &Target::Request(url.to_owned())).await?.again()
         {
             return Err(Retry(reason));
         }

@@ -350,6 +350,33 @@ async fn every_way_to_launch_is_asked_for_as_ecs_wants_it() {
 }
 
 #[tokio::test]
+async fn an_inbound_agent_runs_on_an_external_instance() {
+    let mut stack = Stack::with(|config| {
+        config["clouds"][0]["templates"][2]["launch"] = json!({"type": "external"});
+    })
+    .await
+    .unwrap();
+    let waits = stack.agent("before", "dial").await.unwrap();
+    assert!(stack.active_tasks().is_empty() && stack.nodes().is_empty(), "the instances of EC2 are none of EXTERNAL");
+    let external = {
+        let mut aws = stack.aws();
+        let external = aws.ecs.add_instance(CLUSTER, "mi-0123456789", (2048, 4096), 0, Timestamp::now());
+        let instance = aws.ecs.instance_mut(&external).unwrap();
+        instance.attributes.insert("ecs.capability.external".into(), String::new());
+        external
+    };
+    let url = stack.agent("after", "dial").await.unwrap();
+    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert!(stack.active_tasks().iter().all(|task| task.instance.as_ref() == Some(&external)));
+    assert_eq!(stack.count("autoscaling:SetDesiredCapacity"), 0, "no group makes an external instance");
+    stack.unhide("waiting");
+    stack.sweep().await.unwrap();
+    stack.unhide("requests");
+    stack.settle().await.unwrap();
+    assert_eq!(stack.told(&waits), ["agent.ready"], "and what waited is woken");
+}
+
+#[tokio::test]
 async fn without_a_container_the_only_essential_one_is_looked_up_once() {
     let mut stack = Stack::with(|config| {
         config["clouds"][1]["templates"][0].as_object_mut().unwrap().remove("container");

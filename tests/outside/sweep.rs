@@ -5,6 +5,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use local::aws::Fault;
 use local::aws::ecs::Behaviour;
+use local::jenkins::Permission;
 use serde_json::{Value, json};
 use tests::{Binary, CLUSTER, GROUP, Stack};
 
@@ -72,6 +73,35 @@ async fn one_that_never_becomes_healthy_is_not_ready_either() {
     age(&stack, &arn, minutes(16));
     stack.sweep().await.unwrap();
     assert_eq!(stack.told(&url), ["agent.failed START_TIMEOUT"]);
+}
+
+#[tokio::test]
+async fn an_agent_waits_for_jenkins_as_long_as_that_is_away() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.jenkins_goes_down();
+    let url = stack.agent("restart", "maven").await.unwrap();
+    let arn = stack.tasks()[0].arn.clone();
+    age(&stack, &arn, minutes(40));
+    stack.sweep().await.unwrap();
+    assert_eq!(stack.active_tasks().len(), 1, "it is Jenkins that is not ready");
+    stack.jenkins_comes_back().await.unwrap();
+    stack.sweep().await.unwrap();
+    assert_eq!(stack.told(&url), ["agent.ready"], "the first sweep that finds Jenkins tells it");
+    assert_eq!(stack.nodes().len(), 1);
+}
+
+#[tokio::test]
+async fn one_that_jenkins_never_takes_is_stopped_and_told_why() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.jenkins().add_user("ecs-agents", tests::API_TOKEN, [Permission::Read]);
+    let url = stack.agent("refused", "maven").await.unwrap();
+    let arn = stack.tasks()[0].arn.clone();
+    age(&stack, &arn, minutes(16));
+    stack.sweep().await.unwrap();
+    assert!(stack.active_tasks().is_empty());
+    assert_eq!(stack.told(&url), ["agent.failed START_TIMEOUT"]);
+    let message = stack.notices(Some(&url))[0].body["failure"]["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("not ready within 15m") && message.contains("Agent/Create"), "{message}");
 }
 
 #[tokio::test]
@@ -315,6 +345,33 @@ async fn idle_instances_are_given_back_drained_first_and_not_below_the_minimum()
     let aws = stack.aws();
     assert_eq!(aws.ecs.group(GROUP).unwrap().members.len(), 1);
     assert!(aws.ecs.instances().all(|instance| instance.status.as_str() == "ACTIVE"), "and takes agents");
+}
+
+#[tokio::test]
+async fn the_groups_own_scale_in_ends_no_protected_agent_and_the_sweep_what_it_left_idle() {
+    let mut stack = Stack::with(|config| config["clouds"][0]["idleInstanceTimeout"] = "10m".into()).await.unwrap();
+    {
+        let mut aws = stack.aws();
+        let group = aws.ecs.group_mut(GROUP).unwrap();
+        (group.protects_new, group.minimum) = (true, 1);
+        aws.ecs.fill_group(GROUP, 4, Timestamp::now());
+    }
+    stack.agent("busy", "maven").await.unwrap();
+    let node = stack.nodes().remove(0);
+    stack.jenkins().connect_ssh(&node);
+    assert!(stack.jenkins().start_build_on(&node, "app/main #1"));
+    // A scaling policy that knows of no agents.
+    stack.aws().ecs.fill_group(GROUP, 1, Timestamp::now());
+    assert_eq!(stack.active_tasks().len(), 1, "scale-in leaves protected instances alone");
+    for later in [0, 5, 11, 12, 13] {
+        sweep_in(&mut stack, later).await;
+    }
+    let aws = stack.aws();
+    let group = aws.ecs.group(GROUP).unwrap();
+    // The first is older than the protection; scale-in took it.
+    assert_eq!((group.members.len(), group.desired), (1, 1), "what was left idle went, and was not replaced");
+    drop(aws);
+    assert_eq!(stack.active_tasks().len(), 1);
 }
 
 #[tokio::test]

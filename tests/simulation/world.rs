@@ -1,6 +1,6 @@
 //! The world: what AWS' event sources, EventBridge, and a controller with its builds do around the handlers.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -74,6 +74,10 @@ pub struct Sim {
     pub jenkins: Jenkins,
     random: StdRng,
     faults: f64,
+    /// The ids of the notices of which the function heard that they had arrived.
+    acknowledged: HashSet<String>,
+    /// How often each action was called, by `function service:Action`.
+    pub calls: BTreeMap<String, usize>,
 }
 
 /// The world.
@@ -86,7 +90,6 @@ pub struct World {
     apps: Arc<HashMap<&'static str, App>>,
     fates: Arc<Mutex<BTreeMap<u32, Fate>>>,
     instances: Arc<Mutex<Vec<usize>>>,
-    calls: Arc<Mutex<BTreeMap<String, usize>>>,
 }
 
 /// Round-trip time to AWS and Jenkins.
@@ -126,13 +129,19 @@ impl World {
         jenkins.add_user("bot", "t0ken", Permission::FOR_AGENTS);
         jenkins.add_endpoint("all", None);
         let random = StdRng::seed_from_u64(plan.seed);
-        let sim = Arc::new(Mutex::new(Sim { aws, jenkins, random, faults: 0.0 }));
-        let http = connector(sim.clone(), now);
+        let sim = Arc::new(Mutex::new(Sim {
+            aws,
+            jenkins,
+            random,
+            faults: 0.0,
+            acknowledged: HashSet::new(),
+            calls: BTreeMap::new(),
+        }));
         let mut apps = HashMap::new();
         for function in ["request", "task-state", "teardown"] {
             let environment = environment(&plan.config);
-            let sdk = sdk(&http);
-            let app = shared::start::build_with(&sdk, environment, Clock::new(now), Some(http.clone())).await;
+            let http = connector(function, sim.clone(), now);
+            let app = shared::start::build_with(&sdk(&http), environment, Clock::new(now), Some(http)).await;
             apps.insert(function, app.unwrap_or_else(|faults| panic!("{faults}")));
         }
         Self {
@@ -143,7 +152,6 @@ impl World {
             apps: Arc::new(apps),
             fates: Arc::default(),
             instances: Arc::default(),
-            calls: Arc::default(),
         }
     }
 
@@ -162,9 +170,9 @@ impl World {
         self.fates.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    /// How often each action was called, by `service:Action`.
-    pub fn calls(&self) -> BTreeMap<String, usize> {
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Whether the function heard that a notice had arrived.
+    pub fn acknowledged(&self, id: &str) -> bool {
+        self.sim().acknowledged.contains(id)
     }
 
     /// How many instances there were at each minute.
@@ -273,15 +281,10 @@ impl World {
     async fn pump_events(self) {
         loop {
             let now = self.now();
-            let (events, next, calls) = {
+            let (events, next) = {
                 let mut sim = self.sim();
-                // A day's journal with all bodies would take gigabytes.
-                (sim.aws.advance(now), sim.aws.next_due(), std::mem::take(&mut sim.aws.journal))
+                (sim.aws.advance(now), sim.aws.next_due())
             };
-            for call in calls {
-                let mut counts = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
-                *counts.entry(format!("{}:{}", call.service, call.action)).or_default() += 1;
-            }
             for event in events.into_iter().filter(concerns_us) {
                 let copies = if self.goes_wrong() { 2 } else { 1 };
                 for _ in 0..copies {
@@ -513,11 +516,16 @@ fn sdk(http: &Http) -> SdkConfig {
 }
 
 /// The network: everything takes its time, and Jenkins' answers get lost or slow like AWS'.
-fn connector(sim: Arc<Mutex<Sim>>, now: impl Fn() -> Timestamp + Clone + Send + Sync + 'static) -> Http {
+fn connector(
+    function: &'static str,
+    sim: Arc<Mutex<Sim>>,
+    now: impl Fn() -> Timestamp + Clone + Send + Sync + 'static,
+) -> Http {
     Http::in_memory(move |request: http::Request<Bytes>| {
         let (sim, now) = (sim.clone(), now.clone());
         Box::pin(async move {
             sleep(TRIP).await;
+            let notice = request.uri().path().contains("webhook-step").then(|| request.body().clone());
             let (response, delay, lost) = {
                 let mut sim = sim.lock().unwrap_or_else(PoisonError::into_inner);
                 if request.uri().host() == Some("jenkins.test") {
@@ -532,10 +540,19 @@ fn connector(sim: Arc<Mutex<Sim>>, now: impl Fn() -> Timestamp + Clone + Send + 
                     (response, delay, wrong && kind == 2)
                 } else {
                     let answer = sim.aws.handle(request, now());
+                    // A day's journal with all bodies would take gigabytes.
+                    for call in std::mem::take(&mut sim.aws.journal) {
+                        *sim.calls.entry(format!("{function} {}:{}", call.service, call.action)).or_default() += 1;
+                    }
                     (answer.response, answer.delay, answer.lost)
                 }
             };
             sleep(TRIP + delay).await;
+            if let Some(notice) = notice.filter(|_| response.status().is_success() && !lost) {
+                let notice: Value = serde_json::from_slice(&notice).unwrap_or_default();
+                let id = notice["id"].as_str().unwrap_or_default().to_owned();
+                sim.lock().unwrap_or_else(PoisonError::into_inner).acknowledged.insert(id);
+            }
             if lost { Err("connection closed before the answer".into()) } else { Ok(response) }
         })
     })

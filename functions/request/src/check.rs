@@ -144,11 +144,12 @@ async fn check_group(cloud: CloudRef<'_>, at: &str) -> Option<Item> {
             group.maximum > 0,
             item,
             format!(
-                "group {name}: minimum {}, desired {}, maximum {}, {} instances",
+                "group {name}: minimum {}, desired {}, maximum {}, {} instances, {} from the group's own scale-in",
                 group.minimum,
                 group.desired,
                 group.maximum,
-                group.instances.len()
+                group.instances.len(),
+                if group.protects_new { "new ones protected" } else { "new ones not protected" }
             ),
             "raise the group's maximum above 0",
         ),

@@ -196,8 +196,10 @@ async fn start(
     container: &str,
 ) -> Result<Started, Retry> {
     let name = order.name(&app.settings.agent_name_prefix, index);
-    // A request that has waited may have a copy that found room meanwhile, under another token.
-    if order.attempt() > 0 || app.has_waited(order.request_id.as_str()) {
+    // A request that has waited may have a copy that found room meanwhile, under another token; and where a try was cut
+    // short after its task was started, an inbound agent needs no second node, which would outlive it.
+    let tried = item.receives > 1 && order.template.connect == Connect::Inbound;
+    if tried || order.attempt() > 0 || app.has_waited(order.request_id.as_str()) {
         let arns = ecs::tasks_of(&cloud.clients.ecs, &order.cloud.cluster, name.as_str()).await?;
         if !arns.is_empty() {
             answer_inquiry(app, cloud, order, index, &name, &arns, item).await?;

@@ -6,7 +6,7 @@ use serde_json::Value;
 use shared::app::{App, ClusterArn};
 use shared::aws::ecs::Task;
 use shared::batch::{self, Invocation, Item, Retry, guarded};
-use shared::notices::{Delivered, Undelivered, Work};
+use shared::notices::{Undelivered, Work};
 use shared::wait::{self, WaitsFor};
 
 use crate::plan::{self, Concern, Event, Instance};
@@ -51,7 +51,7 @@ async fn task_changed(app: &App, invocation: &Invocation, task: &Task) -> Result
                 // Only an ended task can be one that ECS forgets before anything is told of it.
                 let otherwise =
                     task.is_stopped().then(|| app.fallback(ours, task)).flatten().filter(|_| task.started_at.is_none());
-                app.report(ours, &task.arn, otherwise.as_ref()).await
+                app.report(ours, &task.arn, otherwise.as_ref()).await?.done()
             }
         }
     };
@@ -147,13 +147,13 @@ async fn work(app: &App, undelivered: &Undelivered) -> Result<(), Retry> {
                 tracing::error!(agent.name = name.as_str(), task.arn = arn, "the task's cloud is no longer configured");
                 return Ok(());
             };
-            app.report(app.ours(cloud, name), arn, otherwise.as_ref()).await
+            app.report(app.ours(cloud, name), arn, otherwise.as_ref()).await?.done()
         }
         Work::Notice { notice, to } => {
             let mut left = Vec::new();
             let mut reason = String::new();
             for target in to {
-                if let Delivered::Later(why) = app.tell(notice, target).await? {
+                if let Some(why) = app.tell(notice, target).await?.again() {
                     reason = why;
                     left.push(target.clone());
                 }

@@ -105,17 +105,22 @@ pub enum TaskStep {
     Stop(Stop),
     /// It runs and nobody was told.
     Report,
+    /// The same, and it should have been ready long ago: it ends, for a reason to be added, if it is not ready now or
+    /// Jenkins refuses it.
+    ReportOrStop(Stop),
     /// It has nothing to do, from now on.
     MarkIdle,
     /// It has something to do again.
     MarkBusy,
 }
 
-/// What Jenkins says of an agent; nothing where Jenkins could not be asked or registers no nodes.
+/// What Jenkins says of an agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Seen<'a> {
-    /// Nobody knows.
+    /// Nothing: it is asked for no nodes.
     Unknown,
+    /// Nothing: it could not be asked.
+    Away,
     /// There is no such node.
     Missing,
     /// There is.
@@ -136,13 +141,14 @@ pub fn task_step(task: &Task, template: Option<&Template>, seen: Seen<'_>, now: 
     if !ready && is_busy {
         return TaskStep::Report;
     }
-    if !ready && start.is_over(created, now) {
-        let status = if task.last_status == "RUNNING" {
-            "runs but is not healthy or cannot be registered"
-        } else {
-            &task.last_status
+    let runs = task.last_status == "RUNNING";
+    // While Jenkins is away, it is Jenkins that is not ready.
+    if !ready && start.is_over(created, now) && !(runs && seen == Seen::Away) {
+        let overdue = |why: &str| Stop::new(Cause::StartTimeout, format!("not ready within {start}{why}"));
+        return match runs {
+            true => TaskStep::ReportOrStop(overdue("")),
+            false => TaskStep::Stop(overdue(&format!(": the task is {}", task.last_status))),
         };
-        return TaskStep::Stop(Stop::new(Cause::StartTimeout, format!("not ready within {start}: the task {status}")));
     }
     if lifetime.is_over(created, now) {
         let mut stop = Stop::new(Cause::LifetimeExceeded, format!("the agent is older than {lifetime}"));
@@ -151,7 +157,7 @@ pub fn task_step(task: &Task, template: Option<&Template>, seen: Seen<'_>, now: 
     }
     if !ready {
         // Its event is late or lost; a minute is more than EventBridge takes.
-        let started = task.started_at.filter(|_| task.last_status == "RUNNING");
+        let started = task.started_at.filter(|_| runs && seen != Seen::Away);
         return match started {
             Some(started) if elapsed(started, now) >= Duration::from_secs(60) => TaskStep::Report,
             _ => TaskStep::Leave,
@@ -163,7 +169,7 @@ pub fn task_step(task: &Task, template: Option<&Template>, seen: Seen<'_>, now: 
 fn idle_step(task: &Task, template: Option<&Template>, seen: Seen<'_>, now: Timestamp) -> TaskStep {
     let since = task.tags.get(IDLE_SINCE_TAG).and_then(|time| time.parse::<Timestamp>().ok());
     let (idle, limit, text) = match seen {
-        Seen::Unknown => return TaskStep::Leave,
+        Seen::Unknown | Seen::Away => return TaskStep::Leave,
         // Seen twice a minute apart: Jenkins may be about to create it.
         Seen::Missing => (true, Limit::minutes(1), "Jenkins no longer has its node".to_owned()),
         Seen::Node(node) => {
@@ -270,7 +276,10 @@ pub enum InstanceStep {
     /// It has something to do again.
     MarkBusy,
     /// It takes no more tasks, and goes if none came meanwhile.
-    DrainAndTerminate,
+    DrainAndTerminate {
+        /// Whether the desired capacity goes down with it.
+        lowers: bool,
+    },
     /// Its drain was cut short, and it may go on.
     Undrain,
 }
@@ -295,6 +304,11 @@ pub fn instance_steps(
             .is_some_and(|id| group.instances.iter().any(|member| member.id == id && member.lifecycle == "InService"))
     };
     let mut spare = group.desired.saturating_sub(group.minimum);
+    // Scale-in lowers the desired capacity of a group whose instances are all protected, and ends none of them ("Use
+    // instance scale-in protection"): they are beyond it until we end them.
+    let living = group.instances.iter().filter(|member| !member.lifecycle.starts_with("Terminat")).count();
+    let mut beyond =
+        if group.protects_new { u32::try_from(living).unwrap_or_default().saturating_sub(group.desired) } else { 0 };
     let mut candidates: Vec<_> = instances.iter().filter(ours).collect();
     let idle_since =
         |instance: &Instance| instance.tags.get(IDLE_SINCE_TAG).and_then(|time| time.parse::<Timestamp>().ok());
@@ -315,9 +329,13 @@ pub fn instance_steps(
                 }
             }
             None => Some(InstanceStep::MarkIdle),
+            Some(since) if limit.is_over(since, now) && beyond > 0 => {
+                beyond -= 1;
+                Some(InstanceStep::DrainAndTerminate { lowers: false })
+            }
             Some(since) if limit.is_over(since, now) && spare > 0 => {
                 spare -= 1;
-                Some(InstanceStep::DrainAndTerminate)
+                Some(InstanceStep::DrainAndTerminate { lowers: true })
             }
             Some(_) if drained_by_us => Some(InstanceStep::Undrain),
             Some(_) => None,
@@ -432,13 +450,20 @@ clouds:
         let busy = NodeState { idle: Some(false), ..NodeState::default() };
         let since = |seconds: i64| at(seconds).to_string();
         let cause = |step: &TaskStep| match step {
-            TaskStep::Stop(stop) => Some(stop.cause),
+            TaskStep::Stop(stop) | TaskStep::ReportOrStop(stop) => Some(stop.cause),
             _ => None,
         };
         let step = |task: &Task, seen: Seen<'_>, now: i64| task_step(task, template, seen, at(now));
         assert_eq!(step(&task(false, &[]), Seen::Unknown, 60), TaskStep::Leave);
         assert_eq!(step(&task(false, &[]), Seen::Unknown, 75), TaskStep::Report);
         assert_eq!(cause(&step(&task(false, &[]), Seen::Unknown, 300)), Some(Cause::StartTimeout));
+        for age in [75, 300, 7199] {
+            assert_eq!(step(&task(false, &[]), Seen::Away, age), TaskStep::Leave, "it waits for Jenkins");
+        }
+        assert_eq!(cause(&step(&task(false, &[]), Seen::Away, 7200)), Some(Cause::LifetimeExceeded));
+        let pending = Task { last_status: "PENDING".into(), ..task(false, &[]) };
+        let TaskStep::Stop(stop) = step(&pending, Seen::Away, 300) else { panic!("it waits for nobody") };
+        assert_eq!(stop.to_string(), "START_TIMEOUT before ready: not ready within 5m: the task is PENDING");
         assert_eq!(step(&task(false, &[]), Seen::Node(&busy), 300), TaskStep::Report, "a build is at work there");
         assert_eq!(step(&task(false, &[(KEEP_TAG, "")]), Seen::Unknown, 300_000), TaskStep::Leave);
         assert_eq!(step(&task(true, &[]), Seen::Unknown, 300), TaskStep::Leave);
@@ -449,7 +474,7 @@ clouds:
         assert_eq!(step(&marked, Seen::Node(&idle), 999), TaskStep::Leave);
         assert_eq!(cause(&step(&marked, Seen::Node(&idle), 1000)), Some(Cause::Idle));
         assert_eq!(step(&marked, Seen::Node(&busy), 1000), TaskStep::MarkBusy);
-        assert_eq!(step(&marked, Seen::Unknown, 5000), TaskStep::Leave, "Jenkins could not be asked");
+        assert_eq!(step(&marked, Seen::Away, 5000), TaskStep::Leave, "Jenkins could not be asked");
         assert_eq!(cause(&step(&marked, Seen::Missing, 460)), Some(Cause::Idle), "seen twice a minute apart");
         assert_eq!(step(&task(true, &[]), Seen::Missing, 460), TaskStep::MarkIdle);
         let mut ending = task(true, &[]);
@@ -524,9 +549,9 @@ clouds:
                 .map(|instance| GroupInstance {
                     id: instance.ec2_id.clone().unwrap_or_default(),
                     lifecycle: "InService".into(),
-                    protected: false,
                 })
                 .collect(),
+            ..Group::default()
         }
     }
 
@@ -541,16 +566,34 @@ clouds:
         };
         assert_eq!(one(instance(0, 0, "ACTIVE", None), 0, false), Some(MarkIdle));
         assert_eq!(one(instance(0, 0, "ACTIVE", Some(500)), 0, false), None);
-        assert_eq!(one(instance(0, 0, "ACTIVE", Some(400)), 0, false), Some(DrainAndTerminate));
+        assert_eq!(one(instance(0, 0, "ACTIVE", Some(400)), 0, false), Some(DrainAndTerminate { lowers: true }));
         assert_eq!(one(instance(0, 1, "ACTIVE", Some(400)), 0, false), Some(MarkBusy));
         assert_eq!(one(instance(0, 0, "ACTIVE", Some(400)), 1, false), None, "never below the minimum");
         assert_eq!(one(instance(0, 0, "ACTIVE", Some(400)), 0, true), Some(MarkBusy), "requests wait");
         assert_eq!(one(instance(0, 1, "DRAINING", Some(400)), 0, false), Some(Undrain), "a task came after all");
-        assert_eq!(one(instance(0, 0, "DRAINING", Some(400)), 0, false), Some(DrainAndTerminate), "a drain cut short");
+        assert_eq!(
+            one(instance(0, 0, "DRAINING", Some(400)), 0, false),
+            Some(DrainAndTerminate { lowers: true }),
+            "a drain cut short"
+        );
         assert_eq!(one(instance(0, 0, "DRAINING", None), 0, false), None, "another's drain");
         let mut kept = instance(0, 0, "ACTIVE", Some(400));
         kept.tags.insert(KEEP_TAG.into(), String::new());
         assert_eq!(one(kept, 0, false), None);
+    }
+
+    #[test]
+    fn those_beyond_the_desired_capacity_go_first_and_do_not_lower_it() {
+        let config = config();
+        let instances: Vec<_> = (0..4).map(|number| instance(number, 0, "ACTIVE", Some(100))).collect();
+        let lowered = |protects_new| {
+            let group = Group { desired: 2, protects_new, ..group(&instances, 1) };
+            let steps = instance_steps(&config.clouds[0], &group, &instances, false, at(1000));
+            steps.into_values().collect::<Vec<_>>()
+        };
+        let go = |lowers| InstanceStep::DrainAndTerminate { lowers };
+        assert_eq!(lowered(true), [go(false), go(false), go(true)]);
+        assert_eq!(lowered(false), [go(true)], "the group ends its surplus itself");
     }
 
     proptest! {
@@ -566,7 +609,7 @@ clouds:
                 .collect();
             let group = group(&instances, minimum.min(instances.len() as u32));
             let steps = instance_steps(&config.clouds[0], &group, &instances, needed, at(1000));
-            let gone: Vec<_> = instances.iter().filter(|instance| steps.get(&instance.arn) == Some(&InstanceStep::DrainAndTerminate)).collect();
+            let gone: Vec<_> = instances.iter().filter(|instance| matches!(steps.get(&instance.arn), Some(InstanceStep::DrainAndTerminate { .. }))).collect();
             prop_assert!(gone.iter().all(|instance| instance.tasks == 0));
             prop_assert!(group.desired - gone.len() as u32 >= group.minimum);
             prop_assert!(!needed || gone.is_empty());

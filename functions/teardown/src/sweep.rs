@@ -16,6 +16,7 @@ use shared::jenkins::NodeState;
 use shared::message::{AgentRequest, Failure, NoticeType};
 use shared::name::AgentName;
 use shared::notices::Target;
+use shared::report::Reported;
 use shared::wait::{self, Waiting, WaitsFor};
 
 use crate::plan::{self, InstanceStep, NodeStep, Seen, TaskStep};
@@ -121,6 +122,7 @@ async fn sweep_tasks(
                 return app.stop(ours, task, stop.clone()).await;
             }
             let seen = match nodes {
+                None if app.jenkins.registers_nodes() => Seen::Away,
                 None => Seen::Unknown,
                 Some(nodes) => nodes.get(name.as_str()).map_or(Seen::Missing, Seen::Node),
             };
@@ -135,7 +137,16 @@ async fn sweep_tasks(
                         _ => Ok(()),
                     }
                 }
-                TaskStep::Report => app.report_described(ours, task).await,
+                TaskStep::Report => app.report_described(ours, task).await?.done(),
+                TaskStep::ReportOrStop(mut stop) => {
+                    let why = match app.report(ours, &task.arn, None).await? {
+                        Reported::Done => return Ok(()),
+                        Reported::NotYet => "the task runs but is not healthy".to_owned(),
+                        Reported::Refused(reason) => reason,
+                    };
+                    stop.text = format!("{}: {why}", stop.text);
+                    app.stop(ours, task, stop).await
+                }
                 TaskStep::MarkIdle => {
                     Ok(ecs::tag(&cloud.clients.ecs, &task.arn, IDLE_SINCE_TAG, &now.to_string()).await?)
                 }
@@ -422,7 +433,7 @@ async fn instance_step(
         InstanceStep::MarkIdle => Ok(ecs::tag(client, &instance.arn, IDLE_SINCE_TAG, &now.to_string()).await?),
         InstanceStep::MarkBusy => Ok(ecs::untag(client, &instance.arn, IDLE_SINCE_TAG).await?),
         InstanceStep::Undrain => undrain(cloud, instance).await,
-        InstanceStep::DrainAndTerminate => {
+        InstanceStep::DrainAndTerminate { lowers } => {
             let (_, tags) = cloud.clients.ec2.instance(id).await?;
             if tags.iter().any(|(key, _)| key == KEEP_TAG) {
                 return Ok(());
@@ -433,7 +444,7 @@ async fn instance_step(
             if again.first().is_none_or(|instance| instance.tasks > 0) {
                 return undrain(cloud, instance).await;
             }
-            autoscaling::terminate(&cloud.clients.autoscaling, id).await?;
+            autoscaling::terminate(&cloud.clients.autoscaling, id, lowers).await?;
             tracing::info!(cloud = cloud.cloud.name, group = group.name, ec2.instance = id, "idle instance given back");
             Ok(())
         }

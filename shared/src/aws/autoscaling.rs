@@ -15,6 +15,8 @@ pub struct Group {
     pub desired: u32,
     /// The most desired capacity.
     pub maximum: u32,
+    /// Whether its instances start with protection from its own scale-in.
+    pub protects_new: bool,
     /// EC2 ids of the instances that count towards the desired capacity.
     pub instances: Vec<GroupInstance>,
 }
@@ -26,8 +28,6 @@ pub struct GroupInstance {
     pub id: String,
     /// `Pending`, `InService`, …
     pub lifecycle: String,
-    /// Whether the group's own scale-in leaves it alone.
-    pub protected: bool,
 }
 
 /// DescribeAutoScalingGroups for one group; none if there is no such group.
@@ -52,6 +52,7 @@ pub async fn group(client: &Client, name: &str) -> Result<Option<Group>, ApiFaul
             minimum: number(group.min_size),
             desired: number(group.desired_capacity),
             maximum: number(group.max_size),
+            protects_new: group.new_instances_protected_from_scale_in.unwrap_or_default(),
             instances: group
                 .instances
                 .unwrap_or_default()
@@ -59,7 +60,6 @@ pub async fn group(client: &Client, name: &str) -> Result<Option<Group>, ApiFaul
                 .map(|instance| GroupInstance {
                     id: instance.instance_id.unwrap_or_default(),
                     lifecycle: instance.lifecycle_state.map(|state| state.as_str().to_owned()).unwrap_or_default(),
-                    protected: instance.protected_from_scale_in.unwrap_or_default(),
                 })
                 .collect(),
         }))
@@ -81,16 +81,17 @@ pub async fn set_desired(client: &Client, name: &str, desired: u32) -> Result<()
         .map_err(|error| ApiFault::new("autoscaling:SetDesiredCapacity", error))
 }
 
-/// Terminates one instance and lowers the desired capacity by it; refused by AWS below the minimum
-/// (API_TerminateInstanceInAutoScalingGroup).
+/// Terminates one instance, protected from scale-in or not, and lowers the desired capacity by it on demand; AWS refuses
+/// that below the minimum, and replaces the instance where the group is short of one then
+/// (API_TerminateInstanceInAutoScalingGroup, "Use instance scale-in protection").
 ///
 /// # Errors
 /// When the call failed.
-pub async fn terminate(client: &Client, instance: &str) -> Result<(), ApiFault> {
+pub async fn terminate(client: &Client, instance: &str, lowers: bool) -> Result<(), ApiFault> {
     client
         .terminate_instance_in_auto_scaling_group()
         .instance_id(instance)
-        .should_decrement_desired_capacity(true)
+        .should_decrement_desired_capacity(lowers)
         .send()
         .await
         .map(drop)

@@ -219,7 +219,7 @@ pub struct Template {
     #[serde(default = "one")]
     #[schemars(range(min = 1))]
     pub executors: u32,
-    /// From RunTask until the agent must be ready.
+    /// From RunTask until the agent must be ready. One that runs while Jenkins is away waits until Jenkins is back.
     #[serde(default = "fifteen_minutes")]
     pub container_start_timeout: Limit,
     /// Agents of a request that does not say how many; 1 to 10.

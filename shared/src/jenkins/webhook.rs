@@ -24,6 +24,8 @@ pub enum Posted {
     Unwanted,
     /// Jenkins could not take it now.
     Later(String),
+    /// Jenkins does not let us; the setting to mend is named. As if it were down.
+    Refused(String),
     /// It never will.
     Rejected(String),
 }
@@ -71,7 +73,7 @@ impl Jenkins {
             410 => return Posted::Unwanted,
             404 if answer.headers().contains_key("x-jenkins") => return Posted::Unwanted,
             429 | 500..=599 => return Posted::Later(text),
-            401 | 403 => (Posted::Later, "mend jenkins.webhook.authorization"),
+            401 | 403 => (Posted::Refused, "mend jenkins.webhook.authorization"),
             300..=399 => (Posted::Rejected, "redirects are never followed; mend jenkins.url, or the webhook's URL"),
             _ => (Posted::Rejected, "mend jenkins.url, or the webhook's URL"),
         };
@@ -150,7 +152,7 @@ mod tests {
         for status in [401, 403] {
             let refused = posted(vec![answer(status, ""), answer(status, "")]).await;
             assert!(
-                matches!(&refused, Posted::Later(text) if text.contains("jenkins.webhook.authorization")),
+                matches!(&refused, Posted::Refused(text) if text.contains("jenkins.webhook.authorization")),
                 "{refused:?}"
             );
             assert_eq!(posted(vec![answer(status, ""), answer(202, "")]).await, Posted::Delivered);

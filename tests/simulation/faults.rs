@@ -19,7 +19,13 @@ clouds:
     idleInstanceTimeout: 10m
     instanceCapacity: {cpu: 4096, memory: 8192}
     templates:
-      - {name: ssh, labels: [ssh], taskDefinition: ssh, container: agent, connect: ssh, ssh: {credentialsId: key}}
+      - name: ssh
+        labels: [ssh]
+        taskDefinition: ssh
+        container: agent
+        connect: ssh
+        ssh: {credentialsId: key}
+        placementStrategy: [{type: binpack, field: memory}]
   - name: fargate
     region: eu-west-1
     cluster: ci

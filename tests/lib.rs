@@ -5,7 +5,7 @@
 //! here. A test looks at what came of it: AWS' journal, the queues, Jenkins' nodes and what arrived at its webhooks.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -188,6 +188,11 @@ impl Stack {
         lock(&self.aws)
     }
 
+    /// The same, for who polls a function of its own.
+    pub fn shared_aws(&self) -> Arc<Mutex<Aws>> {
+        self.aws.clone()
+    }
+
     /// Jenkins.
     pub fn jenkins(&self) -> MutexGuard<'_, Jenkins> {
         lock(&self.jenkins)
@@ -246,7 +251,7 @@ impl Stack {
     /// When it was not built.
     pub async fn function(&mut self, binary: Binary) -> Result<&mut Function> {
         if !self.functions.contains_key(&binary) {
-            let function = Function::start(&binary.path()?, &self.environment).await?;
+            let function = self.another(binary).await?;
             self.functions.insert(binary, function);
         }
         self.functions.get_mut(&binary).context("just started")
@@ -257,7 +262,15 @@ impl Stack {
     /// # Errors
     /// When it was not built.
     pub async fn another(&self, binary: Binary) -> Result<Function> {
-        Function::start(&binary.path()?, &self.environment).await
+        self.start_program(&binary.path()?).await
+    }
+
+    /// A program as a function, with a function's environment.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn start_program(&self, program: &Path) -> Result<Function> {
+        Function::start(program, &self.environment).await
     }
 
     /// Ends a function's process, whatever it is doing; the next use starts another.

@@ -148,6 +148,11 @@ impl Function {
         Ok(status.code())
     }
 
+    /// Its process, while it runs.
+    pub fn id(&self) -> Option<u32> {
+        self.child.id()
+    }
+
     /// All that it has printed, on both streams.
     pub fn output(&self) -> String {
         lock(&self.output).clone()

@@ -25,6 +25,14 @@ pub struct Ours<'a> {
     pub template: Option<&'a Template>,
 }
 
+/// A task among those of its name.
+enum Standing {
+    Alone,
+    Eldest,
+    /// It was stopped.
+    Younger,
+}
+
 /// What came of telling what a task has become.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reported {
@@ -157,11 +165,15 @@ impl App {
             let labelled = record.webhook_url.is_some();
             let node = agents::node(name, template, labelled, launcher, environment, &description);
             match self.jenkins.create_node(&node).await {
-                Ok(Created::Existed) if template.connect == Connect::Ssh => {
-                    if !self.is_eldest(ours, task).await? {
-                        return Ok(Reported::Done);
+                Ok(Created::Existed) if template.connect == Connect::Ssh => match self.standing(ours, task).await? {
+                    Standing::Alone => {}
+                    Standing::Younger => return Ok(Reported::Done),
+                    // It may be the younger's, with the younger's address.
+                    Standing::Eldest => {
+                        self.jenkins.delete_node(name.as_str()).await?;
+                        self.jenkins.create_node(&node).await?;
                     }
-                }
+                },
                 // The sweep may have met the node before its task and taken it offline.
                 Ok(Created::Existed) => drop(self.jenkins.set_online(name.as_str()).await?),
                 Ok(Created::New) => {}
@@ -204,22 +216,21 @@ impl App {
     }
 
     /// Another task of this name may have made the node. The younger of two is stopped.
-    async fn is_eldest(&self, ours: Ours<'_>, task: &Task) -> Result<bool, Retry> {
+    async fn standing(&self, ours: Ours<'_>, task: &Task) -> Result<Standing, Retry> {
         let clients = &ours.cloud.clients.ecs;
         let cluster = &ours.cloud.cloud.cluster;
         let arns = ecs::list_tasks(clients, cluster, Some(ours.name.as_str()), DesiredStatus::Running).await?;
         if arns.iter().all(|arn| *arn == task.arn) {
-            return Ok(true);
+            return Ok(Standing::Alone);
         }
         let tasks = ecs::describe_tasks(clients, cluster, &arns).await?;
-        let age = |task: &Task| (task.created_at, task.arn.clone());
-        let eldest = tasks.iter().chain([task]).min_by_key(|task| age(task)).map(|task| task.arn.clone());
-        if eldest.as_deref() == Some(task.arn.as_str()) {
-            return Ok(true);
+        let age = |task: &&Task| (task.created_at, task.arn.clone());
+        let eldest = tasks.iter().chain([task]).min_by_key(age).unwrap_or(task);
+        if eldest.arn == task.arn {
+            return Ok(Standing::Eldest);
         }
-        self.stop(ours, task, Stop::new(Cause::Duplicate, format!("{} has the same name", eldest.unwrap_or_default())))
-            .await?;
-        Ok(false)
+        let stop = Stop::new(Cause::Duplicate, format!("{} has the same name", eldest.arn));
+        self.stop(ours, task, stop).await.map(|()| Standing::Younger)
     }
 
     /// Tells the end of a task.

@@ -92,16 +92,24 @@ async fn an_agent_waits_for_jenkins_as_long_as_that_is_away() {
 
 #[tokio::test]
 async fn one_that_jenkins_never_takes_is_stopped_and_told_why() {
-    let mut stack = Stack::start().await.unwrap();
-    stack.jenkins().add_user("ecs-agents", tests::API_TOKEN, [Permission::Read]);
-    let url = stack.agent("refused", "maven").await.unwrap();
-    let arn = stack.tasks()[0].arn.clone();
-    age(&stack, &arn, minutes(16));
-    stack.sweep().await.unwrap();
-    assert!(stack.active_tasks().is_empty());
-    assert_eq!(stack.told(&url), ["agent.failed START_TIMEOUT"]);
-    let message = stack.notices(Some(&url))[0].body["failure"]["message"].as_str().unwrap().to_owned();
-    assert!(message.contains("not ready within 15m") && message.contains("Agent/Create"), "{message}");
+    for (token, permissions, word) in [
+        (tests::API_TOKEN, vec![Permission::Read], "Agent/Create"),
+        ("another", Permission::FOR_AGENTS.to_vec(), "jenkins.apiToken"),
+    ] {
+        let mut stack = Stack::start().await.unwrap();
+        stack.jenkins().add_user("ecs-agents", token, permissions);
+        let url = stack.agent("refused", "maven").await.unwrap();
+        let arn = stack.tasks()[0].arn.clone();
+        age(&stack, &arn, minutes(16));
+        stack.sweep().await.unwrap();
+        assert!(stack.active_tasks().is_empty(), "{word}");
+        stack.jenkins().add_user("ecs-agents", tests::API_TOKEN, Permission::FOR_AGENTS);
+        stack.unhide("undelivered");
+        stack.settle().await.unwrap();
+        assert_eq!(stack.told(&url), ["agent.failed START_TIMEOUT"]);
+        let message = stack.notices(Some(&url))[0].body["failure"]["message"].as_str().unwrap().to_owned();
+        assert!(message.contains("not ready within 15m") && message.contains(word), "{message}");
+    }
 }
 
 #[tokio::test]
@@ -488,6 +496,50 @@ async fn all_pages_are_looked_at() {
         sweeps += 1;
     }
     assert!(stack.active_tasks().is_empty(), "{} are left", stack.active_tasks().len());
+}
+
+#[tokio::test]
+async fn five_thousand_tasks_and_five_hundred_instances_fit_into_one_sweep() {
+    let mut stack = Stack::with(|config| {
+        config["jenkins"]["registerNodes"] = false.into();
+        config["clouds"][0]["idleInstanceTimeout"] = "10m".into();
+        config["clouds"][0]["templates"].as_array_mut().unwrap().truncate(1);
+    })
+    .await
+    .unwrap();
+    for number in 0..500 {
+        stack.ask(json!({"requestId": format!("many-{number}"), "label": "node", "count": 10}));
+    }
+    while stack.poll(Binary::Request, "requests").await.unwrap() > 0 {}
+    stack.advance().clear();
+    let last = {
+        let mut aws = stack.aws();
+        aws.ecs.group_mut(GROUP).unwrap().maximum = 500;
+        aws.ecs.fill_group(GROUP, 500, Timestamp::now());
+        let arns: Vec<String> = aws.ecs.tasks().map(|task| task.arn.clone()).collect();
+        for arn in &arns {
+            let tags = &mut aws.ecs.task_mut(arn).unwrap().tags;
+            tags.insert("jenkins-ecs-agents:reported".into(), "ready 2026-11-24T18:00:00Z".into());
+        }
+        assert_eq!((arns.len(), aws.ecs.instances().count()), (5000, 500));
+        arns.into_iter().max().unwrap()
+    };
+    age(&stack, &last, SignedDuration::from_hours(25));
+    stack.sweep_at(Timestamp::now()).await.unwrap().unwrap();
+    assert_eq!(stack.active_tasks().len(), 4999, "the one that is overdue is found among them");
+    let idle = stack.aws().ecs.instances().filter(|instance| !instance.tags.is_empty()).count();
+    assert_eq!(idle, 500, "and every idle instance is marked");
+    let process = stack.function(Binary::Teardown).await.unwrap().id().unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let peak: u64 = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .unwrap()
+        .trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .unwrap();
+    assert!(peak < 192 * 1024, "{peak} KiB, of the 256 MiB that the template gives");
 }
 
 #[tokio::test]

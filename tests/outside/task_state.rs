@@ -557,6 +557,34 @@ async fn of_two_tasks_of_one_name_the_younger_is_stopped() {
 }
 
 #[tokio::test]
+async fn the_node_of_the_younger_becomes_the_elders() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.ask(json!({"requestId": "overtaken", "label": "node"}));
+    stack.poll(Binary::Request, "requests").await.unwrap();
+    let mut input = stack.inputs("RunTask").remove(0);
+    input["clientToken"] = "another".into();
+    stack.aws().ecs.call("RunTask", &input, Timestamp::now()).unwrap();
+    stack.advance().clear();
+    // The younger's event comes first.
+    let (elder, younger) = (stack.tasks().remove(0), stack.tasks().remove(1));
+    for task in [&younger, &elder] {
+        let running = |event: &&Value| {
+            event["detail"]["taskArn"] == task.arn.as_str() && event["detail"]["lastStatus"] == "RUNNING"
+        };
+        let event = stack.history.iter().rev().find(running).unwrap().clone();
+        stack.invoke(Binary::TaskState, event).await.unwrap().unwrap();
+    }
+    stack.sweep().await.unwrap();
+    assert_eq!(stack.active_tasks().iter().map(|task| &task.arn).collect::<Vec<_>>(), [&elder.arn]);
+    let name = stack.nodes().remove(0);
+    let jenkins = stack.jenkins();
+    let node = jenkins.node(&name).unwrap();
+    let Launcher::Ssh(launcher) = &node.launcher else { panic!("{:?}", node.launcher) };
+    assert_eq!(launcher.host, elder.interface.map(|interface| interface.private_address));
+    assert!(node.description.contains(&elder.arn), "{}", node.description);
+}
+
+#[tokio::test]
 async fn a_notice_is_kept_for_a_day_at_least() {
     let mut stack = Stack::start().await.unwrap();
     let url = stack.webhook();

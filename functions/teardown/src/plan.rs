@@ -117,7 +117,7 @@ pub enum TaskStep {
 /// What Jenkins says of an agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Seen<'a> {
-    /// Nothing: it is asked for no nodes.
+    /// Nothing: it has no nodes of ours, or does not let us see them.
     Unknown,
     /// Nothing: it could not be asked.
     Away,

@@ -12,7 +12,7 @@ use shared::aws::ecs::{self, ContainerInstanceStatus, DesiredStatus, IDLE_SINCE_
 use shared::batch::{Invocation, Retry, guarded};
 use shared::capacity::Observed;
 use shared::config::Size;
-use shared::jenkins::NodeState;
+use shared::jenkins::{self, NodeState};
 use shared::message::{AgentRequest, Failure, NoticeType};
 use shared::name::AgentName;
 use shared::notices::Target;
@@ -24,17 +24,16 @@ use crate::plan::{self, InstanceStep, NodeStep, Seen, TaskStep};
 /// Calls that go out at once; more would only meet AWS' limits.
 const CONCURRENCY: usize = 10;
 
-/// Does all that is due at `time`.
+/// Does all that is due at `time`. The parts go side by side: a slow Jenkins does not keep requests waiting.
 pub async fn sweep(app: &App, invocation: &Invocation, time: Timestamp) {
-    let nodes = nodes(app, invocation).await;
+    let nodes = Nodes::ask(app, invocation).await;
+    let mut found = Vec::new();
     let mut names = HashSet::new();
-    let mut all_known = true;
-    let mut counts: HashMap<usize, u32> = HashMap::new();
-    let mut template_counts: HashMap<(usize, String), u32> = HashMap::new();
+    let mut counts = Counts { all_known: true, ..Counts::default() };
     for cloud in distinct_clusters(app) {
         match guarded(invocation, tasks(app, cloud)).await {
             Err(Retry(reason)) => {
-                all_known = false;
+                counts.all_known = false;
                 tracing::warn!(
                     cloud = cloud.cloud.name,
                     error = reason,
@@ -44,33 +43,69 @@ pub async fn sweep(app: &App, invocation: &Invocation, time: Timestamp) {
             Ok((running, stopped)) => {
                 for (owner, name, _) in &running {
                     names.insert(name.clone());
-                    *counts.entry(owner.index).or_default() += 1;
-                    *template_counts.entry((owner.index, app.template_name(name).to_owned())).or_default() += 1;
+                    counts.add(*owner, app.template_name(name));
                 }
-                sweep_tasks(app, invocation, &running, nodes.as_ref(), time).await;
-                sweep_ends(app, invocation, &stopped, time).await;
+                found.push((running, stopped));
             }
         }
     }
-    let waiting = sweep_waiting(app, invocation, time, Counts { counts, template_counts, all_known }).await;
-    if let Some(nodes) = &nodes
-        && all_known
-    {
-        sweep_nodes(app, invocation, nodes.values(), &names, time).await;
-    }
-    sweep_instances(app, invocation, &waiting, time).await;
+    let all_known = counts.all_known;
+    let agents = async {
+        for (running, stopped) in &found {
+            sweep_tasks(app, invocation, running, &nodes, time).await;
+            sweep_ends(app, invocation, stopped, time).await;
+        }
+    };
+    let orphans = async {
+        if let Nodes::Known(nodes) = &nodes
+            && all_known
+        {
+            sweep_nodes(app, invocation, nodes.values(), &names, time).await;
+        }
+    };
+    let capacity = async {
+        let waiting = sweep_waiting(app, invocation, time, counts).await;
+        sweep_instances(app, invocation, &waiting, time).await;
+    };
+    tokio::join!(agents, orphans, capacity);
 }
 
-/// What Jenkins has; nothing if it registers no nodes or cannot be asked.
-async fn nodes(app: &App, invocation: &Invocation) -> Option<BTreeMap<String, NodeState>> {
-    if !app.jenkins.registers_nodes() {
-        return None;
+/// What Jenkins says of its nodes.
+enum Nodes {
+    Known(BTreeMap<String, NodeState>),
+    /// It has none of ours, or does not let us see them.
+    Unknown,
+    /// It could not be asked.
+    Away,
+}
+
+impl Nodes {
+    async fn ask(app: &App, invocation: &Invocation) -> Self {
+        if !app.jenkins.registers_nodes() {
+            return Self::Unknown;
+        }
+        match guarded(invocation, async { Ok(app.jenkins.nodes().await) }).await {
+            Ok(Ok(nodes)) => Self::Known(nodes.into_iter().map(|node| (node.name.clone(), node)).collect()),
+            Ok(Err(fault @ jenkins::Fault::Refused(_))) => {
+                tracing::error!(error = %fault, "no agent is called idle");
+                Self::Unknown
+            }
+            Ok(Err(fault)) => {
+                tracing::warn!(error = %fault, "Jenkins could not be asked; no agent is called idle");
+                Self::Away
+            }
+            Err(Retry(reason)) => {
+                tracing::warn!(error = reason, "Jenkins could not be asked; no agent is called idle");
+                Self::Away
+            }
+        }
     }
-    match guarded(invocation, async { Ok(app.jenkins.nodes().await?) }).await {
-        Ok(nodes) => Some(nodes.into_iter().map(|node| (node.name.clone(), node)).collect()),
-        Err(Retry(reason)) => {
-            tracing::warn!(error = reason, "Jenkins could not be asked; no agent is called idle");
-            None
+
+    fn seen(&self, name: &AgentName) -> Seen<'_> {
+        match self {
+            Self::Known(nodes) => nodes.get(name.as_str()).map_or(Seen::Missing, Seen::Node),
+            Self::Unknown => Seen::Unknown,
+            Self::Away => Seen::Away,
         }
     }
 }
@@ -102,13 +137,7 @@ async fn tasks<'a>(app: &'a App, cloud: CloudRef<'a>) -> Result<(Vec<OurTask<'a>
     Ok((running, stopped))
 }
 
-async fn sweep_tasks(
-    app: &App,
-    invocation: &Invocation,
-    running: &[OurTask<'_>],
-    nodes: Option<&BTreeMap<String, NodeState>>,
-    now: Timestamp,
-) {
+async fn sweep_tasks(app: &App, invocation: &Invocation, running: &[OurTask<'_>], nodes: &Nodes, now: Timestamp) {
     let twice: HashMap<&str, _> = plan::duplicates(running.iter().map(|(_, _, task)| task))
         .into_iter()
         .map(|(task, stop)| (task.arn.as_str(), stop))
@@ -121,11 +150,7 @@ async fn sweep_tasks(
             if let Some(stop) = twice.get(task.arn.as_str()).filter(|_| !task.tags.contains_key(KEEP_TAG)) {
                 return app.stop(ours, task, stop.clone()).await;
             }
-            let seen = match nodes {
-                None if app.jenkins.registers_nodes() => Seen::Away,
-                None => Seen::Unknown,
-                Some(nodes) => nodes.get(name.as_str()).map_or(Seen::Missing, Seen::Node),
-            };
+            let seen = nodes.seen(name);
             match plan::task_step(task, template, seen, now) {
                 TaskStep::Leave => Ok(()),
                 TaskStep::Stop(stop) => {
@@ -180,25 +205,29 @@ where
         .await;
 }
 
-/// How many agents there are.
+/// How many agents there are, in each cloud and of each of its templates.
+#[derive(Default)]
 struct Counts {
-    counts: HashMap<usize, u32>,
-    template_counts: HashMap<(usize, String), u32>,
+    clouds: HashMap<usize, u32>,
+    templates: HashMap<(usize, String), u32>,
     all_known: bool,
 }
 
 impl Counts {
+    fn add(&mut self, cloud: CloudRef<'_>, template: &str) {
+        *self.clouds.entry(cloud.index).or_default() += 1;
+        *self.templates.entry((cloud.index, template.to_owned())).or_default() += 1;
+    }
+
     /// Whether one more agent may exist; it is counted if so.
     fn take(&mut self, cloud: CloudRef<'_>, template: &str) -> bool {
-        let all = self.counts.entry(cloud.index).or_default();
-        let of_template = self.template_counts.entry((cloud.index, template.to_owned())).or_default();
-        let below = |limit: Option<u32>, count: u32| limit.is_none_or(|limit| count < limit);
+        let below = |limit: Option<u32>, count: Option<&u32>| limit.is_none_or(|limit| *count.unwrap_or(&0) < limit);
+        let of_template = cloud.template(template).and_then(|template| template.max_agents);
         let free = self.all_known
-            && below(cloud.cloud.max_agents, *all)
-            && below(cloud.template(template).and_then(|template| template.max_agents), *of_template);
+            && below(cloud.cloud.max_agents, self.clouds.get(&cloud.index))
+            && below(of_template, self.templates.get(&(cloud.index, template.to_owned())));
         if free {
-            *all += 1;
-            *of_template += 1;
+            self.add(cloud, template);
         }
         free
     }

@@ -1,13 +1,12 @@
 //! What the functions take, beside one that does nothing: from the start to the first answer, and for each invocation
 //! once they are warm. CPU time is the kernel's account of the process; instructions are counted by valgrind, where it is
-//! installed, and repeat. `./local/bench` builds and runs it.
+//! installed, and repeat. `./local/bench` builds what `BENCHMARK_FUNCTIONS` names, and runs it.
 //!
 //! An invocation is a batch of ten requests for `request`, one event for `task-state`, a batch of ten completions for
 //! `teardown`; AWS and Jenkins are the simulators, over plain HTTP on loopback, and answer at once.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use local::lambda::Function;
@@ -19,6 +18,8 @@ use tests::{Binary, Stack};
 const ROUNDS: usize = 7;
 /// Warm invocations of a round.
 const WARM: u32 = 20;
+/// The folder of the functions that are measured.
+const FUNCTIONS: &str = "BENCHMARK_FUNCTIONS";
 /// Set for the process that does nothing.
 const FLOOR: &str = "BENCHMARK_FLOOR";
 
@@ -32,7 +33,6 @@ const SUBJECTS: [(&str, Option<Binary>); 4] = [
 
 #[derive(Debug, Default, Clone, Copy)]
 struct Sample {
-    start_wall_ms: f64,
     start_cpu_ms: f64,
     warm_cpu_ms: f64,
     mebibytes: f64,
@@ -53,8 +53,8 @@ async fn main() -> Result<()> {
         }
     }
     let valgrind = ["/usr/bin/valgrind", "/usr/local/bin/valgrind"].into_iter().find(|path| Path::new(path).is_file());
-    println!("| function | start: ms | CPU ms | M instructions | warm: CPU ms | M instructions | MiB |");
-    println!("|---|---|---|---|---|---|---|");
+    println!("| function | start: CPU ms | M instructions | warm: CPU ms | M instructions | MiB |");
+    println!("|---|---|---|---|---|---|");
     for (name, binary) in SUBJECTS {
         let median = |part: fn(&Sample) -> f64| {
             let mut values: Vec<f64> = samples[name].iter().map(part).collect();
@@ -70,8 +70,7 @@ async fn main() -> Result<()> {
             None => ("no valgrind".into(), "no valgrind".into()),
         };
         println!(
-            "| {name} | {:.1} | {:.1} | {start} | {:.2} | {warm} | {:.1} |",
-            median(|sample| sample.start_wall_ms),
+            "| {name} | {:.1} | {start} | {:.2} | {warm} | {:.1} |",
             median(|sample| sample.start_cpu_ms),
             median(|sample| sample.warm_cpu_ms),
             median(|sample| sample.mebibytes),
@@ -83,10 +82,8 @@ async fn main() -> Result<()> {
 /// One process: its start to the first answer, and what it takes once it is warm.
 async fn measure(binary: Option<Binary>) -> Result<Sample> {
     let mut world = World::new(binary).await?;
-    let began = Instant::now();
     let mut function = world.start(None).await?;
     world.invoke(&mut function).await?;
-    let start_wall_ms = began.elapsed().as_secs_f64() * 1e3;
     let process = PathBuf::from(format!("/proc/{}", function.id().context("it ended")?));
     let start_cpu_ms = cpu_ms(&process)?;
     for _ in 0..WARM {
@@ -96,7 +93,7 @@ async fn measure(binary: Option<Binary>) -> Result<Sample> {
     let status = std::fs::read_to_string(process.join("status"))?;
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
     let kibibytes: f64 = peak.trim().trim_end_matches(" kB").parse()?;
-    Ok(Sample { start_wall_ms, start_cpu_ms, warm_cpu_ms, mebibytes: kibibytes / 1024.0 })
+    Ok(Sample { start_cpu_ms, warm_cpu_ms, mebibytes: kibibytes / 1024.0 })
 }
 
 /// Nanoseconds on a CPU are the first number of `schedstat` (proc(5)).
@@ -140,7 +137,10 @@ struct World {
 impl World {
     async fn new(binary: Option<Binary>) -> Result<Self> {
         let program = match binary {
-            Some(binary) => binary.path()?,
+            Some(binary) => {
+                let folder = std::env::var_os(FUNCTIONS).context("use ./local/bench")?;
+                Path::new(&folder).join(binary.path()?.file_name().context("a file")?)
+            }
             None => std::env::current_exe()?,
         };
         let mut stack = Stack::start().await?;

@@ -458,8 +458,7 @@ fn read<T: serde::de::DeserializeOwned>(body: &str, what: &str) -> Result<T, Str
 /// An envelope has `Type: Notification` and the message as text (SNS developer guide, "Raw message delivery").
 fn sns_message(body: &str) -> serde_json::Result<Option<String>> {
     let mut value: Value = serde_json::from_str(body)?;
-    let enveloped =
-        value.get("Type").and_then(Value::as_str) == Some("Notification") && value.get("TopicArn").is_some();
+    let enveloped = value.get("Type").and_then(Value::as_str) == Some("Notification");
     Ok(match value.get_mut("Message").map(Value::take) {
         Some(Value::String(message)) if enveloped => Some(message),
         _ => None,

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::join_all;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -163,9 +164,11 @@ impl App {
     /// # Errors
     /// When a queue could not take what has to be kept.
     pub async fn tell_all(&self, notice: &Notice, targets: Vec<Target>) -> Result<(), ApiFault> {
+        // All at once: one that does not answer costs the others nothing.
+        let told = join_all(targets.iter().map(|target| self.tell(notice, target))).await;
         let mut later = Vec::new();
-        for target in targets {
-            if self.tell(notice, &target).await?.again().is_some() {
+        for (target, told) in targets.into_iter().zip(told) {
+            if told?.again().is_some() {
                 later.push(target);
             }
         }

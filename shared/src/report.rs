@@ -2,7 +2,7 @@
 
 use crate::agents::{self, NoEndpoint};
 use crate::app::{App, Claim, CloudRef};
-use crate::aws::ecs::{self, DesiredStatus, REPORTED_TAG, Task};
+use crate::aws::ecs::{self, CONTROLLER_TAG, DesiredStatus, REPORTED_TAG, Task};
 use crate::aws::{ApiFault, Class};
 use crate::batch::Retry;
 use crate::config::check::is_reserved_variable;
@@ -242,6 +242,10 @@ impl App {
         let container = record.as_ref().map(|record| record.container.as_str());
         let reported = match Stop::parse(task.stopped_reason.as_deref().unwrap_or_default()) {
             Some(_) => None,
+            // Somebody else stopped it, and StopTask took its tags.
+            None if task.stop_code.as_deref() == Some("UserInitiated") && !task.tags.contains_key(CONTROLLER_TAG) => {
+                None
+            }
             None => Some(task.reported_ready()),
         };
         let Some(mut ended) = outcome::of_stopped(task, container, reported) else { return Ok(()) };

@@ -64,8 +64,11 @@ async fn a_message_may_come_through_sns() {
         "UnsubscribeURL": "https://x", "MessageAttributes": {"a": {"Type": "String", "Value": "b"}},
     });
     stack.send("requests", &envelope.to_string());
+    stack.send("requests", &json!({"Type": "Notification", "Message": request("by-hand", "maven")}).to_string());
     stack.settle().await.unwrap();
-    assert_eq!(stack.all_notices()[0].body["requestId"], "by-sns");
+    let mut told: Vec<_> = stack.all_notices().iter().map(|notice| notice.body["requestId"].clone()).collect();
+    told.sort_by_key(Value::to_string);
+    assert_eq!(told, ["by-hand", "by-sns"]);
 }
 
 #[tokio::test]
@@ -469,6 +472,23 @@ async fn a_copy_of_a_request_starts_nothing_and_asks_again() {
     let told = stack.told(&url);
     assert_eq!(told.len(), before + 1);
     assert!(told.last().unwrap().starts_with("agent.failed"), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_copy_without_a_webhook_of_its_own_is_answered_at_the_configured_one() {
+    let mut stack = Stack::start().await.unwrap();
+    for state in ["ready", "over"] {
+        stack.ask(json!({"requestId": "listened", "label": "node"}));
+        stack.settle().await.unwrap();
+        if state == "ready" {
+            stack.ask(json!({"requestId": "listened", "label": "node"}));
+            stack.settle().await.unwrap();
+            stack.complete(json!({"requestId": "listened"}));
+            stack.settle().await.unwrap();
+        }
+    }
+    assert_eq!(stack.told_all(), ["agent.ready", "agent.ready", "agent.stopped", "agent.failed START_FAILED"]);
+    assert_eq!(stack.active_tasks().len() + stack.nodes().len(), 0);
 }
 
 #[tokio::test]

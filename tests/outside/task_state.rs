@@ -557,6 +557,28 @@ async fn of_two_tasks_of_one_name_the_younger_is_stopped() {
 }
 
 #[tokio::test]
+async fn a_ready_agent_that_somebody_stops_by_hand_is_stopped_not_failed() {
+    let mut stack = Stack::start().await.unwrap();
+    let url = stack.agent("by-hand", "node").await.unwrap();
+    let task = stack.active_tasks().remove(0);
+    let stop = json!({"cluster": CLUSTER, "task": task.arn, "reason": "cleaning up"});
+    stack.aws().ecs.call("StopTask", &stop, Timestamp::now()).unwrap();
+    // Another process hears of it: StopTask took the task's tags.
+    stack.kill(Binary::TaskState);
+    stack.settle().await.unwrap();
+    for later in [1, 2, 3] {
+        stack.sweep_at(Timestamp::now() + SignedDuration::from_mins(later)).await.unwrap().unwrap();
+    }
+    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert!(
+        stack.told_all().iter().all(|told| told == "agent.ready" || told == "agent.stopped"),
+        "{:?}",
+        stack.told_all()
+    );
+    assert!(stack.nodes().is_empty());
+}
+
+#[tokio::test]
 async fn the_node_of_the_younger_becomes_the_elders() {
     let mut stack = Stack::start().await.unwrap();
     stack.ask(json!({"requestId": "overtaken", "label": "node"}));

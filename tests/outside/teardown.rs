@@ -1,6 +1,8 @@
 //! Completions: what is stopped, what is refused, what is waited for (contract, section 6).
 
-use jiff::Timestamp;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
 use local::aws::Fault;
 use serde_json::json;
 use tests::{ACCOUNT, Binary, CLUSTER, REGION, Stack};
@@ -101,6 +103,33 @@ async fn a_request_id_stops_all_agents_of_the_request() {
     stack.settle().await.unwrap();
     assert_eq!(stack.active_tasks().len(), 1);
     assert_eq!(stack.nodes().len(), 1);
+}
+
+#[tokio::test]
+async fn a_request_that_is_placed_in_part_ends_whichever_of_its_agents_run() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.aws().ecs.settings().boot = Duration::from_secs(24 * 3600);
+    stack.ask(json!({"requestId": "part", "label": "maven", "count": 5}));
+    stack.settle().await.unwrap();
+    assert_eq!((stack.active_tasks().len(), stack.bodies("waiting").len()), (3, 1));
+    // ECS has forgotten the first.
+    let first = stack.active_tasks().remove(0);
+    {
+        let mut aws = stack.aws();
+        aws.ecs.exit(&first.arn, 0, Timestamp::now());
+        aws.advance(Timestamp::now() + SignedDuration::from_hours(2));
+    }
+    assert_eq!(stack.tasks().len(), 2);
+    stack.unhide("waiting");
+    stack.complete(json!({"requestId": "part"}));
+    stack.settle().await.unwrap();
+    assert!(stack.active_tasks().is_empty() && stack.bodies("waiting").is_empty());
+    // And the same where the completion names the forgotten task.
+    stack.ask(json!({"requestId": "named", "label": "node"}));
+    stack.settle().await.unwrap();
+    stack.complete(json!({"requestId": "named", "taskArn": first.arn}));
+    stack.settle().await.unwrap();
+    assert!(stack.active_tasks().is_empty() && stack.bodies("completions").is_empty());
 }
 
 #[tokio::test]

@@ -276,6 +276,39 @@ async fn a_request_waits_no_longer_than_it_may() {
 }
 
 #[tokio::test]
+async fn copies_of_a_waiting_request_are_one_request() {
+    let mut stack = slow_boot(|config| {
+        // The queue's own count, which counts copies, is of no use where agents may wait for the end of others.
+        config["clouds"][1]["maxAgents"] = 50.into();
+        config["clouds"][0]["instanceLaunchTimeout"] = "2s".into();
+    })
+    .await;
+    ask(&stack, "fill", 3);
+    stack.settle().await.unwrap();
+    let urls = [stack.webhook(), stack.webhook()];
+    let copy = |url: &str| json!({"requestId": "asked-again", "label": "maven", "count": 3, "webhookUrl": url});
+    stack.ask(copy(&urls[0]));
+    stack.ask(copy(&urls[0]));
+    stack.settle().await.unwrap();
+    assert_eq!((stack.bodies("waiting").len(), desired(&stack)), (2, 2), "three agents go on one instance");
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    stack.ask(copy(&urls[1]));
+    stack.settle().await.unwrap();
+    stack.unhide("waiting");
+    stack.sweep().await.unwrap();
+    assert_eq!((stack.bodies("waiting").len(), desired(&stack)), (3, 2), "for the sweep too");
+    tokio::time::sleep(Duration::from_millis(1000)).await;
+    stack.unhide("waiting");
+    stack.sweep().await.unwrap();
+    assert!(stack.bodies("waiting").is_empty(), "the last copy's time is over with the first's");
+    for url in &urls {
+        let told = stack.notices(Some(url));
+        assert!(told.iter().all(|notice| notice.code() == "CAPACITY_TIMEOUT"), "{:?}", stack.told(url));
+        assert!(!told.is_empty());
+    }
+}
+
+#[tokio::test]
 async fn a_wait_keeps_the_time_it_began_at() {
     // Refused again and again, a request still waits from its first time on.
     let mut stack = slow_boot(|config| config["clouds"][0]["instanceLaunchTimeout"] = "2s".into()).await;

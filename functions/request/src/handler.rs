@@ -300,7 +300,6 @@ async fn answer_inquiry(
     arns: &[String],
     item: &Item,
 ) -> Result<(), Retry> {
-    let Some(url) = order.webhook_url(index) else { return Ok(()) };
     let tasks = ecs::describe_tasks(&cloud.clients.ecs, &order.cloud.cluster, arns).await?;
     if tasks.is_empty() && item.receives < SURE_AFTER {
         // ECS is eventually consistent: what another copy has just started may not be seen yet (API_RunTask).
@@ -321,7 +320,8 @@ async fn answer_inquiry(
             notice.r#type = notice.kind.as_str(),
             "answered an inquiry"
         );
-        app.tell_all(&notice, vec![Target::Request(url.to_owned())]).await?;
+        let url = order.webhook_url(index).map(|url| Target::Request(url.to_owned()));
+        app.tell_all(&notice, url.into_iter().chain(app.listeners()).collect()).await?;
     }
     Ok(())
 }
@@ -433,20 +433,27 @@ async fn observe_and_raise(app: &App, cloud: CloudRef<'_>, needs: Vec<(&Order<'_
         Some(Err(fault)) if fault.class() == Class::Permanent => room.refused = Some(fault.to_string()),
         Some(Err(fault)) => return Err(fault.into()),
     }
-    let own: Vec<Size> = scaled
+    // Each agent counts once, however many copies of its request are here.
+    let own: BTreeMap<_, Size> = scaled
         .iter()
         .flat_map(|(order, blocked)| {
             let size = order.size(room.sizes.get(&order.template.name).copied().unwrap_or_default());
-            blocked.agents.iter().map(move |_| size)
+            blocked.agents.iter().map(move |index| ((order.request_id.as_str(), index), size))
         })
-        .filter(|&size| !room.observed.too_large(size))
+        .filter(|&(_, size)| !room.observed.too_large(size))
         .collect();
+    let own: Vec<Size> = own.into_values().collect();
     if own.is_empty() || room.observed.group.is_none() {
         return Ok(room);
     }
-    // The queue's count says nothing of clouds: where several scale, the sweep adds what this batch does not see.
+    // The queue's count says neither which cloud is waited for nor what else: where several scale, or agents wait for the
+    // end of others, the sweep adds what this batch does not see.
     let scaling = app.all_clouds().filter(|cloud| cloud.cloud.auto_scaling_group.is_some()).count();
-    let waiting = if scaling == 1 { queues::depth(&app.sqs, &app.settings.queues.waiting).await? } else { 0 };
+    let limited = app.all_clouds().any(|CloudRef { cloud, .. }| {
+        cloud.max_agents.is_some() || cloud.templates.iter().any(|template| template.max_agents.is_some())
+    });
+    let waiting =
+        if scaling == 1 && !limited { queues::depth(&app.sqs, &app.settings.queues.waiting).await? } else { 0 };
     room.plan = room.observed.plan(&plan::demand(&own, waiting));
     if let (Some(target), Some(group)) = (room.plan.raise_to, &room.observed.group) {
         match autoscaling::set_desired(&cloud.clients.autoscaling, &group.name, target).await {
@@ -516,8 +523,15 @@ async fn wait_for_room(
                     reason = wait.reason,
                     "request waits"
                 );
-                if order.wait.is_none() {
-                    tell_waiting(app, &order, &blocked).await?;
+                // The request is safe in its queue: what fails from here on must not bring it back.
+                if order.wait.is_none()
+                    && let Err(Retry(reason)) = tell_waiting(app, &order, &blocked).await
+                {
+                    tracing::warn!(
+                        request.id = order.request_id.as_str(),
+                        error = reason,
+                        "nobody heard that it waits"
+                    );
                 }
             }
         }
@@ -531,11 +545,11 @@ async fn tell_waiting(app: &App, order: &Order<'_>, blocked: &Blocked) -> Result
     if listeners.is_empty() {
         return Ok(());
     }
-    for &index in &blocked.agents {
-        let notice = head(app, NoticeType::Waiting, order, index);
-        app.tell_all(&notice, listeners.clone()).await?;
-    }
-    Ok(())
+    let told = blocked.agents.iter().map(|&index| {
+        let (notice, listeners) = (head(app, NoticeType::Waiting, order, index), listeners.clone());
+        async move { app.tell_all(&notice, listeners).await }
+    });
+    Ok(join_all(told).await.into_iter().collect::<Result<_, _>>()?)
 }
 
 /// A notice about an agent that has no task.
@@ -574,13 +588,13 @@ async fn fail(app: &App, order: &Order<'_>, agents: &[u32], failure: Failure) ->
         error = failure.message,
         "no agent for the request"
     );
-    for &index in agents {
+    let told = agents.iter().map(|&index| {
         let mut notice = head(app, NoticeType::Failed, order, index);
         notice.failure = Some(failure.clone());
         let request = order.webhook_url(index).map(|url| Target::Request(url.to_owned()));
-        app.tell_all(&notice, request.into_iter().chain(app.listeners()).collect()).await?;
-    }
-    Ok(())
+        async move { app.tell_all(&notice, request.into_iter().chain(app.listeners()).collect()).await }
+    });
+    Ok(join_all(told).await.into_iter().collect::<Result<_, _>>()?)
 }
 
 /// Refuses a message: kept for people, told to whoever may be told.
@@ -607,11 +621,14 @@ async fn refuse(app: &App, item: &Item, refused: Refused) -> Result<(), Retry> {
     if refused.webhook_urls.is_empty() {
         app.tell_all(&notice(0), app.listeners()).await?;
     }
-    for (index, url) in refused.webhook_urls.into_iter().enumerate() {
-        let targets = std::iter::once(Target::Request(url)).chain(app.listeners()).collect();
-        app.tell_all(&notice(index), targets).await?;
-    }
-    Ok(())
+    // Of a request that was placed in part, only those agents that still wait have no outcome yet.
+    let waits =
+        |index: usize| item.wait.as_ref().is_none_or(|wait| wait.agents.iter().any(|&agent| agent as usize == index));
+    let told = refused.webhook_urls.into_iter().enumerate().filter(|&(index, _)| waits(index)).map(|(index, url)| {
+        let (notice, targets) = (notice(index), std::iter::once(Target::Request(url)).chain(app.listeners()).collect());
+        async move { app.tell_all(&notice, targets).await }
+    });
+    Ok(join_all(told).await.into_iter().collect::<Result<_, _>>()?)
 }
 
 /// On the last try before the queue would move the message to its dead letters, where nobody is told.

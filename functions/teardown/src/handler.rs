@@ -9,7 +9,7 @@ use shared::app::{App, CloudRef};
 use shared::aws::Class;
 use shared::aws::ecs::{self, DesiredStatus, Task};
 use shared::batch::{self, Invocation, Item, Retry};
-use shared::message::{BuildCompleted, Record};
+use shared::message::{AgentRequest, BuildCompleted, Record};
 use shared::name::AgentName;
 use shared::report::is_gone;
 use shared::stop::Stop;
@@ -44,7 +44,15 @@ async fn complete(app: &App, invocation: &Invocation, item: &Item) -> Result<(),
     let stop = plan::completed(&completion);
     match &completion.task_arn {
         Some(arn) => complete_task(app, invocation, item, &completion, arn, &stop).await,
-        None => complete_agents(app, item, &completion, &stop).await,
+        None if complete_agents(app, item, &completion, &stop).await? => Ok(()),
+        None => {
+            let now = app.now();
+            if plan::may_still_be_placed(&app.config().clouds, item.sent_at.unwrap_or(now), now) {
+                return Err(Retry("nothing is known of the request yet; it may still be placed".into()));
+            }
+            tracing::info!(message.id = item.id, "nothing is known of the completed request, nor will be");
+            Ok(())
+        }
     }
 }
 
@@ -88,13 +96,19 @@ async fn complete_task(
     tracing::info!(task.arn = arn, reason = %stop, "task is stopped");
     let started_by = task.as_ref().and_then(|task| task.started_by.clone());
     let name = started_by.or_else(|| completion.agent.clone()).and_then(|name| app.agent_name(&name));
+    if let Some(name) = &name {
+        remove_node(app, name, stop).await?;
+    }
+    if task.is_none() && completion.request_id.is_some() {
+        // ECS has forgotten this agent; the request may have others, and wait for more.
+        return complete_agents(app, item, completion, stop).await.map(drop);
+    }
     let Some(name) = name else { return Ok(()) };
-    remove_node(app, &name, stop).await?;
     let siblings = task.map(|task| siblings(app, app.template_name(&name), completion, &task)).unwrap_or_default();
     if siblings.is_empty() {
         return Ok(());
     }
-    withdraw(app, completion).await?;
+    withdraw(app, completion, stop).await?;
     stop_all(app, cloud, &siblings, stop).await
 }
 
@@ -118,11 +132,13 @@ async fn stop_all(app: &App, cloud: CloudRef<'_>, names: &[AgentName], stop: &St
     join_all(stopped).await.into_iter().try_for_each(|stopped| stopped.map(drop))
 }
 
-async fn complete_agents(app: &App, item: &Item, completion: &BuildCompleted, stop: &Stop) -> Result<(), Retry> {
+/// Stops the agents that a completion names. Answers whether anything is known of them.
+async fn complete_agents(app: &App, item: &Item, completion: &BuildCompleted, stop: &Stop) -> Result<bool, Retry> {
     let mut candidates: Vec<(CloudRef<'_>, AgentName)> = Vec::new();
     if let Some(agent) = &completion.agent {
         let Some(name) = app.agent_name(agent) else {
-            return reject(app, item, &format!("agent: {agent:?} is not the name of an agent of ours")).await;
+            let reason = format!("agent: {agent:?} is not the name of an agent of ours");
+            return reject(app, item, &reason).await.map(|()| true);
         };
         let template = app.template_name(&name).to_owned();
         let (serving, all): (Vec<_>, Vec<_>) = app.all_clouds().partition(|cloud| cloud.template(&template).is_some());
@@ -155,15 +171,7 @@ async fn complete_agents(app: &App, item: &Item, completion: &BuildCompleted, st
         }
     }
     // The rest of a request that was placed in part waits on.
-    if withdraw(app, completion).await? || !known.is_empty() {
-        return Ok(());
-    }
-    let now = app.now();
-    if plan::may_still_be_placed(&app.config().clouds, item.sent_at.unwrap_or(now), now) {
-        return Err(Retry("nothing is known of the request yet; it may still be placed".into()));
-    }
-    tracing::info!(message.id = item.id, "nothing is known of the completed request, and it can no longer be placed");
-    Ok(())
+    Ok(withdraw(app, completion, stop).await? || !known.is_empty())
 }
 
 /// Stops an agent's tasks and removes its node. Answers one of its tasks, running or stopped, if ECS knows any.
@@ -201,7 +209,7 @@ async fn remove_node(app: &App, name: &AgentName, stop: &Stop) -> Result<(), Ret
 }
 
 /// Takes a request that still waits out of the queue. Answers whether there was one.
-async fn withdraw(app: &App, completion: &BuildCompleted) -> Result<bool, Retry> {
+async fn withdraw(app: &App, completion: &BuildCompleted, stop: &Stop) -> Result<bool, Retry> {
     let prefix = &app.settings.agent_name_prefix;
     let concerned = |message: &Waiting| {
         message.wait.as_ref().is_some_and(|wait| {
@@ -215,6 +223,10 @@ async fn withdraw(app: &App, completion: &BuildCompleted) -> Result<bool, Retry>
     let (ours, others): (Vec<_>, Vec<_>) = wait::look(app).await?.into_iter().partition(concerned);
     wait::release(app, &others).await;
     for message in &ours {
+        // Only the message knows how many agents the request has; those that found room end before it goes.
+        if let Some((cloud, placed)) = placed(app, completion, message) {
+            stop_all(app, cloud, &placed, stop).await?;
+        }
         wait::forget(app, message).await?;
         tracing::info!(
             request.id = message.wait.as_ref().map(|wait| wait.request_id.as_str()),
@@ -222,4 +234,15 @@ async fn withdraw(app: &App, completion: &BuildCompleted) -> Result<bool, Retry>
         );
     }
     Ok(!ours.is_empty())
+}
+
+/// The agents of a waiting request that found room already, where the completion names the request.
+fn placed<'a>(app: &'a App, completion: &BuildCompleted, message: &Waiting) -> Option<(CloudRef<'a>, Vec<AgentName>)> {
+    let wait = message.wait.as_ref().filter(|wait| completion.request_id.as_ref() == Some(&wait.request_id))?;
+    let cloud = app.all_clouds().find(|cloud| cloud.cloud.name == wait.cloud)?;
+    let asked = AgentRequest::parse(&message.body).ok().and_then(|request| request.count);
+    let count = asked.or_else(|| Some(cloud.template(&wait.template)?.agents_per_request))?;
+    let (prefix, id) = (&app.settings.agent_name_prefix, wait.request_id.as_str());
+    let placed = (0..count).filter(|index| !wait.agents.contains(index));
+    Some((cloud, placed.map(|index| AgentName::new(prefix, &wait.template, id, index)).collect()))
 }

@@ -142,8 +142,9 @@ pub fn task_step(task: &Task, template: Option<&Template>, seen: Seen<'_>, now: 
         return TaskStep::Report;
     }
     let runs = task.last_status == "RUNNING";
-    // While Jenkins is away, it is Jenkins that is not ready.
-    if !ready && start.is_over(created, now) && !(runs && seen == Seen::Away) {
+    // While Jenkins is away, it is Jenkins that is not ready; but nothing outlives its lifetime.
+    let waits = runs && (seen == Seen::Away || lifetime.is_over(created, now));
+    if !ready && start.is_over(created, now) && !waits {
         let overdue = |why: &str| Stop::new(Cause::StartTimeout, format!("not ready within {start}{why}"));
         return match runs {
             true => TaskStep::ReportOrStop(overdue("")),

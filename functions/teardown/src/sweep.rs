@@ -255,11 +255,14 @@ async fn sweep_waiting(
     let mut by_cloud: BTreeMap<usize, Vec<Waiting>> = BTreeMap::new();
     let mut rest = Vec::new();
     let mut late = Vec::new();
-    for message in waiting {
-        let Some(wait) = &message.wait else {
+    // Copies of a request, oldest first, wait since the first of them did.
+    let mut first: HashMap<String, Timestamp> = HashMap::new();
+    for mut message in waiting {
+        let Some(wait) = &mut message.wait else {
             wake.push(message);
             continue;
         };
+        wait.since = *first.entry(wait.request_id.to_string()).or_insert(wait.since);
         let cloud = app.all_clouds().find(|cloud| cloud.cloud.name == wait.cloud);
         let expires_at = AgentRequest::parse(&message.body).ok().and_then(|request| request.expires_at);
         if let Some(failure) = plan::waited_too_long(wait, cloud.map(|cloud| cloud.cloud), expires_at, now) {
@@ -310,12 +313,17 @@ async fn observe(cloud: CloudRef<'_>) -> Result<Observed, Retry> {
 }
 
 async fn raise(cloud: CloudRef<'_>, observed: &Observed, waiting: &[Waiting]) -> Result<(), Retry> {
-    let demand: Vec<Size> = waiting
+    // Each agent counts once, however many copies of its request wait.
+    let agents: BTreeMap<_, Size> = waiting
         .iter()
         .filter_map(|message| message.wait.as_ref())
         .filter(|wait| cloud.template(&wait.template).is_some_and(|template| template.scales_group()))
-        .flat_map(|wait| wait.agents.iter().map(|_| wait.size.unwrap_or_default()))
+        .flat_map(|wait| {
+            let size = wait.size.unwrap_or_default();
+            wait.agents.iter().map(move |index| ((wait.request_id.as_str(), index), size))
+        })
         .collect();
+    let demand: Vec<Size> = agents.into_values().collect();
     let (Some(target), Some(group)) = (observed.plan(&demand).raise_to, &observed.group) else { return Ok(()) };
     autoscaling::set_desired(&cloud.clients.autoscaling, &group.name, target).await?;
     tracing::info!(

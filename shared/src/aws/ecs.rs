@@ -377,9 +377,9 @@ impl Task {
         self.tags.contains_key(REPORTED_TAG)
     }
 
-    /// Whether it was told to be ready.
+    /// Whether it was told to be ready, to whoever could be told.
     pub fn reported_ready(&self) -> bool {
-        self.tags.get(REPORTED_TAG).is_some_and(|value| value.starts_with("ready"))
+        self.tags.get(REPORTED_TAG).is_some_and(|value| value.starts_with("ready") || value.starts_with("rejected"))
     }
 
     /// When its outcome was told.

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
-use crate::app::{App, CloudRef};
+use crate::app::{App, CloudRef, ClusterArn};
 use crate::aws::ecs::Task;
 use crate::aws::{ApiFault, Class};
-use crate::config::{Address, Connect, LaunchType, Template};
+use crate::config::{Address, Cloud, Connect, Template};
 use crate::jenkins::{Launcher, Node};
 use crate::message::{Agent, Build, Notice, NoticeType, Record, RequestId, Task as NoticeTask, Timings};
 use crate::name::AgentName;
@@ -82,7 +82,7 @@ pub async fn endpoint(
     let Some(instance) = &task.container_instance_arn else {
         return Err(NoEndpoint::Retry("the task has neither a network interface nor a container instance yet".into()));
     };
-    if template.launch.kind == Some(LaunchType::External) {
+    if template.is_external() {
         return Err(NoEndpoint::Never(
             "an external instance has no address in EC2: use `connect: inbound` for launch type external".into(),
         ));
@@ -176,7 +176,7 @@ fn ms(from: Timestamp, to: Timestamp) -> i64 {
 pub fn agent(name: &AgentName, template: &Template, endpoint: Option<Endpoint>) -> Agent {
     Agent {
         name: name.clone(),
-        labels: template.labels.0.iter().cloned().collect(),
+        labels: template.labels.0.clone(),
         connect: template.connect,
         port: endpoint.as_ref().map(|endpoint| endpoint.port),
         host: endpoint.map(|endpoint| endpoint.host),
@@ -212,8 +212,8 @@ fn quoted(label: &String) -> String {
     if label.contains(char::is_whitespace) { format!("\"{label}\"") } else { label.clone() }
 }
 
-/// What a node says of itself: its build, and its task in the AWS console, where its logs are too.
-pub fn describe(request_id: &RequestId, build: Option<&Build>, task_arn: Option<&str>) -> String {
+/// What a node says of itself: its build, its cluster, and its task in the AWS console, where its logs are too.
+pub fn describe(request_id: &RequestId, build: Option<&Build>, cloud: &Cloud, task_arn: Option<&str>) -> String {
     let mut text = format!("ECS agent of request {request_id}");
     if let Some(build) = build {
         text += &format!(" for {build}");
@@ -221,16 +221,54 @@ pub fn describe(request_id: &RequestId, build: Option<&Build>, task_arn: Option<
             text += &format!(" ({url})");
         }
     }
+    text += &format!("{IN_CLUSTER}{} of {}", cluster_name(&cloud.cluster), cloud.region);
     if let Some(arn) = task_arn {
         text += &format!(", task {arn}");
-        let place = crate::app::ClusterArn::of_resource(arn, "task").zip(arn.rsplit_once('/'));
+        let place = ClusterArn::of_resource(arn, "task").zip(arn.rsplit_once('/'));
         if let Some((cluster, (_, id))) = place {
+            let console = match arn.split(':').nth(1) {
+                Some("aws-cn") => "console.amazonaws.cn",
+                Some("aws-us-gov") => "console.amazonaws-us-gov.com",
+                _ => "console.aws.amazon.com",
+            };
             text += &format!(
-                ", logs: https://{region}.console.aws.amazon.com/ecs/v2/clusters/{name}/tasks/{id}/logs?region={region}",
+                ", logs: https://{region}.{console}/ecs/v2/clusters/{name}/tasks/{id}/logs?region={region}",
                 region = cluster.region,
                 name = cluster.name,
             );
         }
     }
     text
+}
+
+const IN_CLUSTER: &str = ", in cluster ";
+
+/// The cluster and its region that a node's description names.
+pub fn described_cluster(description: &str) -> Option<(&str, &str)> {
+    let (_, rest) = description.rsplit_once(IN_CLUSTER)?;
+    rest.split(',').next()?.split_once(" of ")
+}
+
+/// The name in a cluster's ARN, or the name itself.
+pub fn cluster_name(cluster: &str) -> &str {
+    ClusterArn::parse(cluster).map_or(cluster, |arn| arn.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_says_which_cluster_it_is_of() {
+        let yaml = "{name: c, region: eu-west-1, cluster: ci, templates: []}";
+        let cloud: Cloud = serde_saphyr::from_str(yaml).expect("a cloud");
+        let id: RequestId = "a".parse().expect("an id");
+        let build = Build { job: Some("in cluster x of y".into()), number: Some(1), url: None };
+        for arn in [None, Some("arn:aws-cn:ecs:cn-north-1:123456789012:task/ci/0a1b")] {
+            let text = describe(&id, Some(&build), &cloud, arn);
+            assert_eq!(described_cluster(&text), Some(("ci", "eu-west-1")), "{text}");
+            assert_eq!(text.contains("https://cn-north-1.console.amazonaws.cn/ecs"), arn.is_some(), "{text}");
+        }
+        assert_eq!(described_cluster("somebody's own"), None);
+    }
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
+use tokio::sync::OnceCell;
 
 use crate::aws::ec2::Addresses;
 use crate::aws::ecs::{self, TaskDefinition};
@@ -60,11 +61,18 @@ pub struct App {
 /// Facts that are looked up once per process: nothing is lost when it ends.
 #[derive(Default)]
 pub struct Memory {
-    definitions: Mutex<HashMap<(usize, String), Arc<TaskDefinition>>>,
-    addresses: Mutex<HashMap<String, Addresses>>,
+    definitions: Lookups<(usize, String), Arc<TaskDefinition>>,
+    addresses: Lookups<String, Addresses>,
     told: Mutex<HashMap<String, Told>>,
     waited: Mutex<HashMap<String, Timestamp>>,
-    max_receives: Mutex<Option<Option<u32>>>,
+    max_receives: OnceCell<Option<u32>>,
+}
+
+/// Answers that do not change: whoever asks while somebody else does waits for that answer; a fault is not remembered.
+type Lookups<K, V> = Mutex<HashMap<K, Arc<OnceCell<V>>>>;
+
+fn lookup<K: std::hash::Hash + Eq, V>(lookups: &Lookups<K, V>, key: K) -> Arc<OnceCell<V>> {
+    lock(lookups).entry(key).or_default().clone()
 }
 
 /// A cloud of the configuration with its clients.
@@ -109,13 +117,23 @@ impl App {
         (0..self.clouds.len()).map(|index| self.cloud(index))
     }
 
+    /// The clouds of a cluster. Where clouds of several accounts have clusters of one name in one region, those that assume
+    /// a role in this account are meant before those that assume none.
+    pub fn clouds_of(&self, cluster: ClusterArn<'_>) -> Vec<CloudRef<'_>> {
+        let mut clouds: Vec<_> = self.all_clouds().filter(|cloud| cluster.is(cloud.cloud)).collect();
+        let is_assumed = |cloud: &CloudRef<'_>| cloud.cloud.assume_role_arn.is_some();
+        if clouds.iter().any(is_assumed) {
+            clouds.retain(is_assumed);
+        }
+        clouds
+    }
+
     /// The cloud of a task, by its cluster's ARN or its own: where several share the cluster, the one that has the
     /// template of the agent's name, else the first.
     pub fn cloud_of(&self, cluster: &str, task: &str, name: &AgentName) -> Option<CloudRef<'_>> {
         let cluster = ClusterArn::parse(cluster).or_else(|| ClusterArn::of_resource(task, "task"))?;
-        let mut clouds = self.all_clouds().filter(|cloud| cluster.is(cloud.cloud)).peekable();
-        let first = *clouds.peek()?;
-        Some(clouds.find(|cloud| cloud.template(self.template_name(name)).is_some()).unwrap_or(first))
+        let clouds = self.clouds_of(cluster);
+        clouds.iter().find(|cloud| cloud.template(self.template_name(name)).is_some()).or(clouds.first()).copied()
     }
 
     /// A task definition, described once.
@@ -123,13 +141,9 @@ impl App {
     /// # Errors
     /// When ECS could not be asked or does not know it.
     pub async fn task_definition(&self, cloud: CloudRef<'_>, name: &str) -> Result<Arc<TaskDefinition>, ApiFault> {
-        let key = (cloud.index, name.to_owned());
-        if let Some(known) = lock(&self.memory.definitions).get(&key) {
-            return Ok(known.clone());
-        }
-        let definition = Arc::new(ecs::describe_task_definition(&cloud.clients.ecs, name).await?);
-        lock(&self.memory.definitions).insert(key, definition.clone());
-        Ok(definition)
+        let known = lookup(&self.memory.definitions, (cloud.index, name.to_owned()));
+        let describe = async || ecs::describe_task_definition(&cloud.clients.ecs, name).await.map(Arc::new);
+        known.get_or_try_init(describe).await.cloned()
     }
 
     /// The addresses of a container instance, looked up once.
@@ -137,18 +151,28 @@ impl App {
     /// # Errors
     /// When AWS could not be asked or does not know the instance.
     pub async fn instance_addresses(&self, cloud: CloudRef<'_>, arn: &str) -> Result<Addresses, ApiFault> {
-        if let Some(known) = lock(&self.memory.addresses).get(arn) {
-            return Ok(known.clone());
-        }
-        let unknown = |message: String| ApiFault { action: "ecs:DescribeContainerInstances", code: None, message };
-        let instances = ecs::describe_instances(&cloud.clients.ecs, &cloud.cloud.cluster, &[arn.to_owned()]).await?;
-        let id = instances
-            .into_iter()
-            .find_map(|instance| instance.ec2_id)
-            .ok_or_else(|| unknown(format!("{arn} has no EC2 instance")))?;
-        let (addresses, _) = cloud.clients.ec2.instance(&id).await?;
-        lock(&self.memory.addresses).insert(arn.to_owned(), addresses.clone());
-        Ok(addresses)
+        let known = lookup(&self.memory.addresses, arn.to_owned());
+        let look = async || {
+            let unknown = |message: String| ApiFault { action: "ecs:DescribeContainerInstances", code: None, message };
+            let arns = [arn.to_owned()];
+            let instances = ecs::describe_instances(&cloud.clients.ecs, &cloud.cloud.cluster, &arns).await?;
+            let id = instances
+                .into_iter()
+                .find_map(|instance| instance.ec2_id)
+                .ok_or_else(|| unknown(format!("{arn} has no EC2 instance")))?;
+            Ok(cloud.clients.ec2.instance(&id).await?.0)
+        };
+        known.get_or_try_init(look).await.cloned()
+    }
+
+    /// Whether ECS knows a task of this name, one that runs or one that ended within the last hour: its agent's outcome was
+    /// told, or will be.
+    ///
+    /// # Errors
+    /// When ECS could not be asked.
+    pub async fn has_task(&self, cloud: CloudRef<'_>, name: &AgentName) -> Result<bool, ApiFault> {
+        let arns = ecs::tasks_of(&cloud.clients.ecs, &cloud.cloud.cluster, name.as_str()).await?;
+        Ok(!arns.is_empty())
     }
 
     /// After how many receives the requests queue moves a message to its dead letters, asked once.
@@ -156,12 +180,8 @@ impl App {
     /// # Errors
     /// When SQS could not be asked.
     pub async fn max_receives(&self) -> Result<Option<u32>, ApiFault> {
-        if let Some(known) = *lock(&self.memory.max_receives) {
-            return Ok(known);
-        }
-        let count = crate::aws::queues::max_receives(&self.sqs, &self.settings.queues.requests).await?;
-        *lock(&self.memory.max_receives) = Some(count);
-        Ok(count)
+        let ask = async || crate::aws::queues::max_receives(&self.sqs, &self.settings.queues.requests).await;
+        self.memory.max_receives.get_or_try_init(ask).await.copied()
     }
 
     /// Remembers that a copy of a request has gone to wait, for a day: its next RunTask has another token, so that a later
@@ -286,9 +306,12 @@ impl<'a> ClusterArn<'a> {
         (!name.is_empty() && !id.is_empty() && !id.contains('/')).then_some(Self { region, account, name })
     }
 
-    /// Whether it is the cluster of this cloud.
+    /// Whether it is the cluster of this cloud, as far as that is known: a cloud without a role and with a bare cluster
+    /// name may be in any account.
     pub fn is(&self, cloud: &Cloud) -> bool {
+        let account = cloud.assume_role_arn.as_deref().and_then(|role| role.split(':').nth(4));
         self.region == cloud.region
+            && account.is_none_or(|account| account == self.account)
             && match ClusterArn::parse(&cloud.cluster) {
                 Some(own) => (own.region, own.account, own.name) == (self.region, self.account, self.name),
                 None => cloud.cluster == self.name,

@@ -19,6 +19,9 @@ use crate::wait;
 /// Kept back at the end of an invocation, to answer with what is done.
 const RESERVE: Duration = Duration::from_millis(1500);
 
+/// What an invocation may take that was not told its deadline, in ms.
+const UNTOLD: u64 = 25_000;
+
 /// An invocation's own circumstances.
 #[derive(Debug, Clone)]
 pub struct Invocation {
@@ -32,7 +35,10 @@ impl Invocation {
     /// From what Lambda says.
     pub fn new(context: &lambda_runtime::Context) -> Self {
         let now = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default();
-        let left = Duration::from_millis(context.deadline.saturating_sub(now));
+        // A deadline long past was not meant.
+        let is_meant = context.deadline + 60_000 > now;
+        let left = if is_meant { context.deadline.saturating_sub(now) } else { UNTOLD };
+        let left = Duration::from_millis(left);
         Self {
             deadline: Instant::now() + left.saturating_sub(RESERVE),
             function_arn: context.invoked_function_arn.clone(),

@@ -3,7 +3,7 @@
 //! The answer is absolute and computed from what is observed, so two copies that run at once come to the same number;
 //! it is only ever a raise.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use crate::aws::autoscaling::Group;
 use crate::aws::ecs::Instance;
@@ -36,8 +36,9 @@ pub struct Observed {
     pub instances: Vec<Instance>,
     /// What one instance offers, as configured, until the first has registered.
     pub configured: Option<Size>,
-    /// Container instances that ECS called full for another reason than CPU and memory: network interfaces, ports.
-    pub full: BTreeSet<String>,
+    /// Container instances that ECS named for another reason than CPU and memory, and whether their tasks tell how many
+    /// an instance holds ([`crate::aws::ecs::Unfit`]).
+    pub unfit: BTreeMap<String, bool>,
 }
 
 /// What is to be done about the waiting work.
@@ -67,27 +68,37 @@ impl Bin {
 }
 
 impl Observed {
-    /// The largest instance that is there or was said to come; none while nothing is known.
-    pub fn largest(&self) -> Option<Size> {
-        self.instances
-            .iter()
-            .map(|instance| instance.total)
-            .chain(self.configured)
-            .max_by_key(|size| (size.memory, size.cpu))
+    /// The group's own container instances, but for those that are being terminated: they do not count towards the desired
+    /// capacity any more.
+    fn registered(&self) -> impl Iterator<Item = &Instance> {
+        self.instances.iter().filter(|instance| self.lifecycle(instance).is_some_and(|state| !is_ending(state)))
     }
 
-    /// Whether no instance can ever hold a task of this size, as far as anything is known.
-    pub fn too_large(&self, size: Size) -> bool {
-        let mut known = self.instances.iter().map(|instance| instance.total).chain(self.configured).peekable();
-        known.peek().is_some() && !known.any(|total| size.fits(total))
+    fn lifecycle(&self, instance: &Instance) -> Option<&str> {
+        let members = &self.group.as_ref()?.instances;
+        let member = members.iter().find(|member| Some(&member.id) == instance.ec2_id.as_ref())?;
+        Some(&member.lifecycle)
     }
 
-    /// The group's own container instances.
-    fn registered<'a>(&'a self, group: &'a Group) -> impl Iterator<Item = &'a Instance> {
-        self.instances.iter().filter(move |instance| {
-            let id = instance.ec2_id.as_deref();
-            group.instances.iter().any(|member| Some(member.id.as_str()) == id)
-        })
+    /// What one instance of the group offers: the largest that has registered, until then what was configured.
+    fn instance_size(&self) -> Option<Size> {
+        let totals = self.registered().map(|instance| instance.total).filter(|total| total.memory > 0);
+        totals.max_by_key(|size| (size.memory, size.cpu)).or(self.configured)
+    }
+
+    /// The instance that comes nearest to holding a task that is larger than any instance can be, as far as anything is
+    /// known; none if one may hold it.
+    pub fn too_large(&self, size: Size) -> Option<Size> {
+        let of_group = self.instance_size();
+        if self.group.is_some() && of_group.is_none() {
+            return None;
+        }
+        let others = self.instances.iter().filter(|instance| !instance.is_external()).map(|instance| instance.total);
+        let known: Vec<_> = others.filter(|total| total.memory > 0).chain(of_group).collect();
+        if known.iter().any(|&total| size.fits(total)) {
+            return None;
+        }
+        known.into_iter().max_by_key(|total| (total.memory, total.cpu))
     }
 
     /// The desired capacity that gives every task of `demand` a place.
@@ -96,14 +107,9 @@ impl Observed {
         if demand.is_empty() {
             return Plan::default();
         }
-        let registered = self.registered(group).count() as u32;
+        let registered = self.registered().count() as u32;
         let booting = group.desired.saturating_sub(registered);
-        let size = self
-            .registered(group)
-            .map(|instance| instance.total)
-            .max_by_key(|size| (size.memory, size.cpu))
-            .or(self.configured);
-        let wanted = match size {
+        let wanted = match self.instance_size() {
             Some(size) => group.desired + self.instances_beyond(booting, size, demand),
             // Nothing is known of an instance's size: the first to boot will tell.
             None if booting == 0 => group.desired + 1,
@@ -119,14 +125,20 @@ impl Observed {
         let slots = self
             .instances
             .iter()
-            .filter(|instance| self.full.contains(&instance.arn) && instance.tasks > 0)
+            .filter(|instance| self.unfit.get(&instance.arn) == Some(&true) && instance.tasks > 0)
             .map(|instance| instance.tasks)
             .max()
             .unwrap_or(u32::MAX);
+        let has_room = |instance: &&Instance| {
+            instance.takes_tasks()
+                && !instance.is_external()
+                && !self.unfit.contains_key(&instance.arn)
+                && !self.lifecycle(instance).is_some_and(is_ending)
+        };
         let mut bins: Vec<Bin> = self
             .instances
             .iter()
-            .filter(|instance| instance.takes_tasks() && !self.full.contains(&instance.arn))
+            .filter(has_room)
             .map(|instance| Bin { room: instance.free, slots: slots.saturating_sub(instance.tasks) })
             .collect();
         bins.extend((0..booting).map(|_| Bin { room: size, slots }));
@@ -143,6 +155,11 @@ impl Observed {
         }
         (bins.len() - before) as u32
     }
+}
+
+/// `Terminating`, `Terminating:Wait`, `Terminated` … (EC2 Auto Scaling user guide, "Instance lifecycle").
+fn is_ending(lifecycle: &str) -> bool {
+    lifecycle.starts_with("Terminat")
 }
 
 #[cfg(test)]
@@ -176,7 +193,7 @@ mod tests {
             .collect();
         let group =
             Group { name: "group".into(), minimum: 0, desired, maximum, instances: members, ..Group::default() };
-        Observed { group: Some(group), instances, configured: Some(INSTANCE), full: BTreeSet::new() }
+        Observed { group: Some(group), instances, configured: Some(INSTANCE), unfit: BTreeMap::new() }
     }
 
     #[test]
@@ -203,22 +220,57 @@ mod tests {
         assert_eq!(unknown.plan(&[TASK; 9]).raise_to, Some(1));
         unknown.group.as_mut().expect("a group").desired = 1;
         assert_eq!(unknown.plan(&[TASK; 9]).raise_to, None);
-        assert!(!unknown.too_large(Size { cpu: 1 << 20, memory: 1 << 20 }));
+        assert_eq!(unknown.too_large(Size { cpu: 1 << 20, memory: 1 << 20 }), None);
     }
 
     #[test]
     fn a_task_larger_than_any_instance_raises_nothing() {
         let state = observed(0, 10, &[]);
         let huge = Size { cpu: 8192, memory: 2048 };
-        assert!(state.too_large(huge));
+        assert_eq!(state.too_large(huge), Some(INSTANCE));
         assert_eq!(state.plan(&[huge]).raise_to, None);
+    }
+
+    #[test]
+    fn what_is_configured_counts_until_the_first_instance_has_registered() {
+        let mut state = observed(1, 10, &[Size::default()]);
+        state.configured = Some(Size { cpu: 8192, memory: 16384 });
+        let large = Size { cpu: 4096, memory: 8192 };
+        assert_eq!(state.too_large(large), Some(INSTANCE));
+        state.group.as_mut().expect("a group").instances.clear();
+        assert_eq!(state.too_large(large), None, "the small instance is not of the group");
+        state.configured = None;
+        assert_eq!(state.too_large(large), None, "nobody knows the group's instances");
+    }
+
+    #[test]
+    fn an_instance_that_is_being_terminated_is_neither_there_nor_room() {
+        let mut state = observed(1, 10, &[INSTANCE]);
+        state.group.as_mut().expect("a group").instances[0].lifecycle = "Terminating:Wait".into();
+        assert_eq!(state.plan(&[TASK]).raise_to, None, "its successor boots");
+        assert_eq!(state.plan(&[TASK; 4]).raise_to, Some(2));
+    }
+
+    #[test]
+    fn instances_outside_aws_take_nothing_that_waits_for_the_group() {
+        let mut state = observed(1, 10, &[INSTANCE]);
+        state.instances[0].ec2_id = Some("mi-0123456789abcdef0".into());
+        state.group.as_mut().expect("a group").desired = 0;
+        assert_eq!(state.plan(&[TASK]).raise_to, Some(1));
+    }
+
+    #[test]
+    fn an_instance_that_does_not_fit_says_nothing_about_how_many_tasks_one_holds() {
+        let mut state = observed(1, 10, &[INSTANCE]);
+        state.unfit.insert("arn-0".into(), false);
+        assert_eq!(state.plan(&[TASK; 6]).raise_to, Some(3), "three tasks each");
     }
 
     #[test]
     fn instances_without_interfaces_are_full_however_much_memory_they_have() {
         let mut state = observed(1, 10, &[INSTANCE]);
         state.instances[0].tasks = 2;
-        state.full.insert("arn-0".into());
+        state.unfit.insert("arn-0".into(), true);
         assert_eq!(state.plan(&[TASK]).raise_to, Some(2));
         assert_eq!(state.plan(&[TASK; 4]).raise_to, Some(3), "two a new instance, as on the full one");
     }

@@ -3,7 +3,6 @@
 //! The grammar is that of Jenkins' `LabelExpressionLexer.g4` and `LabelExpressionParser.g4`: `!` binds tightest and
 //! stands before a name or parentheses, then come `&&`, `||`, `->` (which does not chain) and `<->`.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -11,9 +10,9 @@ use std::str::FromStr;
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Deserialize, schemars::JsonSchema)]
 #[serde(transparent)]
 pub struct LabelSet(
-    /// Names that can stand in a label expression without quotes.
-    #[schemars(length(min = 1), inner(regex(pattern = r#"^[^\s&|!<>()"'\\]+$"#)))]
-    pub BTreeSet<String>,
+    /// In the order in which they are written. One that holds a space or an operator stands in quotes in a label expression.
+    #[schemars(length(min = 1), inner(regex(pattern = r#"^[^\s"\\]([^"\\]*[^\s"\\])?$"#)))]
+    pub Vec<String>,
 );
 
 /// A label expression, which displays as it was written.

@@ -12,6 +12,9 @@ use crate::name::{AgentName, digest};
 /// The version of every message here.
 pub const VERSION: u32 = 1;
 
+/// The most agents of one request.
+pub const MOST_AGENTS: u32 = 10;
+
 /// A build asks for agents.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -37,7 +40,7 @@ pub struct AgentRequest {
     #[serde(default)]
     pub count: Option<u32>,
     /// What is to differ from the template.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub overrides: Overrides,
 }
 
@@ -49,8 +52,8 @@ impl AgentRequest {
     pub fn parse(body: &str) -> Result<Self, String> {
         let request: Self = read(body, "an AgentRequest")?;
         match request.count {
-            Some(count) if !(1..=10).contains(&count) => Err(format!("count: is {count}, has to be 1 to 10")),
-            _ if request.webhook_urls.len() > 10 => {
+            Some(count) if !(1..=MOST_AGENTS).contains(&count) => Err(format!("count: is {count}, has to be 1 to 10")),
+            _ if request.webhook_urls.len() > MOST_AGENTS as usize => {
                 Err(format!("webhookUrl: has {} URLs, at most 10 go", request.webhook_urls.len()))
             }
             _ => Ok(request),
@@ -76,9 +79,11 @@ impl Salvage {
             return Self::default();
         };
         let mut take = |name: &str| fields.remove(name).unwrap_or_default();
+        let mut webhook_urls = one_or_many(take("webhookUrl")).unwrap_or_default();
+        webhook_urls.truncate(MOST_AGENTS as usize);
         Self {
             request_id: serde_json::from_value(take("requestId")).ok(),
-            webhook_urls: one_or_many(take("webhookUrl")).unwrap_or_default(),
+            webhook_urls,
             build: serde_json::from_value(take("build")).ok(),
         }
     }
@@ -152,6 +157,7 @@ pub struct Overrides {
     /// The task's MiB.
     pub memory: Option<u32>,
     /// Further environment variables.
+    #[serde(deserialize_with = "or_default")]
     pub environment: BTreeMap<String, String>,
     /// The container's command.
     pub command: Option<Vec<String>>,
@@ -472,6 +478,11 @@ fn version_one<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Err
     }
 }
 
+/// What is null is as if it were not there, as Groovy's JsonOutput writes what has no value.
+fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
 fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged, expecting = "webhookUrl: has to be a URL or a list of URLs")]
@@ -479,8 +490,9 @@ fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>
         One(String),
         Many(Vec<String>),
     }
-    Ok(match OneOrMany::deserialize(deserializer)? {
-        OneOrMany::One(url) => vec![url],
-        OneOrMany::Many(urls) => urls,
+    Ok(match Option::deserialize(deserializer)? {
+        None => Vec::new(),
+        Some(OneOrMany::One(url)) => vec![url],
+        Some(OneOrMany::Many(urls)) => urls,
     })
 }

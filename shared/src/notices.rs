@@ -67,7 +67,7 @@ pub struct Fallback {
 }
 
 /// Who gets a notice.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Target {
     /// The request's own webhook.
@@ -146,7 +146,14 @@ impl App {
                 );
                 Delivered::Yes
             }
-            Posted::Unwanted => Delivered::Unwanted,
+            Posted::Unwanted if matches!(target, Target::Request(_)) => Delivered::Unwanted,
+            // Only the request's own webhook speaks for its build.
+            Posted::Unwanted => {
+                let reason = "jenkins.webhook.url leads to nothing in Jenkins: mend it";
+                tracing::error!(notice.id = notice.id, error = reason, "notice rejected");
+                self.reject(&body, reason).await?;
+                Delivered::Rejected
+            }
             Posted::Later(reason) => {
                 tracing::warn!(notice.id = notice.id, error = reason, "notice not delivered yet");
                 Delivered::Later(reason)

@@ -60,12 +60,12 @@ pub struct Ended {
 pub fn of_stopped(task: &Task, container: Option<&str>, reported_ready: Option<bool>) -> Option<Ended> {
     let reason = task.stopped_reason.as_deref().unwrap_or_default();
     let stop = Stop::parse(reason);
-    // A task that never ran was never ready, whatever else is known.
-    let ready = task.started_at.is_some()
-        && match &stop {
-            Some(stop) => !stop.before_ready,
-            None => reported_ready.unwrap_or(true),
-        };
+    // A task that never ran was never ready, unless it was told to be.
+    let ran = task.started_at.is_some();
+    let ready = match &stop {
+        Some(stop) => ran && !stop.before_ready,
+        None => reported_ready.unwrap_or(ran),
+    };
     let found = container.and_then(|name| task.container(name));
     let exit_code = found.and_then(|found| found.exit_code);
     let failure = |code, message| Some(Failure { code, message, stop_code: task.stop_code.clone(), exit_code });
@@ -89,13 +89,12 @@ pub fn of_stopped(task: &Task, container: Option<&str>, reported_ready: Option<b
     }
 }
 
-/// `SpotInterruption` is the stop code of Fargate Spot (ECS developer guide, "Stopped task error codes").
+/// `SpotInterruption` is the stop code of Fargate Spot (ECS developer guide, "Stopped task error codes"); the guide's own
+/// example event has `TerminationNotice` and says "Your Spot Task was interrupted".
 fn is_spot_interruption(task: &Task) -> bool {
+    let reason = task.stopped_reason.as_deref().unwrap_or_default().to_ascii_lowercase();
     task.stop_code.as_deref() == Some("SpotInterruption")
-        || task
-            .stopped_reason
-            .as_deref()
-            .is_some_and(|reason| reason.to_ascii_lowercase().contains("spot interruption"))
+        || ["spot interruption", "spot task was interrupted"].iter().any(|words| reason.contains(words))
 }
 
 /// Why a task never became an agent, in one sentence that says what to do.
@@ -182,7 +181,8 @@ mod tests {
             ),
             ("Essential container in task exited", "EssentialContainerExited", true, Some(true), Stopped, None),
             ("CannotPullContainerError: x", "TaskFailedToStart", false, Some(false), Failed, Some(StartFailed)),
-            ("Your Spot Task was interrupted.", "SpotInterruption", true, Some(true), Stopped, Some(SpotInterruption)),
+            ("Your Spot Task was interrupted.", "TerminationNotice", true, Some(true), Stopped, Some(SpotInterruption)),
+            ("Scaling activity", "SpotInterruption", true, Some(true), Stopped, Some(SpotInterruption)),
             ("COMPLETED: build a #1 is over: SUCCESS", "UserInitiated", true, None, Stopped, None),
             ("COMPLETED: build a #1 is over: ABORTED", "UserInitiated", false, None, Failed, Some(StartFailed)),
             ("START_TIMEOUT before ready: x", "UserInitiated", true, None, Failed, Some(StartTimeout)),

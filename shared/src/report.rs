@@ -2,7 +2,7 @@
 
 use crate::agents::{self, NoEndpoint};
 use crate::app::{App, Claim, CloudRef};
-use crate::aws::ecs::{self, CONTROLLER_TAG, DesiredStatus, REPORTED_TAG, Task};
+use crate::aws::ecs::{self, CONTROLLER_TAG, DesiredStatus, Of, REPORTED_TAG, Task};
 use crate::aws::{ApiFault, Class};
 use crate::batch::Retry;
 use crate::config::check::is_reserved_variable;
@@ -81,12 +81,32 @@ impl App {
             Some(task) => self.report_described(ours, &task).await,
             None => {
                 tracing::info!(agent.name = ours.name.as_str(), task.arn = arn, "ECS no longer knows the task");
-                if let Some(fallback) = otherwise {
-                    self.tell_once(&fallback.notice, fallback.webhook_url.as_deref()).await?;
-                }
+                self.report_lost(ours.name, otherwise).await?;
                 Ok(Reported::Done)
             }
         }
+    }
+
+    /// Tells the end of a task that its last event shows. A stopped task does not change any more; ECS is asked for its tags
+    /// alone, which say whether somebody was told of a ready agent.
+    ///
+    /// # Errors
+    /// When that has to be tried again.
+    pub async fn report_end(&self, ours: Ours<'_>, event: &Task) -> Result<(), Retry> {
+        let (client, cluster) = (&ours.cloud.clients.ecs, &ours.cloud.cloud.cluster);
+        let described = ecs::describe_tasks(client, cluster, std::slice::from_ref(&event.arn)).await?;
+        let is_known = !described.is_empty();
+        let mut task = event.clone();
+        task.tags = described.into_iter().next().map(|task| task.tags).unwrap_or_default();
+        let is_ours = task.record().is_some() || task.tags.contains_key(CONTROLLER_TAG);
+        if !is_ours || outcome::is_anothers(&task, self.config().jenkins.url.as_written()) {
+            return Ok(());
+        }
+        if !is_known && task.started_at.is_some() {
+            // Nobody can say any more; it ran, and its build has most likely had it.
+            task.tags.insert(REPORTED_TAG.into(), "ready".into());
+        }
+        self.stopped(ours, &task).await
     }
 
     /// Tells what a task has become, as ECS describes it just now.
@@ -135,6 +155,10 @@ impl App {
     async fn ready(&self, ours: Ours<'_>, task: &Task, record: Option<&Record>) -> Result<Reported, Retry> {
         let name = ours.name;
         let Some(record) = record else {
+            if !task.tags.contains_key(CONTROLLER_TAG) {
+                tracing::debug!(agent.name = name.as_str(), task.arn = task.arn, "not ours: no tag and no record");
+                return Ok(Reported::Done);
+            }
             return self.unusable(ours, task, "the task carries no record of its request").await;
         };
         let Some(template) = ours.template else {
@@ -161,7 +185,8 @@ impl App {
                 .filter(|(variable, _)| !is_reserved_variable(variable, template.connect))
                 .map(|(variable, value)| (variable.to_owned(), value.to_owned()))
                 .collect();
-            let description = agents::describe(&record.request_id, record.build.as_ref(), Some(&task.arn));
+            let description =
+                agents::describe(&record.request_id, record.build.as_ref(), ours.cloud.cloud, Some(&task.arn));
             let labelled = record.webhook_url.is_some();
             let node = agents::node(name, template, labelled, launcher, environment, &description);
             match self.jenkins.create_node(&node).await {
@@ -195,19 +220,43 @@ impl App {
             Delivered::Yes => "ready",
             Delivered::Rejected => "rejected",
             Delivered::Unwanted => {
-                self.delete_node(name).await?;
                 let stop = Stop::new(Cause::Unwanted, "Jenkins says that nobody waits for this agent");
-                return self.stop(ours, task, stop).await.map(|()| Reported::Done);
+                self.stop(ours, task, stop).await?;
+                self.delete_node(name).await?;
+                return Ok(Reported::Done);
             }
-            Delivered::Later(reason) => return Err(Retry(reason)),
-            Delivered::Refused(reason) => return Ok(Reported::Refused(reason)),
+            // As if Jenkins were down, whoever has to mend it: the log names the setting.
+            Delivered::Later(reason) | Delivered::Refused(reason) => return Err(Retry(reason)),
         };
         if let Claim::Mine(telling) = claim {
             telling.done();
         }
+        self.tell_listeners(&notice).await?;
         self.mark(ours.cloud, task, told).await?;
-        self.tell_all(&notice, self.listeners()).await?;
         Ok(Reported::Done)
+    }
+
+    /// Tells everybody but the request's own webhook, once per process. Before anything is recorded: what is recorded is
+    /// not told again.
+    async fn tell_listeners(&self, notice: &Notice) -> Result<(), Retry> {
+        if let Claim::Mine(telling) = self.claim(&format!("{} to listeners", notice.id)) {
+            self.tell_all(notice, self.listeners()).await?;
+            telling.done();
+        }
+        Ok(())
+    }
+
+    /// Records an agent as ready that is at work, though that was never recorded: its build has heard of it, or found it
+    /// by its labels. Nothing is asked of anybody who could refuse it.
+    ///
+    /// # Errors
+    /// When it could not be told or recorded.
+    pub async fn at_work(&self, ours: Ours<'_>, task: &Task) -> Result<(), Retry> {
+        let record = task.record();
+        let now = self.now();
+        let notice = agents::notice(NoticeType::Ready, ours.name, ours.template, None, task, record.as_ref(), now);
+        self.tell_listeners(&notice).await?;
+        self.mark(ours.cloud, task, "ready").await
     }
 
     /// Stops a task that can never become an agent; its last event tells why.
@@ -219,7 +268,7 @@ impl App {
     async fn standing(&self, ours: Ours<'_>, task: &Task) -> Result<Standing, Retry> {
         let clients = &ours.cloud.clients.ecs;
         let cluster = &ours.cloud.cloud.cluster;
-        let arns = ecs::list_tasks(clients, cluster, Some(ours.name.as_str()), DesiredStatus::Running).await?;
+        let arns = ecs::list_tasks(clients, cluster, Of::Name(ours.name.as_str()), DesiredStatus::Running).await?;
         if arns.iter().all(|arn| *arn == task.arn) {
             return Ok(Standing::Alone);
         }
@@ -270,45 +319,43 @@ impl App {
         match ended.kind {
             NoticeType::Failed if task.reported() => Ok(()),
             NoticeType::Failed => {
-                if self.tell_once(&notice, url).await? {
-                    // ECS may take no tag of a stopped task any more.
-                    if let Err(Retry(reason)) = self.mark(ours.cloud, task, "failed").await {
-                        tracing::debug!(task.arn = task.arn, error = reason, "not marked as reported");
-                    }
+                self.tell_once(&notice, url).await?;
+                // ECS may take no tag of a stopped task any more.
+                if let Err(Retry(reason)) = self.mark(ours.cloud, task, "failed").await {
+                    tracing::debug!(task.arn = task.arn, error = reason, "not marked as reported");
                 }
                 Ok(())
             }
-            _ => {
-                if let Claim::Mine(telling) = self.claim(&notice.id) {
-                    self.tell_all(&notice, self.listeners()).await?;
-                    telling.done();
-                }
-                Ok(())
-            }
+            _ => self.tell_listeners(&notice).await,
         }
     }
 
-    /// Tells an outcome to the request's webhook, then to everybody else. Answers false if it was told before.
-    async fn tell_once(&self, notice: &Notice, url: Option<&str>) -> Result<bool, Retry> {
-        let telling = match self.claim(&notice.id) {
-            Claim::Mine(telling) => telling,
+    /// Tells an outcome to the request's webhook, then to everybody else: once per process.
+    async fn tell_once(&self, notice: &Notice, url: Option<&str>) -> Result<(), Retry> {
+        match self.claim(&notice.id) {
+            Claim::Mine(telling) => {
+                if let Some(url) = url
+                    && let Some(reason) = self.tell(notice, &Target::Request(url.to_owned())).await?.again()
+                {
+                    return Err(Retry(reason));
+                }
+                telling.done();
+            }
             Claim::Anothers => return Err(Retry("it is being told just now".into())),
-            Claim::Told => return Ok(false),
-        };
-        if let Some(url) = url
-            && let Some(reason) = self.tell(notice, &Target::Request(url.to_owned())).await?.again()
-        {
-            return Err(Retry(reason));
+            Claim::Told => {}
         }
-        telling.done();
-        self.tell_all(notice, self.listeners()).await?;
-        Ok(true)
+        self.tell_listeners(notice).await
     }
 
     /// Records on the task that its outcome was told.
     async fn mark(&self, cloud: CloudRef<'_>, task: &Task, told: &str) -> Result<(), Retry> {
         let value = format!("{told} {}", self.now());
         match ecs::tag(&cloud.clients.ecs, &task.arn, REPORTED_TAG, &value).await {
+            Err(fault) if fault.code.as_deref().is_some_and(|code| code.starts_with("AccessDenied")) => {
+                let advice = "nobody remembers that the outcome was told: the function's role needs ecs:TagResource";
+                tracing::error!(task.arn = task.arn, error = %fault, "{advice}");
+                Ok(())
+            }
             Err(fault) if fault.class() == Class::Permanent => {
                 tracing::debug!(task.arn = task.arn, error = %fault, "the task takes no tag any more");
                 Ok(())
@@ -335,7 +382,7 @@ impl App {
     ///
     /// # Errors
     /// When it could not even be kept.
-    pub async fn delete_node(&self, name: &AgentName) -> Result<(), Retry> {
+    pub async fn delete_node(&self, name: &AgentName) -> Result<(), ApiFault> {
         if !self.jenkins.registers_nodes() {
             return Ok(());
         }
@@ -344,25 +391,42 @@ impl App {
             Err(fault) => {
                 tracing::warn!(agent.name = name.as_str(), error = %fault, "the node is deleted later");
                 let work = Work::Node { name: name.to_string() };
-                Ok(self.keep(&Undelivered { since: self.now(), work }).await?)
+                self.keep(&Undelivered { since: self.now(), work }).await
             }
+        }
+    }
+
+    /// Tells the end of a task of which nobody can say any more what it has become.
+    ///
+    /// # Errors
+    /// When that has to be tried again.
+    pub async fn report_lost(&self, name: &AgentName, otherwise: Option<&Fallback>) -> Result<(), Retry> {
+        self.delete_node(name).await?;
+        match otherwise {
+            Some(fallback) => self.tell_once(&fallback.notice, fallback.webhook_url.as_deref()).await,
+            None => Ok(()),
         }
     }
 
     /// What has to be told if ECS forgets the task before Jenkins can be told.
     pub fn fallback(&self, ours: Ours<'_>, task: &Task) -> Option<Fallback> {
         let record = task.record()?;
-        let now = self.now();
-        let mut notice = agents::notice(NoticeType::Failed, ours.name, ours.template, None, task, Some(&record), now);
         let mut gone = task.clone();
-        gone.started_at = None;
+        // One that still ran had nobody told of it; one that ended after it ran most likely had its build.
+        if !task.is_stopped() {
+            gone.started_at = None;
+        }
         gone.stopped_reason.get_or_insert_with(|| "the task ended while Jenkins could not be told of it".into());
-        notice.failure = outcome::of_stopped(&gone, Some(&record.container), Some(false))?.failure;
-        Some(Fallback { notice: Box::new(notice), webhook_url: record.webhook_url })
+        let ended = outcome::of_stopped(&gone, Some(&record.container), None)?;
+        let mut notice = agents::notice(ended.kind, ours.name, ours.template, None, task, Some(&record), self.now());
+        notice.failure = ended.failure;
+        let webhook_url = record.webhook_url.filter(|_| ended.kind == NoticeType::Failed);
+        Some(Fallback { notice: Box::new(notice), webhook_url })
     }
 }
 
 /// Whether StopTask says that there is no such task (any more): `InvalidParameterException` with these words.
 pub fn is_gone(fault: &ApiFault) -> bool {
-    fault.class() == Class::Permanent && fault.message.to_ascii_lowercase().contains("task was not found")
+    let message = fault.message.to_ascii_lowercase();
+    fault.class() == Class::Permanent && message.contains("task") && message.contains("not found")
 }

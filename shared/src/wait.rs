@@ -1,5 +1,6 @@
 //! Requests that wait for room: the SQS message is their record, and nothing polls the queue.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -7,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::app::App;
 use crate::aws::{ApiFault, queues};
-use crate::config::Size;
-use crate::message::RequestId;
+use crate::config::{Cloud, Limit, Size};
+use crate::message::{Failure, FailureCode, RequestId};
 
 /// The message attribute that travels with a request between the queues, as JSON: SQS takes ten attributes at most.
 pub const ATTRIBUTE: &str = "wait";
@@ -90,16 +91,15 @@ pub async fn look(app: &App) -> Result<Vec<Waiting>, ApiFault> {
             Err(fault) if waiting.is_empty() => return Err(fault),
             Err(_) => break,
         };
-        // A short page is the end: the last poll would only wait for nothing.
-        let last = received.len() < 10;
+        // A short page is not the end: SQS answers as soon as it has found a message (API_ReceiveMessage).
+        if received.is_empty() {
+            break;
+        }
         waiting.extend(received.into_iter().map(|message| Waiting {
             wait: message.attribute.as_deref().and_then(|json| serde_json::from_str(json).ok()),
             body: message.body,
             receipt: message.receipt,
         }));
-        if last {
-            break;
-        }
     }
     waiting.sort_by_key(|message| message.wait.as_ref().map(|wait| wait.since));
     Ok(waiting)
@@ -137,6 +137,43 @@ pub async fn forget(app: &App, message: &Waiting) -> Result<(), ApiFault> {
 pub async fn release(app: &App, messages: &[Waiting]) {
     let receipts: Vec<_> = messages.iter().map(|message| message.receipt.clone()).collect();
     queues::release(&app.sqs, &app.settings.queues.waiting, &receipts).await;
+}
+
+/// The agents that wait for an instance of a cloud's group, with what each takes: once each, however many copies of its
+/// request wait. Pure.
+pub fn demand<'a>(cloud: &Cloud, waiting: impl Iterator<Item = &'a Waiting>) -> BTreeMap<(&'a str, u32), Size> {
+    let scales = |wait: &&Wait| {
+        let template = cloud.templates.iter().find(|template| template.name == wait.template);
+        wait.cloud == cloud.name
+            && wait.waits_for == WaitsFor::Instance
+            && template.is_some_and(|template| template.scales_group())
+    };
+    waiting
+        .filter_map(|message| message.wait.as_ref())
+        .filter(scales)
+        .flat_map(|wait| {
+            let size = wait.size.unwrap_or_default();
+            wait.agents.iter().map(move |&index| ((wait.request_id.as_str(), index), size))
+        })
+        .collect()
+}
+
+/// Why what has waited since then is failed; none while it may wait on. Pure.
+pub fn too_long(
+    since: Timestamp,
+    reason: &str,
+    cloud: Option<&Cloud>,
+    expires_at: Option<Timestamp>,
+    now: Timestamp,
+) -> Option<Failure> {
+    let limit = cloud.map_or(Limit::minutes(15), |cloud| cloud.instance_launch_timeout);
+    let message = if limit.is_over(since, now) {
+        format!("no room within {limit}: {reason}")
+    } else {
+        let expiry = expires_at.filter(|&expiry| expiry <= now)?;
+        format!("no room before the request expired at {expiry}: {reason}")
+    };
+    Some(Failure::new(FailureCode::CapacityTimeout, message))
 }
 
 /// Splits off what fits into `room`, in the order given. Pure.

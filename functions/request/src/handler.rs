@@ -1,6 +1,6 @@
 //! Sequences a batch of requests: admit, count, run, then make room for what found none. Decides nothing.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use anyhow::{Context as _, Result};
 use aws_lambda_events::event::sqs::SqsBatchResponse;
@@ -8,7 +8,7 @@ use futures::future::join_all;
 use serde_json::Value;
 use shared::agents;
 use shared::app::{App, CloudRef};
-use shared::aws::ecs::{self, DesiredStatus, Ran, Task};
+use shared::aws::ecs::{self, DesiredStatus, Of, Ran, Task, Unfit};
 use shared::aws::{Class, autoscaling, queues};
 use shared::batch::{self, Invocation, Item, Retry, guarded};
 use shared::capacity::{Observed, Plan};
@@ -18,7 +18,8 @@ use shared::jenkins;
 use shared::message::{Failure, FailureCode, Notice, NoticeType};
 use shared::name::AgentName;
 use shared::notices::Target;
-use shared::wait::{self, WaitsFor};
+use shared::outcome::is_anothers;
+use shared::wait::{self, Waiting, WaitsFor};
 
 use crate::check;
 use crate::plan::{self, Answer, Blocked, Envelope, Existing, Order, Refused};
@@ -45,7 +46,7 @@ enum Step<'a> {
 
 async fn batch(app: &App, invocation: &Invocation, items: Vec<Item>) -> SqsBatchResponse {
     let admitted: Vec<_> = items.iter().map(|item| admit(app, item)).collect();
-    let mut counts = count(app, &admitted).await;
+    let mut counts = count(app, invocation, &admitted).await;
     // Who may start under maxAgents is settled in order, before anything runs.
     let allowed: Vec<_> =
         admitted.iter().map(|admitted| admitted.as_ref().ok().map(|order| allow(app, order, &mut counts))).collect();
@@ -61,17 +62,16 @@ async fn batch(app: &App, invocation: &Invocation, items: Vec<Item>) -> SqsBatch
         .await
     });
     let steps = join_all(started).await;
-    let room = make_room(app, invocation, &steps).await;
+    let counts = counts.into_iter().filter_map(|(index, counted)| Some((index, counted.ok()?))).collect();
+    let room = make_room(app, invocation, &steps, &counts).await;
     let finished = items.iter().zip(steps).map(|(item, step)| async {
-        let result = guarded(invocation, async {
-            match step? {
-                Step::Done => Ok(()),
-                Step::Blocked(order, blocked) => wait_for_room(app, item, *order, blocked, &room).await,
-            }
-        })
-        .await;
+        let result = match step {
+            Ok(Step::Done) => Ok(()),
+            Ok(Step::Blocked(order, blocked)) => finish(app, invocation, item, *order, blocked, &room).await,
+            Err(retry) => Err(retry),
+        };
         match result {
-            Err(retry) => give_up_or_retry(app, item, retry).await,
+            Err(retry) => guarded(invocation, give_up_or_retry(app, item, retry)).await,
             done => done,
         }
     });
@@ -88,22 +88,31 @@ fn envelope(item: &Item) -> Envelope<'_> {
 }
 
 /// Counts the agents of the clouds where a request meets a limit: one look for the whole batch.
-async fn count(app: &App, admitted: &[Result<Order<'_>, Box<Refused>>]) -> HashMap<usize, Result<Existing, Retry>> {
-    let limited: std::collections::BTreeSet<_> = admitted
+async fn count(
+    app: &App,
+    invocation: &Invocation,
+    admitted: &[Result<Order<'_>, Box<Refused>>],
+) -> HashMap<usize, Result<Existing, Retry>> {
+    let limited: BTreeSet<_> = admitted
         .iter()
         .flatten()
-        .filter(|order| order.cloud.max_agents.or(order.template.max_agents).is_some())
+        .filter(|order| !order.is_unlimited() && order.expired.is_none())
         .map(|order| order.cloud_index)
         .collect();
-    let counts = limited.into_iter().map(|index| async move { (index, existing(app, app.cloud(index)).await) });
+    let counts = limited
+        .into_iter()
+        .map(|index| async move { (index, guarded(invocation, existing(app, app.cloud(index))).await) });
     join_all(counts).await.into_iter().collect()
 }
 
 async fn existing(app: &App, cloud: CloudRef<'_>) -> Result<Existing, Retry> {
     let cluster = &cloud.cloud.cluster;
-    let arns = ecs::list_tasks(&cloud.clients.ecs, cluster, None, DesiredStatus::Running).await?;
+    let arns = ecs::list_tasks(&cloud.clients.ecs, cluster, Of::Cluster, DesiredStatus::Running).await?;
     let mut existing = Existing::default();
     for task in ecs::describe_tasks(&cloud.clients.ecs, cluster, &arns).await? {
+        if is_anothers(&task, app.config().jenkins.url.as_written()) {
+            continue;
+        }
         if let Some(name) = task.started_by.as_deref().and_then(|name| app.agent_name(name)) {
             let template = app.template_name(&name);
             if cloud.template(template).is_some() {
@@ -119,7 +128,8 @@ fn allow(
     order: &Order<'_>,
     counts: &mut HashMap<usize, Result<Existing, Retry>>,
 ) -> Result<(Vec<u32>, Vec<u32>), Retry> {
-    match counts.get_mut(&order.cloud_index) {
+    let counted = counts.get_mut(&order.cloud_index);
+    match counted.filter(|_| !order.is_unlimited() && order.expired.is_none()) {
         None => Ok((order.agents.clone(), Vec::new())),
         Some(Err(retry)) => Err(retry.clone()),
         Some(Ok(existing)) => {
@@ -133,6 +143,9 @@ fn allow(
 /// Starts the agents of a request.
 async fn run<'a>(app: &'a App, item: &Item, order: Order<'a>, go: Vec<u32>, stay: Vec<u32>) -> Result<Step<'a>, Retry> {
     let cloud = app.cloud(order.cloud_index);
+    if let Some(failure) = order.expired.clone() {
+        return expire(app, item, cloud, &order, &order.agents, failure).await.map(|()| Step::Done);
+    }
     let container = match &order.template.container {
         Some(name) => name.clone(),
         None => match app.task_definition(cloud, &order.template.task_definition).await {
@@ -156,9 +169,9 @@ async fn run<'a>(app: &'a App, item: &Item, order: Order<'a>, go: Vec<u32>, stay
     for (index, started) in started {
         match started? {
             Started::Yes => {}
-            Started::NoRoom { reason, full } => {
+            Started::NoRoom { reason, unfit } => {
                 let waits_for = order.waits_for();
-                blocked.push(Blocked { agents: vec![index], waits_for, reason, size: None, full });
+                blocked.push(Blocked { agents: vec![index], waits_for, reason, size: None, unfit });
             }
             Started::Refused(message) => refused.entry(message).or_default().push(index),
         }
@@ -167,14 +180,40 @@ async fn run<'a>(app: &'a App, item: &Item, order: Order<'a>, go: Vec<u32>, stay
         launch_failed(app, item, &order, &agents, message).await?;
     }
     if !stay.is_empty() {
-        let (limit, of) = match order.template.max_agents {
-            Some(limit) => (limit, format!("template {}", order.template.name)),
-            None => (order.cloud.max_agents.unwrap_or_default(), format!("cloud {}", order.cloud.name)),
-        };
-        let reason = format!("the maxAgents of {of} ({limit}) are running");
-        blocked.push(Blocked { agents: stay, waits_for: WaitsFor::MaxAgents, reason, size: None, full: Vec::new() });
+        let limits = [
+            order.cloud.max_agents.map(|limit| format!("{limit} of cloud {}", order.cloud.name)),
+            order.template.max_agents.map(|limit| format!("{limit} of template {}", order.template.name)),
+        ];
+        let reason = format!("maxAgents ({}) are running", limits.into_iter().flatten().collect::<Vec<_>>().join(", "));
+        let waits_for = WaitsFor::MaxAgents;
+        blocked.push(Blocked { agents: stay, waits_for, reason, size: None, unfit: Vec::new() });
     }
     Ok(if blocked.is_empty() { Step::Done } else { Step::Blocked(Box::new(order), blocked) })
+}
+
+/// Ends what nobody wants any more; an agent that exists all the same is told as it is.
+async fn expire(
+    app: &App,
+    item: &Item,
+    cloud: CloudRef<'_>,
+    order: &Order<'_>,
+    agents: &[u32],
+    failure: Failure,
+) -> Result<(), Retry> {
+    let mut never_started = Vec::new();
+    for &index in agents {
+        let name = order.name(&app.settings.agent_name_prefix, index);
+        match ecs::tasks_of(&cloud.clients.ecs, &order.cloud.cluster, name.as_str()).await {
+            Ok(arns) if arns.is_empty() => never_started.push(index),
+            Ok(arns) => answer_inquiry(app, cloud, order, index, &name, &arns, item).await?,
+            Err(fault) if fault.class() == Class::Permanent => never_started.push(index),
+            Err(fault) => return Err(fault.into()),
+        }
+    }
+    if !never_started.is_empty() {
+        fail(app, order, &never_started, failure).await?;
+    }
+    Ok(())
 }
 
 /// What came of starting one agent.
@@ -182,7 +221,7 @@ enum Started {
     /// Its task exists.
     Yes,
     /// It has to wait.
-    NoRoom { reason: String, full: Vec<String> },
+    NoRoom { reason: String, unfit: Vec<Unfit> },
     /// It never can.
     Refused(String),
 }
@@ -236,13 +275,13 @@ async fn start(
                 arns = ecs::tasks_of(&cloud.clients.ecs, &order.cloud.cluster, name.as_str()).await?;
             }
             if arns.is_empty() {
-                Started::NoRoom { reason: "another copy of the request found no room".into(), full: Vec::new() }
+                Started::NoRoom { reason: "another copy of the request found no room".into(), unfit: Vec::new() }
             } else {
                 answer_inquiry(app, cloud, order, index, &name, &arns, item).await?;
                 Started::Yes
             }
         }
-        Ran::NoRoom { reason, full } => Started::NoRoom { reason, full },
+        Ran::NoRoom { reason, unfit } => Started::NoRoom { reason, unfit },
         Ran::Refused(message) => Started::Refused(message),
         Ran::Unknown(message) => return Err(Retry(message)),
     };
@@ -270,7 +309,7 @@ async fn inbound(
         labels,
         jenkins::Launcher::Inbound,
         order.environment(),
-        &agents::describe(&order.request_id, order.build.as_ref(), None),
+        &agents::describe(&order.request_id, order.build.as_ref(), order.cloud, None),
     );
     let secret = async {
         app.jenkins.create_node(&node).await?;
@@ -370,6 +409,7 @@ async fn make_room(
     app: &App,
     invocation: &Invocation,
     steps: &[Result<Step<'_>, Retry>],
+    counts: &HashMap<usize, Existing>,
 ) -> HashMap<usize, Result<Room, Retry>> {
     let mut needs: BTreeMap<usize, Vec<(&Order<'_>, &Blocked)>> = BTreeMap::new();
     for step in steps.iter().flatten() {
@@ -378,10 +418,42 @@ async fn make_room(
             needs.entry(order.cloud_index).or_default().extend(blocked.map(|blocked| (&**order, blocked)));
         }
     }
+    let others = match needs.values().flatten().any(|(order, _)| order.scales()) {
+        true => Others::ask(app, invocation, counts).await,
+        false => Others::default(),
+    };
+    let others = &others;
     let rooms = needs.into_iter().filter(|(_, needs)| !needs.is_empty()).map(|(index, needs)| async move {
-        (index, guarded(invocation, observe_and_raise(app, app.cloud(index), needs)).await)
+        (index, guarded(invocation, observe_and_raise(app, app.cloud(index), needs, others)).await)
     });
     join_all(rooms).await.into_iter().collect()
+}
+
+/// Who waits already, beside this batch.
+#[derive(Default)]
+struct Others {
+    /// As SQS counts, approximately.
+    depth: u32,
+    /// Each message, where the count alone does not say what it waits for.
+    known: Vec<Waiting>,
+}
+
+impl Others {
+    async fn ask(app: &App, invocation: &Invocation, counts: &HashMap<usize, Existing>) -> Self {
+        let asked = async {
+            let queue = &app.settings.queues.waiting;
+            if plan::depth_tells(app.config(), counts) {
+                return Ok(Self { depth: queues::depth(&app.sqs, queue).await?, known: Vec::new() });
+            }
+            let known = wait::look(app).await?;
+            wait::release(app, &known).await;
+            Ok(Self { depth: 0, known })
+        };
+        guarded(invocation, asked).await.unwrap_or_else(|Retry(reason)| {
+            tracing::warn!(error = reason, "who waits already is unknown; the sweep raises the group for them");
+            Self::default()
+        })
+    }
 }
 
 /// A cloud after its group was raised.
@@ -394,7 +466,12 @@ struct Room {
     sizes: HashMap<String, Size>,
 }
 
-async fn observe_and_raise(app: &App, cloud: CloudRef<'_>, needs: Vec<(&Order<'_>, &Blocked)>) -> Result<Room, Retry> {
+async fn observe_and_raise(
+    app: &App,
+    cloud: CloudRef<'_>,
+    needs: Vec<(&Order<'_>, &Blocked)>,
+    others: &Others,
+) -> Result<Room, Retry> {
     let mut sizes = HashMap::new();
     for (order, _) in &needs {
         if !sizes.contains_key(&order.template.name) {
@@ -403,58 +480,40 @@ async fn observe_and_raise(app: &App, cloud: CloudRef<'_>, needs: Vec<(&Order<'_
         }
     }
     let scaled: Vec<_> = needs.iter().filter(|(order, _)| order.scales()).collect();
-    let (instances, group) = tokio::join!(ecs::instances(&cloud.clients.ecs, &cloud.cloud.cluster), async {
-        match cloud.cloud.auto_scaling_group.as_deref().filter(|_| !scaled.is_empty()) {
-            Some(name) => Some(autoscaling::group(&cloud.clients.autoscaling, name).await),
-            None => None,
-        }
-    });
+    let unfit = needs.iter().flat_map(|(_, blocked)| &blocked.unfit);
     let mut room = Room {
         observed: Observed {
             group: None,
-            instances: instances?,
+            instances: ecs::instances(&cloud.clients.ecs, &cloud.cloud.cluster).await?,
             configured: cloud.cloud.instance_capacity,
-            full: needs.iter().flat_map(|(_, blocked)| blocked.full.iter().cloned()).collect(),
+            unfit: unfit.map(|unfit| (unfit.arn.clone(), unfit.is_full)).collect(),
         },
         plan: Plan::default(),
         refused: None,
         sizes,
     };
-    match group {
-        None => return Ok(room),
-        Some(Ok(Some(group))) => room.observed.group = Some(group),
-        Some(Ok(None)) => {
-            let name = cloud.cloud.auto_scaling_group.as_deref().unwrap_or_default();
-            room.refused = Some(format!(
-                "there is no Auto Scaling group {name}; mend autoScalingGroup of cloud {}",
-                cloud.cloud.name
-            ));
+    // The group comes last, so that as little time as can be lies between looking and raising: what another copy has
+    // raised meanwhile must not be lowered.
+    let Some(name) = cloud.cloud.auto_scaling_group.as_deref().filter(|_| !scaled.is_empty()) else { return Ok(room) };
+    match autoscaling::group(&cloud.clients.autoscaling, name).await {
+        Ok(Some(group)) => room.observed.group = Some(group),
+        Ok(None) => {
+            let cloud = &cloud.cloud.name;
+            room.refused =
+                Some(format!("there is no Auto Scaling group {name}; mend autoScalingGroup of cloud {cloud}"));
         }
-        Some(Err(fault)) if fault.class() == Class::Permanent => room.refused = Some(fault.to_string()),
-        Some(Err(fault)) => return Err(fault.into()),
+        Err(fault) if fault.class() == Class::Permanent => room.refused = Some(fault.to_string()),
+        Err(fault) => return Err(fault.into()),
     }
     // Each agent counts once, however many copies of its request are here.
-    let own: BTreeMap<_, Size> = scaled
-        .iter()
-        .flat_map(|(order, blocked)| {
-            let size = order.size(room.sizes.get(&order.template.name).copied().unwrap_or_default());
-            blocked.agents.iter().map(move |index| ((order.request_id.as_str(), index), size))
-        })
-        .filter(|&(_, size)| !room.observed.too_large(size))
-        .collect();
-    let own: Vec<Size> = own.into_values().collect();
-    if own.is_empty() || room.observed.group.is_none() {
-        return Ok(room);
-    }
-    // The queue's count says neither which cloud is waited for nor what else: where several scale, or agents wait for the
-    // end of others, the sweep adds what this batch does not see.
-    let scaling = app.all_clouds().filter(|cloud| cloud.cloud.auto_scaling_group.is_some()).count();
-    let limited = app.all_clouds().any(|CloudRef { cloud, .. }| {
-        cloud.max_agents.is_some() || cloud.templates.iter().any(|template| template.max_agents.is_some())
-    });
-    let waiting =
-        if scaling == 1 && !limited { queues::depth(&app.sqs, &app.settings.queues.waiting).await? } else { 0 };
-    room.plan = room.observed.plan(&plan::demand(&own, waiting));
+    let mut agents = wait::demand(cloud.cloud, others.known.iter());
+    agents.extend(scaled.iter().flat_map(|(order, blocked)| {
+        let size = order.size(room.sizes.get(&order.template.name).copied().unwrap_or_default());
+        blocked.agents.iter().map(move |&index| ((order.request_id.as_str(), index), size))
+    }));
+    agents.retain(|_, size| room.observed.too_large(*size).is_none());
+    let agents: Vec<Size> = agents.into_values().collect();
+    room.plan = room.observed.plan(&plan::demand(&agents, others.depth));
     if let (Some(target), Some(group)) = (room.plan.raise_to, &room.observed.group) {
         match autoscaling::set_desired(&cloud.clients.autoscaling, &group.name, target).await {
             Ok(()) => tracing::info!(
@@ -463,7 +522,8 @@ async fn observe_and_raise(app: &App, cloud: CloudRef<'_>, needs: Vec<(&Order<'_
                 desired_before = group.desired,
                 desired = target,
                 maximum = group.maximum,
-                waiting,
+                agents = agents.len(),
+                waiting = others.depth,
                 "group raised"
             ),
             Err(fault) if fault.class() == Class::Permanent => room.refused = Some(fault.to_string()),
@@ -473,14 +533,32 @@ async fn observe_and_raise(app: &App, cloud: CloudRef<'_>, needs: Vec<(&Order<'_
     Ok(room)
 }
 
-/// Moves what is blocked to the waiting queue, or ends it where waiting cannot help.
-async fn wait_for_room(
+/// Lets wait, or ends, what is blocked. Once the request is safe in its queue, nothing may bring it back.
+async fn finish(
     app: &App,
+    invocation: &Invocation,
     item: &Item,
     order: Order<'_>,
     blocked: Vec<Blocked>,
     rooms: &HashMap<usize, Result<Room, Retry>>,
 ) -> Result<(), Retry> {
+    let waiting = guarded(invocation, wait_for_room(app, item, &order, blocked, rooms)).await?;
+    if order.wait.is_none()
+        && let Err(Retry(reason)) = guarded(invocation, tell_waiting(app, &order, waiting)).await
+    {
+        tracing::warn!(request.id = order.request_id.as_str(), error = reason, "nobody heard that it waits");
+    }
+    Ok(())
+}
+
+/// Moves what is blocked to the waiting queue, or ends it where waiting cannot help. Answers which agents wait.
+async fn wait_for_room(
+    app: &App,
+    item: &Item,
+    order: &Order<'_>,
+    blocked: Vec<Blocked>,
+    rooms: &HashMap<usize, Result<Room, Retry>>,
+) -> Result<Vec<u32>, Retry> {
     let mut merged: Vec<Blocked> = Vec::new();
     for one in blocked {
         match merged.iter_mut().find(|other| other.waits_for == one.waits_for) {
@@ -488,6 +566,7 @@ async fn wait_for_room(
             None => merged.push(one),
         }
     }
+    let mut waiting = Vec::new();
     for mut blocked in merged {
         if blocked.waits_for == WaitsFor::Instance {
             let room = match rooms.get(&order.cloud_index) {
@@ -496,23 +575,24 @@ async fn wait_for_room(
                 None => return Err(Retry("the cloud was not observed".into())),
             };
             let size = order.size(room.sizes.get(&order.template.name).copied().unwrap_or_default());
-            if room.observed.too_large(size) {
-                let largest = room.observed.largest().unwrap_or_default();
+            if let Some(largest) = room.observed.too_large(size).filter(|_| !order.template.is_external()) {
                 let message = format!(
                     "the task takes {size}, and the largest instance has {largest}: no instance will ever hold it"
                 );
-                launch_failed(app, item, &order, &blocked.agents, message).await?;
+                launch_failed(app, item, order, &blocked.agents, message).await?;
                 continue;
             }
             if let Some(refused) = &room.refused {
-                launch_failed(app, item, &order, &blocked.agents, refused.clone()).await?;
+                launch_failed(app, item, order, &blocked.agents, refused.clone()).await?;
                 continue;
             }
             blocked.size = Some(size);
-            blocked.reason = plan::explain(&blocked.reason, &order, &room.observed, room.plan);
+            blocked.reason = plan::explain(&blocked.reason, order, &room.observed, room.plan);
         }
         match order.next_wait(&blocked, app.now()) {
-            Err(failure) => fail(app, &order, &blocked.agents, failure).await?,
+            Err(failure) => {
+                expire(app, item, app.cloud(order.cloud_index), order, &blocked.agents, failure).await?;
+            }
             Ok(wait) => {
                 app.remember_wait(order.request_id.as_str());
                 wait::hand_over(app, &item.body, &wait).await?;
@@ -523,29 +603,20 @@ async fn wait_for_room(
                     reason = wait.reason,
                     "request waits"
                 );
-                // The request is safe in its queue: what fails from here on must not bring it back.
-                if order.wait.is_none()
-                    && let Err(Retry(reason)) = tell_waiting(app, &order, &blocked).await
-                {
-                    tracing::warn!(
-                        request.id = order.request_id.as_str(),
-                        error = reason,
-                        "nobody heard that it waits"
-                    );
-                }
+                waiting.extend(wait.agents);
             }
         }
     }
-    Ok(())
+    Ok(waiting)
 }
 
 /// Tells everybody but the request's own webhook, which takes one outcome.
-async fn tell_waiting(app: &App, order: &Order<'_>, blocked: &Blocked) -> Result<(), Retry> {
+async fn tell_waiting(app: &App, order: &Order<'_>, agents: Vec<u32>) -> Result<(), Retry> {
     let listeners = app.listeners();
     if listeners.is_empty() {
         return Ok(());
     }
-    let told = blocked.agents.iter().map(|&index| {
+    let told = agents.into_iter().map(|index| {
         let (notice, listeners) = (head(app, NoticeType::Waiting, order, index), listeners.clone());
         async move { app.tell_all(&notice, listeners).await }
     });
@@ -606,10 +677,8 @@ async fn refuse(app: &App, item: &Item, refused: Refused) -> Result<(), Retry> {
         error = refused.failure.message,
         "request refused"
     );
-    if refused.failure.code != FailureCode::CapacityTimeout {
-        let reason = format!("{}: {}", refused.failure.code.as_str(), refused.failure.message);
-        app.reject(&item.body, &reason).await?;
-    }
+    let reason = format!("{}: {}", refused.failure.code.as_str(), refused.failure.message);
+    app.reject(&item.body, &reason).await?;
     let subject = refused.request_id.as_ref().map_or(item.id.as_str(), |id| id.as_str());
     let notice = |index: usize| {
         let mut notice = Notice::new(NoticeType::Failed, &format!("{subject}/{index}"), app.now());
@@ -618,26 +687,30 @@ async fn refuse(app: &App, item: &Item, refused: Refused) -> Result<(), Retry> {
         notice.failure = Some(refused.failure.clone());
         notice
     };
-    if refused.webhook_urls.is_empty() {
-        app.tell_all(&notice(0), app.listeners()).await?;
-    }
     // Of a request that was placed in part, only those agents that still wait have no outcome yet.
     let waits =
         |index: usize| item.wait.as_ref().is_none_or(|wait| wait.agents.iter().any(|&agent| agent as usize == index));
-    let told = refused.webhook_urls.into_iter().enumerate().filter(|&(index, _)| waits(index)).map(|(index, url)| {
-        let (notice, targets) = (notice(index), std::iter::once(Target::Request(url)).chain(app.listeners()).collect());
+    let mut urls: Vec<_> =
+        refused.webhook_urls.into_iter().map(Some).enumerate().filter(|&(index, _)| waits(index)).collect();
+    if urls.is_empty() {
+        urls.push((0, None));
+    }
+    let told = urls.into_iter().map(|(index, url)| {
+        let targets = url.map(Target::Request).into_iter().chain(app.listeners()).collect();
+        let notice = notice(index);
         async move { app.tell_all(&notice, targets).await }
     });
     Ok(join_all(told).await.into_iter().collect::<Result<_, _>>()?)
 }
 
-/// On the last try before the queue would move the message to its dead letters, where nobody is told.
+/// One try before the last that the queue allows: should this one be cut short, the last gives up. In the dead letters,
+/// nobody would be told.
 async fn give_up_or_retry(app: &App, item: &Item, retry: Retry) -> Result<(), Retry> {
     if item.receives < 2 {
         return Err(retry);
     }
     match app.max_receives().await {
-        Ok(Some(most)) if item.receives >= most => {}
+        Ok(Some(most)) if item.receives >= most.saturating_sub(1).max(2) => {}
         _ => return Err(retry),
     }
     let message = format!("given up after {} tries: {}", item.receives, retry.0);
@@ -660,12 +733,11 @@ async fn give_up_or_retry(app: &App, item: &Item, retry: Retry) -> Result<(), Re
 
 /// The agents of a request of which ECS knows no task: those that do have had, or will have, their outcome.
 async fn without_task(app: &App, order: &Order<'_>) -> Vec<u32> {
-    let (client, cluster) = (&app.cloud(order.cloud_index).clients.ecs, &order.cloud.cluster);
     let known = order.agents.iter().map(|&index| async move {
         let name = order.name(&app.settings.agent_name_prefix, index);
         // What cannot be found out is told as failed: a build that hears nothing is worse.
-        let found = ecs::tasks_of(client, cluster, name.as_str()).await;
-        found.map_or(true, |arns| arns.is_empty()).then_some(index)
+        let is_known = app.has_task(app.cloud(order.cloud_index), &name).await.unwrap_or(false);
+        (!is_known).then_some(index)
     });
     join_all(known).await.into_iter().flatten().collect()
 }

@@ -1,18 +1,18 @@
 //! What a request comes to: pure, synchronous, time is an argument.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use shared::aws::ecs::{CONTROLLER_TAG, Launch, Task};
+use shared::aws::ecs::{CONTROLLER_TAG, Launch, Task, Unfit};
 use shared::capacity::{Observed, Plan};
 use shared::config::check::is_reserved_variable;
 use shared::config::{Cloud, Config, Override, Size, Template};
 use shared::label::LabelExpression;
-use shared::message::{AgentRequest, Build, Failure, FailureCode, Overrides, Record, RequestId, Salvage};
+use shared::message::{AgentRequest, Build, Failure, FailureCode, MOST_AGENTS, Overrides, Record, RequestId, Salvage};
 use shared::name::{AgentName, digest};
 use shared::origin::Origin;
-use shared::wait::{Wait, WaitsFor};
+use shared::wait::{self, Wait, WaitsFor};
 
 /// A request that a template serves.
 #[derive(Debug, Clone)]
@@ -29,6 +29,8 @@ pub struct Order<'a> {
     pub requested_at: Timestamp,
     /// Nobody wants the agents any more after this.
     pub expires_at: Option<Timestamp>,
+    /// Why none is started any more: that time has come.
+    pub expired: Option<Failure>,
     /// How many agents the request has in all.
     pub count: u32,
     /// Those still to start.
@@ -112,10 +114,10 @@ fn order<'a>(
             .parse()
             .map_err(|_| invalid("there is no requestId, and the message's id is none either".into()))?,
     };
-    if let Some(expiry) = request.expires_at.filter(|&expiry| expiry <= now) {
+    let expired = request.expires_at.filter(|&expiry| expiry <= now).map(|expiry| {
         let message = format!("the request was not served before it expired at {expiry}");
-        return Err(Failure::new(FailureCode::CapacityTimeout, message));
-    }
+        Failure::new(FailureCode::CapacityTimeout, message)
+    });
     let expression: LabelExpression =
         request.label.parse().map_err(|error| invalid(format!("label {:?}: {error}", request.label)))?;
     let (cloud_index, cloud, template) = config
@@ -126,8 +128,12 @@ fn order<'a>(
         .find(|(_, _, template)| expression.matches(&template.labels))
         .ok_or_else(|| Failure::new(FailureCode::NoTemplate, no_template(config, &request.label)))?;
     check_overrides(template, &request.overrides)?;
-    let count = request.count.unwrap_or(template.agents_per_request);
     let wait = envelope.wait.cloned();
+    // Those that wait were promised, whatever the template says by now.
+    let promised = wait.iter().flat_map(|wait| &wait.agents).filter(|&&index| index < MOST_AGENTS);
+    let promised: Vec<u32> = promised.copied().collect();
+    let count = request.count.unwrap_or(template.agents_per_request);
+    let count = promised.iter().map(|index| index + 1).max().unwrap_or_default().max(count);
     Ok(Order {
         cloud_index,
         cloud,
@@ -135,11 +141,9 @@ fn order<'a>(
         request_id,
         requested_at: wait.as_ref().map(|wait| wait.requested_at).or(envelope.sent_at).unwrap_or(now),
         expires_at: request.expires_at,
+        expired,
         count,
-        agents: match &wait {
-            Some(wait) => wait.agents.iter().copied().filter(|&index| index < count).collect(),
-            None => (0..count).collect(),
-        },
+        agents: if wait.is_some() { promised } else { (0..count).collect() },
         webhook_urls: request.webhook_urls,
         build: request.build,
         overrides: request.overrides,
@@ -280,6 +284,11 @@ impl<'a> Order<'a> {
         if self.template.on_fargate() { WaitsFor::Fargate } else { WaitsFor::Instance }
     }
 
+    /// Whether nobody limits how many agents there are beside it.
+    pub fn is_unlimited(&self) -> bool {
+        self.cloud.max_agents.or(self.template.max_agents).is_none()
+    }
+
     /// Whether a group may be raised for it.
     pub fn scales(&self) -> bool {
         self.cloud.auto_scaling_group.is_some() && self.template.scales_group()
@@ -291,12 +300,8 @@ impl<'a> Order<'a> {
     /// When its time is up.
     pub fn next_wait(&self, blocked: &Blocked, now: Timestamp) -> Result<Wait, Failure> {
         let since = self.wait.as_ref().map_or(now, |wait| wait.since);
-        let expired = self.expires_at.is_some_and(|expiry| expiry <= now);
-        if expired || self.cloud.instance_launch_timeout.is_over(since, now) {
-            return Err(Failure::new(
-                FailureCode::CapacityTimeout,
-                format!("no room within {}: {}", self.cloud.instance_launch_timeout, blocked.reason),
-            ));
+        if let Some(failure) = wait::too_long(since, &blocked.reason, Some(self.cloud), self.expires_at, now) {
+            return Err(failure);
         }
         // An answer of failures alone is certain, so that the next RunTask carries the next attempt.
         let attempt = self.attempt() + u32::from(blocked.waits_for != WaitsFor::MaxAgents);
@@ -326,8 +331,8 @@ pub struct Blocked {
     pub reason: String,
     /// What one of them takes.
     pub size: Option<Size>,
-    /// Container instances that are full for another reason than CPU and memory.
-    pub full: Vec<String>,
+    /// Container instances that ECS named for another reason than CPU and memory.
+    pub unfit: Vec<Unfit>,
 }
 
 /// When a request was asked for: when its first message was sent. None where that cannot be: SQS keeps a message for 14
@@ -343,9 +348,11 @@ pub fn asked_at(envelope: Envelope<'_>, now: Timestamp) -> Option<Timestamp> {
 /// by its events.
 pub fn is_inquiry(task: &Task, asked: Option<Timestamp>) -> bool {
     const SKEW: Duration = Duration::from_secs(1);
+    let has_begun = !matches!(task.last_status.as_str(), "" | "PROVISIONING" | "PENDING" | "ACTIVATING");
     match (task.created_at, asked) {
-        (Some(created), Some(asked)) => created + SKEW < asked,
-        _ => !matches!(task.last_status.as_str(), "" | "PROVISIONING" | "PENDING" | "ACTIVATING"),
+        // Two clocks may differ by so much; a task that runs already was not started by this call.
+        (Some(created), Some(asked)) => created + SKEW < asked || (has_begun && created < asked),
+        _ => has_begun,
     }
 }
 
@@ -396,14 +403,29 @@ pub fn explain(reason: &str, order: &Order<'_>, observed: &Observed, plan: Plan)
     }
 }
 
+/// Whether the depth of the waiting queue says how many agents wait for a group: not where several groups are waited for,
+/// nor where some may wait for the end of other agents instead. `existing` are the agents of the clouds that were counted.
+pub fn depth_tells(config: &Config, existing: &HashMap<usize, Existing>) -> bool {
+    let at_limit = |index: usize, cloud: &Cloud| {
+        let full = |limit: Option<u32>, count: fn(&Existing, &str) -> u32, name: &str| {
+            limit.is_some_and(|limit| existing.get(&index).is_none_or(|existing| count(existing, name) >= limit))
+        };
+        full(cloud.max_agents, |existing, _| existing.all, "")
+            || cloud.templates.iter().any(|template| full(template.max_agents, Existing::of, &template.name))
+    };
+    let groups = config.clouds.iter().filter(|cloud| cloud.auto_scaling_group.is_some()).count();
+    groups == 1 && !config.clouds.iter().enumerate().any(|(index, cloud)| at_limit(index, cloud))
+}
+
 /// What the waiting work of a cloud comes to: this batch's own agents, and as many more of their average size as wait
 /// already. SQS counts approximately, so the sweep makes up for what is missed here.
 pub fn demand(own: &[Size], waiting: u32) -> Vec<Size> {
     let Some(count) = u32::try_from(own.len()).ok().filter(|&count| count > 0) else { return Vec::new() };
-    let average = Size {
-        cpu: own.iter().map(|size| size.cpu).sum::<u32>() / count,
-        memory: own.iter().map(|size| size.memory).sum::<u32>() / count,
+    let average = |of: fn(&Size) -> u32| {
+        let sum: u64 = own.iter().map(|size| u64::from(of(size))).sum();
+        u32::try_from(sum / u64::from(count)).unwrap_or(u32::MAX)
     };
+    let average = Size { cpu: average(|size| size.cpu), memory: average(|size| size.memory) };
     own.iter().copied().chain((0..waiting).map(|_| average)).collect()
 }
 
@@ -411,7 +433,7 @@ pub fn demand(own: &[Size], waiting: u32) -> Vec<Size> {
 /// is an inquiry.
 pub fn within_limits(order: &Order<'_>, names: &[AgentName], existing: &mut Existing) -> (Vec<u32>, Vec<u32>) {
     order.agents.iter().copied().zip(names).fold((Vec::new(), Vec::new()), |(mut go, mut stay), (index, name)| {
-        let template = existing.by_template.get(&order.template.name).copied().unwrap_or_default();
+        let template = existing.of(&order.template.name);
         let full = |limit: Option<u32>, count: u32| limit.is_some_and(|limit| count >= limit);
         if existing.names.contains(name.as_str()) {
             go.push(index);
@@ -429,14 +451,19 @@ pub fn within_limits(order: &Order<'_>, names: &[AgentName], existing: &mut Exis
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Existing {
     /// Their names.
-    pub names: std::collections::HashSet<String>,
+    pub names: HashSet<String>,
     /// How many.
     pub all: u32,
     /// How many of each template.
-    pub by_template: std::collections::HashMap<String, u32>,
+    pub by_template: HashMap<String, u32>,
 }
 
 impl Existing {
+    /// How many there are of a template.
+    pub fn of(&self, template: &str) -> u32 {
+        self.by_template.get(template).copied().unwrap_or_default()
+    }
+
     /// Counts one more.
     pub fn add(&mut self, name: &AgentName, template: &str) {
         if self.names.insert(name.to_string()) {
@@ -511,6 +538,50 @@ clouds:
     }
 
     #[test]
+    fn what_nobody_wants_any_more_is_known_by_its_failure() {
+        let config = config();
+        let expired = |at: &str| {
+            let body = serde_json::json!({"version": 1, "label": "linux", "expiresAt": at}).to_string();
+            admitted(&config, &body).expect("a request").expired.map(|failure| failure.code)
+        };
+        assert_eq!(expired("2027-01-15T08:00:00Z"), Some(FailureCode::CapacityTimeout));
+        assert_eq!(expired("2027-01-15T10:00:00+02:00"), Some(FailureCode::CapacityTimeout));
+        assert_eq!(expired("2027-01-15T08:00:02Z"), None);
+    }
+
+    #[test]
+    fn agents_that_wait_are_not_forgotten_when_the_template_asks_for_fewer() {
+        let config = config();
+        let body = r#"{"version": 1, "label": "linux && node"}"#;
+        let admitted = admitted(&config, body).expect("a request");
+        let blocked = Blocked {
+            agents: vec![1, 2],
+            waits_for: WaitsFor::Instance,
+            reason: "RESOURCE:MEMORY".into(),
+            size: None,
+            unfit: vec![],
+        };
+        let wait = admitted.next_wait(&blocked, at(1)).expect("it may wait");
+        let again = admit(&config, &origin(&config), body, envelope(Some(&wait)), at(60)).expect("a request");
+        assert_eq!((again.count, again.agents), (3, vec![1, 2]));
+    }
+
+    #[test]
+    fn the_depth_of_the_queue_tells_while_no_limit_binds() {
+        let config = config();
+        let existing = |count: u32| {
+            let mut existing = Existing::default();
+            for index in 0..count {
+                existing.add(&AgentName::new("ecs-", "any", "r", index), "any");
+            }
+            HashMap::from([(0, existing)])
+        };
+        assert!(depth_tells(&config, &existing(2)));
+        assert!(!depth_tells(&config, &existing(3)), "the cloud's three are there, and some may wait for their end");
+        assert!(!depth_tells(&config, &HashMap::new()), "nobody counted");
+    }
+
+    #[test]
     fn what_cannot_be_served_is_refused_with_its_code() {
         use FailureCode::*;
         let config = config();
@@ -546,7 +617,6 @@ clouds:
                 OverrideRefused,
                 "launch itself",
             ),
-            (r#"{"version": 1, "label": "linux", "expiresAt": "2027-01-15T08:00:00Z"}"#, CapacityTimeout, "expired"),
         ] {
             let refused = admitted(&config, body).map(|_| ()).expect_err(body);
             assert_eq!(refused.failure.code, code, "{body}: {}", refused.failure.message);
@@ -603,7 +673,7 @@ clouds:
             waits_for: WaitsFor::Instance,
             reason: "RESOURCE:CPU".into(),
             size: None,
-            full: vec![],
+            unfit: vec![],
         };
         let wait = order.next_wait(&blocked, at(10)).expect("it waits");
         assert_eq!((wait.attempt, wait.since, wait.agents.as_slice()), (1, at(10), [1].as_slice()));

@@ -4,8 +4,9 @@ use anyhow::{Result, anyhow};
 use futures::future::join_all;
 use serde_json::Value;
 use shared::app::{App, ClusterArn};
-use shared::aws::ecs::Task;
+use shared::aws::ecs::{self, Task};
 use shared::batch::{self, Invocation, Item, Retry, guarded};
+use shared::message::{Notice, NoticeType};
 use shared::notices::{Undelivered, Work};
 use shared::wait::{self, WaitsFor};
 
@@ -37,6 +38,10 @@ pub async fn handle(app: &App, invocation: &Invocation, event: Value) -> Result<
             tracing::debug!(what, "not ours to deal with");
             Ok(Value::Null)
         }
+        Event::Unreadable(what) => {
+            tracing::error!(error = what, "an event of ECS cannot be read; the sweep makes up for it");
+            Ok(Value::Null)
+        }
     }
 }
 
@@ -47,12 +52,8 @@ async fn task_changed(app: &App, invocation: &Invocation, task: &Task) -> Result
         match plan::concern(task) {
             Concern::Nothing => Ok(()),
             Concern::Ended => app.stopped(ours, task).await,
-            Concern::Look => {
-                // Only an ended task can be one that ECS forgets before anything is told of it.
-                let otherwise =
-                    task.is_stopped().then(|| app.fallback(ours, task)).flatten().filter(|_| task.started_at.is_none());
-                app.report(ours, &task.arn, otherwise.as_ref()).await?.done()
-            }
+            Concern::Judge => app.report_end(ours, task).await,
+            Concern::Look => app.report(ours, &task.arn, None).await?.done(),
         }
     };
     let Err(Retry(reason)) = guarded(invocation, work).await else { return Ok(()) };
@@ -99,8 +100,7 @@ async fn agent_ended(app: &App, invocation: &Invocation, task: &Task) -> Result<
 /// A container instance has room: as many waiting requests as fit, oldest first, go back to the requests queue.
 async fn room(app: &App, instance: &Instance) -> Result<(), Retry> {
     let Some(cluster) = ClusterArn::parse(&instance.cluster_arn) else { return Ok(()) };
-    let clouds: Vec<_> =
-        app.all_clouds().filter(|cloud| cluster.is(cloud.cloud)).map(|cloud| &cloud.cloud.name).collect();
+    let clouds: Vec<_> = app.clouds_of(cluster).iter().map(|cloud| &cloud.cloud.name).collect();
     let Some(room) = instance.room().filter(|_| !clouds.is_empty()) else { return Ok(()) };
     let waiting = wait::look(app).await?;
     if waiting.is_empty() {
@@ -128,7 +128,7 @@ async fn retry(app: &App, item: &Item) -> Result<(), Retry> {
         Ok(undelivered) => undelivered,
         Err(error) => return Ok(app.reject(&item.body, &format!("not an undelivered notice: {error}")).await?),
     };
-    match work(app, &undelivered).await {
+    match work(app, item, &undelivered).await {
         Err(Retry(reason)) if plan::is_given_up(undelivered.since, app.now()) => {
             tracing::error!(
                 error = reason,
@@ -140,14 +140,21 @@ async fn retry(app: &App, item: &Item) -> Result<(), Retry> {
     }
 }
 
-async fn work(app: &App, undelivered: &Undelivered) -> Result<(), Retry> {
+async fn work(app: &App, item: &Item, undelivered: &Undelivered) -> Result<(), Retry> {
     match &undelivered.work {
         Work::Task { cluster, arn, name, otherwise } => {
-            let Some(cloud) = app.cloud_of(cluster, arn, name) else {
-                tracing::error!(agent.name = name.as_str(), task.arn = arn, "the task's cloud is no longer configured");
-                return Ok(());
+            let Some(name) = app.agent_name(name.as_str()) else { return not_ours(app, item, name.as_str()).await };
+            let Some(cloud) = app.cloud_of(cluster, arn, &name) else {
+                app.report_lost(&name, otherwise.as_ref()).await?;
+                let reason = format!("the cloud of task {arn} is no longer configured");
+                tracing::error!(agent.name = name.as_str(), task.arn = arn, error = reason, "given up");
+                return Ok(app.reject(&item.body, &reason).await?);
             };
-            app.report(app.ours(cloud, name), arn, otherwise.as_ref()).await?.done()
+            app.report(app.ours(cloud, &name), arn, otherwise.as_ref()).await?.done()
+        }
+        Work::Notice { notice, .. } if !still_ready(app, notice).await? => {
+            tracing::info!(notice.id = notice.id, "not told any more: the agent has ended, as its own notice says");
+            Ok(())
         }
         Work::Notice { notice, to } => {
             let mut left = Vec::new();
@@ -168,6 +175,24 @@ async fn work(app: &App, undelivered: &Undelivered) -> Result<(), Retry> {
                 Ok(app.keep(&Undelivered { since: undelivered.since, work }).await?)
             }
         }
-        Work::Node { name } => Ok(app.jenkins.delete_node(name).await.map(drop)?),
+        Work::Node { name } => match app.agent_name(name) {
+            Some(name) => Ok(app.jenkins.delete_node(name.as_str()).await.map(drop)?),
+            None => not_ours(app, item, name).await,
+        },
     }
+}
+
+async fn not_ours(app: &App, item: &Item, name: &str) -> Result<(), Retry> {
+    Ok(app.reject(&item.body, &format!("{name:?} is not the name of an agent of ours")).await?)
+}
+
+/// Whether what a notice says is still so: a ready agent may have ended since.
+async fn still_ready(app: &App, notice: &Notice) -> Result<bool, Retry> {
+    let (NoticeType::Ready, Some(agent), Some(task)) = (notice.kind, &notice.agent, &notice.task) else {
+        return Ok(true);
+    };
+    let Some(name) = app.agent_name(agent.name.as_str()) else { return Ok(true) };
+    let Some(cloud) = app.cloud_of(&task.cluster, &task.arn, &name) else { return Ok(true) };
+    let tasks = ecs::describe_tasks(&cloud.clients.ecs, &cloud.cloud.cluster, std::slice::from_ref(&task.arn)).await?;
+    Ok(tasks.first().is_some_and(|task| !task.is_ending()))
 }

@@ -18,6 +18,8 @@ pub enum Event {
     Instance(Instance),
     /// Nothing that concerns us.
     Other(String),
+    /// One of ECS' that should concern us and cannot be read.
+    Unreadable(String),
 }
 
 /// Tells the events apart. What cannot be read as one of ECS' concerns nobody here.
@@ -26,13 +28,25 @@ pub fn event(event: Value) -> Event {
         return Event::Batch(event);
     }
     let kind = event.get("detail-type").and_then(Value::as_str).unwrap_or_default().to_owned();
-    let detail = event.get("detail").cloned().unwrap_or_default();
+    let detail = without_nulls(event.get("detail").cloned().unwrap_or_default());
     let read = match kind.as_str() {
         "ECS Task State Change" => serde_json::from_value(detail).map(|task| Event::Task(Box::new(task))),
         "ECS Container Instance State Change" => serde_json::from_value(detail).map(Event::Instance),
         _ => return Event::Other(format!("detail-type {kind:?}")),
     };
-    read.unwrap_or_else(|error| Event::Other(format!("{kind}: {error}")))
+    read.unwrap_or_else(|error| Event::Unreadable(format!("{kind}: {error}")))
+}
+
+/// What is null is as if it were not there.
+fn without_nulls(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let fields = fields.into_iter().filter(|(_, value)| !value.is_null());
+            Value::Object(fields.map(|(name, value)| (name, without_nulls(value))).collect())
+        }
+        Value::Array(values) => Value::Array(values.into_iter().map(without_nulls).collect()),
+        other => other,
+    }
 }
 
 /// A container instance, as its event shows it.
@@ -76,8 +90,10 @@ impl Instance {
 /// What is to be done about a task's event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Concern {
-    /// ECS has to be asked what the task is now.
+    /// ECS has to be asked what the task is now: it may have ended since.
     Look,
+    /// It ended, and ECS has to be asked whether it had been ready.
+    Judge,
     /// The event says all: its task ended as it was to end.
     Ended,
     /// Nothing yet: the task is on its way.
@@ -93,7 +109,7 @@ pub fn concern(task: &Task) -> Concern {
             Some(Stop {
                 cause: Cause::Completed | Cause::Idle | Cause::LifetimeExceeded, before_ready: false, ..
             }) if task.started_at.is_some() => Concern::Ended,
-            _ => Concern::Look,
+            _ => Concern::Judge,
         },
         _ => Concern::Nothing,
     }
@@ -132,14 +148,13 @@ mod tests {
 
     #[test]
     fn what_is_not_ecs_is_nothing() {
-        for foreign in [
-            json!({}),
-            json!([]),
-            json!({"detail-type": "x"}),
-            json!({"detail-type": "ECS Task State Change", "detail": 3}),
-        ] {
+        for foreign in [json!({}), json!([]), json!({"detail-type": "x"})] {
             assert!(matches!(event(foreign.clone()), Event::Other(_)), "{foreign}");
         }
+        let odd = json!({"detail-type": "ECS Task State Change", "detail": 3});
+        assert!(matches!(event(odd), Event::Unreadable(_)));
+        let nulls = json!({"detail-type": "ECS Task State Change", "detail": {"taskArn": "arn", "containers": null}});
+        assert!(matches!(event(nulls), Event::Task(task) if task.arn == "arn"));
     }
 
     #[test]
@@ -155,10 +170,10 @@ mod tests {
             ("RUNNING", "", true, Concern::Look),
             ("DEPROVISIONING", "x", true, Concern::Nothing),
             ("STOPPED", "COMPLETED: build a #1 is over: SUCCESS", true, Concern::Ended),
-            ("STOPPED", "COMPLETED: build a #1 is over: ABORTED", false, Concern::Look),
-            ("STOPPED", "COMPLETED before ready: build a #1 is over: ABORTED", true, Concern::Look),
-            ("STOPPED", "START_TIMEOUT before ready: x", true, Concern::Look),
-            ("STOPPED", "Essential container in task exited", true, Concern::Look),
+            ("STOPPED", "COMPLETED: build a #1 is over: ABORTED", false, Concern::Judge),
+            ("STOPPED", "COMPLETED before ready: build a #1 is over: ABORTED", true, Concern::Judge),
+            ("STOPPED", "START_TIMEOUT before ready: x", true, Concern::Judge),
+            ("STOPPED", "Essential container in task exited", true, Concern::Judge),
         ] {
             assert_eq!(concern(&task(status, reason, started)), expected, "{status} {reason}");
         }

@@ -11,7 +11,7 @@ use shared::aws::ecs::{IDLE_SINCE_TAG, Instance, KEEP_TAG, Task};
 use shared::config::duration::elapsed;
 use shared::config::{Cloud, Limit, Template};
 use shared::jenkins::NodeState;
-use shared::message::{BuildCompleted, Failure, FailureCode};
+use shared::message::BuildCompleted;
 use shared::stop::{Cause, Stop};
 use shared::wait::{self, Wait, Waiting};
 
@@ -73,13 +73,15 @@ pub fn place(arn: &str, clouds: &[Cloud], accounts: &[BTreeSet<String>]) -> Resu
         .ok_or_else(|| format!("taskArn: account {} is not ours", cluster.account))
 }
 
-/// The accounts that a cloud's tasks can be in, as far as that is known without asking: those of its role, or ours.
+/// The accounts that a cloud's tasks can be in, as far as that is known without asking: that of its cluster's ARN or its
+/// role, else ours.
 pub fn accounts(cloud: &Cloud, function_arn: &str, queue_url: &str, source_arn: &str) -> BTreeSet<String> {
     let of_arn = |arn: &str| arn.split(':').nth(4).map(str::to_owned);
     let digits = |account: &String| account.len() == 12 && account.bytes().all(|byte| byte.is_ascii_digit());
-    let found = match &cloud.assume_role_arn {
-        Some(role) => vec![of_arn(role)],
-        None => vec![of_arn(function_arn), of_arn(source_arn), queue_url.rsplit('/').nth(1).map(str::to_owned)],
+    let found = match (ClusterArn::parse(&cloud.cluster), &cloud.assume_role_arn) {
+        (Some(cluster), _) => vec![Some(cluster.account.to_owned())],
+        (None, Some(role)) => vec![of_arn(role)],
+        (None, None) => vec![of_arn(function_arn), of_arn(source_arn), queue_url.rsplit('/').nth(1).map(str::to_owned)],
     };
     found.into_iter().flatten().filter(digits).collect()
 }
@@ -105,11 +107,13 @@ pub enum TaskStep {
     Stop(Stop),
     /// It runs and nobody was told.
     Report,
+    /// A build runs on it, and nobody recorded that it was told.
+    AtWork,
     /// The same, and it should have been ready long ago: it ends, for a reason to be added, if it is not ready now or
     /// Jenkins refuses it.
     ReportOrStop(Stop),
     /// It has nothing to do, from now on.
-    MarkIdle,
+    MarkIdle(Idle),
     /// It has something to do again.
     MarkBusy,
 }
@@ -138,8 +142,8 @@ pub fn task_step(task: &Task, template: Option<&Template>, seen: Seen<'_>, now: 
     let ready = task.reported();
     // Jenkins took the notice and its answer got lost: the build is at work.
     let is_busy = matches!(seen, Seen::Node(node) if node.idle == Some(false));
-    if !ready && is_busy {
-        return TaskStep::Report;
+    if !ready && is_busy && !lifetime.is_over(created, now) {
+        return TaskStep::AtWork;
     }
     let runs = task.last_status == "RUNNING";
     // While Jenkins is away, it is Jenkins that is not ready; but nothing outlives its lifetime.
@@ -153,14 +157,14 @@ pub fn task_step(task: &Task, template: Option<&Template>, seen: Seen<'_>, now: 
     }
     if lifetime.is_over(created, now) {
         let mut stop = Stop::new(Cause::LifetimeExceeded, format!("the agent is older than {lifetime}"));
-        stop.before_ready = !ready;
+        stop.before_ready = !ready && !is_busy;
         return TaskStep::Stop(stop);
     }
     if !ready {
-        // Its event is late or lost; a minute is more than EventBridge takes.
+        // Its event is late or lost; half a minute is more than EventBridge takes.
         let started = task.started_at.filter(|_| runs && seen != Seen::Away);
         return match started {
-            Some(started) if elapsed(started, now) >= Duration::from_secs(60) => TaskStep::Report,
+            Some(started) if elapsed(started, now) >= Duration::from_secs(30) => TaskStep::Report,
             _ => TaskStep::Leave,
         };
     }
@@ -168,23 +172,55 @@ pub fn task_step(task: &Task, template: Option<&Template>, seen: Seen<'_>, now: 
 }
 
 fn idle_step(task: &Task, template: Option<&Template>, seen: Seen<'_>, now: Timestamp) -> TaskStep {
-    let since = task.tags.get(IDLE_SINCE_TAG).and_then(|time| time.parse::<Timestamp>().ok());
-    let (idle, limit, text) = match seen {
+    let (state, limit, text) = match seen {
         Seen::Unknown | Seen::Away => return TaskStep::Leave,
         // Seen twice a minute apart: Jenkins may be about to create it.
-        Seen::Missing => (true, Limit::minutes(1), "Jenkins no longer has its node".to_owned()),
+        Seen::Missing => (Some(Idle::Missing), TWO_SWEEPS, "Jenkins no longer has its node".to_owned()),
         Seen::Node(node) => {
             let limit = template.and_then(|template| template.idle_timeout).unwrap_or(Limit::minutes(10));
             let state = if node.offline { "offline" } else { "idle" };
-            (node.idle == Some(true), limit, format!("{state} in Jenkins for {limit}"))
+            ((node.idle == Some(true)).then_some(Idle::Idle), limit, format!("{state} in Jenkins for {limit}"))
         }
     };
-    match (idle, since) {
-        (false, Some(_)) => TaskStep::MarkBusy,
-        (false, None) => TaskStep::Leave,
-        (true, None) => TaskStep::MarkIdle,
-        (true, Some(since)) if limit.is_over(since, now) => TaskStep::Stop(Stop::new(Cause::Idle, text)),
-        (true, Some(_)) => TaskStep::Leave,
+    let tag = task.tags.get(IDLE_SINCE_TAG);
+    let since = tag.and_then(|tag| Idle::parse(tag)).filter(|(tagged, _)| Some(*tagged) == state);
+    match (state, since) {
+        (None, _) if tag.is_some() => TaskStep::MarkBusy,
+        (None, _) => TaskStep::Leave,
+        (Some(state), None) => TaskStep::MarkIdle(state),
+        (Some(_), Some((_, since))) if limit.is_over(since, now) => TaskStep::Stop(Stop::new(Cause::Idle, text)),
+        (Some(_), Some(_)) => TaskStep::Leave,
+    }
+}
+
+/// What lies between two sweeps, a little less than their minute.
+const TWO_SWEEPS: Limit = Limit(Some(Duration::from_secs(55)));
+
+/// Why an agent has nothing to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Idle {
+    /// Nothing runs on its node.
+    Idle,
+    /// It has none.
+    Missing,
+}
+
+impl Idle {
+    const MISSING: &str = "missing ";
+
+    /// The value of a task's tag [`IDLE_SINCE_TAG`].
+    pub fn tag(self, since: Timestamp) -> String {
+        match self {
+            Self::Idle => since.to_string(),
+            Self::Missing => format!("{}{since}", Self::MISSING),
+        }
+    }
+
+    fn parse(tag: &str) -> Option<(Self, Timestamp)> {
+        match tag.strip_prefix(Self::MISSING) {
+            Some(since) => Some((Self::Missing, since.parse().ok()?)),
+            None => Some((Self::Idle, tag.parse().ok()?)),
+        }
     }
 }
 
@@ -209,14 +245,22 @@ pub fn duplicates<'a>(tasks: impl Iterator<Item = &'a Task>) -> Vec<(&'a Task, S
     found
 }
 
-/// Whether a stopped task has to be reported by the sweep: nobody did, its event had time to come, and it is not so
-/// old that ECS' inability to tag a stopped task would tell its end again and again.
+/// For so long after its end, the sweep tells of a task of which nobody recorded that it was told. Not for the hour that
+/// ECS shows it: ECS takes no tag of a stopped task, so that each process of ours tells it once again.
+const TELL_ENDS_FOR: Duration = Duration::from_secs(600);
+
+/// Whether that time is nearly over, and what could not be told has to be kept elsewhere.
+pub fn is_last_sight(task: &Task, now: Timestamp) -> bool {
+    task.stopped_at.is_some_and(|stopped| elapsed(stopped, now) >= TELL_ENDS_FOR - Duration::from_secs(60))
+}
+
+/// Whether a stopped task has to be reported by the sweep: nobody did, and its event had time to come.
 pub fn is_unreported_end(task: &Task, now: Timestamp) -> bool {
     let Some(stopped) = task.stopped_at else { return false };
     let age = elapsed(stopped, now);
     let ended_as_told =
         Stop::parse(task.stopped_reason.as_deref().unwrap_or_default()).is_some_and(|stop| !stop.before_ready);
-    !task.reported() && !ended_as_told && (Duration::from_secs(60)..Duration::from_secs(240)).contains(&age)
+    !task.reported() && !ended_as_told && (Duration::from_secs(60)..TELL_ENDS_FOR).contains(&age)
 }
 
 /// What the sweep does about a node of ours whose task is gone.
@@ -250,23 +294,6 @@ pub fn node_step(node: &NodeState, now: Timestamp) -> NodeStep {
         Some(since) if now.duration_since(since) >= SignedDuration::from_secs(55) => NodeStep::Delete,
         Some(_) => NodeStep::Wait,
     }
-}
-
-/// Why a waiting request is failed; none while it may wait on.
-pub fn waited_too_long(
-    wait: &Wait,
-    cloud: Option<&Cloud>,
-    expires_at: Option<Timestamp>,
-    now: Timestamp,
-) -> Option<Failure> {
-    let limit = cloud.map_or(Limit::minutes(15), |cloud| cloud.instance_launch_timeout);
-    let message = if limit.is_over(wait.since, now) {
-        format!("no room within {limit}: {}", wait.reason)
-    } else {
-        let expiry = expires_at.filter(|&expiry| expiry <= now)?;
-        format!("no room before the request expired at {expiry}: {}", wait.reason)
-    };
-    Some(Failure::new(FailureCode::CapacityTimeout, message))
 }
 
 /// What the sweep does about one container instance.
@@ -318,10 +345,11 @@ pub fn instance_steps(
         let since = idle_since(instance);
         // Only we drain an instance that carries our tag; another's drain is its own.
         let drained_by_us = instance.status == "DRAINING" && since.is_some();
-        if instance.tags.contains_key(KEEP_TAG) || (instance.status != "ACTIVE" && !drained_by_us) {
+        if instance.status != "ACTIVE" && !drained_by_us {
             continue;
         }
         let step = match since {
+            _ if instance.tags.contains_key(KEEP_TAG) => drained_by_us.then_some(InstanceStep::Undrain),
             _ if instance.tasks > 0 || needed => {
                 if drained_by_us {
                     Some(InstanceStep::Undrain)
@@ -348,11 +376,14 @@ pub fn instance_steps(
     steps
 }
 
-/// Splits off the requests that fit into what the instances have free, oldest first.
-pub fn fitting(mut waiting: Vec<Waiting>, instances: &[Instance]) -> (Vec<Waiting>, Vec<Waiting>) {
+/// Splits off the requests that fit into what the instances of their cloud have free, oldest first.
+pub fn fitting(cloud: &Cloud, mut waiting: Vec<Waiting>, instances: &[Instance]) -> (Vec<Waiting>, Vec<Waiting>) {
+    let is_external =
+        |wait: &Wait| cloud.templates.iter().any(|template| template.name == wait.template && template.is_external());
     let mut fitting = Vec::new();
     for instance in instances.iter().filter(|instance| instance.takes_tasks()) {
-        let (here, rest) = wait::fitting(waiting, instance.free, |_| true);
+        let serves = |wait: &Wait| is_external(wait) == instance.is_external();
+        let (here, rest) = wait::fitting(waiting, instance.free, serves);
         fitting.extend(here);
         waiting = rest;
     }
@@ -455,8 +486,8 @@ clouds:
             _ => None,
         };
         let step = |task: &Task, seen: Seen<'_>, now: i64| task_step(task, template, seen, at(now));
-        assert_eq!(step(&task(false, &[]), Seen::Unknown, 60), TaskStep::Leave);
-        assert_eq!(step(&task(false, &[]), Seen::Unknown, 75), TaskStep::Report);
+        assert_eq!(step(&task(false, &[]), Seen::Unknown, 39), TaskStep::Leave);
+        assert_eq!(step(&task(false, &[]), Seen::Unknown, 40), TaskStep::Report);
         assert_eq!(cause(&step(&task(false, &[]), Seen::Unknown, 300)), Some(Cause::StartTimeout));
         for age in [75, 300, 7199] {
             assert_eq!(step(&task(false, &[]), Seen::Away, age), TaskStep::Leave, "it waits for Jenkins");
@@ -465,19 +496,26 @@ clouds:
         let pending = Task { last_status: "PENDING".into(), ..task(false, &[]) };
         let TaskStep::Stop(stop) = step(&pending, Seen::Away, 300) else { panic!("it waits for nobody") };
         assert_eq!(stop.to_string(), "START_TIMEOUT before ready: not ready within 5m: the task is PENDING");
-        assert_eq!(step(&task(false, &[]), Seen::Node(&busy), 300), TaskStep::Report, "a build is at work there");
+        assert_eq!(step(&task(false, &[]), Seen::Node(&busy), 300), TaskStep::AtWork, "a build is at work there");
+        let TaskStep::Stop(stop) = step(&task(false, &[]), Seen::Node(&busy), 7200) else { panic!("it is too old") };
+        assert!(!stop.before_ready, "it was ready for its build");
         assert_eq!(step(&task(false, &[(KEEP_TAG, "")]), Seen::Unknown, 300_000), TaskStep::Leave);
         assert_eq!(step(&task(true, &[]), Seen::Unknown, 300), TaskStep::Leave);
         assert_eq!(cause(&step(&task(true, &[]), Seen::Node(&busy), 7200)), Some(Cause::LifetimeExceeded));
         assert_eq!(step(&task(true, &[]), Seen::Node(&busy), 7199), TaskStep::Leave);
-        assert_eq!(step(&task(true, &[]), Seen::Node(&idle), 400), TaskStep::MarkIdle);
+        assert_eq!(step(&task(true, &[]), Seen::Node(&idle), 400), TaskStep::MarkIdle(Idle::Idle));
         let marked = task(true, &[(IDLE_SINCE_TAG, &since(400))]);
         assert_eq!(step(&marked, Seen::Node(&idle), 999), TaskStep::Leave);
         assert_eq!(cause(&step(&marked, Seen::Node(&idle), 1000)), Some(Cause::Idle));
         assert_eq!(step(&marked, Seen::Node(&busy), 1000), TaskStep::MarkBusy);
         assert_eq!(step(&marked, Seen::Away, 5000), TaskStep::Leave, "Jenkins could not be asked");
-        assert_eq!(cause(&step(&marked, Seen::Missing, 460)), Some(Cause::Idle), "seen twice a minute apart");
-        assert_eq!(step(&task(true, &[]), Seen::Missing, 460), TaskStep::MarkIdle);
+        assert_eq!(step(&task(true, &[]), Seen::Missing, 460), TaskStep::MarkIdle(Idle::Missing));
+        assert_eq!(step(&marked, Seen::Missing, 900), TaskStep::MarkIdle(Idle::Missing), "idle until now, not missing");
+        let missing = task(true, &[(IDLE_SINCE_TAG, &Idle::Missing.tag(at(400)))]);
+        assert_eq!(step(&missing, Seen::Missing, 454), TaskStep::Leave);
+        assert_eq!(cause(&step(&missing, Seen::Missing, 455)), Some(Cause::Idle), "seen twice a minute apart");
+        assert_eq!(step(&missing, Seen::Node(&idle), 5000), TaskStep::MarkIdle(Idle::Idle));
+        assert_eq!(step(&missing, Seen::Node(&busy), 5000), TaskStep::MarkBusy);
         let mut ending = task(true, &[]);
         ending.desired_status = "STOPPED".into();
         assert_eq!(step(&ending, Seen::Node(&idle), 300_000), TaskStep::Leave);
@@ -509,7 +547,8 @@ clouds:
         assert!(ended("Essential container in task exited", 930, false));
         assert!(ended("START_TIMEOUT before ready: x", 930, false));
         assert!(!ended("Essential container in task exited", 950, false), "its event may be on its way");
-        assert!(!ended("Essential container in task exited", 700, false), "told long ago");
+        assert!(ended("Essential container in task exited", 401, false));
+        assert!(!ended("Essential container in task exited", 400, false), "told long ago");
         assert!(!ended("Essential container in task exited", 930, true));
         assert!(!ended("COMPLETED: build a #1 is over", 930, false));
     }

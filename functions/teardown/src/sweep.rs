@@ -2,21 +2,23 @@
 //! others from being done, and nothing is stopped on a guess.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Mutex, PoisonError};
 
 use futures::stream::{self, StreamExt as _};
 use jiff::Timestamp;
 use shared::agents;
-use shared::app::{App, CloudRef, ClusterArn};
+use shared::app::{App, CloudRef};
 use shared::aws::autoscaling::{self, Group};
-use shared::aws::ecs::{self, ContainerInstanceStatus, DesiredStatus, IDLE_SINCE_TAG, Instance, KEEP_TAG, Task};
+use shared::aws::ecs::{self, ContainerInstanceStatus, DesiredStatus, IDLE_SINCE_TAG, Instance, KEEP_TAG, Of, Task};
 use shared::batch::{Invocation, Retry, guarded};
 use shared::capacity::Observed;
-use shared::config::Size;
+use shared::config::{Cloud, Size};
 use shared::jenkins::{self, NodeState};
 use shared::message::{AgentRequest, Failure, NoticeType};
 use shared::name::AgentName;
-use shared::notices::Target;
+use shared::notices::{Target, Undelivered, Work};
 use shared::report::Reported;
+use shared::stop::{Cause, Stop};
 use shared::wait::{self, Waiting, WaitsFor};
 
 use crate::plan::{self, InstanceStep, NodeStep, Seen, TaskStep};
@@ -125,7 +127,7 @@ async fn tasks<'a>(app: &'a App, cloud: CloudRef<'a>) -> Result<(Vec<OurTask<'a>
     let (client, cluster) = (&cloud.clients.ecs, &cloud.cloud.cluster);
     let mut found = [Vec::new(), Vec::new()];
     for (found, status) in found.iter_mut().zip([DesiredStatus::Running, DesiredStatus::Stopped]) {
-        let arns = ecs::list_tasks(client, cluster, None, status).await?;
+        let arns = ecs::list_tasks(client, cluster, Of::Cluster, status).await?;
         for task in ecs::describe_tasks(client, cluster, &arns).await? {
             let anothers = shared::outcome::is_anothers(&task, app.config().jenkins.url.as_written());
             if let Some((owner, name)) = app.whose(&task).filter(|_| !anothers) {
@@ -157,12 +159,15 @@ async fn sweep_tasks(app: &App, invocation: &Invocation, running: &[OurTask<'_>]
                     // Much may have happened since the tasks were listed: what is true just now decides.
                     let (client, cluster) = (&cloud.clients.ecs, &cloud.cloud.cluster);
                     let again = ecs::describe_tasks(client, cluster, std::slice::from_ref(&task.arn)).await?;
-                    match again.first().map(|task| plan::task_step(task, template, seen, now)) {
-                        Some(TaskStep::Stop(_)) => app.stop(ours, task, stop).await,
+                    let still = again.first().map(|task| plan::task_step(task, template, seen, now));
+                    let is_idle = stop.cause != Cause::Idle || is_still_idle(app, name, &stop).await?;
+                    match still {
+                        Some(TaskStep::Stop(_)) if is_idle => app.stop(ours, task, stop).await,
                         _ => Ok(()),
                     }
                 }
-                TaskStep::Report => app.report_described(ours, task).await?.done(),
+                TaskStep::Report => app.report(ours, &task.arn, None).await?.done(),
+                TaskStep::AtWork => app.at_work(ours, task).await,
                 TaskStep::ReportOrStop(mut stop) => {
                     let why = match app.report(ours, &task.arn, None).await? {
                         Reported::Done => return Ok(()),
@@ -172,8 +177,8 @@ async fn sweep_tasks(app: &App, invocation: &Invocation, running: &[OurTask<'_>]
                     stop.text = format!("{}: {why}", stop.text);
                     app.stop(ours, task, stop).await
                 }
-                TaskStep::MarkIdle => {
-                    Ok(ecs::tag(&cloud.clients.ecs, &task.arn, IDLE_SINCE_TAG, &now.to_string()).await?)
+                TaskStep::MarkIdle(idle) => {
+                    Ok(ecs::tag(&cloud.clients.ecs, &task.arn, IDLE_SINCE_TAG, &idle.tag(now)).await?)
                 }
                 TaskStep::MarkBusy => Ok(ecs::untag(&cloud.clients.ecs, &task.arn, IDLE_SINCE_TAG).await?),
             }
@@ -182,11 +187,32 @@ async fn sweep_tasks(app: &App, invocation: &Invocation, running: &[OurTask<'_>]
     .await;
 }
 
+/// Whether an agent that has had nothing to do for long has nothing to do now: a build may have begun there since Jenkins
+/// was asked. It takes none any more where that is so.
+async fn is_still_idle(app: &App, name: &AgentName, stop: &Stop) -> Result<bool, Retry> {
+    app.jenkins.set_offline(name.as_str(), &stop.text).await?;
+    let is_busy = app.jenkins.node(name.as_str()).await?.is_some_and(|node| node.idle == Some(false));
+    if is_busy {
+        app.jenkins.set_online(name.as_str()).await?;
+    }
+    Ok(!is_busy)
+}
+
 /// Makes up for last events that never came.
 async fn sweep_ends(app: &App, invocation: &Invocation, stopped: &[OurTask<'_>], now: Timestamp) {
     let unreported: Vec<_> = stopped.iter().filter(|(_, _, task)| plan::is_unreported_end(task, now)).collect();
-    each(invocation, &unreported, |(cloud, name, task)| async move { app.stopped(app.ours(*cloud, name), task).await })
-        .await;
+    each(invocation, &unreported, |(cloud, name, task)| async move {
+        let ours = app.ours(*cloud, name);
+        match app.stopped(ours, task).await {
+            Err(_) if plan::is_last_sight(task, now) => {
+                let (cluster, arn) = (task.cluster_arn.clone(), task.arn.clone());
+                let work = Work::Task { cluster, arn, name: name.clone(), otherwise: app.fallback(ours, task) };
+                Ok(app.keep(&Undelivered { since: now, work }).await?)
+            }
+            told => told,
+        }
+    })
+    .await;
 }
 
 /// Does something for each, ten at a time, until the time is over; what fails is done by the next sweep.
@@ -233,8 +259,8 @@ impl Counts {
     }
 }
 
-/// Fails what has waited too long, sends back what has room, raises the groups for the rest. Answers how many agents
-/// still wait in each cloud.
+/// Fails what has waited too long, sends back what has room, raises the groups for the rest. Answers how many requests of
+/// each cloud need its instances.
 async fn sweep_waiting(
     app: &App,
     invocation: &Invocation,
@@ -265,7 +291,8 @@ async fn sweep_waiting(
         wait.since = *first.entry(wait.request_id.to_string()).or_insert(wait.since);
         let cloud = app.all_clouds().find(|cloud| cloud.cloud.name == wait.cloud);
         let expires_at = AgentRequest::parse(&message.body).ok().and_then(|request| request.expires_at);
-        if let Some(failure) = plan::waited_too_long(wait, cloud.map(|cloud| cloud.cloud), expires_at, now) {
+        if let Some(failure) = wait::too_long(wait.since, &wait.reason, cloud.map(|cloud| cloud.cloud), expires_at, now)
+        {
             late.push((message, failure));
             continue;
         }
@@ -273,7 +300,13 @@ async fn sweep_waiting(
             (None, _) | (_, WaitsFor::Fargate) => wake.push(message),
             (Some(cloud), WaitsFor::MaxAgents) => {
                 let template = wait.template.clone();
-                if counts.take(cloud, &template) { wake.push(message) } else { rest.push(message) }
+                let takes_instance = cloud.template(&template).is_some_and(|template| !template.on_fargate());
+                if counts.take(cloud, &template) {
+                    *left.entry(cloud.cloud.name.clone()).or_default() += usize::from(takes_instance);
+                    wake.push(message);
+                } else {
+                    rest.push(message);
+                }
             }
             (Some(cloud), WaitsFor::Instance) => by_cloud.entry(cloud.index).or_default().push(message),
         }
@@ -287,9 +320,10 @@ async fn sweep_waiting(
                 rest.extend(messages);
             }
             Ok(observed) => {
-                let (fitting, still) = plan::fitting(messages, &observed.instances);
+                // Those that fit need the instances that they are about to go to.
+                *left.entry(cloud.cloud.name.clone()).or_default() += messages.len();
+                let (fitting, still) = plan::fitting(cloud.cloud, messages, &observed.instances);
                 wake.extend(fitting);
-                *left.entry(cloud.cloud.name.clone()).or_default() += still.len();
                 if let Err(Retry(reason)) = guarded(invocation, raise(cloud, &observed, &still)).await {
                     tracing::warn!(cloud = cloud.cloud.name, error = reason, "the group is raised by the next sweep");
                 }
@@ -299,31 +333,23 @@ async fn sweep_waiting(
     }
     wait::release(app, &rest).await;
     each(invocation, &wake, |message| async move { Ok(wait::wake(app, message).await?) }).await;
-    each(invocation, &late, |(message, failure)| fail(app, message, failure)).await;
+    let told = Mutex::default();
+    each(invocation, &late, |(message, failure)| fail(app, message, failure, &told)).await;
     left
 }
 
 async fn observe(cloud: CloudRef<'_>) -> Result<Observed, Retry> {
+    let instances = ecs::instances(&cloud.clients.ecs, &cloud.cloud.cluster).await?;
+    // Last, as in `request`: what another has raised meanwhile must not be lowered.
     let group = match &cloud.cloud.auto_scaling_group {
         Some(name) => autoscaling::group(&cloud.clients.autoscaling, name).await?,
         None => None,
     };
-    let instances = ecs::instances(&cloud.clients.ecs, &cloud.cloud.cluster).await?;
     Ok(Observed { group, instances, configured: cloud.cloud.instance_capacity, ..Observed::default() })
 }
 
 async fn raise(cloud: CloudRef<'_>, observed: &Observed, waiting: &[Waiting]) -> Result<(), Retry> {
-    // Each agent counts once, however many copies of its request wait.
-    let agents: BTreeMap<_, Size> = waiting
-        .iter()
-        .filter_map(|message| message.wait.as_ref())
-        .filter(|wait| cloud.template(&wait.template).is_some_and(|template| template.scales_group()))
-        .flat_map(|wait| {
-            let size = wait.size.unwrap_or_default();
-            wait.agents.iter().map(move |index| ((wait.request_id.as_str(), index), size))
-        })
-        .collect();
-    let demand: Vec<Size> = agents.into_values().collect();
+    let demand: Vec<Size> = wait::demand(cloud.cloud, waiting.iter()).into_values().collect();
     let (Some(target), Some(group)) = (observed.plan(&demand).raise_to, &observed.group) else { return Ok(()) };
     autoscaling::set_desired(&cloud.clients.autoscaling, &group.name, target).await?;
     tracing::info!(
@@ -338,13 +364,24 @@ async fn raise(cloud: CloudRef<'_>, observed: &Observed, waiting: &[Waiting]) ->
 }
 
 /// Tells the build of a request that has waited too long.
-async fn fail(app: &App, message: &Waiting, failure: &Failure) -> Result<(), Retry> {
+async fn fail(
+    app: &App,
+    message: &Waiting,
+    failure: &Failure,
+    told: &Mutex<HashSet<(String, Target)>>,
+) -> Result<(), Retry> {
     let Some(wait) = &message.wait else { return Ok(()) };
     let request = AgentRequest::parse(&message.body).ok();
-    let template =
-        app.all_clouds().find(|cloud| cloud.cloud.name == wait.cloud).and_then(|cloud| cloud.template(&wait.template));
+    let cloud = app.all_clouds().find(|cloud| cloud.cloud.name == wait.cloud);
+    let template = cloud.and_then(|cloud| cloud.template(&wait.template));
     for &index in &wait.agents {
         let name = AgentName::new(&app.settings.agent_name_prefix, &wait.template, wait.request_id.as_str(), index);
+        // A copy of the request may have found room.
+        if let Some(cloud) = cloud
+            && app.has_task(cloud, &name).await?
+        {
+            continue;
+        }
         let mut notice = agents::notice_without_task(
             NoticeType::Failed,
             &name,
@@ -356,7 +393,11 @@ async fn fail(app: &App, message: &Waiting, failure: &Failure) -> Result<(), Ret
         );
         notice.failure = Some(failure.clone());
         let url = request.as_ref().and_then(|request| request.webhook_urls.get(index as usize)).cloned();
-        let targets = url.map(Target::Request).into_iter().chain(app.listeners()).collect();
+        let mut targets: Vec<_> = url.map(Target::Request).into_iter().chain(app.listeners()).collect();
+        // Copies of a request are told once.
+        let mut lock = told.lock().unwrap_or_else(PoisonError::into_inner);
+        targets.retain(|target| lock.insert((notice.id.clone(), target.clone())));
+        drop(lock);
         app.tell_all(&notice, targets).await?;
     }
     tracing::error!(
@@ -390,7 +431,8 @@ async fn sweep_nodes<'a>(
             _ if alive => Ok(app.jenkins.set_online(name.as_str()).await.map(drop)?),
             NodeStep::Wait => Ok(()),
             // An inbound agent's node is there before its task, which may have come since the tasks were listed.
-            NodeStep::Mark if has_task(app, name).await? => Ok(()),
+            NodeStep::Mark if runs(app, name).await? => Ok(()),
+            NodeStep::Delete if runs(app, name).await? => Ok(app.jenkins.set_online(name.as_str()).await.map(drop)?),
             NodeStep::Mark => Ok(app.jenkins.set_offline(name.as_str(), &plan::orphan_message(now)).await.map(drop)?),
             NodeStep::Delete => {
                 tracing::info!(agent.name = name.as_str(), "node deleted: its task is gone");
@@ -402,24 +444,22 @@ async fn sweep_nodes<'a>(
 }
 
 /// Whether a task of this name runs, asked just now.
-async fn has_task(app: &App, name: &AgentName) -> Result<bool, Retry> {
+async fn runs(app: &App, name: &AgentName) -> Result<bool, Retry> {
     for cloud in app.all_clouds().filter(|cloud| cloud.template(app.template_name(name)).is_some()) {
         let (client, cluster) = (&cloud.clients.ecs, &cloud.cloud.cluster);
-        if !ecs::list_tasks(client, cluster, Some(name.as_str()), DesiredStatus::Running).await?.is_empty() {
+        if !ecs::list_tasks(client, cluster, Of::Name(name.as_str()), DesiredStatus::Running).await?.is_empty() {
             return Ok(true);
         }
     }
     Ok(false)
 }
 
-/// Whether a node says that its task is in a cluster that is not ours: another stack's, with the same prefix.
+/// Whether a node says that it is of a cluster that is not ours: another stack's, with the same prefix.
 fn is_elsewhere(app: &App, node: &NodeState) -> bool {
-    let arn = node
-        .description
-        .as_deref()
-        .and_then(|text| text.split([' ', ',']).find(|word| word.starts_with("arn:") && word.contains(":ecs:")));
-    arn.and_then(|arn| ClusterArn::of_resource(arn, "task"))
-        .is_some_and(|cluster| app.all_clouds().all(|cloud| !cluster.is(cloud.cloud)))
+    node.description.as_deref().and_then(agents::described_cluster).is_some_and(|(name, region)| {
+        let is_here = |cloud: &Cloud| cloud.region == region && agents::cluster_name(&cloud.cluster) == name;
+        app.all_clouds().all(|cloud| !is_here(cloud.cloud))
+    })
 }
 
 /// Gives back instances that have had nothing to do for long enough.
@@ -473,12 +513,11 @@ async fn instance_step(
         InstanceStep::DrainAndTerminate { lowers } => {
             let (_, tags) = cloud.clients.ec2.instance(id).await?;
             if tags.iter().any(|(key, _)| key == KEEP_TAG) {
-                return Ok(());
+                return if instance.status == "DRAINING" { undrain(cloud, instance).await } else { Ok(()) };
             }
             ecs::set_instance_status(client, cluster, &instance.arn, ContainerInstanceStatus::Draining).await?;
             // Only now can no task come any more: what came until here keeps the instance.
-            let again = ecs::describe_instances(client, cluster, std::slice::from_ref(&instance.arn)).await?;
-            if again.first().is_none_or(|instance| instance.tasks > 0) {
+            if ecs::is_occupied(client, cluster, &instance.arn).await? {
                 return undrain(cloud, instance).await;
             }
             autoscaling::terminate(&cloud.clients.autoscaling, id, lowers).await?;

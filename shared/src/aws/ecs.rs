@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use aws_sdk_ecs::Client;
 use aws_sdk_ecs::types::{self as sdk, TaskField};
 pub use aws_sdk_ecs::types::{ContainerInstanceStatus, DesiredStatus};
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use jiff::Timestamp;
 use serde::Deserialize;
 
@@ -60,13 +61,23 @@ pub enum Ran {
     NoRoom {
         /// In words, for whoever waits.
         reason: String,
-        /// The container instances that ECS named as full for a reason other than CPU and memory.
-        full: Vec<String>,
+        /// The container instances that ECS named for a reason other than CPU and memory.
+        unfit: Vec<Unfit>,
     },
     /// ECS will never start this.
     Refused(String),
     /// Nothing is known; the same token has to be used again.
     Unknown(String),
+}
+
+/// A container instance that a task cannot go to, whatever CPU and memory it has left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfit {
+    /// Its ARN.
+    pub arn: String,
+    /// Whether the tasks on it use up something that each task takes, a network interface or a port, so that they tell how
+    /// many an instance holds.
+    pub is_full: bool,
 }
 
 /// Starts a task.
@@ -88,7 +99,7 @@ pub async fn run_task(client: &Client, launch: &Launch<'_>) -> Ran {
             }
             let fault = ApiFault::new("ecs:RunTask", error);
             match fault.class() {
-                Class::NoRoom => Ran::NoRoom { reason: fault.message, full: Vec::new() },
+                Class::NoRoom => Ran::NoRoom { reason: fault.message, unfit: Vec::new() },
                 Class::Permanent => Ran::Refused(fault.to_string()),
                 Class::Retry => Ran::Unknown(fault.to_string()),
             }
@@ -105,22 +116,24 @@ fn judge(failures: Vec<sdk::Failure>) -> Ran {
     reasons.sort_unstable();
     reasons.dedup();
     let text = reasons.join(", ");
-    let mends = |reason: &&str| {
-        let reason = reason.to_ascii_uppercase();
-        // Another instance mends `distinctInstance`, while `memberOf` and ATTRIBUTE are the template's.
-        ["RESOURCE", "AGENT", "DISTINCTINSTANCE"].iter().any(|word| reason.starts_with(word))
-            || reason.contains("CAPACITY")
+    let begins = |words: &[&str]| {
+        reasons.iter().any(|reason| words.iter().any(|word| reason.to_ascii_uppercase().starts_with(word)))
     };
-    if !reasons.iter().any(mends) {
+    let holds = |words: &str| reasons.iter().any(|reason| reason.to_ascii_lowercase().contains(words));
+    // Another instance mends `distinctInstance`, while `memberOf` and ATTRIBUTE are the template's.
+    let mends = begins(&["RESOURCE", "AGENT", "DISTINCTINSTANCE"]) || holds("capacity") || holds(super::REACHED_LIMIT);
+    if !mends {
         let detail = failures.iter().find_map(|failure| failure.detail()).map(|detail| format!(" ({detail})"));
-        return Ran::Refused(format!("ecs:RunTask: {text}{}", detail.unwrap_or_default()));
+        let text = format!("ecs:RunTask: {text}{}", detail.unwrap_or_default());
+        // What is not listed may pass, as an internal error does.
+        let never = ["ATTRIBUTE", "MEMBEROF", "LOCATION", "MISSING", "INACTIVE", "BLOCKED", "INVALID", "UNSUPPORTED"];
+        return if begins(&never) { Ran::Refused(text) } else { Ran::Unknown(text) };
     }
-    let full = failures
-        .iter()
-        .filter(|failure| failure.reason().is_some_and(|reason| !matches!(reason, "RESOURCE:CPU" | "RESOURCE:MEMORY")))
-        .filter_map(|failure| failure.arn().map(str::to_owned))
-        .collect();
-    Ran::NoRoom { reason: text, full }
+    let unfit = failures.iter().filter_map(|failure| {
+        let reason = failure.reason().filter(|reason| !matches!(*reason, "RESOURCE:CPU" | "RESOURCE:MEMORY"))?;
+        Some(Unfit { arn: failure.arn()?.to_owned(), is_full: reason.starts_with("RESOURCE") })
+    });
+    Ran::NoRoom { reason: text, unfit: unfit.collect() }
 }
 
 fn run_task_input(
@@ -492,44 +505,47 @@ impl From<sdk::KeyValuePair> for Pair {
 /// # Errors
 /// When a call failed.
 pub async fn describe_tasks(client: &Client, cluster: &str, arns: &[String]) -> Result<Vec<Task>, ApiFault> {
-    let mut tasks = Vec::with_capacity(arns.len());
-    // 100 tasks at most (API_DescribeTasks).
-    for arns in arns.chunks(100) {
-        let answer = client
-            .describe_tasks()
-            .cluster(cluster)
-            .set_tasks(Some(arns.to_vec()))
-            .include(TaskField::Tags)
-            .send()
-            .await
-            .map_err(|error| ApiFault::new("ecs:DescribeTasks", error))?;
-        tasks.extend(answer.tasks.unwrap_or_default().into_iter().map(Task::from));
-    }
-    Ok(tasks)
+    // 100 tasks at most (API_DescribeTasks); some pages at once.
+    let pages = arns.chunks(100).map(|arns| async move {
+        let call = client.describe_tasks().cluster(cluster).set_tasks(Some(arns.to_vec())).include(TaskField::Tags);
+        let answer = call.send().await.map_err(|error| ApiFault::new("ecs:DescribeTasks", error))?;
+        Ok(answer.tasks.unwrap_or_default().into_iter().map(Task::from).collect::<Vec<_>>())
+    });
+    let pages: Vec<_> = stream::iter(pages).buffered(5).try_collect().await?;
+    Ok(pages.into_iter().flatten().collect())
 }
 
-/// ARNs of tasks by who started them or by status; all pages. `startedBy` takes no other filter but the status.
+/// Which tasks are listed.
+#[derive(Debug, Clone, Copy)]
+pub enum Of<'a> {
+    /// The whole cluster's.
+    Cluster,
+    /// Those of one `startedBy`, which takes no other filter but the status.
+    Name(&'a str),
+    /// Those on one container instance, by its ARN.
+    Instance(&'a str),
+}
+
+/// ARNs of tasks by their desired status; all pages.
 ///
 /// # Errors
 /// When a call failed.
 pub async fn list_tasks(
     client: &Client,
     cluster: &str,
-    started_by: Option<&str>,
+    of: Of<'_>,
     desired_status: DesiredStatus,
 ) -> Result<Vec<String>, ApiFault> {
     let mut arns = Vec::new();
     let mut next = None;
     loop {
-        let answer = client
-            .list_tasks()
-            .cluster(cluster)
-            .set_started_by(started_by.map(str::to_owned))
-            .desired_status(desired_status.clone())
-            .set_next_token(next)
-            .send()
-            .await
-            .map_err(|error| ApiFault::new("ecs:ListTasks", error))?;
+        let call = client.list_tasks().cluster(cluster).desired_status(desired_status.clone()).set_next_token(next);
+        let call = match of {
+            Of::Cluster => call,
+            Of::Name(name) => call.started_by(name),
+            Of::Instance(arn) => call.container_instance(arn),
+        };
+        let answer = call.send().await.map_err(|error| ApiFault::new("ecs:ListTasks", error))?;
         arns.extend(answer.task_arns.unwrap_or_default());
         next = answer.next_token.filter(|token| !token.is_empty());
         if next.is_none() {
@@ -538,13 +554,30 @@ pub async fn list_tasks(
     }
 }
 
+/// Whether a container instance has a task on it that has not stopped. Its counts of running and pending tasks leave out
+/// those that are on their way up or down (`pendingTasksCount` in API_ContainerInstance is that of status PENDING).
+///
+/// # Errors
+/// When a call failed.
+pub async fn is_occupied(client: &Client, cluster: &str, instance: &str) -> Result<bool, ApiFault> {
+    if !list_tasks(client, cluster, Of::Instance(instance), DesiredStatus::Running).await?.is_empty() {
+        return Ok(true);
+    }
+    let ending = list_tasks(client, cluster, Of::Instance(instance), DesiredStatus::Stopped).await?;
+    Ok(describe_tasks(client, cluster, &ending).await?.iter().any(|task| !task.is_stopped()))
+}
+
 /// ARNs of the tasks of one name: those that are to run, or else those that ended within the last hour.
 ///
 /// # Errors
 /// When a call failed.
 pub async fn tasks_of(client: &Client, cluster: &str, name: &str) -> Result<Vec<String>, ApiFault> {
-    let running = list_tasks(client, cluster, Some(name), DesiredStatus::Running).await?;
-    if running.is_empty() { list_tasks(client, cluster, Some(name), DesiredStatus::Stopped).await } else { Ok(running) }
+    let running = list_tasks(client, cluster, Of::Name(name), DesiredStatus::Running).await?;
+    if running.is_empty() {
+        list_tasks(client, cluster, Of::Name(name), DesiredStatus::Stopped).await
+    } else {
+        Ok(running)
+    }
 }
 
 /// Stops a task. The reason is cut to the 255 characters that ECS takes (API_StopTask).
@@ -715,6 +748,12 @@ impl Instance {
     pub fn takes_tasks(&self) -> bool {
         self.status == "ACTIVE" && self.connected
     }
+
+    /// Whether it is registered from outside AWS: it takes tasks of launch type EXTERNAL, and no others
+    /// (ECS developer guide, "Amazon ECS clusters for external instances"; their ids begin with `mi-`).
+    pub fn is_external(&self) -> bool {
+        self.ec2_id.as_deref().is_some_and(|id| id.starts_with("mi-"))
+    }
 }
 
 /// All container instances of a cluster, all pages.
@@ -827,4 +866,43 @@ pub async fn cluster_status(client: &Client, name: &str) -> Result<Option<String
         .await
         .map_err(|error| ApiFault::new("ecs:DescribeClusters", error))?;
     Ok(answer.clusters.unwrap_or_default().into_iter().find_map(|cluster| cluster.status))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_are_told_apart_by_their_reasons() {
+        let judged = |reasons: &[&str]| {
+            let failures = reasons
+                .iter()
+                .zip(1..)
+                .map(|(reason, number)| sdk::Failure::builder().arn(format!("arn-{number}")).reason(*reason).build());
+            judge(failures.collect())
+        };
+        for reasons in [
+            &["RESOURCE:MEMORY"][..],
+            &["AGENT"],
+            &["ATTRIBUTE", "RESOURCE:CPU"],
+            &["distinctInstance placement constraint unsatisfied."],
+            &["Capacity is unavailable at this time. Please try again later or in a different availability zone"],
+            &["You've reached the limit on the number of tasks you can run concurrently"],
+        ] {
+            assert!(matches!(judged(reasons), Ran::NoRoom { .. }), "{reasons:?}");
+        }
+        for reasons in
+            [&["ATTRIBUTE"][..], &["memberOf placement constraint unsatisfied."], &["MISSING"], &["INACTIVE"]]
+        {
+            assert!(matches!(judged(reasons), Ran::Refused(_)), "{reasons:?}");
+        }
+        for reasons in [&[][..], &["Internal error."], &["something new"]] {
+            assert!(matches!(judged(reasons), Ran::Unknown(_)), "{reasons:?}");
+        }
+        let Ran::NoRoom { unfit, .. } = judged(&["RESOURCE:MEMORY", "RESOURCE:ENI", "AGENT"]) else {
+            panic!("no room")
+        };
+        let expected = [("arn-2", true), ("arn-3", false)];
+        assert_eq!(unfit, expected.map(|(arn, is_full)| Unfit { arn: arn.into(), is_full }));
+    }
 }

@@ -95,18 +95,16 @@ impl ApiFault {
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
         R: std::fmt::Debug + Send + Sync + 'static,
     {
-        match &error {
-            SdkError::ServiceError(service) => Self {
-                action,
-                code: service.err().code().map(str::to_owned),
-                message: service.err().message().unwrap_or("no message").to_owned(),
-            },
-            _ => Self {
-                action,
-                code: None,
-                message: aws_smithy_types::error::display::DisplayErrorContext(&error).to_string(),
-            },
+        if let SdkError::ServiceError(service) = &error {
+            let message = service.err().message().unwrap_or("no message").to_owned();
+            return Self { action, code: service.err().code().map(str::to_owned), message };
         }
+        // In their own words alone: what they hold may be a raw answer with a secret in it.
+        let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+        let message = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
+        // A role that may not be assumed is refused where the credentials are fetched, before the call itself.
+        let code = message.contains("AccessDenied").then(|| "AccessDenied".to_owned());
+        Self { action, code, message }
     }
 
     /// What the fault means for whoever called. This is the one place that decides.
@@ -134,18 +132,26 @@ impl ApiFault {
         }
         let message = self.message.to_ascii_lowercase();
         // API_RunTask has no code of its own for these: ECS says them in the message of a client error.
-        let no_room = ["no container instances", "capacity is unavailable", "reached the limit on the number of"];
+        let no_room = ["no container instances", "capacity is unavailable", REACHED_LIMIT];
+        // What EC2 answered ECS comes as a client error, too: `Error retrieving security group information for [sg-…]: Request
+        // limit exceeded. (ErrorCode: RequestLimitExceeded)`.
+        let passing =
+            ["rate exceeded", "throttl", "limit exceeded", "limitexceeded", "internal error", "internalerror"];
         if matches!(code, "ClientException" | "InvalidParameterException")
             && no_room.iter().any(|words| message.contains(words))
         {
             Class::NoRoom
-        } else if message.contains("rate exceeded") || message.contains("throttl") {
+        } else if passing.iter().any(|words| message.contains(words)) {
             Class::Retry
         } else {
             Class::Permanent
         }
     }
 }
+
+/// Of a quota of tasks, in an error's message or a failure's reason: "You've reached the limit on the number of tasks you
+/// can run concurrently".
+const REACHED_LIMIT: &str = "reached the limit on the number of";
 
 /// What a fault means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,6 +181,13 @@ mod tests {
             (Some("InvalidParameterException"), "No Container Instances were found in your cluster.", Class::NoRoom),
             (Some("ClientException"), "Capacity is unavailable at this time. Please try again later", Class::NoRoom),
             (Some("ClientException"), "Rate exceeded", Class::Retry),
+            (
+                Some("InvalidParameterException"),
+                "Error retrieving security group information for [sg-1]: Request limit exceeded. (ErrorCode: RequestLimitExceeded)",
+                Class::Retry,
+            ),
+            (Some("ClientException"), "An internal error has occurred (ErrorCode: InternalError)", Class::Retry),
+            (Some("ClientException"), "You've reached the limit on the number of tasks", Class::NoRoom),
         ] {
             let fault = ApiFault { action: "ecs:RunTask", code: code.map(Into::into), message: message.into() };
             assert_eq!(fault.class(), class, "{fault}");

@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use super::load::{ConfigError, Guessed};
 use super::yaml::join;
 use super::{
-    Cloud, Config, Connect, Jenkins, Launch, LaunchType, Limit, Network, PlacementConstraintType,
-    PlacementStrategyType, Template,
+    Cloud, Config, Connect, Jenkins, Launch, Limit, Network, PlacementConstraintType, PlacementStrategyType, Template,
 };
 use crate::message::Record;
 use crate::origin::Origin;
@@ -85,6 +84,9 @@ fn jenkins(jenkins: &Jenkins, faults: &mut Faults<'_>) {
     let has_user_info = !url.username().is_empty() || url.password().is_some();
     faults.unless(!has_user_info, "url", "may hold no user info; that is what user and apiToken are for");
     faults.unless(url.query().is_none() && url.fragment().is_none(), "url", "may have no query and no fragment");
+    let message = "is a tag of every task: it may hold letters, digits and + - = . _ : / @ only, 256 at most";
+    let is_plain = is_web && url.query().is_none() && url.fragment().is_none();
+    faults.unless(!is_plain || is_tag_text(jenkins.url.as_written(), 256), "url", message);
     if let (Some(webhook), true) = (&jenkins.webhook.url, faults.is_written("url"))
         && let Err(reason) = Origin::new(url.clone()).allows(webhook.as_written())
     {
@@ -218,7 +220,6 @@ fn launch(launch: &Launch, faults: &mut Faults<'_>) {
 }
 
 fn fargate(template: &Template, faults: &mut Faults<'_>) {
-    faults.unless(template.network.is_some(), "network", "is missing, and Fargate needs its subnets");
     faults.unless(template.placement_strategy.is_empty(), "placementStrategy", "is not for Fargate");
     faults.unless(template.placement_constraints.is_empty(), "placementConstraints", "is not for Fargate");
 }
@@ -226,8 +227,7 @@ fn fargate(template: &Template, faults: &mut Faults<'_>) {
 fn instances(template: &Template, faults: &mut Faults<'_>) {
     let public = template.network.as_ref().is_some_and(|network| network.assign_public_ip);
     faults.unless(!public, "network.assignPublicIp", "is for Fargate only");
-    let external = template.launch.kind == Some(LaunchType::External);
-    faults.unless(!external || template.network.is_none(), "network", "is not for external instances");
+    faults.unless(!template.is_external() || template.network.is_none(), "network", "is not for external instances");
     // The default may be written down anywhere.
     let version = template.platform_version.as_deref();
     faults.unless(version.is_none_or(|version| version == "LATEST"), "platformVersion", "is for Fargate only");
@@ -302,10 +302,13 @@ fn tags(template: &Template, faults: &mut Faults<'_>) {
         }
         faults.unless((1..=128).contains(&key.chars().count()), &field, "has to have 1 to 128 characters");
         faults.unless(value.chars().count() <= 256, &field, "may have a value of 256 characters at most");
-        let are_allowed = |text: &str| text.chars().all(|c| c.is_alphanumeric() || " +-=._:/@".contains(c));
         let message = "may hold letters, digits, spaces and + - = . _ : / @ only";
-        faults.unless(are_allowed(key) && are_allowed(value), &field, message);
+        faults.unless(is_tag_text(key, usize::MAX) && is_tag_text(value, usize::MAX), &field, message);
     }
+}
+
+fn is_tag_text(text: &str, most: usize) -> bool {
+    text.chars().count() <= most && text.chars().all(|c| c.is_alphanumeric() || " +-=._:/@".contains(c))
 }
 
 const POSITIVE: &str = "has to be above 0";
@@ -382,6 +385,7 @@ mod tests {
             // Jenkins.
             ("url: ftp://ci.example.com/", "", "connect: ssh", "jenkins.url: has to be an http"),
             ("url: 'https://u:hunter2@ci.example.com/'", "", "connect: ssh", "jenkins.url: may hold no user info"),
+            ("url: 'https://ci.example.com/~jenkins/'", "", "connect: ssh", "jenkins.url: is a tag of every task"),
             ("url: 'https://ci.example.com/?a=b'", "", "connect: ssh", "jenkins.url: may have no query"),
             ("url: ci.example.com", "", "connect: ssh", "jenkins.url: has to be an absolute URL"),
             (

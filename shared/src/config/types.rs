@@ -511,6 +511,11 @@ impl Template {
         }
     }
 
+    /// Whether it runs on external instances, and on no others.
+    pub fn is_external(&self) -> bool {
+        self.launch.kind == Some(LaunchType::External)
+    }
+
     /// Whether the cloud's group may be raised for it: capacity providers scale theirs on their own, and nobody scales
     /// external instances.
     pub fn scales_group(&self) -> bool {

@@ -143,14 +143,16 @@ impl Jenkins {
             return Ok(answer);
         }
         // The token may have been renewed since it was read: it is read again, once.
-        if let Err(errors) = self.secrets.refresh().await {
-            return Err(Fault::Refused(format!("the secrets could not be read again: {}", errors.join("; "))));
-        }
-        let answer = self.call_once(call).await?;
-        if !is_refusal(answer.status()) {
-            return Ok(answer);
-        }
-        let text = self.refusal(call, &answer);
+        let text = match self.secrets.refresh().await {
+            Err(errors) => format!("the secrets could not be read again: {}", errors.join("; ")),
+            Ok(()) => {
+                let answer = self.call_once(call).await?;
+                if !is_refusal(answer.status()) {
+                    return Ok(answer);
+                }
+                self.refusal(call, &answer)
+            }
+        };
         tracing::error!("Jenkins: {text}");
         Err(Fault::Refused(text))
     }

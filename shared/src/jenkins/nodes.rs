@@ -88,7 +88,7 @@ impl Jenkins {
     /// # Errors
     /// When it was not created and none was there.
     pub async fn create_node(&self, node: &Node) -> Result<Created, Fault> {
-        if self.takes_xml().await? {
+        if self.takes_xml().await {
             match self.create_from_xml(node).await {
                 // A controller that does not take it after all is asked in the older way.
                 Err(Fault::Permanent(reason)) => {
@@ -102,13 +102,13 @@ impl Jenkins {
 
     /// Whether the controller takes XML by its version, which is asked for if no answer has told it yet. Who cannot say
     /// gets the form.
-    async fn takes_xml(&self) -> Result<bool, Fault> {
+    async fn takes_xml(&self) -> bool {
         if self.version().is_none()
-            && let Err(fault @ Fault::Later(_)) = self.call_once(Call::get("whoAmI/api/json")).await
+            && let Err(fault) = self.call_once(Call::get("whoAmI/api/json")).await
         {
-            return Err(fault);
+            tracing::debug!(error = %fault, "the controller's version is unknown");
         }
-        Ok(self.version() >= Some(TAKES_XML))
+        self.version() >= Some(TAKES_XML)
     }
 
     /// `ComputerSet.doCreateItem` with XML, which answers 200.
@@ -130,6 +130,13 @@ impl Jenkins {
         let answer = self.call(call).await?;
         match answer.status() {
             status if is_done(status) => Ok(Created::New),
+            StatusCode::BAD_REQUEST if self.said(&answer).contains("already exists") => Ok(Created::Existed),
+            // Something else before it, as a proxy's page while Jenkins restarts.
+            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED if super::version(&answer).is_none() => {
+                let action = call.action();
+                let status = answer.status();
+                Err(Fault::Refused(format!("answered {status} to {action}, and not as Jenkins does: mend jenkins.url")))
+            }
             // In words it says so in many languages.
             StatusCode::BAD_REQUEST if self.node(&node.name).await?.is_some() => Ok(Created::Existed),
             _ => Err(self.unexpected(call, &answer)),

@@ -41,7 +41,11 @@ impl Jenkins {
             Ok(answer) if is_refusal(answer.status()) => {
                 // The secrets may have been renewed since they were read: they are read again, once.
                 if let Err(errors) = self.secrets.refresh().await {
-                    return Posted::Later(format!("the secrets could not be read again: {}", errors.join("; ")));
+                    let text =
+                        format!("the webhook answered {}, and the secrets could not be read again", answer.status());
+                    let text = format!("{text}: {}", errors.join("; "));
+                    tracing::error!(notice.id = id, "{text}");
+                    return Posted::Refused(text);
                 }
                 self.post_once(url.as_str(), id, &body, now).await
             }

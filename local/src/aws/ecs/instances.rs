@@ -268,9 +268,12 @@ impl Ecs {
     }
 
     fn shape_of(&self, instance: &Instance, clock: Clock) -> Value {
-        let statuses = instance.tasks.keys().filter_map(|arn| self.tasks.get(arn)).map(|task| task.last_status);
-        let (pending, running): (Vec<_>, Vec<_>) = statuses.partition(|status| *status < Status::Running);
-        instance.shape((running.len(), pending.len()), clock)
+        // API_ContainerInstance: those of status PENDING and RUNNING; the others are in neither.
+        let count = |status: Status| {
+            let tasks = instance.tasks.keys().filter_map(|arn| self.tasks.get(arn));
+            tasks.filter(|task| task.last_status == status).count()
+        };
+        instance.shape((count(Status::Running), count(Status::Pending)), clock)
     }
 
     fn describe_instance(&self, instance: &Instance, with_tags: bool) -> Value {

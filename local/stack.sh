@@ -25,10 +25,12 @@ venv() {
     fi
 }
 
-# Debian packages that are missing, without starting any daemon that they bring.
+# Programs from their Debian packages, `PROGRAM=PACKAGE`, where they are missing; starts no daemon that they bring.
 debian() {
-    local missing=() package
-    for package in "$@"; do
+    local missing=() pair package
+    for pair in "$@"; do
+        package=${pair#*=}
+        PATH=$PATH:/usr/sbin command -v "${pair%%=*}" >/dev/null && continue
         dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
     done
     [ ${#missing[@]} -eq 0 ] && return

@@ -128,7 +128,7 @@ class EcsAgents {
         }
         Map entry = items.get(item.id)
         if (entry == null) {
-            entry = [attempt: 1]
+            entry = [:]
             items.put(item.id, entry)
         }
         long left = entry.until ? (entry.until - now()).intdiv(1000L) : 0
@@ -173,13 +173,13 @@ class EcsAgents {
             return
         }
         long now = now()
-        if (entry.until && entry.until <= now) {
-            entry.attempt++
-            entry.until = null
-        }
-        entry.requestId = requestId(item, entry.attempt)
+        // By the item's own age, so that a restart of the controller does not begin to count anew. What is left of a period
+        // is too short to ask for.
+        long period = settings().askAgain * 1000
+        long attempt = 1 + Math.max(0, now + Math.min(60000L, period.intdiv(2L)) - item.inQueueSince).intdiv(period)
+        long until = item.inQueueSince + attempt * period
+        entry.requestId = requestId(item, attempt)
         String label = item.assignedLabel.expression
-        long until = now + settings().askAgain * 1000
         try {
             send(settings().requests,
                 [version: 1, requestId: entry.requestId, label: label, build: build(item.task, null), count: 1,
@@ -193,7 +193,7 @@ class EcsAgents {
         entry.until = until
         LOG.info("ECS agents: asked for an agent for ${item.task.fullDisplayName} with label ${label} " +
             "(request ${entry.requestId})")
-        later(id, entry, settings().askAgain)
+        later(id, entry, (until - now).intdiv(1000L))
     }
 
     private static boolean isTakable(Queue.BuildableItem item) {
@@ -204,7 +204,7 @@ class EcsAgents {
     }
 
     /** The same for the same item after a restart, and for no other item, even if the queue's counter begins anew. */
-    static String requestId(Queue.Item item, int attempt) {
+    static String requestId(Queue.Item item, long attempt) {
         String controller = Jenkins.get().legacyInstanceId.take(8)
         "queue/${controller}/${item.id}-${Long.toString(item.inQueueSince, 36)}/${attempt}"
     }

@@ -91,7 +91,7 @@ class Controller {
     FreeStyleProject job(String label, String name = 'team/app') { new FreeStyleProject(fullName: name, assignedLabel: label == null ? null : Label.get(label)) }
 
     Queue.BuildableItem enqueue(Queue.Task task, long id = 7) {
-        def item = new Queue.BuildableItem(task, id, 1_700_000_000_000L)
+        def item = new Queue.BuildableItem(task, id, clock)
         jenkins.queue.items << item
         listeners(QueueListener)*.onEnterBuildable(item)
         item

@@ -1,6 +1,7 @@
 import hudson.AbortException
 import hudson.model.Result
 import jenkins.model.CauseOfInterruption
+import hudson.model.Node
 import jenkins.model.Jenkins
 import org.codehaus.groovy.control.CompilerConfiguration
 import org.jenkinsci.plugins.workflow.steps.FlowInterruptedException
@@ -34,6 +35,7 @@ class Pipeline {
     List<String> log = []
     List<List> published = []
     List<String> nodes = []
+    List<String> deleted = []
     String node
     private List timeouts = []
     private Throwable interruption
@@ -41,6 +43,7 @@ class Pipeline {
 
     Pipeline(File jenkins) {
         Jenkins.instance = new Jenkins()
+        Jenkins.instance.metaClass.getNode = { String name -> name in deleted ? null : [getNodeName: { name }] as Node }
         def configuration = new CompilerConfiguration(scriptBaseClass: Steps.name)
         step = new GroovyShell(Pipeline.classLoader, new Binding(), configuration).parse(new File(jenkins, 'vars/ecsAgent.groovy'))
         step.attach(this)

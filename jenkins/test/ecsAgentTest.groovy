@@ -150,7 +150,8 @@ test('no answer within the timeout fails the build and withdraws the request') {
     long began = pipeline.clock
     def e = Tests.thrown(AbortException) { pipeline.ecsAgent(label: 'linux', timeout: 12) { } }
     assert e.message.startsWith("No agent with label 'linux' within 12 minutes.") && e.message.contains(requests()[0].requestId)
-    assert pipeline.clock - began == 12 * 60000
+    // The sweep that says why comes within the minute after the request has expired.
+    assert pipeline.clock - began == 12 * 60000 + 90000
     assert completions().size() == 1 && completions()[0].requestId == requests()[0].requestId && completions()[0].agent == null
 }
 
@@ -229,6 +230,25 @@ test('an agent that Jenkins cannot reach fails the build with where to look') {
     }
     def e = Tests.thrown(AbortException) { pipeline.ecsAgent(label: 'a') { } }
     assert e.message.contains('https://jenkins.example.com/computer/ecs-a-1/log')
+    assert completions()*.agent == ['ecs-a-1']
+}
+
+test('why there was no room is heard though the request has expired') {
+    def pipeline = newPipeline()
+    pipeline.after(12 * 60 + 50) { pipeline.failed('CAPACITY_TIMEOUT', 'no room: group jenkins-ecs is at its maximum of 10') }
+    def e = Tests.thrown(AbortException) { pipeline.ecsAgent(label: 'linux', timeout: 12) { } }
+    assert e.message.contains('maximum of 10')
+}
+
+test('an agent that is lost before its build begins is asked for again') {
+    def pipeline = newPipeline()
+    pipeline.after(1) {
+        pipeline.ready('ecs-a-1')
+        pipeline.online.clear()
+        pipeline.deleted << 'ecs-a-1'
+    }
+    def e = Tests.thrown(FlowInterruptedException) { pipeline.ecsAgent(label: 'a') { } }
+    assert e.causes[0] instanceof RemovedNodeCause && !e.actualInterruption
     assert completions()*.agent == ['ecs-a-1']
 }
 

@@ -190,6 +190,15 @@ test('after a restart the same item asks under the same id') {
     assert requests().size() == 2 && requests()*.requestId.unique().size() == 1
 }
 
+test('after a restart an item that was asked for twice does not begin anew') {
+    def controller = newController()
+    controller.enqueue(controller.job('linux'))
+    controller.pass(40 * 60)
+    controller.boot()
+    controller.pass(2)
+    assert requests()*.requestId*.tokenize('/')*.last() == ['1', '2', '2']
+}
+
 test('an item that still waits when its request has expired is asked for anew') {
     def controller = newController()
     controller.enqueue(controller.job('linux'))

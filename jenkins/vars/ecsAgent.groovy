@@ -103,7 +103,8 @@ private void onAgent(Map settings, Map request, int index, Closure body) {
 /** The agent's notice `agent.ready`; any other end is thrown. */
 private Map awaitOutcome(Map settings, Map request, int index) {
     while (true) {
-        long left = request.deadline - now()
+        // The request expires at its deadline; why it was not served is told by a sweep that comes every minute.
+        long left = request.deadline + 90000L - now()
         if (left <= 0) {
             error "No agent with label '${settings.label}' within ${settings.timeout} minutes. Look for request " +
                 "${request.id} in the log of the request function and in the rejected queue; if it waits for room, " +
@@ -192,10 +193,20 @@ private void connect(Map settings, String name) {
         if (now() - since < settings.connectTimeout * 60000L || !isTimeout(e)) {
             throw e
         }
+        if (isGone(name)) {
+            // Lost before its build began: `retry(conditions: [agent()])` asks for another one.
+            echo "The agent ${name} ended before Jenkins had connected to it."
+            throw new FlowInterruptedException(Result.FAILURE, false, new RemovedNodeCause())
+        }
         error "The agent ${name} runs, but Jenkins has not connected to it within ${settings.connectTimeout} minutes: " +
             "see ${env.JENKINS_URL ?: '/'}computer/${name}/log for the reason; security groups, " +
             "the SSH credential and the Java path are the usual ones."
     }
+}
+
+@NonCPS
+private boolean isGone(String name) {
+    Jenkins.get().getNode(name) == null
 }
 
 private def register(Map settings, String token) {

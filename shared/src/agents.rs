@@ -241,7 +241,7 @@ pub fn describe(request_id: &RequestId, build: Option<&Build>, cloud: &Cloud, ta
     text
 }
 
-const IN_CLUSTER: &str = ", in cluster ";
+const IN_CLUSTER: &str = " in cluster ";
 
 /// The cluster and its region that a node's description names.
 pub fn described_cluster(description: &str) -> Option<(&str, &str)> {

@@ -36,5 +36,6 @@ class Jenkins {
 
     Computer[] getComputers() { computerList as Computer[] }
     List<Node> getNodes() { computerList*.node }
+    Node getNode(String name) { getNodes().find { it.nodeName == name } }
     boolean updateNode(Node node) throws IOException { updated << node }
 }

@@ -510,7 +510,6 @@ mod tests {
                 &format!("connect: ssh, launch: {{capacityProviders: [{providers}]}}"),
                 "clouds[0].templates[0].launch.capacityProviders: may have 20",
             ),
-            (URL, "", "connect: ssh, launch: {type: fargate}", "clouds[0].templates[0].network: is missing"),
             (
                 URL,
                 "",

@@ -25,21 +25,22 @@ venv() {
     fi
 }
 
-# Programs from their Debian packages, `PROGRAM=PACKAGE`, where they are missing; starts no daemon that they bring.
+# Programs that have to be there, `PROGRAM=PACKAGE`: on Debian their packages are installed where they are missing, without
+# starting any daemon that they bring; elsewhere that is said.
 debian() {
-    local missing=() pair package
+    local missing=() pair
     for pair in "$@"; do
-        package=${pair#*=}
+        # sshd lies where an ordinary user's path does not lead.
         PATH=$PATH:/usr/sbin command -v "${pair%%=*}" >/dev/null && continue
-        dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
+        [[ " ${missing[*]-} " == *" ${pair#*=} "* ]] || missing+=("${pair#*=}")
     done
     [ ${#missing[@]} -eq 0 ] && return
+    command -v apt-get >/dev/null || fail "needs what Debian calls ${missing[*]}, and there is no apt-get here: install it by hand"
     local sudo=()
     if [ "$(id -u)" -ne 0 ]; then
         sudo=(sudo -n)
         "${sudo[@]}" true 2>/dev/null || fail "needs the Debian packages ${missing[*]}: install them, or run this as root"
     fi
-    command -v apt-get >/dev/null || fail "needs ${missing[*]}, and there is no apt-get here: install them by hand"
     say "Installing Debian's ${missing[*]} (once; starts no daemon)"
     # What invoke-rc.d asks before it starts a service: 101 is no.
     local policy=/usr/sbin/policy-rc.d ours=

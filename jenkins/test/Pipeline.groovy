@@ -1,12 +1,22 @@
 import hudson.AbortException
+import hudson.model.FreeStyleBuild
+import hudson.model.FreeStyleProject
+import hudson.model.Label
+import hudson.model.Queue
 import hudson.model.Result
+import hudson.slaves.DumbSlave
+import hudson.slaves.SlaveComputer
 import jenkins.model.CauseOfInterruption
-import hudson.model.Node
 import jenkins.model.Jenkins
 import org.codehaus.groovy.control.CompilerConfiguration
 import org.jenkinsci.plugins.workflow.steps.FlowInterruptedException
 import org.jenkinsci.plugins.workflow.steps.TimeoutStepExecution.ExceededTimeout
-import org.jenkinsci.plugins.workflow.support.steps.ExecutorStepExecution.RemovedNodeCause
+import org.jenkinsci.plugins.workflow.support.steps.AgentErrorCondition
+import org.jenkinsci.plugins.workflow.support.steps.ExecutorStepExecution.PlaceholderTask
+import org.jenkinsci.plugins.workflow.support.steps.ExecutorStepExecution.QueueTaskCancelled
+
+import java.util.concurrent.ScheduledExecutorService
+import java.util.concurrent.TimeUnit
 
 /** A pipeline whose steps are stand-ins and whose time is ours. */
 class Pipeline {
@@ -25,25 +35,29 @@ class Pipeline {
                JENKINS_URL: 'https://jenkins.example.com/',
                ECS_AGENTS_REQUESTS: 'https://sqs.eu-west-1.amazonaws.com/1/requests',
                ECS_AGENTS_COMPLETIONS: 'https://sqs.eu-west-1.amazonaws.com/1/completions']
-    def currentBuild = [number: 42, currentResult: 'SUCCESS']
+    FreeStyleBuild run = new FreeStyleBuild(parent: new FreeStyleProject(fullName: 'app/main'), number: 42)
+    def currentBuild = [number: 42, currentResult: 'SUCCESS', rawBuild: run]
     /** What is going to happen: [at, closure], in order. */
     List events = []
     /** What webhooks were sent, by token; whoever waits takes it (WebhookRootAction.alreadyPosted). */
     Map<String, List<String>> inbox = [:].withDefault { [] }
     Map<String, String> authTokens = [:]
-    Set<String> online = []
     List<String> log = []
     List<List> published = []
     List<String> nodes = []
-    List<String> deleted = []
     String node
+    /** What happens as an agent takes a block, before that begins. */
+    Closure taking
     private List timeouts = []
     private Throwable interruption
     Script step
 
     Pipeline(File jenkins) {
         Jenkins.instance = new Jenkins()
-        Jenkins.instance.metaClass.getNode = { String name -> name in deleted ? null : [getNodeName: { name }] as Node }
+        jenkins.util.Timer.instance = [schedule: { Runnable work, long delay, TimeUnit unit ->
+            after(unit.toSeconds(delay)) { work.run() }
+            null
+        }] as ScheduledExecutorService
         def configuration = new CompilerConfiguration(scriptBaseClass: Steps.name)
         step = new GroovyShell(Pipeline.classLoader, new Binding(), configuration).parse(new File(jenkins, 'vars/ecsAgent.groovy'))
         step.attach(this)
@@ -65,9 +79,18 @@ class Pipeline {
         inbox[token] << groovy.json.JsonOutput.toJson([version: 1, requestId: requestId ?: request.requestId] + notice)
     }
 
+    /** An agent has become ready: its node is there, and Jenkins connects to it at once. */
     void ready(String name, int index = 0) {
-        online << name
+        Jenkins.get().computerList << new SlaveComputer(new DumbSlave(nodeName: name, labelString: name))
         notify([type: 'agent.ready', agent: [name: name, labels: ['linux', 'maven']], task: [arn: "arn:aws:ecs:eu-west-1:1:task/c/${name}".toString()]], index)
+    }
+
+    SlaveComputer computer(String name) { Jenkins.get().computerList.find { it.node.nodeName == name } }
+
+    /** The connection breaks, and the functions delete the node so many seconds later. */
+    void lose(String name, long seconds = 0) {
+        computer(name).online = false
+        after(seconds) { Jenkins.get().computerList.remove(computer(name)) }
     }
 
     void failed(String code, String message, int index = 0, Map more = [:]) {
@@ -79,7 +102,11 @@ class Pipeline {
 
     /** Lets time pass until something is so; an interruption or a timeout comes first. */
     void await(Closure<Boolean> done) {
+        long began = clock
         while (!done()) {
+            if (clock - began > 30 * 86_400_000L) {
+                throw new AssertionError('the build would wait for ever' as Object)
+            }
             if (interruption) {
                 def e = interruption
                 interruption = null
@@ -118,7 +145,7 @@ class Pipeline {
                 return body()
             } catch (Exception e) {
                 // RetryStepExecution.matchesConditions, with AgentErrorCondition
-                boolean again = args.conditions ? e instanceof FlowInterruptedException && e.causes.any { it instanceof RemovedNodeCause }
+                boolean again = args.conditions ? e instanceof FlowInterruptedException && e.causes.any { it instanceof AgentErrorCondition.Retryable }
                     : !(e instanceof FlowInterruptedException && e.actualInterruption)
                 if (--left == 0 || !again) {
                     throw e
@@ -127,8 +154,22 @@ class Pipeline {
         }
     }
 
+    /** ExecutorStepExecution: an item of the queue, which whoever cancels it ends (CancelledItemListener). */
     def onNode(String name, Closure body) {
-        await { name in online }
+        def queue = Jenkins.get().queue
+        def item = new Queue.BuildableItem(new PlaceholderTask(ownerTask: run.parent, ownerExecutable: run, assignedLabel: Label.get(name)), 1, clock)
+        queue.items << item
+        try {
+            await { !(item in queue.items) || computer(name)?.online }
+            if (!queue.items.remove(item)) {
+                throw new FlowInterruptedException(Result.ABORTED, true, new QueueTaskCancelled())
+            }
+        } finally {
+            queue.items.remove(item)
+        }
+        if (taking) {
+            taking(name)
+        }
         String before = node
         node = name
         nodes << name

@@ -149,7 +149,7 @@ test('no answer within the timeout fails the build and withdraws the request') {
     def pipeline = newPipeline()
     long began = pipeline.clock
     def e = Tests.thrown(AbortException) { pipeline.ecsAgent(label: 'linux', timeout: 12) { } }
-    assert e.message.startsWith("No agent with label 'linux' within 12 minutes.") && e.message.contains(requests()[0].requestId)
+    assert e.message.startsWith("No agent with label 'linux' within 12 minutes, and no word why.") && e.message.contains(requests()[0].requestId)
     // The sweep that says why comes within the minute after the request has expired.
     assert pipeline.clock - began == 12 * 60000 + 90000
     assert completions().size() == 1 && completions()[0].requestId == requests()[0].requestId && completions()[0].agent == null
@@ -226,30 +226,123 @@ test('an agent that Jenkins cannot reach fails the build with where to look') {
     def pipeline = newPipeline()
     pipeline.after(1) {
         pipeline.ready('ecs-a-1')
-        pipeline.online.clear()
+        pipeline.computer('ecs-a-1').online = false
     }
-    def e = Tests.thrown(AbortException) { pipeline.ecsAgent(label: 'a') { } }
+    long began = pipeline.clock
+    def e = Tests.thrown(AbortException) { pipeline.ecsAgent(label: 'a', retry: 1) { } }
     assert e.message.contains('https://jenkins.example.com/computer/ecs-a-1/log')
-    assert completions()*.agent == ['ecs-a-1']
+    assert pipeline.clock - began == 301_000 && completions()*.agent == ['ecs-a-1']
 }
 
 test('why there was no room is heard though the request has expired') {
     def pipeline = newPipeline()
-    pipeline.after(12 * 60 + 50) { pipeline.failed('CAPACITY_TIMEOUT', 'no room: group jenkins-ecs is at its maximum of 10') }
-    def e = Tests.thrown(AbortException) { pipeline.ecsAgent(label: 'linux', timeout: 12) { } }
+    pipeline.after(20 * 60 + 50) {
+        // What the copies of a request are told that come too late is not why.
+        assert requests().size() == 4
+        pipeline.failed('CAPACITY_TIMEOUT', 'no room: group jenkins-ecs is at its maximum of 10')
+    }
+    def e = Tests.thrown(AbortException) { pipeline.ecsAgent(label: 'linux') { } }
     assert e.message.contains('maximum of 10')
 }
 
-test('an agent that is lost before its build begins is asked for again') {
+test('an agent lost before Jenkins has connected to it is retried at once') {
     def pipeline = newPipeline()
     pipeline.after(1) {
         pipeline.ready('ecs-a-1')
-        pipeline.online.clear()
-        pipeline.deleted << 'ecs-a-1'
+        pipeline.lose('ecs-a-1', 30)
+        pipeline.after(90) { pipeline.ready('ecs-a-2') }
+    }
+    long began = pipeline.clock
+    pipeline.ecsAgent(label: 'a', retry: 1) { }
+    assert pipeline.nodes.unique() == ['ecs-a-2'] && pipeline.clock - began == 91_000
+    assert requests()*.requestId.unique().size() == 2 && completions()*.agent == ['ecs-a-1', 'ecs-a-2']
+    assert pipeline.log.any { it.contains('ecs-a-1 was lost before its build began') }
+}
+
+test('an agent lost between the first, empty block and the build is retried') {
+    def pipeline = newPipeline()
+    pipeline.after(1) { pipeline.ready('ecs-a-1') }
+    pipeline.taking = {
+        pipeline.taking = null
+        pipeline.lose('ecs-a-1', 20)
+        pipeline.after(90) { pipeline.ready('ecs-a-2') }
+    }
+    int runs = 0
+    pipeline.ecsAgent(label: 'a', retry: 1) { runs++ }
+    assert runs == 1 && pipeline.nodes == ['ecs-a-1', 'ecs-a-2', 'ecs-a-2']
+    assert completions()*.subMap('agent', 'result') == [[agent: 'ecs-a-1', result: 'FAILURE'], [agent: 'ecs-a-2', result: 'SUCCESS']]
+}
+
+test('an agent lost as it takes the build is retried') {
+    def pipeline = newPipeline()
+    pipeline.after(1) { pipeline.ready('ecs-a-1') }
+    int taken = 0
+    pipeline.taking = {
+        if (++taken == 2) {
+            pipeline.lose('ecs-a-1', 5)
+            pipeline.after(60) { pipeline.ready('ecs-a-2') }
+            throw new IllegalStateException('ecs-a-1 is offline') // PlaceholderExecutable.run
+        }
+    }
+    int runs = 0
+    pipeline.ecsAgent(label: 'a', retry: 1) { runs++ }
+    assert runs == 1 && completions()*.agent == ['ecs-a-1', 'ecs-a-2']
+}
+
+test('a fault of Jenkins as an agent takes the build is not taken for its loss') {
+    def pipeline = newPipeline()
+    pipeline.after(1) { pipeline.ready('ecs-a-1') }
+    pipeline.taking = { throw new IllegalStateException('must be a top-level job') }
+    Tests.thrown(IllegalStateException) { pipeline.ecsAgent(label: 'a', retry: 1) { } }
+}
+
+test('an agent that was lost unseen is told apart from one that cannot be reached') {
+    def pipeline = newPipeline()
+    pipeline.after(1) {
+        pipeline.ready('ecs-a-1')
+        Jenkins.get().computerList.clear()
     }
     def e = Tests.thrown(FlowInterruptedException) { pipeline.ecsAgent(label: 'a') { } }
-    assert e.causes[0] instanceof RemovedNodeCause && !e.actualInterruption
+    assert e.result == Result.FAILURE && e.causes[0] instanceof RemovedNodeCause && !e.actualInterruption
     assert completions()*.agent == ['ecs-a-1']
+}
+
+test('a node that others make after the notice, or that is made anew, is waited for') {
+    def pipeline = newPipeline()
+    pipeline.after(1) {
+        pipeline.ready('ecs-a-1')
+        def computer = Jenkins.get().computerList.pop()
+        pipeline.after(60) { Jenkins.get().computerList << computer; computer.online = false }
+        pipeline.after(75) { Jenkins.get().computerList.clear() }
+        pipeline.after(84) { Jenkins.get().computerList << computer }
+        pipeline.after(120) { computer.online = true }
+    }
+    pipeline.ecsAgent(label: 'a') { }
+    assert completions()*.result == ['SUCCESS']
+}
+
+test('whoever aborts a build whose agent is lost aborts it') {
+    def pipeline = newPipeline()
+    pipeline.after(1) {
+        pipeline.ready('ecs-a-1')
+        pipeline.lose('ecs-a-1')
+        pipeline.after(12) { pipeline.abort() }
+    }
+    assert Tests.thrown(FlowInterruptedException) { pipeline.ecsAgent(label: 'a', retry: 1) { } }.message == 'Aborted by ann'
+    assert requests().size() == 1
+}
+
+test('nothing is looked after once the build has begun, or is over') {
+    def pipeline = newPipeline()
+    pipeline.after(1) { pipeline.ready('ecs-a-1') }
+    pipeline.ecsAgent(label: 'a') {
+        long began = pipeline.clock
+        pipeline.await { pipeline.clock - began > 30_000 || !pipeline.events }
+        assert pipeline.events.empty
+    }
+    pipeline.run.building = false
+    pipeline.step.cancelIfLost('ecs-a-1', true, [over: false])
+    assert pipeline.events.empty
 }
 
 test('two agents: the block runs on each, and each is given back by itself') {

@@ -3,8 +3,10 @@ import groovy.json.JsonOutput
 import groovy.json.JsonSlurperClassic
 import hudson.model.Result
 import jenkins.model.Jenkins
+import jenkins.util.Timer
 import org.jenkinsci.plugins.workflow.steps.FlowInterruptedException
 import org.jenkinsci.plugins.workflow.steps.TimeoutStepExecution.ExceededTimeout
+import org.jenkinsci.plugins.workflow.support.steps.ExecutorStepExecution.QueueTaskCancelled
 import org.jenkinsci.plugins.workflow.support.steps.ExecutorStepExecution.RemovedNodeCause
 
 import java.time.Duration
@@ -16,7 +18,7 @@ import java.util.concurrent.TimeUnit
  *
  *     ecsAgent(label: 'linux && maven') { sh 'mvn verify' }
  *
- * One wait of the build is one `waitForWebhook`: nothing polls. What lives across steps is made of strings, numbers,
+ * One wait of the build is one `waitForWebhook`: nothing polls AWS. What lives across steps is made of strings, numbers,
  * lists and maps, since Jenkins writes the whole program to disk at every step. See ecsAgent.txt for the parameters.
  */
 
@@ -76,7 +78,7 @@ private void onAgent(Map settings, Map request, int index, Closure body) {
     String result = 'FAILURE'
     try {
         connect(settings, name)
-        node(name) {
+        onNode(name, true) {
             Map agent = [name: name, index: index, labels: notice.agent.labels, taskArn: notice.task?.arn]
             if (body.maximumNumberOfParameters == 0) {
                 body()
@@ -106,9 +108,9 @@ private Map awaitOutcome(Map settings, Map request, int index) {
         // The request expires at its deadline; why it was not served is told by a sweep that comes every minute.
         long left = request.deadline + 90000L - now()
         if (left <= 0) {
-            error "No agent with label '${settings.label}' within ${settings.timeout} minutes. Look for request " +
-                "${request.id} in the log of the request function and in the rejected queue; if it waits for room, " +
-                "raise the group's maximum or this step's `timeout`."
+            error "No agent with label '${settings.label}' within ${settings.timeout} minutes, and no word why. Look for " +
+                "request ${request.id} in the log of the request function and in the rejected queue; if its agent is " +
+                "only slow to start, raise this step's `timeout`."
         }
         long patience = Math.min(left, settings.askAgain * 60000L)
         String content = receive(request.hooks[index], patience)
@@ -172,6 +174,9 @@ private void askAgain(Map settings, Map request) {
     if (now() - request.askedAt < settings.askAgain * 30000L) {
         return // another branch has
     }
+    if (now() > request.deadline - 30000L) {
+        return // a copy that arrives too late is told just that, instead of why there was no room
+    }
     request.askedAt = now()
     try {
         post(settings.requests, json(request.message))
@@ -187,16 +192,14 @@ private void connect(Map settings, String name) {
     long since = now()
     try {
         timeout(time: settings.connectTimeout, unit: 'MINUTES') {
-            node(name) { }
+            onNode(name, false) { }
         }
     } catch (FlowInterruptedException e) {
         if (now() - since < settings.connectTimeout * 60000L || !isTimeout(e)) {
             throw e
         }
         if (isGone(name)) {
-            // Lost before its build began: `retry(conditions: [agent()])` asks for another one.
-            echo "The agent ${name} ended before Jenkins had connected to it."
-            throw new FlowInterruptedException(Result.FAILURE, false, new RemovedNodeCause())
+            lost(name)
         }
         error "The agent ${name} runs, but Jenkins has not connected to it within ${settings.connectTimeout} minutes: " +
             "see ${env.JENKINS_URL ?: '/'}computer/${name}/log for the reason; security groups, " +
@@ -204,9 +207,80 @@ private void connect(Map settings, String name) {
     }
 }
 
+/**
+ * `node`, which by itself waits for ever if the agent is lost before the block begins: its name is nobody else's label.
+ * Jenkins ends blocks on a deleted node, but not those that wait for it.
+ */
+private void onNode(String name, boolean wasThere, Closure block) {
+    Map queued = [over: false]
+    cancelIfLost(name, wasThere, queued)
+    try {
+        node(name) {
+            queued.over = true
+            block()
+        }
+    } catch (FlowInterruptedException e) {
+        if (!queued.over && isCancelled(e) && isGone(name)) {
+            lost(name)
+        }
+        throw e
+    } catch (Exception e) {
+        // The agent took the block and was lost before that began: `node` then says that it is offline.
+        if (queued.over || isOnline(name)) {
+            throw e
+        }
+        echo "Could not begin: ${e.message}"
+        lost(name)
+    } finally {
+        queued.over = true
+    }
+}
+
+/** Ends as a build does whose agent is lost later: `retry(conditions: [agent()])` asks for another one. */
+private void lost(String name) {
+    echo "The agent ${name} was lost before its build began, to a Spot interruption say."
+    throw new FlowInterruptedException(Result.FAILURE, false, new RemovedNodeCause())
+}
+
+/**
+ * Cancels what waits in Jenkins' queue for a node that was there and is gone. Looks twice, since the functions may make a
+ * node anew. Lives in memory alone: after a restart of the controller, connectTimeout ends the wait for the first block.
+ */
+@NonCPS
+void cancelIfLost(String name, boolean wasThere, Map queued) {
+    def run = currentBuild.rawBuild
+    boolean isKnown = wasThere
+    int absent = 0
+    Closure look = null
+    look = {
+        if (queued.over || !run.building) {
+            return
+        }
+        Jenkins jenkins = Jenkins.get()
+        if (jenkins.getNode(name) != null) {
+            isKnown = true
+            absent = 0
+        } else if (isKnown && ++absent > 1) {
+            jenkins.queue.items.findAll { it.assignedLabel?.name == name }.each { jenkins.queue.cancel(it) }
+        }
+        Timer.get().schedule(look as Runnable, 10, TimeUnit.SECONDS)
+    }
+    look()
+}
+
 @NonCPS
 private boolean isGone(String name) {
     Jenkins.get().getNode(name) == null
+}
+
+@NonCPS
+private boolean isOnline(String name) {
+    Jenkins.get().getNode(name)?.toComputer()?.online
+}
+
+@NonCPS
+private boolean isCancelled(FlowInterruptedException e) {
+    e.causes.any { it instanceof QueueTaskCancelled }
 }
 
 private def register(Map settings, String token) {

@@ -116,6 +116,7 @@ abstract class Run implements Queue.Executable {
     Job parent
     int number
     Result result
+    boolean building = true
     final String getAbsoluteUrl() { parent.absoluteUrl + number + '/' }
 }
 
@@ -158,6 +159,7 @@ class Queue {
     }
 
     Item getItem(long id) { items.find { it.id == id } }
+    boolean cancel(Item item) { items.remove(item) }
     List<BuildableItem> getBuildableItems() { items.findAll { it instanceof BuildableItem } }
     static void withLock(Runnable runnable) { runnable.run() }
 }

@@ -7,9 +7,17 @@ import hudson.model.Run
 import jenkins.model.CauseOfInterruption
 import org.jenkinsci.plugins.durabletask.executors.ContinuableExecutable
 
+/** What `retry(conditions: [agent()])` takes for the loss of an agent. */
+class AgentErrorCondition {
+    interface Retryable { }
+}
+
 class ExecutorStepExecution {
-    static final class RemovedNodeCause extends CauseOfInterruption {
+    static final class RemovedNodeCause extends CauseOfInterruption implements AgentErrorCondition.Retryable {
         String getShortDescription() { 'Agent was removed' }
+    }
+    static final class QueueTaskCancelled extends CauseOfInterruption implements AgentErrorCondition.Retryable {
+        String getShortDescription() { 'Queue task was cancelled' }
     }
 
     /** A `node` block in the queue. */

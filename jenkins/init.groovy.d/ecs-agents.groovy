@@ -94,6 +94,8 @@ class EcsAgents {
         new LinkedHashMap<String, Boolean>() {
             protected boolean removeEldestEntry(Map.Entry<String, Boolean> eldest) { size() > 1000 }
         }))
+    /** What entered the queue before may have been asked for before a restart; of what came later, all is known. */
+    private final long since = now()
     private volatile boolean closed
     private EcsAgentsSettings settings
     private long readAt = -1
@@ -131,8 +133,7 @@ class EcsAgents {
             entry = [:]
             items.put(item.id, entry)
         }
-        long left = entry.until ? (entry.until - now()).intdiv(1000L) : 0
-        later(item.id, entry, Math.max(settings().grace, left))
+        later(item.id, entry, Math.max(settings().grace, secondsUntil(entry.until)))
     }
 
     /** An item was taken or cancelled. What it asked for, and nobody uses, is given back. */
@@ -147,6 +148,10 @@ class EcsAgents {
         if (taker == null || requestOf(taker) == null) {
             background { withdraw(entry.requestId) }
         }
+    }
+
+    private long secondsUntil(Long time) {
+        time == null ? 0 : Math.max(0, time - now() + 999).intdiv(1000L)
     }
 
     private void later(long id, Map entry, long seconds) {
@@ -173,12 +178,16 @@ class EcsAgents {
             return
         }
         long now = now()
-        // By the item's own age, so that a restart of the controller does not begin to count anew. What is left of a period
-        // is too short to ask for.
+        if (entry.until != null && entry.until > now) {
+            later(id, entry, secondsUntil(entry.until)) // the clock was set back
+            return
+        }
+        // By the item's own age, so that after a restart the same attempt has the same number and ends when it would have.
         long period = settings().askAgain * 1000
-        long attempt = 1 + Math.max(0, now + Math.min(60000L, period.intdiv(2L)) - item.inQueueSince).intdiv(period)
-        long until = item.inQueueSince + attempt * period
-        entry.requestId = requestId(item, attempt)
+        long age = Math.max(0, now - item.inQueueSince)
+        // One that was blocked for long gets a whole period all the same.
+        long until = now + period - (item.inQueueSince < since ? age % period : 0)
+        entry.requestId = requestId(item, 1 + age.intdiv(period))
         String label = item.assignedLabel.expression
         try {
             send(settings().requests,
@@ -193,7 +202,7 @@ class EcsAgents {
         entry.until = until
         LOG.info("ECS agents: asked for an agent for ${item.task.fullDisplayName} with label ${label} " +
             "(request ${entry.requestId})")
-        later(id, entry, (until - now).intdiv(1000L))
+        later(id, entry, secondsUntil(until))
     }
 
     private static boolean isTakable(Queue.BuildableItem item) {

@@ -90,8 +90,8 @@ class Controller {
 
     FreeStyleProject job(String label, String name = 'team/app') { new FreeStyleProject(fullName: name, assignedLabel: label == null ? null : Label.get(label)) }
 
-    Queue.BuildableItem enqueue(Queue.Task task, long id = 7) {
-        def item = new Queue.BuildableItem(task, id, clock)
+    Queue.BuildableItem enqueue(Queue.Task task, long id = 7, long blockedMinutes = 0) {
+        def item = new Queue.BuildableItem(task, id, clock - blockedMinutes * 60_000)
         jenkins.queue.items << item
         listeners(QueueListener)*.onEnterBuildable(item)
         item

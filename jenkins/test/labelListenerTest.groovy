@@ -12,6 +12,8 @@ import org.jenkinsci.plugins.workflow.support.steps.ExecutorStepExecution.Placeh
 import org.jenkinsci.plugins.workflow.support.steps.ExecutorStepExecution.RemovedNodeCause
 import test.Sent
 
+import java.time.Instant
+
 Controller newController(String settings = Controller.SETTINGS) { new Controller(tests.jenkins, settings) }
 List requests() { Tests.sent('requests') }
 List completions() { Tests.sent('completions') }
@@ -197,6 +199,33 @@ test('after a restart an item that was asked for twice does not begin anew') {
     controller.boot()
     controller.pass(2)
     assert requests()*.requestId*.tokenize('/')*.last() == ['1', '2', '2']
+    // The repeated one ends when it would have, and the next is another.
+    assert Instant.parse(requests()[2].expiresAt).epochSecond - Instant.parse(requests()[1].expiresAt).epochSecond in -2L..0L
+    controller.pass(30 * 60)
+    assert requests()*.requestId*.tokenize('/')*.last() == ['1', '2', '2', '3']
+}
+
+test('an item that was blocked for long has a whole period for its agent') {
+    def controller = newController()
+    controller.pass(3600)
+    controller.enqueue(controller.job('linux'), 7, 34)
+    controller.pass(34 * 60)
+    assert requests().size() == 1
+    assert Instant.parse(requests()[0].expiresAt).epochSecond - controller.clock.intdiv(1000) in 50L..70L
+    controller.pass(2 * 60)
+    assert requests()*.requestId*.tokenize('/')*.last() == ['1', '2']
+}
+
+test('an item that waits is not asked for again before its time, though the clock was set back') {
+    def controller = newController()
+    def item = controller.enqueue(controller.job('linux'))
+    controller.pass(2)
+    controller.clock -= 5000
+    controller.listeners(QueueListener)[0].agents.look(item.id)
+    controller.pass(35 * 60)
+    assert requests().size() == 1
+    controller.pass(10)
+    assert requests()*.requestId.unique().size() == 2
 }
 
 test('an item that still waits when its request has expired is asked for anew') {

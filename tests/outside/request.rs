@@ -400,6 +400,20 @@ async fn without_a_container_the_only_essential_one_is_looked_up_once() {
 }
 
 #[tokio::test]
+async fn a_whole_batch_of_a_cold_process_looks_it_up_once() {
+    let mut stack = Stack::with(|config| {
+        config["clouds"][1]["templates"][0].as_object_mut().unwrap().remove("container");
+    })
+    .await
+    .unwrap();
+    for number in 0..5 {
+        stack.send("requests", &request(&format!("node-{number}"), "node"));
+    }
+    stack.poll(Binary::Request, "requests").await.unwrap();
+    assert_eq!((stack.count("ecs:DescribeTaskDefinition"), stack.count("ecs:RunTask")), (1, 5));
+}
+
+#[tokio::test]
 async fn what_no_waiting_can_mend_fails_at_once() {
     type Case = (&'static str, fn(&mut Value), Option<local::aws::Fault>);
     let cases: [Case; 4] = [
@@ -499,6 +513,28 @@ async fn a_request_that_nobody_wants_any_more_is_not_placed() {
     stack.settle().await.unwrap();
     assert_eq!(stack.tasks().len(), 0);
     assert_eq!(stack.told(&url), ["agent.failed CAPACITY_TIMEOUT"]);
+}
+
+#[tokio::test]
+async fn an_agent_that_is_there_is_told_though_its_request_has_expired() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.agent("late", "node").await.unwrap();
+    let url = stack.webhook();
+    stack.ask(json!({"requestId": "late", "label": "node", "webhookUrl": url, "expiresAt": "2020-01-01T00:00:00Z"}));
+    stack.settle().await.unwrap();
+    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert_eq!((stack.tasks().len(), stack.count("ecs:RunTask")), (1, 1));
+}
+
+#[tokio::test]
+async fn each_agent_of_an_expired_request_is_told_at_the_configured_webhook() {
+    let mut stack = Stack::start().await.unwrap();
+    let url = stack.webhook();
+    let expiry = "2020-01-01T00:00:00Z";
+    stack.ask(json!({"requestId": "late", "label": "node", "count": 3, "webhookUrl": url, "expiresAt": expiry}));
+    stack.settle().await.unwrap();
+    assert_eq!(stack.told(&url), ["agent.failed CAPACITY_TIMEOUT"]);
+    assert_eq!(stack.told_all(), ["agent.failed CAPACITY_TIMEOUT"; 3]);
 }
 
 #[tokio::test]

@@ -319,6 +319,36 @@ async fn an_event_of_a_task_that_ecs_forgot_does_no_harm() {
 }
 
 #[tokio::test]
+async fn a_last_event_is_believed_though_ecs_has_forgotten_the_task() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.agent("ended", "node").await.unwrap();
+    let arn = stack.tasks()[0].arn.clone();
+    stack.aws().ecs.exit(&arn, 0, Timestamp::now());
+    let events: Vec<_> = stack.advance().drain(..).collect();
+    let stopped = events.into_iter().find(|event| event["detail"]["lastStatus"] == "STOPPED").unwrap();
+    {
+        let mut aws = stack.aws();
+        aws.advance(Timestamp::now() + SignedDuration::from_hours(2));
+        assert_eq!(aws.ecs.tasks().count(), 0);
+    }
+    stack.invoke(Binary::TaskState, stopped).await.unwrap().unwrap();
+    assert_eq!(stack.told_all(), ["agent.ready", "agent.stopped"]);
+    assert!(stack.nodes().is_empty());
+}
+
+#[tokio::test]
+async fn a_configured_webhook_that_leads_nowhere_costs_no_agent_and_no_notice() {
+    let mut stack = Stack::start().await.unwrap();
+    let gone = page(404, &[("x-jenkins", "2.579")]);
+    stack.jenkins().script("ecs-agents/notices", [gone.clone(), gone]);
+    let url = stack.agent("mistyped", "node").await.unwrap();
+    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert_eq!((stack.active_tasks().len(), stack.nodes().len()), (1, 1));
+    let rejected = stack.rejected();
+    assert!(rejected.len() == 1 && rejected[0].1.contains("jenkins.webhook.url"), "{rejected:?}");
+}
+
+#[tokio::test]
 async fn an_image_that_cannot_be_pulled_fails_at_once_and_says_why() {
     let mut stack = Stack::start().await.unwrap();
     stack.aws().ecs.behave("jenkins-node", Behaviour::ImageMissing);

@@ -106,6 +106,24 @@ async fn a_request_id_stops_all_agents_of_the_request() {
 }
 
 #[tokio::test]
+async fn a_request_id_stops_agents_beyond_the_templates_number_though_the_first_is_forgotten() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.ask(json!({"requestId": "many", "label": "node", "count": 3}));
+    stack.settle().await.unwrap();
+    let first = shared::name::AgentName::new("ecs-", "node", "many", 0);
+    let arn = stack.tasks().into_iter().find(|task| task.started_by == first.as_str()).unwrap().arn;
+    {
+        let mut aws = stack.aws();
+        aws.ecs.exit(&arn, 0, Timestamp::now());
+        aws.advance(Timestamp::now() + SignedDuration::from_hours(2));
+    }
+    assert_eq!(stack.tasks().len(), 2);
+    stack.complete(json!({"requestId": "many"}));
+    stack.settle().await.unwrap();
+    assert_eq!(stack.active_tasks().len(), 0);
+}
+
+#[tokio::test]
 async fn a_request_that_is_placed_in_part_ends_whichever_of_its_agents_run() {
     let mut stack = Stack::start().await.unwrap();
     stack.aws().ecs.settings().boot = Duration::from_secs(24 * 3600);

@@ -513,12 +513,6 @@ mod tests {
             (
                 URL,
                 "",
-                "connect: ssh, launch: {capacityProviders: [{name: FARGATE_SPOT}]}",
-                "clouds[0].templates[0].network: is missing",
-            ),
-            (
-                URL,
-                "",
                 "connect: ssh, launch: {type: external}, network: {subnets: [subnet-1]}",
                 "clouds[0].templates[0].network: is not for external",
             ),

@@ -30,8 +30,8 @@ import java.util.logging.Logger
  *
  * Needs no plugin but one that brings the AWS SDK (aws-java-sdk2-sqs or aws-java-sdk-sqs; -sns with topics), or the AWS
  * CLI on the controller. Settings: $JENKINS_HOME/ecs-agents.properties. Nothing is kept that a restart could lose: the
- * id of a request is made of the item's, so that asking again after a restart changes nothing, and what an agent is for
- * stands in its node. Running this script again (Script Console) replaces what the last run has installed.
+ * id of a request is made of the item's and of its age, so that asking again after a restart changes nothing, and what an
+ * agent is for stands in its node. Running this script again (Script Console) replaces what the last run has installed.
  */
 
 /** What is set. A fault names every line to mend. */
@@ -95,7 +95,7 @@ class EcsAgents {
             protected boolean removeEldestEntry(Map.Entry<String, Boolean> eldest) { size() > 1000 }
         }))
     /** What entered the queue before may have been asked for before a restart; of what came later, all is known. */
-    private final long since = now()
+    private long since = now()
     private volatile boolean closed
     private EcsAgentsSettings settings
     private long readAt = -1

@@ -71,7 +71,10 @@ class Controller {
 
     void install() {
         new GroovyShell(Controller.classLoader).evaluate(script)
-        ExtensionList.LISTS.values().flatten().each { it.agents.metaClass.now = { -> clock } }
+        ExtensionList.LISTS.values().flatten().each {
+            it.agents.metaClass.now = { -> clock }
+            it.agents.since = clock
+        }
     }
 
     List listeners(Class type) { ExtensionList.lookup(type) as List }

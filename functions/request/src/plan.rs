@@ -351,7 +351,7 @@ pub fn is_inquiry(task: &Task, asked: Option<Timestamp>) -> bool {
     let has_begun = !matches!(task.last_status.as_str(), "" | "PROVISIONING" | "PENDING" | "ACTIVATING");
     match (task.created_at, asked) {
         // Two clocks may differ by so much; a task that runs already was not started by this call.
-        (Some(created), Some(asked)) => created + SKEW < asked || (has_begun && created < asked),
+        (Some(created), Some(asked)) => created + SKEW < asked || (has_begun && created <= asked),
         _ => has_begun,
     }
 }
@@ -370,7 +370,8 @@ pub enum Answer<'a> {
 /// Answers an inquiry from the tasks of the agent's name.
 pub fn answer(tasks: &[Task], asked: Option<Timestamp>) -> Answer<'_> {
     let before = |time: Option<Timestamp>| match (time, asked) {
-        (Some(time), Some(asked)) => time < asked,
+        // SQS cuts its milliseconds.
+        (Some(time), Some(asked)) => time <= asked,
         _ => true,
     };
     match tasks.iter().find(|task| !task.is_ending()) {

@@ -395,9 +395,10 @@ async fn fail(
         let url = request.as_ref().and_then(|request| request.webhook_urls.get(index as usize)).cloned();
         let mut targets: Vec<_> = url.map(Target::Request).into_iter().chain(app.listeners()).collect();
         // Copies of a request are told once.
-        let mut lock = told.lock().unwrap_or_else(PoisonError::into_inner);
-        targets.retain(|target| lock.insert((notice.id.clone(), target.clone())));
-        drop(lock);
+        {
+            let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+            targets.retain(|target| told.insert((notice.id.clone(), target.clone())));
+        }
         app.tell_all(&notice, targets).await?;
     }
     tracing::error!(

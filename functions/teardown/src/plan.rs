@@ -107,11 +107,11 @@ pub enum TaskStep {
     Stop(Stop),
     /// It runs and nobody was told.
     Report,
-    /// A build runs on it, and nobody recorded that it was told.
-    AtWork,
     /// The same, and it should have been ready long ago: it ends, for a reason to be added, if it is not ready now or
     /// Jenkins refuses it.
     ReportOrStop(Stop),
+    /// A build runs on it, and nobody recorded that it was told.
+    AtWork,
     /// It has nothing to do, from now on.
     MarkIdle(Idle),
     /// It has something to do again.

@@ -220,6 +220,7 @@ fn launch(launch: &Launch, faults: &mut Faults<'_>) {
 }
 
 fn fargate(template: &Template, faults: &mut Faults<'_>) {
+    faults.unless(template.network.is_some(), "network", "is missing, and Fargate needs its subnets");
     faults.unless(template.placement_strategy.is_empty(), "placementStrategy", "is not for Fargate");
     faults.unless(template.placement_constraints.is_empty(), "placementConstraints", "is not for Fargate");
 }
@@ -509,6 +510,13 @@ mod tests {
                 "",
                 &format!("connect: ssh, launch: {{capacityProviders: [{providers}]}}"),
                 "clouds[0].templates[0].launch.capacityProviders: may have 20",
+            ),
+            (URL, "", "connect: ssh, launch: {type: fargate}", "clouds[0].templates[0].network: is missing"),
+            (
+                URL,
+                "",
+                "connect: ssh, launch: {capacityProviders: [{name: FARGATE_SPOT}]}",
+                "clouds[0].templates[0].network: is missing",
             ),
             (
                 URL,

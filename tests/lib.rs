@@ -49,6 +49,15 @@ pub enum Binary {
 }
 
 impl Binary {
+    /// What signs its calls, so that the journal tells whose they are.
+    pub fn access_key(self) -> &'static str {
+        match self {
+            Self::Request => "AKIAREQUEST",
+            Self::TaskState => "AKIATASKSTATE",
+            Self::Teardown => "AKIATEARDOWN",
+        }
+    }
+
     /// The file that cargo built, beside the test's own.
     ///
     /// # Errors
@@ -262,7 +271,9 @@ impl Stack {
     /// # Errors
     /// When it was not built.
     pub async fn another(&self, binary: Binary) -> Result<Function> {
-        self.start_program(&binary.path()?).await
+        let mut environment = self.environment.clone();
+        environment.insert("AWS_ACCESS_KEY_ID".into(), binary.access_key().into());
+        Function::start(&binary.path()?, &environment).await
     }
 
     /// A program as a function, with a function's environment.
@@ -590,6 +601,8 @@ fn build_world(aws: &mut Aws, now: Timestamp) -> Result<()> {
     let settings = aws.ecs.settings();
     settings.without_delays();
     settings.run_task_rate = None;
+    // Off until the functions live with them (`Quotas::default()` are those of AWS).
+    settings.quotas = None;
     aws.ecs.create_cluster(CLUSTER);
     // A sidecar with a port of its own stands before the agent: the named container counts, not the first.
     let sidecar = json!({"name": "sidecar", "image": "proxy", "essential": true, "cpu": 64, "memory": 64,

@@ -115,6 +115,8 @@ impl World {
         aws.ecs.behave("broken", local::aws::ecs::Behaviour::ImageMissing);
         aws.ecs.create_group("ci", "ci", plan.bounds, (4096, 8192), epoch);
         aws.ecs.settings().boot = plan.boot;
+        // Off until the functions live with them (`Quotas::default()` are those of AWS).
+        aws.ecs.settings().quotas = None;
         for (name, redrive) in [
             ("dead", None),
             ("requests", Some(("dead", 20))),

@@ -2,6 +2,7 @@
 //!
 //! [`Aws`] tells the services apart as their endpoints do, keeps a journal of every call, and injects faults.
 
+mod access;
 pub mod ecs;
 mod faults;
 mod services;
@@ -16,6 +17,8 @@ use http::{Request, Response};
 use jiff::Timestamp;
 use serde_json::Value;
 
+pub use access::Access;
+use access::Scene;
 pub use ecs::Ecs;
 pub use faults::{Fault, Faults};
 pub use services::{Bus, Parameters};
@@ -56,6 +59,10 @@ pub struct Call {
     pub region: String,
     /// The account that its credentials are of.
     pub account: String,
+    /// Who called: the access key that signed it; empty if none did.
+    pub access_key: String,
+    /// What IAM is asked about it, with the resources as they were before the call.
+    pub accesses: Vec<Access>,
     /// When.
     pub at: Timestamp,
     /// The answer, where it is JSON and no error.
@@ -128,6 +135,9 @@ impl Aws {
             }
             None => (self.region.clone(), self.account.clone()),
         };
+        let ecs = self.elsewhere.get(&(region.clone(), account.clone())).unwrap_or(&self.ecs);
+        let scene = Scene { ecs, region: &region, account: &account, key: self.parameters.key.as_deref() };
+        let accesses = scene.accesses(&asked);
         let fault = self.faults.next(asked.service, &asked.action);
         let result = match &fault {
             Some(Fault::Error(error)) => Err(error.clone()),
@@ -140,6 +150,8 @@ impl Aws {
             input: asked.input.clone(),
             region,
             account,
+            access_key: asked.access_key().to_owned(),
+            accesses,
             at: now,
             output: result.as_deref().ok().and_then(|body| serde_json::from_str(body).ok()).unwrap_or_default(),
             error: result.as_ref().err().map(|error| error.code.clone()),
@@ -163,7 +175,7 @@ impl Aws {
             "sqs" => self.sqs.call(action, input, now).map(text),
             "ssm" => self.parameters.call(action, input).map(text),
             "events" => self.bus.call(action, input).map(text),
-            "sts" => services::sts(action, &asked.form(), account),
+            "sts" => services::sts(action, &asked.form(), account, asked.access_key()),
             _ => Err(ApiError::new("UnknownOperationException", format!("{service}:{action} is not simulated"))),
         }
     }

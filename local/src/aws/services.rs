@@ -11,6 +11,8 @@ use super::{ApiError, escape};
 pub struct Parameters {
     /// Names and values.
     pub values: BTreeMap<String, String>,
+    /// The ARN of the customer's KMS key that they are encrypted with; none for the account's own of AWS.
+    pub key: Option<String>,
 }
 
 impl Parameters {
@@ -106,16 +108,21 @@ impl Bus {
     }
 }
 
-/// What the access keys of assumed roles begin with here; the role's account comes behind.
+/// What the access keys of assumed roles begin with here; the role's account comes behind, then the key that assumed it.
 const ASSUMED: &str = "ASIA";
 
 /// The account of an access key that [`sts`] gave out.
 pub(super) fn account_of(access_key: &str) -> Option<&str> {
-    access_key.strip_prefix(ASSUMED).filter(|account| account.len() == 12)
+    access_key.strip_prefix(ASSUMED)?.get(..12)
 }
 
 /// STS: who one is, and another role.
-pub(super) fn sts(action: &str, form: &BTreeMap<String, String>, account: &str) -> Result<String, ApiError> {
+pub(super) fn sts(
+    action: &str,
+    form: &BTreeMap<String, String>,
+    account: &str,
+    caller: &str,
+) -> Result<String, ApiError> {
     const NAMESPACE: &str = "https://sts.amazonaws.com/doc/2011-06-15/";
     match action {
         "GetCallerIdentity" => Ok(format!(
@@ -134,7 +141,7 @@ pub(super) fn sts(action: &str, form: &BTreeMap<String, String>, account: &str) 
             let role = escape(&role.replace(":role/", ":assumed-role/").replace(":iam:", ":sts:"));
             Ok(format!(
                 "<AssumeRoleResponse xmlns=\"{NAMESPACE}\"><AssumeRoleResult>\
-                 <Credentials><AccessKeyId>{ASSUMED}{account}</AccessKeyId><SecretAccessKey>assumed</SecretAccessKey>\
+                 <Credentials><AccessKeyId>{ASSUMED}{account}{caller}</AccessKeyId><SecretAccessKey>assumed</SecretAccessKey>\
                  <SessionToken>token</SessionToken><Expiration>2099-01-01T00:00:00Z</Expiration></Credentials>\
                  <AssumedRoleUser><Arn>{role}/{session}</Arn><AssumedRoleId>AROA:{session}</AssumedRoleId></AssumedRoleUser>\
                  </AssumeRoleResult></AssumeRoleResponse>"

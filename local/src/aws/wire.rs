@@ -56,6 +56,11 @@ impl Asked {
         Self { service, action, input: json!(form), scope }
     }
 
+    /// The access key that signed it; empty if none did.
+    pub fn access_key(&self) -> &str {
+        self.scope.as_ref().map_or("", |scope| &scope.access_key)
+    }
+
     fn speaks_json(&self) -> bool {
         !matches!(self.service, "autoscaling" | "ec2" | "sts")
     }

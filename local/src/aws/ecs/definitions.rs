@@ -295,6 +295,16 @@ impl Ecs {
         Ok(answer)
     }
 
+    /// The ARN of the revision that a name stands for.
+    pub(in crate::aws) fn definition_arn(&self, name: &str) -> Option<&str> {
+        self.definition(name).map(|definition| definition.arn.as_str())
+    }
+
+    /// A revision as DescribeTaskDefinition shows it.
+    pub(in crate::aws) fn definition_shown(&self, name: &str) -> Option<&Value> {
+        self.definition(name).map(|definition| &definition.shown)
+    }
+
     /// A revision by its full ARN, by `family:revision`, or the latest ACTIVE one of a family (API_RunTask).
     pub(super) fn definition(&self, name: &str) -> Option<&Arc<TaskDefinition>> {
         let (family, revision) = match short(name).split_once(':') {

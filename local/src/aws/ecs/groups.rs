@@ -192,6 +192,11 @@ impl Ecs {
         self.groups.get(name)
     }
 
+    /// The name of the group that an EC2 instance is in.
+    pub(in crate::aws) fn group_of_instance(&self, ec2_id: &str) -> Option<&str> {
+        self.machines.get(ec2_id)?.group.as_deref()
+    }
+
     /// All groups.
     pub fn groups(&self) -> impl Iterator<Item = &Group> {
         self.groups.values()

@@ -5,17 +5,17 @@ use serde_json::{Map, Value};
 use super::ApiError;
 
 /// The entries of a list; none if it is no list.
-pub(super) fn list(value: &Value) -> &[Value] {
+pub(in crate::aws) fn list(value: &Value) -> &[Value] {
     value.as_array().map(Vec::as_slice).unwrap_or_default()
 }
 
 /// The strings of a list.
-pub(super) fn strings(value: &Value) -> impl Iterator<Item = &str> {
+pub(in crate::aws) fn strings(value: &Value) -> impl Iterator<Item = &str> {
     list(value).iter().filter_map(Value::as_str)
 }
 
 /// A text that is there and not empty: the SDKs leave unset members out, the CLI may send empty ones.
-pub(super) fn text<'a>(input: &'a Value, name: &str) -> Option<&'a str> {
+pub(in crate::aws) fn text<'a>(input: &'a Value, name: &str) -> Option<&'a str> {
     input[name].as_str().filter(|text| !text.is_empty())
 }
 
@@ -25,7 +25,7 @@ pub(super) fn number(value: &Value) -> Option<u32> {
 }
 
 /// The last part of an ARN, or what is no ARN as it is.
-pub(super) fn short(name: &str) -> &str {
+pub(in crate::aws) fn short(name: &str) -> &str {
     name.rsplit('/').next().unwrap_or(name)
 }
 

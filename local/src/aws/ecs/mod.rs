@@ -11,11 +11,12 @@ mod clusters;
 mod definitions;
 mod ec2;
 mod groups;
-mod input;
+pub(super) mod input;
 mod instances;
 mod life;
 mod placement;
 mod query;
+mod quotas;
 mod run;
 mod settings;
 mod tags;
@@ -35,6 +36,7 @@ pub use super::ApiError;
 pub use definitions::{Network, TaskDefinition};
 pub use groups::{Group, Member};
 pub use instances::{Instance, InstanceStatus, Registration};
+pub use quotas::{Quotas, Rate};
 pub use settings::{Behaviour, Settings};
 pub use tasks::{Binding, Container, Health, Interface, Status, Task};
 
@@ -42,6 +44,7 @@ use clusters::{CapacityProvider, Cluster};
 use ec2::Machine;
 use input::{invalid, number, object, text};
 use placement::Launch;
+use quotas::Buckets;
 use run::Spent;
 
 /// The world.
@@ -72,7 +75,7 @@ pub struct Ecs {
     waiting: BTreeMap<u64, (String, Launch)>,
     due: BTreeMap<(Timestamp, u64), Due>,
     events: Vec<Value>,
-    bucket: Option<(f64, Timestamp)>,
+    buckets: Buckets,
     counter: u64,
     now: Timestamp,
     /// The most tasks that were ever active at once under one name: more than one is a doubled agent.
@@ -166,7 +169,7 @@ impl Ecs {
             waiting: BTreeMap::new(),
             due: BTreeMap::new(),
             events: Vec::new(),
-            bucket: None,
+            buckets: Buckets::default(),
             counter: 0,
             now: Timestamp::UNIX_EPOCH,
             most_of_a_name: 0,
@@ -252,6 +255,7 @@ impl Ecs {
     /// As ECS answers them.
     pub fn call(&mut self, action: &str, input: &Value, now: Timestamp) -> Result<Value, ApiError> {
         self.advance(now);
+        self.throttle(action, now)?;
         match action {
             "CreateCluster" => self.create_cluster_call(input),
             "DescribeClusters" => self.describe_clusters(input),

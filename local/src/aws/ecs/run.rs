@@ -36,20 +36,8 @@ struct Order<'a> {
 }
 
 impl Ecs {
-    /// RunTask has a token bucket of its own ("Request throttling for the Amazon ECS API").
-    fn throttle(&mut self, now: Timestamp) -> Result<(), ApiError> {
-        let Some((rate, burst)) = self.settings.run_task_rate else { return Ok(()) };
-        let (tokens, since) = self.bucket.unwrap_or((f64::from(burst), now));
-        let refilled = tokens + now.duration_since(since).as_secs_f64().max(0.0) * f64::from(rate);
-        let tokens = refilled.min(f64::from(burst));
-        let taken = if tokens < 1.0 { 0.0 } else { 1.0 };
-        self.bucket = Some((tokens - taken, now));
-        if taken == 0.0 { Err(ApiError::new("ThrottlingException", "Rate exceeded")) } else { Ok(()) }
-    }
-
     /// API_RunTask: an answer with tasks, with failures, or with both; or an error, and then nothing has happened.
     pub(super) fn run_task(&mut self, input: &Value, now: Timestamp) -> Result<Value, ApiError> {
-        self.throttle(now)?;
         let cluster = self.cluster(input)?;
         // "You can specify up to 10 tasks for each call."
         let count = if input["count"].is_null() { Some(1) } else { number(&input["count"]) };

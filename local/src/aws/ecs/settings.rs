@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::Quotas;
+
 /// Delays and limits of the world.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -27,7 +29,9 @@ pub struct Settings {
     pub deprovision: Duration,
     /// From the first task in want of an instance until managed scaling raises the group of a capacity provider.
     pub managed_scaling: Duration,
-    /// RunTask calls a second, and at once; none to throttle nothing.
+    /// How often ECS may be called; none to throttle nothing.
+    pub quotas: Option<Quotas>,
+    /// RunTask calls a second, and at once, at which tasks are launched; none to throttle nothing.
     pub run_task_rate: Option<(u32, u32)>,
     /// Whether TagResource takes a stopped task. ECS refuses it in so many words; the API reference does not say.
     pub tags_on_stopped_tasks: bool,
@@ -61,6 +65,7 @@ impl Default for Settings {
             stop: Duration::from_secs(2),
             deprovision: Duration::from_secs(1),
             managed_scaling: Duration::from_secs(60),
+            quotas: Some(Quotas::default()),
             run_task_rate: Some((20, 20)),
             tags_on_stopped_tasks: false,
             fargate_has_capacity: true,

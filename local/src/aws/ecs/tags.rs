@@ -45,6 +45,11 @@ pub(super) fn describe(tags: &Tags) -> Value {
     tags.iter().map(|(key, value)| json!({"key": key, "value": value})).collect()
 }
 
+/// `task`, `container-instance`, …
+fn kind(arn: &str) -> &str {
+    arn.splitn(6, ':').nth(5).and_then(|resource| resource.split('/').next()).unwrap_or_default()
+}
+
 impl Ecs {
     /// API_TagResource, API_UntagResource, API_ListTagsForResource.
     pub(super) fn tagging(&mut self, action: &str, input: &Value) -> Result<Value, ApiError> {
@@ -69,10 +74,20 @@ impl Ecs {
         }
     }
 
+    /// The tags of a resource, if it is there.
+    pub(in crate::aws) fn tags(&self, arn: &str) -> Option<&Tags> {
+        match kind(arn) {
+            "task" => self.tasks.get(arn).map(|task| &task.tags),
+            "container-instance" => self.instances.get(arn).map(|instance| &instance.tags),
+            "cluster" => self.clusters.get(short(arn)).map(|cluster| &cluster.tags),
+            "task-definition" => self.definition(arn).map(|definition| &definition.tags),
+            _ => None,
+        }
+    }
+
     fn tags_of(&mut self, arn: &str, stopped_too: bool) -> Result<&mut Tags, ApiError> {
         let missing = || ApiError::new("ResourceNotFoundException", "The specified resource was not found.");
-        let kind = arn.splitn(6, ':').nth(5).and_then(|resource| resource.split('/').next()).unwrap_or_default();
-        match kind {
+        match kind(arn) {
             "task" => {
                 let task = self.tasks.get_mut(arn).ok_or_else(missing)?;
                 if task.last_status == Status::Stopped && !stopped_too {

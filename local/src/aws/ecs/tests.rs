@@ -474,6 +474,7 @@ fn providers_share_tasks_by_base_and_weight() {
 #[test]
 fn run_task_is_throttled_by_a_bucket() {
     let mut ecs = world();
+    ecs.settings().quotas = None;
     let throttled = |ecs: &mut Ecs, now: Timestamp, calls: usize| {
         (0..calls)
             .filter(|_| ecs.call("RunTask", &on_fargate(), now).is_err_and(|error| error.code == "ThrottlingException"))
@@ -484,6 +485,32 @@ fn run_task_is_throttled_by_a_bucket() {
     assert_eq!(throttled(&mut ecs, at(100), 25), 5);
     ecs.settings().run_task_rate = None;
     assert_eq!(throttled(&mut ecs, at(100), 100), 0);
+}
+
+#[test]
+fn calls_of_one_kind_share_a_bucket() {
+    for (actions, burst, per_second) in [
+        (&["DescribeTasks", "ListTasks", "ListContainerInstances", "DescribeContainerInstances"][..], 100, 20),
+        (&["TagResource", "UntagResource"], 20, 10),
+        (&["StopTask", "RunTask", "UpdateContainerInstancesState"], 100, 40),
+        (&["DescribeClusters"], 50, 20),
+        (&["DescribeTaskDefinition"], 50, 20),
+    ] {
+        let mut ecs = world();
+        ecs.settings().run_task_rate = None;
+        // Calls that are wrong count too.
+        let taken = |ecs: &mut Ecs, now: Timestamp| {
+            let mut count = 0;
+            for action in actions.iter().cycle().take(300) {
+                let throttled = |error: ApiError| error.code == "ThrottlingException";
+                count += usize::from(!ecs.call(action, &json!({}), now).is_err_and(throttled));
+            }
+            count
+        };
+        assert_eq!((taken(&mut ecs, at(0)), taken(&mut ecs, at(1))), (burst, per_second), "{actions:?}");
+        ecs.settings().quotas = None;
+        assert_eq!(taken(&mut ecs, at(1)), 300);
+    }
 }
 
 #[test]
@@ -736,6 +763,7 @@ fn a_stopped_task_is_shown_for_an_hour() {
 fn lists_are_filtered_and_paged() {
     let mut ecs = world();
     ecs.settings().run_task_rate = None;
+    ecs.settings().quotas = None;
     ecs.add_instance("default", "i-1", (1 << 20, 1 << 20), 2, at(0));
     for n in 0..25 {
         run(&mut ecs, json!({"taskDefinition": "small", "count": 10, "startedBy": format!("ecs-{}", n % 5)}), at(0));

@@ -11,7 +11,7 @@ use std::str::FromStr;
 #[serde(transparent)]
 pub struct LabelSet(
     /// In the order in which they are written. One that holds a space or an operator stands in quotes in a label expression.
-    #[schemars(length(min = 1), inner(regex(pattern = r#"^[^\s"\\]([^"\\]*[^\s"\\])?$"#)))]
+    #[schemars(length(min = 1), inner(regex(pattern = r#"^[^\s"'\\]([^"'\\]*[^\s"'\\])?$"#)))]
     pub Vec<String>,
 );
 

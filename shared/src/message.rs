@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-use crate::config::Connect;
+use crate::config::{Connect, TaskDefinition};
 use crate::name::{AgentName, digest};
 
 /// The version of every message here.
@@ -156,6 +156,8 @@ pub struct Overrides {
     pub cpu: Option<u32>,
     /// The task's MiB.
     pub memory: Option<u32>,
+    /// GiB of the task's ephemeral storage.
+    pub ephemeral_storage: Option<u32>,
     /// Further environment variables.
     #[serde(deserialize_with = "or_default")]
     pub environment: BTreeMap<String, String>,
@@ -163,6 +165,8 @@ pub struct Overrides {
     pub command: Option<Vec<String>>,
     /// ARN of the task's role.
     pub task_role: Option<String>,
+    /// Another task definition than the template's.
+    pub task_definition: Option<TaskDefinition>,
 }
 
 /// A build is over.

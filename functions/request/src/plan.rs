@@ -172,6 +172,8 @@ fn check_overrides(template: &Template, overrides: &Overrides) -> Result<(), Fai
         (Override::Environment, "environment", !overrides.environment.is_empty()),
         (Override::Command, "command", overrides.command.is_some()),
         (Override::TaskRole, "taskRole", overrides.task_role.is_some()),
+        (Override::EphemeralStorage, "ephemeralStorage", overrides.ephemeral_storage.is_some()),
+        (Override::TaskDefinition, "taskDefinition", overrides.task_definition.is_some()),
     ];
     for (kind, name, is_asked) in asked {
         if is_asked && !template.allowed_overrides.contains(&kind) {

@@ -174,10 +174,12 @@ fn run_task_input(
         input = input.enable_execute_command(true);
     }
     input = match template.launch.capacity_providers.as_slice() {
-        [] => input.launch_type(match template.launch.kind.unwrap_or(LaunchType::Ec2) {
-            LaunchType::Ec2 => sdk::LaunchType::Ec2,
-            LaunchType::Fargate => sdk::LaunchType::Fargate,
-            LaunchType::External => sdk::LaunchType::External,
+        // Neither a launch type nor a strategy: the cluster's default strategy (API_RunTask).
+        [] => input.set_launch_type(match template.launch.kind.unwrap_or(LaunchType::Ec2) {
+            LaunchType::Ec2 => Some(sdk::LaunchType::Ec2),
+            LaunchType::Fargate => Some(sdk::LaunchType::Fargate),
+            LaunchType::External => Some(sdk::LaunchType::External),
+            LaunchType::Default => None,
         }),
         providers => {
             let strategy = providers.iter().map(|provider| {

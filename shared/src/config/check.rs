@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use super::load::{ConfigError, Guessed};
+use super::task_definition::is_task_definition;
 use super::yaml::join;
 use super::{
-    Cloud, Config, Connect, Jenkins, Launch, Limit, Network, PlacementConstraintType, PlacementStrategyType, Template,
+    Cloud, Config, Connect, EPHEMERAL_STORAGE, HostKeyVerification, Jenkins, Launch, LaunchType, Limit, Network,
+    Override, PlacementConstraintType, PlacementStrategyType, RootUrl, Template, variables,
 };
-use crate::message::Record;
 use crate::origin::Origin;
 
 /// Collects faults below a path. Guesses are not at fault.
@@ -78,17 +79,11 @@ pub(super) fn check(config: &Config, guessed: &Guessed, all: &mut Vec<ConfigErro
 }
 
 fn jenkins(jenkins: &Jenkins, faults: &mut Faults<'_>) {
-    let url: &url::Url = &jenkins.url;
-    let is_web = matches!(url.scheme(), "http" | "https") && url.has_host();
-    faults.unless(is_web, "url", "has to be an http or https URL with a host");
-    let has_user_info = !url.username().is_empty() || url.password().is_some();
-    faults.unless(!has_user_info, "url", "may hold no user info; that is what user and apiToken are for");
-    faults.unless(url.query().is_none() && url.fragment().is_none(), "url", "may have no query and no fragment");
+    let is_plain = plain_url(&jenkins.url, "url", faults);
     let message = "is a tag of every task: it may hold letters, digits and + - = . _ : / @ only, 256 at most";
-    let is_plain = is_web && url.query().is_none() && url.fragment().is_none();
     faults.unless(!is_plain || is_tag_text(jenkins.url.as_written(), 256), "url", message);
     if let (Some(webhook), true) = (&jenkins.webhook.url, faults.is_written("url"))
-        && let Err(reason) = Origin::new(url.clone()).allows(webhook.as_written())
+        && let Err(reason) = Origin::new((*jenkins.url).clone()).allows(webhook.as_written())
     {
         faults.add("webhook.url", reason);
     }
@@ -110,6 +105,17 @@ fn jenkins(jenkins: &Jenkins, faults: &mut Faults<'_>) {
     }
 }
 
+/// An http or https URL without user info, query and fragment.
+fn plain_url(url: &RootUrl, field: &str, faults: &mut Faults<'_>) -> bool {
+    let is_web = matches!(url.scheme(), "http" | "https") && url.has_host();
+    faults.unless(is_web, field, "has to be an http or https URL with a host");
+    let has_user_info = !url.username().is_empty() || url.password().is_some();
+    faults.unless(!has_user_info, field, "may hold no user info; that is what user and apiToken are for");
+    let has_more = url.query().is_some() || url.fragment().is_some();
+    faults.unless(!has_more, field, "may have no query and no fragment");
+    is_web && !has_user_info && !has_more
+}
+
 fn cloud(cloud: &Cloud, faults: &mut Faults<'_>) {
     faults.unless(is_name(&cloud.name), "name", NAME);
     faults.unless(is_region(&cloud.region), "region", "has to be an AWS region, as eu-west-1");
@@ -120,13 +126,18 @@ fn cloud(cloud: &Cloud, faults: &mut Faults<'_>) {
         faults.unless(is_role, "assumeRoleArn", "has to be a role's ARN");
     }
     faults.unless(cloud.auto_scaling_group.as_deref().is_none_or(is_filled), "autoScalingGroup", "names nothing");
-    faults.unless(
-        cloud.idle_instance_timeout == Limit::NEVER
-            || cloud.auto_scaling_group.is_some()
-            || !faults.is_written("autoScalingGroup"),
-        "idleInstanceTimeout",
-        "needs autoScalingGroup: only its instances are ever terminated",
-    );
+    if cloud.auto_scaling_group.is_none() && faults.is_written("autoScalingGroup") {
+        for (field, limit, why) in [
+            ("idleInstanceTimeout", Some(cloud.idle_instance_timeout), "only its instances are ever terminated"),
+            ("instanceRegistrationTimeout", cloud.instance_registration_timeout, "only its instances are waited for"),
+        ] {
+            let is_off = limit.is_none_or(|limit| limit == Limit::NEVER);
+            faults.unless(is_off, field, format!("needs autoScalingGroup: {why}"));
+        }
+    }
+    if let Some(url) = &cloud.agent_url {
+        plain_url(url, "agentUrl", faults);
+    }
     if let Some(size) = cloud.instance_capacity {
         faults.unless(size.cpu > 0, "instanceCapacity.cpu", POSITIVE);
         faults.unless(size.memory > 0, "instanceCapacity.memory", POSITIVE);
@@ -156,6 +167,7 @@ fn template(template: &Template, nodes: Option<bool>, faults: &mut Faults<'_>) {
     faults.unless(template.max_agents != Some(0), "maxAgents", POSITIVE);
     faults.unless(template.limits.cpu != Some(0), "limits.cpu", POSITIVE);
     faults.unless(template.limits.memory != Some(0), "limits.memory", POSITIVE);
+    overrides(template, faults);
     faults.unless(
         nodes != Some(false) || template.idle_timeout.is_none_or(|limit| limit == Limit::NEVER),
         "idleTimeout",
@@ -166,10 +178,7 @@ fn template(template: &Template, nodes: Option<bool>, faults: &mut Faults<'_>) {
     }
     launch(&template.launch, &mut faults.at("launch"));
     if faults.is_written("launch") {
-        match template.on_fargate() {
-            true => fargate(template, faults),
-            false => instances(template, faults),
-        }
+        suits_launch(template, faults);
     }
     if let Some(network) = &template.network {
         self::network(network, &mut faults.at("network"));
@@ -179,19 +188,40 @@ fn template(template: &Template, nodes: Option<bool>, faults: &mut Faults<'_>) {
     tags(template, faults);
 }
 
+fn overrides(template: &Template, faults: &mut Faults<'_>) {
+    let storage = template.limits.ephemeral_storage;
+    let message = "has to be 21 to 200";
+    faults.unless(storage.is_none_or(|gib| EPHEMERAL_STORAGE.contains(&gib)), "limits.ephemeralStorage", message);
+    let allows = |kind| template.allowed_overrides.contains(&kind);
+    let may_be_fargate = template.may_be_on_fargate() || !faults.is_written("launch");
+    let refused = allows(Override::EphemeralStorage) && !may_be_fargate;
+    faults.unless(!refused, "allowedOverrides", "may have ephemeralStorage on Fargate only");
+    let names_some = !template.allowed_task_definitions.is_empty() || !allows(Override::TaskDefinition);
+    let message = "is missing or empty, and the override taskDefinition needs it";
+    faults.unless(names_some, "allowedTaskDefinitions", message);
+}
+
 fn connect(template: &Template, nodes: Option<bool>, faults: &mut Faults<'_>) {
     let ssh = &template.ssh;
     match template.connect {
-        Connect::Inbound => faults.unless(
-            nodes != Some(false),
-            "connect",
-            "inbound needs jenkins.registerNodes with user and apiToken: the agent's secret is that of its node",
-        ),
+        Connect::Inbound => {
+            let message =
+                "inbound needs jenkins.registerNodes with user and apiToken: the agent's secret is that of its node";
+            faults.unless(nodes != Some(false), "connect", message);
+            // It goes unquoted into the image's command line.
+            let has_space = template.workspace.contains(char::is_whitespace);
+            let message = "may hold no white space with connect: inbound: the official image does not quote it";
+            faults.unless(!has_space, "workspace", message);
+        }
         Connect::Ssh => {
             faults.unless(ssh.credentials_id.as_deref().is_none_or(is_filled), "ssh.credentialsId", "names nothing");
             faults.unless(ssh.port > 0, "ssh.port", POSITIVE);
             faults.unless(ssh.launch_timeout != Limit::NEVER, "ssh.launchTimeout", "cannot be never");
             faults.unless(ssh.retry_wait != Limit::NEVER, "ssh.retryWait", "cannot be never");
+            if let HostKeyVerification::Key(key) = &ssh.host_key_verification {
+                let message = "has to be an SSH public key as ssh-keygen writes it: ssh-ed25519 AAAA…";
+                faults.unless(is_public_key(key), "ssh.hostKeyVerification.key", message);
+            }
         }
     }
 }
@@ -219,19 +249,28 @@ fn launch(launch: &Launch, faults: &mut Faults<'_>) {
     faults.unless(of_fargate == 0 || of_fargate == providers.len(), field, "cannot mix Fargate's with others");
 }
 
-fn fargate(template: &Template, faults: &mut Faults<'_>) {
-    faults.unless(template.network.is_some(), "network", "is missing, and Fargate needs its subnets");
-    faults.unless(template.placement_strategy.is_empty(), "placementStrategy", "is not for Fargate");
-    faults.unless(template.placement_constraints.is_empty(), "placementConstraints", "is not for Fargate");
-}
-
-fn instances(template: &Template, faults: &mut Faults<'_>) {
-    let public = template.network.as_ref().is_some_and(|network| network.assign_public_ip);
-    faults.unless(!public, "network.assignPublicIp", "is for Fargate only");
-    faults.unless(!template.is_external() || template.network.is_none(), "network", "is not for external instances");
-    // The default may be written down anywhere.
-    let version = template.platform_version.as_deref();
-    faults.unless(version.is_none_or(|version| version == "LATEST"), "platformVersion", "is for Fargate only");
+/// What is only for Fargate, or only for instances. By a capacity provider or the cluster's default strategy it may be
+/// either, and ECS says so.
+fn suits_launch(template: &Template, faults: &mut Faults<'_>) {
+    let message = "is missing, and Fargate needs its subnets";
+    faults.unless(!template.on_fargate() || template.network.is_some(), "network", message);
+    match template.launch.kind {
+        _ if !template.launch.capacity_providers.is_empty() => {}
+        Some(LaunchType::Default) => {}
+        Some(LaunchType::Fargate) => {
+            faults.unless(template.placement_strategy.is_empty(), "placementStrategy", "is not for Fargate");
+            faults.unless(template.placement_constraints.is_empty(), "placementConstraints", "is not for Fargate");
+        }
+        None | Some(LaunchType::Ec2 | LaunchType::External) => {
+            let public = template.network.as_ref().is_some_and(|network| network.assign_public_ip);
+            faults.unless(!public, "network.assignPublicIp", "is for Fargate only");
+            let message = "is not for external instances";
+            faults.unless(!template.is_external() || template.network.is_none(), "network", message);
+            // The default may be written down anywhere.
+            let version = template.platform_version.as_deref();
+            faults.unless(version.is_none_or(|it| it == "LATEST"), "platformVersion", "is for Fargate only");
+        }
+    }
 }
 
 /// As API_AwsVpcConfiguration has it.
@@ -270,23 +309,18 @@ fn placement(template: &Template, faults: &mut Faults<'_>) {
 }
 
 fn environment(template: &Template, faults: &mut Faults<'_>) {
-    let connect = faults.is_written("connect").then_some(template.connect);
     for name in template.environment.keys() {
         let field = join("environment", name);
         faults.unless(is_filled(name) && !name.contains('='), &field, "cannot be a variable's name");
-        let is_ours = name == Record::VARIABLE || connect.is_some_and(|connect| is_reserved_variable(name, connect));
-        faults.unless(!is_ours, &field, "is set by the launch itself");
+        faults.unless(!variables::is_reserved(name), &field, "is decided by the launch itself");
     }
 }
 
-/// What every `inbound` agent's container is given, as the official inbound-agent image reads it: the controller's URL,
-/// the node's name and secret, the working directory, and whether to use WebSocket.
-pub const INBOUND_VARIABLES: [&str; 5] =
-    ["JENKINS_URL", "JENKINS_AGENT_NAME", "JENKINS_SECRET", "JENKINS_AGENT_WORKDIR", "JENKINS_WEB_SOCKET"];
+pub use super::variables::INBOUND_VARIABLES;
 
-/// Whether the launch itself sets this variable, so that nobody else may.
-pub fn is_reserved_variable(name: &str, connect: Connect) -> bool {
-    name == Record::VARIABLE || (connect == Connect::Inbound && INBOUND_VARIABLES.contains(&name))
+/// Whether the launch itself decides this variable.
+pub fn is_reserved_variable(name: &str, _: Connect) -> bool {
+    variables::is_reserved(name)
 }
 
 /// ECS takes 50 tags of a resource; the rest is ours.
@@ -331,16 +365,51 @@ fn is_filled(text: &str) -> bool {
 /// Whether the text can be a label: in the node's list of them, which Jenkins splits with `QuotedStringTokenizer`
 /// (`Label.parse`), and in an expression it may have to stand in quotes.
 fn is_label(text: &str) -> bool {
-    is_filled(text) && text.trim() == text && !text.chars().any(|c| c.is_control() || c == '"' || c == '\\')
+    is_filled(text) && text.trim() == text && !text.chars().any(|c| c.is_control() || "\"'\\".contains(c))
 }
+
+/// What regions of each partition begin with: `regionRegex` of the SDKs' partitions.
+const PARTITIONS: [&str; 16] = [
+    "us", "eu", "ap", "sa", "ca", "me", "af", "il", "mx", "cn", "us-gov", "us-iso", "us-isob", "us-isof", "eu-isoe",
+    "eusc-de",
+];
 
 fn is_region(text: &str) -> bool {
     let (words, number) = text.rsplit_once('-').unwrap_or_default();
-    let is_letters = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase());
-    words.contains('-')
-        && words.split('-').all(is_letters)
-        && (1..=2).contains(&number.len())
+    let (partition, place) = words.rsplit_once('-').unwrap_or_default();
+    PARTITIONS.contains(&partition)
+        && !place.is_empty()
+        && place.bytes().all(|byte| byte.is_ascii_lowercase())
+        && !number.is_empty()
         && number.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// An SSH public key of a type that Jenkins' SSH client knows: the type, and the same type with the key's numbers in
+/// base64 (RFC 4253, section 6.6). A comment may follow.
+fn is_public_key(text: &str) -> bool {
+    const TYPES: [&str; 6] =
+        ["ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-rsa", "ssh-dss"];
+    let mut words = text.split(' ');
+    let (Some(kind), Some(encoded)) = (words.next(), words.next()) else { return false };
+    let decoded = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, encoded).unwrap_or_default();
+    let mut fields = Vec::new();
+    let mut rest = decoded.as_slice();
+    while let Some((length, more)) = rest.split_first_chunk() {
+        let Some((field, more)) = more.split_at_checked(u32::from_be_bytes(*length) as usize) else { return false };
+        fields.push(field);
+        rest = more;
+    }
+    let numbers = match kind {
+        "ssh-ed25519" => 1,
+        "ssh-dss" => 4,
+        _ => 2,
+    };
+    let is_one_line = !text.contains(char::is_control);
+    is_one_line
+        && TYPES.contains(&kind)
+        && rest.is_empty()
+        && fields.len() == 1 + numbers
+        && fields[0] == kind.as_bytes()
 }
 
 fn cluster_name(cluster: &str) -> &str {
@@ -348,16 +417,6 @@ fn cluster_name(cluster: &str) -> &str {
         Some((arn, name)) if arn.starts_with("arn:") => name,
         _ => cluster,
     }
-}
-
-/// API_RegisterTaskDefinition: a family has up to 255 letters, digits, underscores and hyphens.
-fn is_task_definition(text: &str) -> bool {
-    let (family, revision) = match text.split_once(":task-definition/") {
-        Some((arn, name)) if arn.starts_with("arn:") && name.contains(':') => name.split_once(':').unwrap_or_default(),
-        Some(_) => return false,
-        None => text.split_once(':').unwrap_or((text, "1")),
-    };
-    is_word(family, 255, "_-") && revision.parse::<u32>().is_ok_and(|revision| revision > 0)
 }
 
 #[cfg(test)]
@@ -426,6 +485,17 @@ mod tests {
             (URL, "instanceCapacity: {cpu: 0, memory: 1}", "connect: ssh", "clouds[0].instanceCapacity.cpu: "),
             (URL, "instanceCapacity: {cpu: 1, memory: 0}", "connect: ssh", "clouds[0].instanceCapacity.memory: "),
             (URL, "maxAgents: 0", "connect: ssh", "clouds[0].maxAgents: "),
+            (
+                URL,
+                "instanceRegistrationTimeout: 5m",
+                "connect: ssh",
+                "clouds[0].instanceRegistrationTimeout: needs auto",
+            ),
+            (URL, "agentUrl: 'ftp://a/'", "connect: ssh", "clouds[0].agentUrl: has to be an http"),
+            (URL, "agentUrl: 'https://u:hunter2@a/'", "connect: ssh", "clouds[0].agentUrl: may hold no user info"),
+            (URL, "agentUrl: 'https://a/?b'", "connect: ssh", "clouds[0].agentUrl: may have no query"),
+            (URL, "agentUrl: 'https://a/#b'", "connect: ssh", "clouds[0].agentUrl: may have no query"),
+            (URL, "region: mars-north-1", "connect: ssh", "clouds[0].region: "),
             (URL, "maxAgents: -1", "connect: ssh", "clouds[0].maxAgents: "),
             // The template.
             (URL, "", &format!("connect: ssh, name: {a65}"), "clouds[0].templates[0].name: "),
@@ -434,6 +504,61 @@ mod tests {
             (URL, "", "connect: ssh, labels: ['']", "clouds[0].templates[0].labels: \"\""),
             (URL, "", "connect: ssh, labels: [' a']", "clouds[0].templates[0].labels: \" a\""),
             (URL, "", "connect: ssh, labels: ['a\\b']", "clouds[0].templates[0].labels: "),
+            (URL, "", "connect: ssh, labels: [\"it's\"]", "clouds[0].templates[0].labels: "),
+            (
+                NODES,
+                "",
+                "connect: inbound, workspace: /home/a b",
+                "clouds[0].templates[0].workspace: may hold no white",
+            ),
+            (
+                URL,
+                "",
+                "connect: ssh, ssh: {hostKeyVerification: {key: ssh-ed25519 AAAA}}",
+                "clouds[0].templates[0].ssh.hostKeyVerification.key: has to be",
+            ),
+            (
+                URL,
+                "",
+                "connect: ssh, limits: {ephemeralStorage: 20}",
+                "clouds[0].templates[0].limits.ephemeralStorage: ",
+            ),
+            (
+                URL,
+                "",
+                "connect: ssh, limits: {ephemeralStorage: 201}",
+                "clouds[0].templates[0].limits.ephemeralStorage: ",
+            ),
+            (
+                URL,
+                "",
+                "connect: ssh, allowedOverrides: [ephemeralStorage]",
+                "clouds[0].templates[0].allowedOverrides: may have ephemeralStorage on Fargate only",
+            ),
+            (
+                URL,
+                "",
+                "connect: ssh, allowedOverrides: [taskDefinition]",
+                "clouds[0].templates[0].allowedTaskDefinitions: is missing or empty",
+            ),
+            (
+                URL,
+                "",
+                "connect: ssh, allowedOverrides: [taskDefinition], allowedTaskDefinitions: []",
+                "clouds[0].templates[0].allowedTaskDefinitions: is missing or empty",
+            ),
+            (
+                URL,
+                "",
+                "connect: ssh, allowedTaskDefinitions: ['a*b']",
+                "clouds[0].templates[0].allowedTaskDefinitions[0]: has to be",
+            ),
+            (
+                URL,
+                "",
+                "connect: ssh, environment: {JENKINS_TUNNEL: x}",
+                "clouds[0].templates[0].environment.JENKINS_TUNNEL",
+            ),
             (URL, "", "connect: ssh, taskDefinition: 'a:b'", "clouds[0].templates[0].taskDefinition: "),
             (URL, "", "connect: ssh, taskDefinition: 'a:0'", "clouds[0].templates[0].taskDefinition: "),
             (
@@ -624,9 +749,13 @@ mod tests {
     fn what_goes_together_is_taken() {
         for (jenkins, cloud, template) in [
             (URL, "", "connect: ssh"),
-            (URL, "", "connect: ssh, environment: {JENKINS_URL: x, A: y}, idleTimeout: never, platformVersion: LATEST"),
+            (
+                URL,
+                "",
+                "connect: ssh, environment: {REMOTING_OPTS: x, A: y}, idleTimeout: never, platformVersion: LATEST",
+            ),
             (NODES, "", "connect: inbound, ssh: {port: 22}, idleTimeout: 10m"),
-            (NODES, "", "connect: ssh, ssh: {credentialsId: key, hostKeyVerification: {key: ssh-ed25519 AAAA}}"),
+            (NODES, "", "connect: ssh, ssh: {credentialsId: key, hostKeyVerification: {key: KEY}}"),
             (
                 "url: 'https://ci.example.com:8443/x', webhook: {url: 'https://ci.example.com:8443/x/hook'}",
                 "",
@@ -653,25 +782,88 @@ mod tests {
                 "",
                 "connect: ssh, placementStrategy: [{type: spread, field: 'attribute:ecs.availability-zone'}, {type: binpack, field: MEMORY}]",
             ),
+            (
+                URL,
+                "autoScalingGroup: g, instanceRegistrationTimeout: 5m, agentUrl: 'http://jenkins:8080/x/'",
+                "connect: ssh",
+            ),
+            (URL, "instanceRegistrationTimeout: never", "connect: ssh, workspace: a b"),
+            (
+                URL,
+                "",
+                "connect: ssh, launch: {type: default}, network: {subnets: [s], assignPublicIp: true}, platformVersion: 1.4.0, placementStrategy: [{type: random}], allowedOverrides: [ephemeralStorage]",
+            ),
+            (URL, "", "connect: ssh, launch: {capacityProviders: [{name: p}]}, platformVersion: 1.4.0"),
+            (
+                URL,
+                "",
+                "connect: ssh, launch: {type: fargate}, network: {subnets: [s]}, allowedOverrides: [ephemeralStorage, taskDefinition], allowedTaskDefinitions: [a, 'b-*'], limits: {ephemeralStorage: 200}",
+            ),
             (URL, "", "connect: ssh, tags: {'größe': 'a b+c-d=e.f_g:h/i@j'}"),
         ] {
-            assert_eq!(faults(jenkins, cloud, template), Vec::<String>::new(), "{jenkins} / {cloud} / {template}");
+            let template = template.replace("KEY", KEY);
+            assert_eq!(faults(jenkins, cloud, &template), Vec::<String>::new(), "{jenkins} / {cloud} / {template}");
         }
     }
 
     #[test]
-    fn regions_and_task_definitions_have_their_shapes() {
-        for region in ["eu-west-1", "us-gov-west-1", "us-iso-east-1", "eusc-de-east-1", "ap-southeast-5"] {
+    fn a_region_is_one_of_a_partition() {
+        for region in [
+            "eu-west-1",
+            "us-gov-west-1",
+            "us-iso-east-1",
+            "us-isob-east-1",
+            "eu-isoe-west-1",
+            "us-isof-south-1",
+            "eusc-de-east-1",
+            "ap-southeast-5",
+            "cn-northwest-1",
+            "mx-central-1",
+            "il-central-1",
+        ] {
             assert!(super::is_region(region), "{region}");
         }
-        for region in ["", "eu", "eu-west", "eu-1", "EU-west-1", "eu--west-1", "eu-west-1a", "eu-west-"] {
+        for region in [
+            "",
+            "eu",
+            "eu-west",
+            "eu-1",
+            "EU-west-1",
+            "eu--west-1",
+            "eu-west-1a",
+            "eu-west-",
+            "xx-west-1",
+            "eu-west-west-1",
+            "mars-north-1",
+            "eusc-east-1",
+            "us-isox-east-1",
+        ] {
             assert!(!super::is_region(region), "{region}");
         }
-        for definition in ["a", "a:7", "a_b-C", "arn:aws:ecs:eu-west-1:123456789012:task-definition/a:7"] {
-            assert!(super::is_task_definition(definition), "{definition}");
+    }
+
+    const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl";
+
+    #[test]
+    fn a_host_key_is_an_ssh_public_key() {
+        let ecdsa = "ecdsa-sha2-nistp256 AAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAABBBEmKSENjQEezOmxkZMy7opKgwFB9nkt5YRrYMjNuG5N87uRgg6CLrbo5wAdT/y6v0mKV0U2w0WZ2YB/++Tpockg=";
+        for key in [KEY, &format!("{KEY} root@agent"), ecdsa] {
+            assert!(super::is_public_key(key), "{key}");
         }
-        for definition in ["", "a b", "a:", ":7", "a:x", "a:1:2", "task-definition/a:7", "x:task-definition/a:7"] {
-            assert!(!super::is_task_definition(definition), "{definition}");
+        let swapped = KEY.replace("ssh-ed25519", "ssh-rsa");
+        for key in [
+            "",
+            "ssh-ed25519",
+            "ssh-ed25519 ",
+            "ssh-ed25519 AAAA",
+            "SHA256:abcdef",
+            &KEY[..60],
+            &swapped,
+            &KEY[12..],
+            &format!("{KEY}\nmore"),
+            "-----BEGIN OPENSSH PRIVATE KEY-----",
+        ] {
+            assert!(!super::is_public_key(key), "{key}");
         }
     }
 
@@ -716,8 +908,8 @@ mod tests {
                 "jenkins.apiToken: ",
             ),
             ("url: [], webhook: {url: 'https://b/'}", "", "connect: ssh", "jenkins.url: "),
-            (NODES, "", "connect: telnet, environment: {JENKINS_URL: x}", "clouds[0].templates[0].connect: "),
-            (NODES, "", "environment: {JENKINS_URL: x}", "clouds[0].templates[0].connect: is missing"),
+            (NODES, "", "connect: telnet, workspace: a b", "clouds[0].templates[0].connect: "),
+            (NODES, "", "workspace: a b", "clouds[0].templates[0].connect: is missing"),
             (
                 URL,
                 "",

@@ -340,6 +340,8 @@ clouds:
     autoScalingGroup: jenkins-ecs
     instanceLaunchTimeout: 15m
     idleInstanceTimeout: never
+    instanceRegistrationTimeout: 10m
+    agentUrl: https://jenkins.internal/
     instanceCapacity: {cpu: 4096, memory: 7680}
     maxAgents: 100
     templates:
@@ -359,7 +361,7 @@ clouds:
           port: 22
           credentialsId: jenkins-agent-key
           address: private
-          hostKeyVerification: {key: "ssh-ed25519 AAAA"}
+          hostKeyVerification: {key: "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"}
           launchTimeout: 60s
           maxRetries: 10
           retryWait: 3s
@@ -375,8 +377,9 @@ clouds:
         enableExecuteCommand: false
         environment: {MAVEN_OPTS: -Xmx1g}
         tags: {team: build}
-        allowedOverrides: [cpu, memory, environment, command, taskRole]
-        limits: {cpu: 4096, memory: 16384}
+        allowedOverrides: [cpu, memory, environment, command, taskRole, taskDefinition]
+        limits: {cpu: 4096, memory: 16384, ephemeralStorage: 100}
+        allowedTaskDefinitions: ["jenkins-*"]
       - name: node
         labels: [node]
         taskDefinition: node

@@ -5,11 +5,14 @@ pub mod check;
 pub mod duration;
 pub mod load;
 pub mod settings;
+pub mod task_definition;
 pub mod types;
+pub mod variables;
 mod yaml;
 
 pub use duration::Limit;
 pub use settings::{Queues, Settings};
+pub use task_definition::{FamilyPattern, TaskDefinition};
 pub use types::*;
 
 #[cfg(test)]

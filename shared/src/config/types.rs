@@ -11,6 +11,7 @@ use serde_json::Value;
 use url::Url;
 
 use super::duration::Limit;
+use super::task_definition::FamilyPattern;
 use crate::label::LabelSet;
 
 /// Which agents a Jenkins controller can have, and where they run.
@@ -153,7 +154,9 @@ pub struct Cloud {
     #[schemars(regex(pattern = "^[A-Za-z0-9_-]{1,64}$"))]
     pub name: String,
     /// The AWS region, `eu-west-1`.
-    #[schemars(regex(pattern = "^[a-z]+(-[a-z]+)+-[0-9]{1,2}$"))]
+    #[schemars(regex(
+        pattern = r"^((us|eu|ap|sa|ca|me|af|il|mx|cn|us-gov|us-iso|us-isob|us-isof|eu-isoe|eusc-de)-[a-z]+-[0-9]+)$"
+    ))]
     pub region: String,
     /// The cluster's name or ARN.
     #[serde(default = "default_cluster")]
@@ -167,6 +170,9 @@ pub struct Cloud {
     /// How long a request may wait for room.
     #[serde(default = "fifteen_minutes")]
     pub instance_launch_timeout: Limit,
+    /// An instance that has not registered for that long after its launch counts as neither booting nor room. Default
+    /// 10m, with `autoScalingGroup`.
+    pub instance_registration_timeout: Option<Limit>,
     /// Instances without tasks for that long are terminated.
     #[serde(default)]
     pub idle_instance_timeout: Limit,
@@ -175,6 +181,8 @@ pub struct Cloud {
     /// Agents of this cloud that may exist at once.
     #[schemars(range(min = 1))]
     pub max_agents: Option<u32>,
+    /// Where inbound agents find the controller. Default: `jenkins.url`.
+    pub agent_url: Option<RootUrl>,
     /// What kinds of agent there are, in order of preference.
     #[schemars(length(min = 1))]
     pub templates: Vec<Template>,
@@ -267,6 +275,10 @@ pub struct Template {
     /// The most that an override may ask for.
     #[serde(default)]
     pub limits: Limits,
+    /// Families that the override `taskDefinition` may name; `*` at the end stands for any rest.
+    #[serde(default)]
+    #[schemars(length(min = 1))]
+    pub allowed_task_definitions: Vec<FamilyPattern>,
 }
 
 /// How Jenkins and the agent find each other.
@@ -371,6 +383,8 @@ pub enum LaunchType {
     Fargate,
     /// On registered instances elsewhere (ECS Anywhere).
     External,
+    /// By the cluster's default capacity provider strategy.
+    Default,
 }
 
 /// One capacity provider of a strategy.
@@ -458,12 +472,16 @@ pub enum Override {
     Cpu,
     /// The task's MiB.
     Memory,
+    /// GiB of the task's ephemeral storage, on Fargate.
+    EphemeralStorage,
     /// Environment variables of the container and the node.
     Environment,
     /// The container's command.
     Command,
     /// The task's role.
     TaskRole,
+    /// Another task definition.
+    TaskDefinition,
 }
 
 /// The most that an override may ask for.
@@ -476,7 +494,13 @@ pub struct Limits {
     /// MiB.
     #[schemars(range(min = 1))]
     pub memory: Option<u32>,
+    /// GiB, on Fargate; 21 to 200.
+    #[schemars(range(min = 21, max = 200))]
+    pub ephemeral_storage: Option<u32>,
 }
+
+/// GiB of ephemeral storage that a task on Fargate may ask for (API_EphemeralStorage).
+pub const EPHEMERAL_STORAGE: std::ops::RangeInclusive<u32> = 21..=200;
 
 fn default_cluster() -> String {
     "default".into()
@@ -511,6 +535,13 @@ impl Template {
         }
     }
 
+    /// Whether its tasks may come to run on Fargate: what the cluster's default strategy or a capacity provider comes to
+    /// is for ECS to say.
+    pub fn may_be_on_fargate(&self) -> bool {
+        !self.launch.capacity_providers.is_empty()
+            || matches!(self.launch.kind, Some(LaunchType::Fargate | LaunchType::Default))
+    }
+
     /// Whether it runs on external instances, and on no others.
     pub fn is_external(&self) -> bool {
         self.launch.kind == Some(LaunchType::External)
@@ -520,6 +551,18 @@ impl Template {
     /// external instances.
     pub fn scales_group(&self) -> bool {
         self.launch.capacity_providers.is_empty() && self.launch.kind.unwrap_or(LaunchType::Ec2) == LaunchType::Ec2
+    }
+}
+
+impl Cloud {
+    /// How long after its launch an instance may take to register.
+    pub fn registration_timeout(&self) -> Limit {
+        self.instance_registration_timeout.unwrap_or(Limit::minutes(10))
+    }
+
+    /// Where its inbound agents find the controller.
+    pub fn agent_url<'a>(&'a self, jenkins: &'a Jenkins) -> &'a RootUrl {
+        self.agent_url.as_ref().unwrap_or(&jenkins.url)
     }
 }
 

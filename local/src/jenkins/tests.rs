@@ -1,3 +1,12 @@
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use http::{Request, Response};
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+
+use super::answers::{encode, escape};
+use super::form::{INBOUND_LAUNCHER, SSH_LAUNCHER, default_launcher};
 use super::*;
 
 const ROOT: &str = "http://127.0.0.1:8080/jenkins/";

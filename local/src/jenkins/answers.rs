@@ -1,0 +1,169 @@
+//! Answers: pages, refusals and what the servlet container says.
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use super::access::Caller;
+use super::{Jenkins, Permission};
+
+/// Why a request comes to nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// `AccessDeniedException3`: 403.
+    Denied(Permission),
+    /// `hudson.model.Failure`: 400, with the message for people.
+    Failure(String),
+    /// Any other exception: 500, the page `oops`, which keeps the reason to the log.
+    Oops(String),
+    /// No such thing: 404.
+    NotFound,
+    /// A method annotated `@RequirePOST`: 405.
+    PostOnly,
+    /// `HttpServletResponse.sendError`: a page of Jetty's, which does not name Jenkins.
+    Jetty(StatusCode, &'static str),
+}
+
+pub(super) type Answered = Result<Response<Bytes>, Refusal>;
+
+impl Jenkins {
+    /// A page of Jenkins' own (`lib/layout/layout.jelly`).
+    pub(super) fn page(&self, status: StatusCode, title: &str, body: &str) -> Response<Bytes> {
+        let title = escape(title);
+        let html = format!("<!DOCTYPE html><html><head><title>{title}</title></head><body>{body}</body></html>");
+        let mut response = answer(status, "text/html;charset=utf-8", html);
+        self.name_jenkins(&mut response);
+        set(&mut response, header::X_CONTENT_TYPE_OPTIONS, "nosniff");
+        response
+    }
+
+    /// `Functions.advertiseHeaders`: pages and the API have these headers; redirects, plain answers and Jetty's own pages
+    /// have not.
+    pub(super) fn name_jenkins(&self, response: &mut Response<Bytes>) {
+        set(response, HeaderName::from_static("x-hudson"), "1.395");
+        set(response, HeaderName::from_static("x-jenkins"), &self.version);
+        set(response, HeaderName::from_static("x-jenkins-session"), &self.digest("instance", "")[..8]);
+    }
+
+    /// `ResponseImpl.sendRedirect`, 302.
+    pub(super) fn redirect(&self, path: &str) -> Response<Bytes> {
+        let mut response = plain(StatusCode::FOUND);
+        set(&mut response, header::LOCATION, &self.url(path));
+        response
+    }
+
+    pub(super) fn refuse(&self, refusal: Refusal, caller: &Caller) -> Response<Bytes> {
+        match refusal {
+            Refusal::Denied(permission) => self.denied(permission, caller),
+            // `hudson.model.Failure` and `AbstractModelObject/error.jelly`.
+            Refusal::Failure(message) => {
+                let body = format!("<h1>Error</h1><p>{}</p>", escape(&message));
+                let mut response = self.page(StatusCode::BAD_REQUEST, "Jenkins", &body);
+                set(&mut response, HeaderName::from_static("x-error"), &message);
+                response
+            }
+            // `Jenkins/oops.jelly`, which has the reason only where stack traces are shown.
+            Refusal::Oops(_) => {
+                let body = "<h1>Oops!</h1><h2>A problem occurred while processing the request</h2>";
+                self.page(StatusCode::INTERNAL_SERVER_ERROR, "Jenkins", body)
+            }
+            // `Jenkins.generateNotFoundResponse` and `Jenkins/_404.jelly`.
+            Refusal::NotFound => self.page(StatusCode::NOT_FOUND, "Not Found", "<h1>Oops!</h1><h2>Not Found</h2>"),
+            // `CrumbFilter/retry.jelly`.
+            Refusal::PostOnly => {
+                let body = "<h1>This URL requires POST</h1>";
+                let mut response = self.page(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed", body);
+                set(&mut response, header::ALLOW, "POST");
+                response
+            }
+            Refusal::Jetty(status, message) => jetty(status, message),
+        }
+    }
+
+    /// `AccessDeniedException3.reportAsHeaders`; for somebody known `AccessDeniedHandlerImpl` and `accessDenied.jelly`, for
+    /// an anonymous caller `HudsonAuthenticationEntryPoint`, which sends a browser to the login with a 403.
+    fn denied(&self, permission: Permission, caller: &Caller) -> Response<Bytes> {
+        let mut response = if caller.is_anonymous() {
+            let login = self.url("login");
+            let body = format!("<meta http-equiv='refresh' content='1;url={login}'/>Authentication required");
+            self.page(StatusCode::FORBIDDEN, "", &body)
+        } else {
+            let message = format!("{} is missing the {} permission", caller.name, permission.title());
+            let body = format!("<h1>Access Denied</h1><p class=\"error\">{}</p>", escape(&message));
+            self.page(StatusCode::FORBIDDEN, "Jenkins", &body)
+        };
+        set(&mut response, HeaderName::from_static("x-you-are-authenticated-as"), &caller.name);
+        set(&mut response, HeaderName::from_static("x-required-permission"), permission.id());
+        for id in &permission.chain()[1..] {
+            response.headers_mut().append("x-permission-implied-by", HeaderValue::from_static(id));
+        }
+        response
+    }
+}
+
+/// `BasicAuthenticationEntryPoint`, as `SecurityRealm.createFilter` sets it up. Jetty's page: it does not name Jenkins.
+pub(super) fn unauthenticated() -> Response<Bytes> {
+    let mut response = jetty(StatusCode::UNAUTHORIZED, "Unauthorized");
+    set(&mut response, header::WWW_AUTHENTICATE, "Basic realm=\"Jenkins\"");
+    response
+}
+
+/// `HudsonIsLoading/index.jelly`.
+pub(super) fn starting() -> Response<Bytes> {
+    let body = "<!DOCTYPE html><html><head><title>Starting Jenkins</title></head><body><h1>Please wait while Jenkins is \
+                getting ready to work</h1><p>Your browser will reload automatically when Jenkins is ready</p></body></html>";
+    answer(StatusCode::SERVICE_UNAVAILABLE, "text/html;charset=utf-8", body.into())
+}
+
+/// A page of the servlet container's own; web.xml has pages of Jenkins' for 404 and for exceptions alone.
+pub(super) fn jetty(status: StatusCode, message: &str) -> Response<Bytes> {
+    let code = status.as_u16();
+    let body = format!(
+        "<html><head><title>Error {code} {message}</title></head><body><h2>HTTP ERROR {code} {message}</h2></body></html>"
+    );
+    answer(status, "text/html;charset=iso-8859-1", body)
+}
+
+pub(super) fn plain(status: StatusCode) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::new());
+    *response.status_mut() = status;
+    response
+}
+
+pub(super) fn answer(status: StatusCode, content_type: &'static str, body: String) -> Response<Bytes> {
+    let mut response = plain(status);
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    *response.body_mut() = body.into();
+    response
+}
+
+/// A header of Jetty's is Latin-1, and what is not in that becomes a blank (`HttpGenerator.putSanitisedValue`).
+pub(super) fn set(response: &mut Response<Bytes>, name: HeaderName, value: &str) {
+    let latin: Vec<u8> = value.chars().map(|letter| u8::try_from(letter).unwrap_or(b' ')).collect();
+    let value = HeaderValue::from_bytes(&latin).unwrap_or_else(|_| HeaderValue::from_static(""));
+    response.headers_mut().insert(name, value);
+}
+
+pub(super) fn encode(text: &str) -> String {
+    const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
+    utf8_percent_encode(text, RESERVED).to_string()
+}
+
+/// `Util.escape`: for HTML, with blanks that stay.
+pub(super) fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len() + 16);
+    let mut letters = text.chars().peekable();
+    while let Some(letter) = letters.next() {
+        match letter {
+            '\n' => escaped.push_str("<br>"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '&' => escaped.push_str("&amp;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#039;"),
+            ' ' if letters.peek() == Some(&' ') => escaped.push_str("&nbsp;"),
+            _ => escaped.push(letter),
+        }
+    }
+    escaped
+}

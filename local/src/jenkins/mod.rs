@@ -1,0 +1,156 @@
+//! A stand-in for a Jenkins controller, as far as this project speaks to one.
+//!
+//! It does no I/O and has no clock: a request comes in, an answer goes out. Each rule names the class of Jenkins (core
+//! 2.579), Stapler, webhook-step or ssh-slaves that it was read from, so that it can be held against a real controller.
+//! Where the stand-in is stricter than Jenkins or leaves something out, the comment says so.
+//!
+//! A request goes the way that it goes in Jenkins (core's `META-INF/web-fragment.xml`): `SuspiciousRequestFilter`,
+//! authentication, `CrumbFilter`, and then Stapler, which finds the method for the path.
+
+mod access;
+mod answers;
+mod beans;
+mod computers;
+mod file;
+mod form;
+mod nodes;
+mod requests;
+#[cfg(test)]
+mod tests;
+mod tree;
+mod webhooks;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
+use bytes::Bytes;
+use http::Response;
+
+pub use access::{Permission, User};
+pub use nodes::{
+    ConnectionRefused, HostKeyVerification, InboundLauncher, Launcher, Mode, Node, OfflineCause, SshLauncher, WorkDir,
+};
+pub use requests::Exchange;
+pub use webhooks::Arrival;
+
+use webhooks::Webhook;
+
+/// The first version that takes a node's XML at `computer/createItem` (jenkins pull request 11229).
+const XML_SINCE: (u32, u32) = (2, 539);
+
+/// What an anonymous caller is called (`Jenkins.ANONYMOUS2`).
+const ANONYMOUS: &str = "anonymous";
+
+/// The controller.
+#[derive(Debug)]
+pub struct Jenkins {
+    /// With a slash at its end.
+    root: String,
+    /// The context path, without a slash at its end.
+    context: String,
+    version: String,
+    users: BTreeMap<String, User>,
+    nodes: BTreeMap<String, Node>,
+    webhooks: BTreeMap<String, Webhook>,
+    /// Plugins' own webhooks, by path: the header that each wants.
+    endpoints: BTreeMap<String, Option<String>>,
+    arrivals: Vec<Arrival>,
+    scripts: Vec<(String, VecDeque<Response<Bytes>>)>,
+    is_starting: bool,
+    registered: u64,
+    exchanges: Vec<Exchange>,
+    killed: Vec<String>,
+}
+
+impl Jenkins {
+    /// A controller at this URL, context path and all, without users and nodes. Anonymous callers may do nothing.
+    pub fn new(root_url: &str) -> Self {
+        let root = format!("{}/", root_url.trim_end_matches('/'));
+        let host = root.find("://").map_or(0, |scheme| scheme + 3);
+        let path = root[host..].find('/').map_or(root.len(), |slash| host + slash);
+        let context = root[path..].trim_end_matches('/').to_owned();
+        Self {
+            root,
+            context,
+            version: "2.579".into(),
+            users: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            webhooks: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+            arrivals: Vec::new(),
+            scripts: Vec::new(),
+            is_starting: false,
+            registered: 0,
+            exchanges: Vec::new(),
+            killed: Vec::new(),
+        }
+    }
+
+    // --- Settings ---
+
+    /// A path on this controller as a URL.
+    pub fn url(&self, path: &str) -> String {
+        format!("{}{}", self.root, path.trim_start_matches('/'))
+    }
+
+    /// What `X-Jenkins` says: `2.539`, `2.541.2`.
+    pub fn set_version(&mut self, version: &str) {
+        self.version = version.to_owned();
+    }
+
+    /// Adds a user or puts another in the place of one.
+    pub fn set_user(&mut self, name: &str, user: User) {
+        self.users.insert(name.to_owned(), user);
+    }
+
+    /// Adds a user who has this API token and may do this.
+    pub fn add_user(&mut self, name: &str, api_token: &str, permissions: impl IntoIterator<Item = Permission>) {
+        let permissions = permissions.into_iter().collect();
+        self.set_user(name, User { api_token: Some(api_token.to_owned()), password: None, permissions });
+    }
+
+    /// Whether everything is answered with 503 and the page of a controller that starts (`hudson.util.HudsonIsLoading`),
+    /// which does not name Jenkins. A controller that is down refuses the connection: that is the HTTP server's to do.
+    pub fn set_starting(&mut self, is_starting: bool) {
+        self.is_starting = is_starting;
+    }
+
+    /// A restart: agents are cut off until they connect again, and webhook-step forgets what it had in memory: what was
+    /// posted and not yet waited for, and the secrets. Pipelines that wait go on waiting (`WaitForWebhookExecution.onResume`).
+    pub fn restart(&mut self) {
+        self.webhooks.retain(|_, webhook| webhook.is_awaited || webhook.given.is_some());
+        for webhook in self.webhooks.values_mut() {
+            (webhook.authorization, webhook.posted) = (None, None);
+        }
+        for node in self.nodes.values_mut() {
+            node.is_connected = false;
+        }
+    }
+
+    /// Answers the next requests for a path (relative to the root, as it is asked, without its query; `*` at the end
+    /// stands for anything) so, one after the other, before anything else is looked at.
+    pub fn script(&mut self, path: &str, answers: impl IntoIterator<Item = Response<Bytes>>) {
+        self.scripts.push((path.to_owned(), answers.into_iter().collect()));
+    }
+
+    /// Forgets what is left of the scripts.
+    pub fn clear_scripts(&mut self) {
+        self.scripts.clear();
+    }
+
+    /// All that was asked, oldest first.
+    pub fn exchanges(&self) -> &[Exchange] {
+        &self.exchanges
+    }
+
+    /// 64 hexadecimal digits, as `HMACConfidentialKey.mac` gives; the same for the same controller, so that a test can be
+    /// repeated. Nothing is secret here.
+    fn digest(&self, purpose: &str, text: &str) -> String {
+        let part = |part: u8| {
+            let mut hasher = DefaultHasher::new();
+            (&self.root, purpose, text, part).hash(&mut hasher);
+            format!("{:016x}", hasher.finish())
+        };
+        (0..4).map(part).collect()
+    }
+}

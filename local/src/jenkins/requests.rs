@@ -1,0 +1,195 @@
+//! The way of a request.
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use jiff::Timestamp;
+use percent_encoding::percent_decode_str;
+
+use super::access::Caller;
+use super::answers::{Answered, Refusal, encode, jetty, plain, starting, unauthenticated};
+use super::beans::{shows_details, who_am_i};
+use super::{Jenkins, Permission};
+
+/// A request that was answered.
+#[derive(Debug, Clone)]
+pub struct Exchange {
+    /// When.
+    pub at: Timestamp,
+    /// `GET`, `POST` …
+    pub method: Method,
+    /// As it was asked, with its query.
+    pub target: String,
+    /// As whom; none if that did not come out.
+    pub user: Option<String>,
+    /// What it was answered.
+    pub status: StatusCode,
+}
+
+/// A request as Stapler has it.
+pub(super) struct Ask<'a> {
+    pub(super) method: &'a Method,
+    /// Relative to the context path, as it was asked: `/computer/…`.
+    pub(super) path: &'a str,
+    /// Of the query and, if the body is a form, of the body (`ServletRequest.getParameter`).
+    pub(super) parameters: Vec<(String, String)>,
+    pub(super) headers: &'a HeaderMap,
+    pub(super) body: &'a Bytes,
+    pub(super) at: Timestamp,
+}
+
+impl Ask<'_> {
+    pub(super) fn parameter(&self, name: &str) -> Option<&str> {
+        self.parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    pub(super) fn header(&self, name: HeaderName) -> Option<String> {
+        self.headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+    }
+
+    pub(super) fn is_post(&self) -> bool {
+        self.method == Method::POST
+    }
+
+    /// `@RequirePOST`. (`@POST` is another matter: with another method there is no such page, and the answer is 404.)
+    pub(super) fn post_only(&self) -> Result<(), Refusal> {
+        if self.is_post() { Ok(()) } else { Err(Refusal::PostOnly) }
+    }
+
+    pub(super) fn session(&self) -> Option<String> {
+        let cookies = self.header(header::COOKIE)?;
+        cookies.split(';').find_map(|cookie| cookie.trim().strip_prefix("JSESSIONID=").map(str::to_owned))
+    }
+}
+
+impl Jenkins {
+    /// Answers a request.
+    pub fn handle(&mut self, request: Request<Bytes>, now: Timestamp) -> Response<Bytes> {
+        let (parts, body) = request.into_parts();
+        let (user, response) = self.answer(&parts, &body, now);
+        self.exchanges.push(Exchange {
+            at: now,
+            method: parts.method,
+            target: parts.uri.path_and_query().map(ToString::to_string).unwrap_or_default(),
+            user,
+            status: response.status(),
+        });
+        response
+    }
+
+    fn answer(
+        &mut self,
+        parts: &http::request::Parts,
+        body: &Bytes,
+        now: Timestamp,
+    ) -> (Option<String>, Response<Bytes>) {
+        let path = parts.uri.path();
+        // Jetty knows the context path and nothing else.
+        let Some(path) =
+            path.strip_prefix(self.context.as_str()).filter(|path| path.is_empty() || path.starts_with('/'))
+        else {
+            return (None, jetty(StatusCode::NOT_FOUND, "Not Found"));
+        };
+        if let Some(answer) = self.scripted(path) {
+            return (None, answer);
+        }
+        if self.is_starting {
+            return (None, starting());
+        }
+        if path.contains(';') {
+            return (None, jetty(StatusCode::BAD_REQUEST, "Semicolons are not allowed in the request URI"));
+        }
+        let decode = |text: &[u8]| url::form_urlencoded::parse(text).into_owned().collect::<Vec<_>>();
+        let mut parameters = decode(parts.uri.query().unwrap_or_default().as_bytes());
+        let content_type = parts.headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+        if content_type.starts_with(b"application/x-www-form-urlencoded") {
+            parameters.extend(decode(body));
+        }
+        let ask = Ask { method: &parts.method, path, parameters, headers: &parts.headers, body, at: now };
+        let Some(caller) = self.authenticate(&ask) else {
+            return (None, unauthenticated());
+        };
+        let answered = self.check_crumb(&ask, &caller).and_then(|()| self.dispatch(&ask, &caller));
+        let response = answered.unwrap_or_else(|refusal| self.refuse(refusal, &caller));
+        (Some(caller.name), response)
+    }
+
+    fn scripted(&mut self, path: &str) -> Option<Response<Bytes>> {
+        let path = path.trim_start_matches('/');
+        let fits = |pattern: &str| match pattern.strip_suffix('*') {
+            Some(start) => path.starts_with(start),
+            None => path == pattern,
+        };
+        let mut scripts = self.scripts.iter_mut().filter(|(pattern, _)| fits(pattern));
+        scripts.find_map(|(_, answers)| answers.pop_front())
+    }
+
+    /// Stapler finds the method for a path.
+    fn dispatch(&mut self, ask: &Ask<'_>, caller: &Caller) -> Answered {
+        let decoded: Vec<_> =
+            ask.path.split('/').skip(1).map(|part| percent_decode_str(part).decode_utf8_lossy()).collect();
+        let path: Vec<&str> = decoded.iter().map(AsRef::as_ref).collect();
+        // `Jenkins.getTarget`: without Overall/Read there is nothing but the public pages
+        // (`ALWAYS_READABLE_PATHS` and the `UnprotectedRootAction`s).
+        let is_public = matches!(path.first(), Some(&("login" | "whoAmI" | "webhook-step" | "404" | "oops")))
+            || self.endpoints.contains_key(ask.path.trim_matches('/'));
+        if !is_public {
+            caller.check(Permission::Read)?;
+        }
+        match path.as_slice() {
+            [] | [""] => Ok(self.page(StatusCode::OK, "Dashboard", "")),
+            ["login"] => Ok(self.page(StatusCode::OK, "Sign in", "<form action=\"j_spring_security_check\"></form>")),
+            ["api", "json"] => self.export(ask, self.root_bean()),
+            ["whoAmI", "api", "json"] => self.export(ask, who_am_i(caller)),
+            ["me", "api", "json"] => self.export(ask, self.user_bean(caller)?),
+            ["crumbIssuer", "api", "json"] => self.issue_crumb(ask, caller),
+            ["webhook-step", ..] if ask.is_post() => self.post_webhook(ask),
+            _ if ask.is_post() && self.endpoints.contains_key(ask.path.trim_matches('/')) => self.post_endpoint(ask),
+            ["computer"] => Ok(self.redirect("computer/")),
+            ["computer", ""] => Ok(self.page(StatusCode::OK, "Nodes", "")),
+            ["computer", "api", "json"] => {
+                let details = shows_details(ask)?;
+                self.export(ask, self.computers_bean(caller, details))
+            }
+            ["computer", "checkName"] => self.check_name_page(ask, caller),
+            ["computer", "createItem"] => self.create_item(ask, caller),
+            ["computer", "doCreateItem"] if ask.is_post() => self.do_create_item(ask, caller),
+            ["computer", name] if self.has_computer(name) => Ok(self.redirect(&format!("computer/{}/", encode(name)))),
+            // `Jenkins.getComputer`: the controller's own node has the empty name.
+            ["computer", "(built-in)" | "(master)", rest @ ..] => self.built_in(rest, ask, caller),
+            ["computer", name, rest @ ..] if self.has_computer(name) => self.computer(name, rest, ask, caller),
+            _ => Err(Refusal::NotFound),
+        }
+    }
+
+    fn has_computer(&self, name: &str) -> bool {
+        self.nodes.get(name).is_some_and(|node| node.executors > 0)
+    }
+
+    /// The controller's own node (`Jenkins.MasterComputer`); its toggles are left out.
+    fn built_in(&self, rest: &[&str], ask: &Ask<'_>, caller: &Caller) -> Answered {
+        match rest {
+            [""] => Ok(self.page(StatusCode::OK, "Built-In Node", "")),
+            ["api", "json"] => self.export(ask, self.built_in_bean(caller)),
+            ["setOfflineCause"] => Ok(self.set_offline_cause_page(caller)),
+            ["doDelete"] => Ok(plain(StatusCode::BAD_REQUEST)),
+            _ => Err(Refusal::NotFound),
+        }
+    }
+
+    fn computer(&mut self, name: &str, rest: &[&str], ask: &Ask<'_>, caller: &Caller) -> Answered {
+        match rest {
+            [""] => Ok(self.computer_page(name, caller)),
+            ["api", "json"] => {
+                let details = shows_details(ask)?;
+                let node = self.nodes.get(name).ok_or(Refusal::NotFound)?;
+                self.export(ask, self.computer_bean(node, caller, details))
+            }
+            ["setOfflineCause"] => Ok(self.set_offline_cause_page(caller)),
+            ["toggleOffline"] => self.toggle_offline(name, ask, caller),
+            ["changeOfflineCause"] => self.change_offline_cause(name, ask, caller),
+            ["doDelete"] => self.do_delete(name, ask, caller),
+            ["jenkins-agent.jnlp" | "slave-agent.jnlp"] => self.agent_jnlp(name, ask, caller),
+            _ => Err(Refusal::NotFound),
+        }
+    }
+}

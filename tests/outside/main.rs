@@ -3,6 +3,7 @@
 
 mod check;
 mod config;
+mod convert;
 mod faults;
 mod hostile;
 mod request;

@@ -1,0 +1,752 @@
+"""Converts the `ecs` clouds of Jenkins configuration as code to agents.yaml and CloudFormation templates.
+
+It knows the settings of jenkinsci/amazon-ecs-plugin, and what they were called in its older versions and in the fork
+scalable-amazon-ecs. docs/coming-from-amazon-ecs-plugin.md has a row for each of them.
+"""
+
+import argparse
+import os
+import re
+import sys
+from pathlib import Path
+
+import yaml
+
+CLOUD_SETTINGS = frozenset({
+    "allowedOverrides", "assumedRoleArn", "cluster", "credentialsId", "jenkinsUrl", "maxAgents", "maxCpu", "maxMemory",
+    "maxMemoryReservation", "name", "numExecutors", "regionName", "retainAgents", "retentionTimeout",
+    "slaveTimeoutInSeconds", "slaveTimoutInSeconds", "taskPollingIntervalInSeconds", "templates", "tunnel",
+})
+TEMPLATE_SETTINGS = frozenset({
+    "agentContainerName", "assignPublicIp", "capacityProviderStrategies", "containerUser", "cpu", "cpuArchitecture",
+    "defaultCapacityProvider", "dnsSearchDomains", "dynamicTaskDefinition", "dynamicTaskDefinitionOverride",
+    "efsMountPoints", "enableExecuteCommand", "entrypoint", "environments", "ephemeralStorageSizeInGiB",
+    "executionRole", "extraHosts", "image", "inheritFrom", "jvmArgs", "kernelCapabilities", "label", "launchType",
+    "logDriver", "logDriverOptions", "memory", "memoryReservation", "mountPoints", "networkMode",
+    "operatingSystemFamily", "placementStrategies", "platformVersion", "portMappings", "privileged", "remoteFSRoot",
+    "repositoryCredentials", "securityGroups", "sharedMemorySize", "subnets", "tags", "taskDefinitionOverride",
+    "taskrole", "templateName", "ulimits", "uniqueRemoteFSRoot",
+})
+ENTRY_SETTINGS = {
+    "capacityProviderStrategies": ("provider", "base", "weight"),
+    "efsMountPoints": ("name", "containerPath", "fileSystemId", "rootDirectory", "accessPointId", "transitEncryption",
+                       "iam", "readOnly"),
+    "environments": ("name", "value"),
+    "extraHosts": ("ipAddress", "hostname"),
+    "logDriverOptions": ("name", "value"),
+    "mountPoints": ("name", "sourcePath", "containerPath", "readOnly"),
+    "placementStrategies": ("type", "field"),
+    "portMappings": ("containerPort", "hostPort", "protocol"),
+    "tags": ("name", "value"),
+    "ulimits": ("ulimitName", "softLimit", "hardLimit"),
+}
+# What a template never takes over from the one that it inherits from (ECSTaskTemplate.merge).
+NOT_INHERITED = {"inheritFrom", "jvmArgs", "dnsSearchDomains", "dynamicTaskDefinition", "dynamicTaskDefinitionOverride"}
+# What a pipeline may override: the plugin's words, in lower case as it compares them, and ours.
+OVERRIDES = {
+    "cpu": "cpu", "memory": "memory", "memoryreservation": "memory", "environments": "environment",
+    "taskrole": "taskRole", "ephemeralstoragesizeingib": "ephemeralStorage",
+    "taskdefinitionoverride": "taskDefinition", "image": "taskDefinition",
+}
+NO_OVERRIDES = {"label", "inheritfrom", "cloud", "name", ""}
+# What the launch sets itself; the loader refuses them in `environment`.
+RESERVED_VARIABLES = {
+    "JENKINS_URL", "JENKINS_AGENT_NAME", "JENKINS_SECRET", "JENKINS_AGENT_WORKDIR", "JENKINS_WEB_SOCKET",
+    "JENKINS_NAME", "JENKINS_TUNNEL", "JENKINS_DIRECT_CONNECTION", "JENKINS_INSTANCE_IDENTITY", "JENKINS_PROTOCOLS",
+    "JENKINS_ECS_AGENTS_REQUEST",
+}
+NOT_ON_FARGATE = "ECS does not take it on Fargate"
+
+
+class Fault(Exception):
+    """What keeps the conversion from going on."""
+
+
+class Report:
+    """What became of each setting: the ones that nothing is said of were taken over as they are."""
+
+    def __init__(self):
+        self.lines = []
+        self.lost = 0
+
+    def not_taken(self, path, why):
+        self.lost += 1
+        self.lines.append(f"NOT TAKEN OVER  {path}: {why}")
+
+    def changed(self, path, how):
+        self.lines.append(f"changed         {path}: {how}")
+
+    def fill_in(self, path, what):
+        self.lost += 1
+        self.lines.append(f"FILL IN         {path}: {what}")
+
+    def consider(self, path, what):
+        self.lines.append(f"new here        {path}: {what}")
+
+
+class Settings:
+    """The settings of one cloud, template or entry. What the plugin takes for unset is none here."""
+
+    def __init__(self, values, path, known, report):
+        if not isinstance(values, dict):
+            raise Fault(f"{path}: has to be a mapping")
+        self.values, self.path, self.report = values, path, report
+        for key in values:
+            if key not in known:
+                self.lose(key, "is no setting that this converter knows")
+
+    def has(self, key):
+        return self.text(key) not in ("", "0", "false", "[]")
+
+    def text(self, key):
+        value = self.values.get(key)
+        if isinstance(value, bool):
+            return str(value).lower()
+        return "" if value is None else str(value).strip()
+
+    def number(self, key):
+        text = self.text(key)
+        if not re.fullmatch(r"-?\d*", text):
+            raise Fault(f"{self.path}.{key}: {text!r} is no number")
+        return int(text or 0)
+
+    def flag(self, key):
+        return self.text(key).lower() == "true"
+
+    def words(self, key, separator):
+        return [word.strip() for word in re.split(separator, self.text(key)) if word.strip()]
+
+    def entries(self, key):
+        values = self.values.get(key) or []
+        if not isinstance(values, list):
+            raise Fault(f"{self.path}.{key}: has to be a list")
+        known = ENTRY_SETTINGS[key]
+        paths = [f"{self.path}.{key}[{index}]" for index in range(len(values))]
+        return [Settings(value, path, known, self.report) for value, path in zip(values, paths)]
+
+    def pairs(self, key):
+        """Entries of a name and a value; the plugin leaves out those that lack either."""
+        found = {entry.text("name"): entry.text("value") for entry in self.entries(key)}
+        return {name: value for name, value in found.items() if name and value}
+
+    def lose(self, key, why):
+        self.report.not_taken(f"{self.path}.{key}", why)
+
+    def lose_if_set(self, why, *keys):
+        for key in keys:
+            if self.has(key):
+                self.lose(key, why)
+
+    def change(self, key, how):
+        self.report.changed(f"{self.path}.{key}", how)
+
+
+class Variables:
+    """`${NAME}` and `${NAME:-default}`, as configuration as code reads them; `^${…}` stands for itself."""
+
+    def __init__(self, environment):
+        self.environment = environment
+        self.missing = set()
+
+    def resolve(self, value):
+        if isinstance(value, dict):
+            return {key: self.resolve(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [self.resolve(inner) for inner in value]
+        return re.sub(r"(\^?)\$\{([^}]*)\}", self._replace, value) if isinstance(value, str) else value
+
+    def _replace(self, match):
+        escaped, name = match.groups()
+        if escaped:
+            return match[0][1:]
+        name, _, default = name.partition(":-")
+        if name in self.environment:
+            return self.environment[name]
+        if not default:
+            self.missing.add(name)
+        return default
+
+
+class Names:
+    """Unique names of 1 to 64 of `A-Z a-z 0-9 _ -`."""
+
+    def __init__(self):
+        self.taken = set()
+
+    def make(self, text):
+        name = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")[:60] or "agent"
+        unique, number = name, 1
+        while unique in self.taken:
+            number += 1
+            unique = f"{name}-{number}"
+        self.taken.add(unique)
+        return unique
+
+
+def inherit(child, templates):
+    """What ECSTaskTemplate.merge makes of a template and the one whose label it names in `inheritFrom`."""
+    wanted = str(child.get("inheritFrom") or "").split()
+    parent = next((one for one in templates if set(str(one.get("label") or "").split()) & set(wanted)), None)
+    if not wanted or parent is None or parent is child:
+        return dict(child), parent
+    unset = (None, "", 0, False, "0", "false", [])
+    merged = {key: value for key, value in parent.items() if key not in NOT_INHERITED and value not in unset}
+    merged |= {key: value for key, value in child.items() if value not in unset}
+    if parent.get("tags") and child.get("tags"):
+        merged["tags"] = [*parent["tags"], *child["tags"]]
+    return merged, parent
+
+
+class Cloud:
+    """One `ecs` cloud, converted."""
+
+    def __init__(self, settings, names, options):
+        self.settings, self.report = settings, settings.report
+        self.name = names.make(settings.text("name"))
+        if self.name != settings.text("name"):
+            settings.change("name", f"is {self.name} here: 1 to 64 of A-Z a-z 0-9 _ -")
+        self.region = settings.text("regionName") or arn_region(settings.text("cluster")) or options.region
+        if not self.region:
+            raise Fault(f"{settings.path}.regionName: is not set; say the region with --region")
+        self.roles = []
+        self.resources = {}
+
+    def convert(self, jenkins_url):
+        settings = self.settings
+        cloud = {"name": self.name, "region": self.region, "cluster": settings.text("cluster") or "default"}
+        if settings.has("assumedRoleArn"):
+            cloud["assumeRoleArn"] = settings.text("assumedRoleArn")
+            settings.change("assumedRoleArn", "is assumeRoleArn; the role has to be what forwarding.yaml makes")
+        if settings.has("maxAgents"):
+            cloud["maxAgents"] = settings.number("maxAgents")
+            settings.change("maxAgents", "counts all agents of the cloud; the plugin counts those of one label")
+        if settings.has("jenkinsUrl") and settings.text("jenkinsUrl").rstrip("/") != jenkins_url.rstrip("/"):
+            cloud["agentUrl"] = settings.text("jenkinsUrl")
+            settings.change("jenkinsUrl", "is agentUrl, for the agents alone")
+        self._lose_what_is_missing()
+        cloud["templates"] = self._templates()
+        if any(template["launch"].get("type") == "ec2" for template in cloud["templates"]):
+            self.report.consider(settings.path, "name the cluster's Auto Scaling group as autoScalingGroup, and it is "
+                                 "raised when there is no room")
+        return cloud
+
+    def _lose_what_is_missing(self):
+        lose = self.settings.lose_if_set
+        lose("the functions use their own roles; delete the credential when the plugin is gone", "credentialsId")
+        lose("agents connect by WebSocket, over Jenkins' own URL: no TCP port, no tunnel", "tunnel")
+        lose("an agent is stopped when its build ends; there is no keeping for the next one", "retainAgents")
+        lose("nothing polls", "taskPollingIntervalInSeconds")
+
+    def _templates(self):
+        templates = self.settings.values.get("templates") or []
+        names, converted = Names(), []
+        for index, template in enumerate(templates):
+            path = f"{self.settings.path}.templates[{index}]"
+            merged, parent = inherit(template, templates)
+            settings = Settings(merged, path, TEMPLATE_SETTINGS, self.report)
+            if settings.has("inheritFrom"):
+                found = "what it inherits is written out; jvmArgs and dnsSearchDomains are not, in the plugin too"
+                settings.change("inheritFrom", found if parent else "no template has that label; nothing is inherited")
+            converted.append(Template(self, settings, names).convert())
+        families = sorted({family(template["taskDefinition"]) for template in converted})
+        for template in converted:
+            if "taskDefinition" in template.get("allowedOverrides", []):
+                template["allowedTaskDefinitions"] = families
+        return converted
+
+    def overrides(self, on_fargate):
+        """What a request may override, and what of the cloud's list has no counterpart."""
+        words = [word.lower() for word in self.settings.words("allowedOverrides", ",")]
+        if "all" in words:
+            words = ["cpu", "memory", "environments", "ephemeralstoragesizeingib"]
+        allowed = {OVERRIDES[word] for word in words if word in OVERRIDES}
+        if not on_fargate:
+            allowed.discard("ephemeralStorage")
+        return sorted(allowed)
+
+    def report_overrides(self):
+        settings = self.settings
+        words = settings.words("allowedOverrides", ",")
+        if "all" in [word.lower() for word in words]:
+            settings.change("allowedOverrides", "all is cpu, memory, environment and, on Fargate, ephemeralStorage; "
+                            "add taskRole and taskDefinition where any pipeline may choose them")
+            return
+        if "image" in [word.lower() for word in words]:
+            settings.change("allowedOverrides", "image is taskDefinition: a pipeline names the family that has the "
+                            "image, among allowedTaskDefinitions")
+        for word in words:
+            if word.lower() not in OVERRIDES and word.lower() not in NO_OVERRIDES:
+                settings.lose("allowedOverrides", f"{word} cannot be overridden; make a template, or a task definition "
+                              "and allow taskDefinition")
+
+    def outputs(self):
+        """What the main stack's parameters have to hold."""
+        arns = {"Fn::Sub": "arn:${AWS::Partition}:ecs:${AWS::Region}:${AWS::AccountId}:task-definition/"
+                + f"jenkins-{self.name}-*"}
+        outputs = {"TaskDefinitionArns": {"Description": "For the main stack's parameter of that name", "Value": arns}}
+        if self.roles:
+            roles = {"Fn::Join": [",", self.roles]}
+            outputs["TaskRoleArns"] = {"Description": "For the main stack's parameter of that name", "Value": roles}
+        return outputs
+
+    def role(self, text):
+        arn = text
+        if not text.startswith("arn:"):
+            arn = {"Fn::Sub": "arn:${AWS::Partition}:iam::${AWS::AccountId}:role/" + text}
+        if arn not in self.roles:
+            self.roles.append(arn)
+        return arn
+
+    def stack(self):
+        return {
+            "AWSTemplateFormatVersion": "2010-09-09",
+            "Description": f"Task definitions of the agents in the cloud {self.name}, region {self.region}.",
+            "Resources": self.resources,
+            "Outputs": self.outputs(),
+        }
+
+
+class Template:
+    """One template of a cloud: an entry of agents.yaml, and a task definition unless it names one."""
+
+    def __init__(self, cloud, settings, names):
+        self.cloud, self.settings = cloud, settings
+        self.given = settings.text("taskDefinitionOverride")
+        written = settings.text("templateName") if not self.given else ""
+        self.name = names.make(written or family(self.given) or settings.text("label"))
+        if written and written != self.name:
+            settings.change("templateName", f"is {self.name} here: 1 to 64 of A-Z a-z 0-9 _ -, each once")
+        self.launch = self._launch()
+        self.on_fargate = "FARGATE" in str(self.launch).upper()
+
+    def convert(self):
+        settings = self.settings
+        template = {"name": self.name, "labels": self._labels()}
+        template["taskDefinition"] = self.given or f"jenkins-{self.cloud.name}-{self.name}"
+        if self.given and settings.has("agentContainerName"):
+            template["container"] = settings.text("agentContainerName")
+        elif self.given:
+            settings.change("taskDefinitionOverride", "its only essential container is the agent's; the plugin took "
+                            "the first. Name it with `container` where there are several")
+        else:
+            template["container"] = "agent"
+            settings.lose_if_set("counts with taskDefinitionOverride alone, in the plugin too", "agentContainerName")
+        template["connect"] = "inbound"
+        if re.search(r"\s", settings.text("remoteFSRoot")):
+            settings.lose("remoteFSRoot", "the official image takes no white space there; it is /home/jenkins")
+        elif settings.has("remoteFSRoot"):
+            template["workspace"] = settings.text("remoteFSRoot")
+        template |= self._life() | {"launch": self.launch} | self._network() | self._placement() | self._rest()
+        settings.lose_if_set("every agent has a file system of its own; put the workspace outside a shared volume",
+                             "uniqueRemoteFSRoot")
+        settings.lose_if_set("is the plugin's own note", "dynamicTaskDefinition", "dynamicTaskDefinitionOverride")
+        if not self.given:
+            Definition(self, template).register()
+        else:
+            self._lose_what_the_definition_says()
+        return template
+
+    def _labels(self):
+        settings = self.settings
+        labels = settings.words("label", r"\s+")
+        for label in labels:
+            if re.search(r"[\"'\\]", label):
+                settings.lose("label", f"{label} cannot be a label: it holds a quote or a backslash")
+        labels = [label for label in labels if not re.search(r"[\"'\\]", label)]
+        if not labels:
+            settings.change("label", f"is {self.name}, since a template without a label serves nobody")
+        return labels or [self.name]
+
+    def _life(self):
+        """Times and executors, which the plugin has at the cloud."""
+        cloud, life = self.cloud.settings, {}
+        start = cloud.number("slaveTimeoutInSeconds") or cloud.number("slaveTimoutInSeconds")
+        if cloud.number("numExecutors") > 1:
+            life["executors"] = cloud.number("numExecutors")
+        if start > 0 and start != 900:
+            life["containerStartTimeout"] = f"{start}s"
+        if cloud.number("retentionTimeout") > 0:
+            life["idleTimeout"] = f"{cloud.number('retentionTimeout')}m"
+        return life
+
+    def _launch(self):
+        settings = self.settings
+        providers = settings.entries("capacityProviderStrategies")
+        if settings.flag("defaultCapacityProvider"):
+            why = "defaultCapacityProvider goes before it, in the plugin too"
+            settings.lose_if_set(why, "capacityProviderStrategies")
+            return {"type": "default"}
+        if not providers:
+            return {"type": settings.text("launchType").lower() or "ec2"}
+        strategy = [{"name": one.text("provider"), "weight": one.number("weight")} for one in providers]
+        for one, entry in zip(providers, strategy):
+            if one.number("base"):
+                entry["base"] = one.number("base")
+        if not any(entry["weight"] for entry in strategy):
+            strategy[0]["weight"] = 1
+            settings.change("capacityProviderStrategies", "one weight has to be above 0: the first is 1")
+        return {"capacityProviders": strategy}
+
+    def _network(self):
+        settings = self.settings
+        awsvpc = self.on_fargate or settings.text("networkMode") == "awsvpc" or self.given
+        if not awsvpc:
+            why = "counts with network mode awsvpc alone, in the plugin too"
+            settings.lose_if_set(why, "subnets", "securityGroups", "assignPublicIp")
+            return {}
+        if not self.on_fargate and self.given and not settings.has("subnets"):
+            return {}
+        network = {"subnets": settings.words("subnets", ",")}
+        if not network["subnets"]:
+            network["subnets"] = ["subnet-fill-in"]
+            self.settings.report.fill_in(f"{settings.path}.subnets", "a task with a network of its own needs subnets")
+        if settings.has("securityGroups"):
+            network["securityGroups"] = settings.words("securityGroups", ",")
+        if settings.flag("assignPublicIp") and self.on_fargate:
+            network["assignPublicIp"] = True
+        elif settings.flag("assignPublicIp"):
+            settings.lose("assignPublicIp", "ECS takes it on Fargate alone")
+        return {"network": network}
+
+    def _placement(self):
+        settings = self.settings
+        if settings.has("platformVersion") and not self.on_fargate:
+            settings.lose("platformVersion", "is Fargate's alone, in the plugin too")
+        elif settings.has("platformVersion"):
+            return {"platformVersion": settings.text("platformVersion")}
+        if self.on_fargate:
+            settings.lose_if_set(NOT_ON_FARGATE, "placementStrategies")
+            return {}
+        strategies = []
+        for one in settings.entries("placementStrategies"):
+            kind = one.text("type").lower()
+            strategies.append({"type": kind} | ({"field": one.text("field")} if kind != "random" else {}))
+        return {"placementStrategy": strategies} if strategies else {}
+
+    def _rest(self):
+        settings, rest = self.settings, {}
+        if settings.flag("enableExecuteCommand"):
+            rest["enableExecuteCommand"] = True
+        environment = settings.pairs("environments")
+        for name in sorted(set(environment) & RESERVED_VARIABLES):
+            settings.lose("environments", f"{name} is set by the launch itself")
+            del environment[name]
+        if environment:
+            rest["environment"] = environment
+        if settings.pairs("tags"):
+            rest["tags"] = settings.pairs("tags")
+        allowed = self.cloud.overrides(self.on_fargate)
+        limits = {"cpu": self.cloud.settings.number("maxCpu"),
+                  "memory": max(self.cloud.settings.number(key) for key in ("maxMemory", "maxMemoryReservation"))}
+        limits = {key: value for key, value in limits.items() if value and key in allowed}
+        if allowed:
+            rest["allowedOverrides"] = allowed
+        if limits:
+            rest["limits"] = limits
+        return rest
+
+    def _lose_what_the_definition_says(self):
+        elsewhere = {"agentContainerName", "assignPublicIp", "capacityProviderStrategies", "defaultCapacityProvider",
+                     "dynamicTaskDefinition", "dynamicTaskDefinitionOverride", "enableExecuteCommand", "environments",
+                     "inheritFrom", "label", "launchType", "placementStrategies", "platformVersion", "remoteFSRoot",
+                     "securityGroups", "subnets", "tags", "taskDefinitionOverride", "uniqueRemoteFSRoot"}
+        why = "is the task definition's, which the plugin left as it is, too"
+        self.settings.lose_if_set(why, *sorted(TEMPLATE_SETTINGS - elsewhere))
+
+
+class Definition:
+    """The task definition that the plugin registers for a template, as a CloudFormation resource."""
+
+    def __init__(self, template, entry):
+        self.template, self.settings, self.entry = template, template.settings, entry
+        self.on_fargate = template.on_fargate
+        self.container = {"Name": "agent", "Image": template.settings.text("image"), "Essential": True}
+        self.properties = {"Family": entry["taskDefinition"]}
+        self.linux = {}
+
+    def register(self):
+        self._image()
+        self._size()
+        self._process()
+        self._platform()
+        self._volumes()
+        self._ports()
+        for key, name in (("taskrole", "TaskRoleArn"), ("executionRole", "ExecutionRoleArn")):
+            if self.settings.has(key):
+                self.properties[name] = self.template.cloud.role(self.settings.text(key))
+        if self.linux:
+            self.container["LinuxParameters"] = self.linux
+        self.properties["ContainerDefinitions"] = [self.container]
+        identifier = "".join(word.capitalize() for word in re.split(r"[_-]+", self.template.name))
+        self.template.cloud.resources["TaskDefinition" + identifier] = {
+            "Type": "AWS::ECS::TaskDefinition", "Properties": self.properties}
+
+    def _image(self):
+        settings = self.settings
+        if not settings.has("image"):
+            self.container["Image"] = "jenkins/inbound-agent:latest"
+            settings.report.fill_in(f"{settings.path}.image", "there is none; jenkins/inbound-agent is put in")
+        if "jnlp-" in settings.text("image"):
+            settings.change("image", "old images of this name do not know WebSocket: use jenkins/inbound-agent 4.3 or "
+                            "newer, or build on it")
+        if settings.has("repositoryCredentials"):
+            self.container["RepositoryCredentials"] = {"CredentialsParameter": settings.text("repositoryCredentials")}
+
+    def _size(self):
+        """Where a request may override a size, the task has it: a container's own would stay as it is."""
+        settings, allowed = self.settings, self.entry.get("allowedOverrides", [])
+        cpu, memory, reserved = (settings.number(key) for key in ("cpu", "memory", "memoryReservation"))
+        if self.on_fargate:
+            self.properties["Cpu"], self.properties["Memory"] = str(cpu or 256), str(reserved or memory or 512)
+            if not cpu or not (memory or reserved):
+                settings.report.fill_in(f"{settings.path}.cpu", "Fargate needs cpu and memory; the least is put in")
+        else:
+            if not (memory or reserved):
+                reserved = 512
+                settings.report.fill_in(f"{settings.path}.memory", "a container needs some; 512 MiB are put in")
+            if cpu and "cpu" in allowed:
+                self.properties["Cpu"] = str(cpu)
+            elif cpu:
+                self.container["Cpu"] = cpu
+            if memory and "memory" in allowed:
+                self.properties["Memory"] = str(memory)
+            elif memory:
+                self.container["Memory"] = memory
+            if reserved:
+                self.container["MemoryReservation"] = reserved
+        if settings.has("ephemeralStorageSizeInGiB") and self.on_fargate:
+            self.properties["EphemeralStorage"] = {"SizeInGiB": settings.number("ephemeralStorageSizeInGiB")}
+        else:
+            settings.lose_if_set("is Fargate's alone, in the plugin too", "ephemeralStorageSizeInGiB")
+
+    def _process(self):
+        settings = self.settings
+        if settings.has("entrypoint"):
+            self.container["EntryPoint"] = settings.text("entrypoint").split()
+            settings.change("entrypoint", "it gets no arguments here; it has to read JENKINS_URL, JENKINS_AGENT_NAME, "
+                            "JENKINS_SECRET and the rest from its environment, as the official image does")
+        if settings.has("jvmArgs"):
+            self.container["Environment"] = [{"Name": "JAVA_OPTS", "Value": settings.text("jvmArgs")}]
+        if settings.has("containerUser"):
+            self.container["User"] = settings.text("containerUser")
+        if settings.has("logDriver"):
+            self.container["LogConfiguration"] = {"LogDriver": settings.text("logDriver"),
+                                                  "Options": settings.pairs("logDriverOptions")}
+        else:
+            settings.lose_if_set("there is no logDriver", "logDriverOptions")
+        if settings.entries("ulimits"):
+            self.container["Ulimits"] = [
+                {"Name": one.text("ulimitName"),
+                 "SoftLimit": one.number("softLimit"), "HardLimit": one.number("hardLimit")}
+                for one in settings.entries("ulimits")]
+        if self.on_fargate:
+            settings.lose_if_set(NOT_ON_FARGATE, "privileged", "sharedMemorySize", "dnsSearchDomains")
+        else:
+            self._host_process()
+        if settings.has("kernelCapabilities"):
+            self.linux["Capabilities"] = {"Add": settings.words("kernelCapabilities", ",")}
+
+    def _host_process(self):
+        settings = self.settings
+        if settings.flag("privileged"):
+            self.container["Privileged"] = True
+        if settings.has("sharedMemorySize"):
+            self.linux["SharedMemorySize"] = settings.number("sharedMemorySize")
+        if settings.has("dnsSearchDomains"):
+            self.container["DnsSearchDomains"] = settings.text("dnsSearchDomains").split()
+
+    def _platform(self):
+        settings = self.settings
+        mode = settings.text("networkMode")
+        if self.on_fargate:
+            self.properties |= {"NetworkMode": "awsvpc", "RequiresCompatibilities": ["FARGATE"]}
+            if mode not in ("", "default", "awsvpc"):
+                settings.change("networkMode", "is awsvpc, as on all of Fargate; in the plugin too")
+            system, processor = settings.text("operatingSystemFamily"), settings.text("cpuArchitecture")
+            platform = {"OperatingSystemFamily": system} if system else {}
+            platform |= {"CpuArchitecture": processor} if processor else {}
+            if platform:
+                self.properties["RuntimePlatform"] = platform
+            return
+        settings.lose_if_set("counts on Fargate alone, in the plugin too", "operatingSystemFamily", "cpuArchitecture")
+        if mode not in ("", "default"):
+            self.properties["NetworkMode"] = mode
+
+    def _volumes(self):
+        settings, volumes, mounts = self.settings, [], []
+        for one in settings.entries("mountPoints"):
+            volume = {"Name": one.text("name")}
+            if one.has("sourcePath") and self.on_fargate:
+                one.lose("sourcePath", "Fargate has no host to mount; the volume is empty, and the task's own")
+            elif one.has("sourcePath"):
+                volume["Host"] = {"SourcePath": one.text("sourcePath")}
+            volumes.append(volume)
+            mounts.append(mount(one))
+        for one in settings.entries("efsMountPoints"):
+            volumes.append({"Name": one.text("name"), "EFSVolumeConfiguration": file_system(one)})
+            mounts.append(mount(one))
+        if volumes:
+            self.properties["Volumes"], self.container["MountPoints"] = volumes, mounts
+
+    def _ports(self):
+        settings = self.settings
+        ports = []
+        for one in settings.entries("portMappings"):
+            port = {"ContainerPort": one.number("containerPort")}
+            port |= {"HostPort": one.number("hostPort")} if one.has("hostPort") else {}
+            port |= {"Protocol": one.text("protocol")} if one.has("protocol") else {}
+            ports.append(port)
+        if ports:
+            self.container["PortMappings"] = ports
+        if self.properties.get("NetworkMode") == "awsvpc":
+            settings.lose_if_set("ECS does not take it with network mode awsvpc", "extraHosts")
+        elif settings.entries("extraHosts"):
+            self.container["ExtraHosts"] = [
+                {"IpAddress": one.text("ipAddress"), "Hostname": one.text("hostname")}
+                for one in settings.entries("extraHosts")]
+
+
+def mount(entry):
+    made = {"SourceVolume": entry.text("name"), "ContainerPath": entry.text("containerPath")}
+    return made | ({"ReadOnly": True} if entry.flag("readOnly") else {})
+
+
+def file_system(entry):
+    made = {"FilesystemId": entry.text("fileSystemId")}
+    if entry.has("rootDirectory"):
+        made["RootDirectory"] = entry.text("rootDirectory")
+    if entry.has("accessPointId"):
+        iam = "ENABLED" if entry.flag("iam") else "DISABLED"
+        made["AuthorizationConfig"] = {"AccessPointId": entry.text("accessPointId"), "IAM": iam}
+        if not entry.flag("transitEncryption"):
+            entry.change("transitEncryption", "is on: an access point needs it")
+    elif entry.flag("iam"):
+        entry.lose("iam", "counts with accessPointId alone, in the plugin too")
+    encrypted = entry.flag("transitEncryption") or entry.has("accessPointId")
+    made["TransitEncryption"] = "ENABLED" if encrypted else "DISABLED"
+    return made
+
+
+def family(definition):
+    return definition.rsplit("/", 1)[-1].split(":")[0]
+
+
+def arn_region(text):
+    return text.split(":")[3] if text.startswith("arn:") and text.count(":") >= 5 else ""
+
+
+def read(files):
+    """The documents of all files, with their variables resolved where the clouds and the controller's URL are."""
+    variables, clouds, others, url = Variables(os.environ), [], [], ""
+    for file in files:
+        try:
+            document = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise Fault(f"{file}: {error}") from error
+        if not isinstance(document, dict):
+            raise Fault(f"{file}: is no configuration as code")
+        for cloud in (document.get("jenkins") or {}).get("clouds") or []:
+            kind, values = next(iter(cloud.items()))
+            if kind == "ecs":
+                clouds.append(variables.resolve(values))
+            else:
+                others.append(kind)
+        location = (document.get("unclassified") or {}).get("location") or {}
+        url = variables.resolve(location.get("url") or "") or url
+    if variables.missing:
+        names = ", ".join(sorted(variables.missing))
+        raise Fault(f"these variables are not set: {names}. Export them as Jenkins has them, and run this again")
+    if not clouds:
+        raise Fault(f"no ecs cloud under jenkins.clouds in {', '.join(files)}")
+    return clouds, others, url
+
+
+def convert(clouds, url, options):
+    """agents.yaml, the templates by file name, and the report."""
+    report, names = Report(), Names()
+    url = options.jenkins_url or url or str(clouds[0].get("jenkinsUrl") or "")
+    if not url:
+        raise Fault("unclassified.location.url is not set: say the controller's URL with --jenkins-url")
+    agents = {
+        "jenkins": {
+            "url": url,
+            "user": "ecs-agents",
+            "apiToken": {"ssm": "/jenkins/ecs-agents/api-token"},
+            "webhook": {"authorization": {"ssm": "/jenkins/ecs-agents/webhook"}},
+        },
+        "clouds": [],
+    }
+    stacks = {}
+    for index, values in enumerate(clouds):
+        settings = Settings(values, f"clouds[{index}].ecs", CLOUD_SETTINGS, report)
+        cloud = Cloud(settings, names, options)
+        cloud.report_overrides()
+        converted = cloud.convert(url)
+        if not converted["templates"]:
+            settings.lose("templates", "there are none; the cloud is left out")
+            continue
+        agents["clouds"].append(converted)
+        if cloud.resources:
+            stacks[f"task-definitions-{cloud.name}.yaml"] = cloud.stack()
+    if not agents["clouds"]:
+        raise Fault("no cloud has a template; there is nothing to convert")
+    return agents, stacks, report
+
+
+def write(path, text, force):
+    if path.exists() and not force:
+        raise Fault(f"{path} is there already: give another --out, or --force")
+    path.write_text(text, encoding="utf-8")
+
+
+class Dumper(yaml.SafeDumper):
+    """Without anchors, and with lists of plain values on one line."""
+
+    def ignore_aliases(self, _):
+        return True
+
+    def represent_sequence(self, tag, sequence, flow_style=None):
+        flat = not any(isinstance(value, (dict, list)) for value in sequence)
+        return super().represent_sequence(tag, sequence, flow_style=flat)
+
+
+def dump(value):
+    return yaml.dump(value, Dumper=Dumper, sort_keys=False, width=118, allow_unicode=True)
+
+
+def parse(arguments):
+    parser = argparse.ArgumentParser(prog="./local/convert", description=(
+        "Converts the ecs clouds of Jenkins configuration as code to agents.yaml and CloudFormation templates of the "
+        "task definitions, and says what became of each setting. Settings that nothing is said of are taken over as "
+        "they are. Variables of the configuration come from the environment."))
+    parser.add_argument("files", nargs="+", metavar="jenkins.yaml", help="the configuration; several files are one")
+    parser.add_argument("--out", default=".", metavar="FOLDER", help="where to write; default: here")
+    parser.add_argument("--force", action="store_true", help="overwrite what is there")
+    parser.add_argument("--jenkins-url", metavar="URL", help="the controller's URL; default: unclassified.location.url")
+    parser.add_argument("--region", metavar="REGION", help="of clouds without regionName")
+    return parser.parse_args(arguments)
+
+
+def main(arguments):
+    options = parse(arguments)
+    try:
+        clouds, others, url = read(options.files)
+        agents, stacks, report = convert(clouds, url, options)
+        out = Path(options.out)
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in ({"agents.yaml": agents} | stacks).items():
+            write(out / name, dump(content), options.force)
+    except Fault as fault:
+        print(f"convert: {fault}", file=sys.stderr)
+        return 1
+    for kind in others:
+        print(f"left alone      a cloud of the kind {kind}")
+    print("\n".join(report.lines))
+    written = ", ".join(["agents.yaml", *stacks])
+    print(f"\n{written} written to {out}; {report.lost} settings need a look.")
+    print("How to go on: docs/coming-from-amazon-ecs-plugin.md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

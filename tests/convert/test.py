@@ -1,0 +1,204 @@
+"""Tests of ./local/convert; see run."""
+
+import contextlib
+import io
+import os
+import re
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+sys.path.insert(0, str(ROOT / "local"))
+
+import convert  # noqa: E402
+
+GUIDE = (ROOT / "docs/coming-from-amazon-ecs-plugin.md").read_text()
+CASES = sorted(folder for folder in HERE.iterdir() if (folder / "jenkins.yaml").exists())
+# Some value of each setting that is not its default.
+SAMPLES = {
+    "capacityProviderStrategies": [{"provider": "spot", "base": 1, "weight": 3}],
+    "efsMountPoints": [{"name": "e", "containerPath": "/e", "fileSystemId": "fs-1"}],
+    "environments": [{"name": "A", "value": "b"}],
+    "extraHosts": [{"ipAddress": "10.0.0.1", "hostname": "h"}],
+    "mountPoints": [{"name": "m", "containerPath": "/m"}],
+    "placementStrategies": [{"type": "spread", "field": "instanceId"}],
+    "portMappings": [{"containerPort": 80}],
+    "tags": [{"name": "a", "value": "b"}],
+    "ulimits": [{"ulimitName": "nofile", "softLimit": 1, "hardLimit": 2}],
+    "logDriverOptions": [{"name": "a", "value": "b"}],
+    "allowedOverrides": "cpu", "assumedRoleArn": "arn:aws:iam::111122223333:role/r", "launchType": "EXTERNAL",
+    "networkMode": "host", "operatingSystemFamily": "LINUX", "jenkinsUrl": "https://other.example.com/",
+}
+NUMBERS = {"cpu", "memory", "memoryReservation", "ephemeralStorageSizeInGiB", "sharedMemorySize", "maxAgents", "maxCpu",
+           "maxMemory", "maxMemoryReservation", "numExecutors", "retentionTimeout", "slaveTimeoutInSeconds",
+           "slaveTimoutInSeconds", "taskPollingIntervalInSeconds"}
+FLAGS = {"assignPublicIp", "defaultCapacityProvider", "enableExecuteCommand", "privileged", "retainAgents",
+         "uniqueRemoteFSRoot"}
+TEMPLATE = {"templateName": "t", "label": "l", "image": "i", "memory": 512}
+CLOUD = {"name": "c", "cluster": "k", "regionName": "eu-west-1", "allowedOverrides": "cpu, memory"}
+
+
+def sample(setting):
+    if setting in NUMBERS:
+        return 77
+    return True if setting in FLAGS else SAMPLES.get(setting, f"some-{setting}")
+
+
+def converted(cloud, template):
+    """All that comes out, as text."""
+    clouds = [{**cloud, "templates": [template]}]
+    options = convert.parse(["jenkins.yaml", "--jenkins-url", "https://ci.example.com/"])
+    agents, stacks, report = convert.convert(clouds, "", options)
+    return convert.dump([agents, stacks, report.lines])
+
+
+def run(*arguments):
+    """The exit code, and what was printed."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        code = convert.main([str(argument) for argument in arguments])
+    return code, out.getvalue()
+
+
+class WholeConfigurations(unittest.TestCase):
+    def test_come_out_as_the_folders_say(self):
+        for case in CASES:
+            with self.subTest(case.name), tempfile.TemporaryDirectory() as out, environment(case):
+                code, printed = run(case / "jenkins.yaml", "--out", out)
+                self.assertEqual(code, 0, printed)
+                files = {file.name: file.read_text() for file in Path(out).iterdir()}
+                files["report.txt"] = printed.replace(out, "FOLDER")
+                expected = {file.name: file.read_text() for file in (case / "expected").glob("*")}
+                self.assertEqual(files, expected)
+
+
+class Settings(unittest.TestCase):
+    def test_of_a_template_are_never_dropped_in_silence(self):
+        for setting in sorted(convert.TEMPLATE_SETTINGS - {"templateName"}):
+            for launch in ("EC2", "FARGATE"):
+                with self.subTest(setting, launch=launch):
+                    base = {**TEMPLATE, "launchType": launch, "cpu": 256, "subnets": "subnet-1"}
+                    base["logDriver"] = "" if setting == "logDriver" else "awslogs"
+                    base.pop("subnets" if launch == "EC2" else "", None)
+                    base.pop(setting, None)
+                    self.assertNotEqual(converted(CLOUD, base), converted(CLOUD, {**base, setting: sample(setting)}))
+
+    def test_of_a_cloud_are_never_dropped_in_silence(self):
+        for setting in sorted(convert.CLOUD_SETTINGS - {"templates", "regionName"}):
+            with self.subTest(setting):
+                base = {key: value for key, value in CLOUD.items() if key != setting}
+                base.setdefault("name", "other")
+                changed = {**base, setting: sample(setting)}
+                if setting == "maxMemoryReservation":
+                    base["maxMemory"] = changed["maxMemory"] = 1
+                self.assertNotEqual(converted(base, TEMPLATE), converted(changed, TEMPLATE))
+
+    def test_that_nobody_knows_are_named(self):
+        self.assertIn("templates[0].colour: is no setting", converted(CLOUD, {**TEMPLATE, "colour": "red"}))
+        self.assertIn("ecs.colour: is no setting", converted({**CLOUD, "colour": "red"}, TEMPLATE))
+        entry = {**TEMPLATE, "tags": [{"name": "a", "value": "b", "colour": "red"}]}
+        self.assertIn("tags[0].colour: is no setting", converted(CLOUD, entry))
+
+    def test_have_each_a_full_row_in_the_guide(self):
+        for section, settings in [("Cloud", convert.CLOUD_SETTINGS), ("Template", convert.TEMPLATE_SETTINGS),
+                                  ("Pipeline step and declarative agent", {"label", "name", "cloud", "overrides"})]:
+            text = re.search(rf"^### {section}\n(.*?)(?=^##)", GUIDE, re.MULTILINE | re.DOTALL)[1]
+            rows = [re.split(r"(?<!\\)\|", row)[1:-1] for row in text.splitlines() if row.startswith("|")]
+            for row in rows:
+                self.assertTrue(len(row) == 3 and all(cell.strip() for cell in row), row)
+            named = {setting for row in rows for setting in re.findall(r"`(\w+)`", row[0])}
+            self.assertEqual(sorted(settings - named), [], f"settings without a row under {section}")
+
+
+class Guide(unittest.TestCase):
+    def test_quotes_what_the_converter_reads_and_writes(self):
+        quotes = re.findall(r"\]\(\.\./(tests/convert/\S+)\):\n\n```yaml\n(.*?)```", GUIDE, re.DOTALL)
+        self.assertGreaterEqual(len(quotes), 6)
+        for file, quote in quotes:
+            with self.subTest(file):
+                self.assertIn(quote, (ROOT / file).read_text())
+
+
+class Variables(unittest.TestCase):
+    def test_come_from_the_environment_or_their_default(self):
+        variables = convert.Variables({"A": "x", "B": ""})
+        values = {"v": ["${A}-${B}", "${C:-d}", "^${A}", 7]}
+        self.assertEqual(variables.resolve(values), {"v": ["x-", "d", "${A}", 7]})
+        self.assertEqual(variables.missing, set())
+
+    def test_that_are_missing_are_all_named(self):
+        with written("jenkins: {clouds: [{ecs: {name: '${NO_A}', cluster: '${NO_B}'}}]}") as file:
+            code, printed = run(file)
+        self.assertEqual(code, 1)
+        self.assertIn("NO_A, NO_B", printed)
+
+
+class Faults(unittest.TestCase):
+    def test_end_with_a_sentence(self):
+        cloud = "jenkins: {clouds: [{ecs: {name: c, %s}}]}"
+        complete = "jenkinsUrl: 'https://a/', regionName: eu-west-1"
+        for text, sentence in [
+            ("{", "expected"),
+            ("[1]", "is no configuration as code"),
+            ("jenkins: {}", "no ecs cloud under jenkins.clouds"),
+            (cloud % "templates: []", "--jenkins-url"),
+            (cloud % "jenkinsUrl: 'https://a/', templates: [{label: l}]", "--region"),
+            (cloud % complete, "no cloud has a template"),
+            (cloud % f"{complete}, templates: [{{cpu: many}}]", "'many' is no number"),
+        ]:
+            with self.subTest(text), written(text) as file:
+                code, printed = run(file, "--out", file.parent)
+                self.assertEqual(code, 1)
+                self.assertIn(sentence, printed)
+
+    def test_nothing_is_overwritten_unasked(self):
+        text = "jenkins: {clouds: [{ecs: {name: c, regionName: eu-west-1, templates: [{label: l, image: i}]}}]}"
+        with written(text) as file:
+            arguments = (file, "--out", file.parent, "--jenkins-url", "https://a/")
+            self.assertEqual(run(*arguments)[0], 0)
+            self.assertIn("is there already", run(*arguments)[1])
+            self.assertEqual(run(*arguments, "--force")[0], 0)
+
+
+@contextlib.contextmanager
+def written(text):
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "jenkins.yaml"
+        file.write_text(text)
+        yield file
+
+
+@contextlib.contextmanager
+def environment(case):
+    before = dict(os.environ)
+    file = case / "environment"
+    if file.exists():
+        os.environ.update(line.split("=", 1) for line in file.read_text().splitlines())
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def accept():
+    for case in CASES:
+        out = case / "expected"
+        out.mkdir(exist_ok=True)
+        for file in out.iterdir():
+            file.unlink()
+        with environment(case):
+            _, printed = run(case / "jenkins.yaml", "--out", out)
+        (out / "report.txt").write_text(printed.replace(str(out), "FOLDER"))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--accept"]:
+        sys.exit(accept())
+    result = unittest.main(argv=sys.argv[:1], exit=False, verbosity=0).result
+    failed = len(result.failures) + len(result.errors)
+    print(f"{result.testsRun - min(failed, result.testsRun)} passed, {failed} failed")
+    sys.exit(bool(failed))

@@ -1,8 +1,8 @@
-//! The one HTTP stack: the SDK's own client, used for AWS and for Jenkins alike.
+//! The one HTTP stack, hyper with rustls, used for AWS and for Jenkins alike.
 
 use std::time::Duration;
 
-use aws_smithy_http_client::{Connector, tls};
+use anyhow::Context as _;
 use aws_smithy_runtime_api::client::http::{
     HttpConnector, HttpConnectorFuture, SharedHttpClient, SharedHttpConnector, http_client_fn,
 };
@@ -11,9 +11,17 @@ use aws_smithy_runtime_api::http::{Request, Response};
 use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::{Client, connect::HttpConnector as Tcp};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+use rustls::{ClientConfig, RootCertStore, crypto};
 
 /// What of an answer is read at the most; enough for every page that we ask for.
 const ANSWER_LIMIT: usize = 32 * 1024 * 1024;
+
+/// A bound on reaching a host; the whole call has its own.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A connection to somewhere that is not AWS, or that the SDK has no small client for.
 #[derive(Debug, Clone)]
@@ -57,25 +65,33 @@ impl Http {
         http_client_fn(move |_, _| connector.clone())
     }
 
-    /// TLS with the system's roots and, if given, the PEM certificates of a private authority. Never follows a redirect.
+    /// TLS that trusts the public authorities, which are compiled in (docs/adr/0010), and, if given, the PEM certificates
+    /// of a private one. Never follows a redirect.
     ///
     /// # Errors
-    /// When the PEM holds no certificate.
+    /// When the PEM holds no certificate, or one that cannot be read.
     pub fn with_tls(private_authority: Option<&str>) -> anyhow::Result<Self> {
-        let mut roots = tls::TrustStore::empty().with_native_roots(true);
+        let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
         if let Some(pem) = private_authority {
-            anyhow::ensure!(
-                pem.contains("-----BEGIN CERTIFICATE-----"),
-                "jenkins.caCertificate: holds no PEM certificate (`-----BEGIN CERTIFICATE-----`)"
-            );
-            roots = roots.with_pem_certificate(pem.as_bytes());
+            let public = roots.len();
+            for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+                let certificate = certificate.context("a PEM certificate cannot be read")?;
+                roots.add(certificate).context("a PEM certificate cannot be used")?;
+            }
+            anyhow::ensure!(roots.len() > public, "holds no PEM certificate (`-----BEGIN CERTIFICATE-----`)");
         }
-        let context = tls::TlsContext::builder().with_trust_store(roots).build()?;
-        let connector = Connector::builder()
-            .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
-            .tls_context(context)
-            .build();
-        Ok(Self(SharedHttpConnector::new(connector)))
+        let config = ClientConfig::builder_with_provider(crypto::ring::default_provider().into())
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let mut tcp = Tcp::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        let connector =
+            HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().wrap_connector(tcp);
+        let client = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
+        Ok(Self(SharedHttpConnector::new(Network(client))))
     }
 
     /// Sends a request and reads the whole answer, whatever its status.
@@ -116,6 +132,23 @@ fn root_cause(error: &dyn std::error::Error) -> String {
     cause.to_string()
 }
 
+/// hyper's client as the SDK takes it.
+#[derive(Debug)]
+struct Network(Client<HttpsConnector<Tcp>, SdkBody>);
+
+impl HttpConnector for Network {
+    fn call(&self, request: Request) -> HttpConnectorFuture {
+        let answer = request.try_into_http1x().map(|request| self.0.request(request));
+        HttpConnectorFuture::new(async move {
+            let answer = answer.map_err(|error| ConnectorError::user(error.into()))?.await;
+            // Whatever broke, it may be tried again, as the SDK does with its own client.
+            let answer = answer.map_err(|error| ConnectorError::io(error.into()))?;
+            Response::try_from(answer.map(SdkBody::from_body_1_x))
+                .map_err(|error| ConnectorError::other(error.into(), None))
+        })
+    }
+}
+
 type Answer = futures::future::BoxFuture<'static, Result<http::Response<Bytes>, String>>;
 
 /// An HTTP connector without a network.
@@ -137,5 +170,73 @@ impl HttpConnector for InMemory {
             let answer = answer.map_err(|error| failed(error.to_string()))?.await.map_err(failed)?;
             Response::try_from(answer.map(SdkBody::from)).map_err(|error| failed(error.to_string()))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(5);
+
+    /// A controller behind a private authority, for one connection: its URL and the authority's certificate.
+    fn private_controller() -> (String, String) {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let mut authority = rcgen::CertificateParams::default();
+        authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let certificate = authority.self_signed(&key).expect("an authority");
+        let issuer = rcgen::Issuer::new(authority, key);
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let own = rcgen::CertificateParams::new(["127.0.0.1".to_owned()]).expect("a name");
+        let own = own.signed_by(&key, &issuer).expect("a certificate");
+        let config = rustls::ServerConfig::builder_with_provider(crypto::ring::default_provider().into())
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![own.der().clone()], key.into())
+            .expect("a server");
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let url = format!("https://{}/", listener.local_addr().expect("an address"));
+        std::thread::spawn(move || {
+            let (stream, _) = listener.accept().expect("a connection");
+            let connection = rustls::ServerConnection::new(config.into()).expect("a connection");
+            let mut stream = rustls::StreamOwned::new(connection, stream);
+            // Whoever does not trust it says goodbye before the request.
+            if stream.read(&mut [0; 4096]).is_ok() {
+                stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").expect("an answer");
+            }
+        });
+        (url, certificate.pem())
+    }
+
+    async fn ask(http: &Http, url: &str) -> Result<http::StatusCode, HttpFault> {
+        let request = http::Request::get(url).body(Bytes::new()).expect("a request");
+        http.send(request, TIMEOUT).await.map(|answer| answer.status())
+    }
+
+    #[tokio::test]
+    async fn trusts_the_private_authority_that_is_given() {
+        let (url, pem) = private_controller();
+        let http = Http::with_tls(Some(&pem)).expect("a client");
+        assert_eq!(ask(&http, &url).await.expect("an answer"), http::StatusCode::NO_CONTENT);
+    }
+
+    #[tokio::test]
+    async fn refuses_a_server_of_an_unknown_authority() {
+        let (url, _) = private_controller();
+        let http = Http::with_tls(None).expect("a client");
+        let fault = ask(&http, &url).await.expect_err("no trust").to_string();
+        assert_eq!(fault, "cannot reach 127.0.0.1: invalid peer certificate: UnknownIssuer");
+    }
+
+    #[test]
+    fn refuses_an_authority_that_is_no_certificate() {
+        let unreadable = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        for pem in ["", "hunter2", "-----BEGIN CERTIFICATE-----", unreadable] {
+            let error = Http::with_tls(Some(pem)).expect_err("no authority");
+            assert!(error.to_string().contains("PEM certificate"), "{pem}: {error:#}");
+        }
     }
 }

@@ -21,9 +21,9 @@ pub async fn run<F>(handle: impl Fn(Arc<App>, Invocation, Value) -> F) -> ExitCo
 where
     F: Future<Output = anyhow::Result<Value>>,
 {
-    log::init(&settings::environment);
-    let sdk = aws::sdk_config().await;
-    let app = match build(&sdk, Arc::new(settings::environment), Clock::system()).await {
+    let environment: Environment = Arc::new(settings::environment);
+    log::init(&*environment);
+    let app = match start(environment).await {
         Ok(app) => Arc::new(app),
         Err(faults) => {
             eprintln!("jenkins-ecs-agents cannot start: {faults}");
@@ -45,39 +45,27 @@ where
     }
 }
 
-/// Builds what an invocation works with, from the environment alone.
-///
-/// # Errors
-/// Every setting that is missing or wrong.
-pub async fn build(sdk: &SdkConfig, environment: Environment, clock: Clock) -> Result<App, SettingsFaults> {
-    build_with(sdk, environment, clock, None).await
+async fn start(environment: Environment) -> Result<App, SettingsFaults> {
+    let http = Http::with_tls(None).map_err(|error| SettingsFaults(vec![error.to_string()]))?;
+    let sdk = aws::sdk_config(&environment, &http);
+    build(&sdk, environment, Clock::system(), http).await
 }
 
-/// The same, with HTTP of one's own for what does not go through the SDK, as tests have it.
+/// Builds what an invocation works with. `http` is for what does not go through the SDK.
 ///
 /// # Errors
 /// Every setting that is missing or wrong.
-pub async fn build_with(
-    sdk: &SdkConfig,
-    environment: Environment,
-    clock: Clock,
-    http: Option<Http>,
-) -> Result<App, SettingsFaults> {
+pub async fn build(sdk: &SdkConfig, environment: Environment, clock: Clock, http: Http) -> Result<App, SettingsFaults> {
     let ssm = aws_sdk_ssm::Client::new(sdk);
     let (settings, secrets) = settings::load(environment, ssm).await?;
-    let fault = |error: anyhow::Error| SettingsFaults(vec![error.to_string()]);
-    let private_authority = secrets.current().ca_certificate.clone();
-    let (to_jenkins, to_ec2) = match http {
-        Some(http) => (http.clone(), http),
-        None => {
-            let public = Http::with_tls(None).map_err(fault)?;
-            let pem = private_authority.as_ref().map(|pem| pem.expose());
-            (if pem.is_some() { Http::with_tls(pem).map_err(fault)? } else { public.clone() }, public)
-        }
+    let to_jenkins = match &secrets.current().ca_certificate {
+        Some(pem) => Http::with_tls(Some(pem.expose()))
+            .map_err(|error| SettingsFaults(vec![format!("jenkins.caCertificate: {error:#}")]))?,
+        None => http.clone(),
     };
     let mut clouds = Vec::new();
     for cloud in &settings.config.clouds {
-        clouds.push(CloudClients::new(sdk, to_ec2.clone(), cloud).await);
+        clouds.push(CloudClients::new(sdk, http.clone(), cloud).await);
     }
     Ok(App {
         clouds,

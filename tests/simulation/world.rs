@@ -143,7 +143,7 @@ impl World {
         for function in ["request", "task-state", "teardown"] {
             let environment = environment(&plan.config);
             let http = connector(function, sim.clone(), now);
-            let app = shared::start::build_with(&sdk(&http), environment, Clock::new(now), Some(http)).await;
+            let app = shared::start::build(&sdk(&http), environment, Clock::new(now), http).await;
             apps.insert(function, app.unwrap_or_else(|faults| panic!("{faults}")));
         }
         Self {

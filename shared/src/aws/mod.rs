@@ -8,27 +8,59 @@ pub mod queues;
 
 use std::time::Duration;
 
+use aws_config::environment::EnvironmentVariableCredentialsProvider;
 use aws_config::retry::RetryConfig;
 use aws_config::sts::AssumeRoleProvider;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
-use aws_smithy_http_client::{Builder, tls};
+use aws_credential_types::provider::SharedCredentialsProvider;
+use aws_smithy_async::rt::sleep::default_async_sleep;
+use aws_smithy_async::time::SystemTimeSource;
 use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+use aws_types::service_config::{LoadServiceConfig, ServiceConfigKey};
 
 use crate::config::Cloud;
 use crate::http::Http;
+use crate::secret::Environment;
 
-/// The SDK's configuration, from its standard environment: every call is bounded, and one client serves all services.
-pub async fn sdk_config() -> SdkConfig {
-    let http = Builder::new().tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring)).build_https();
+/// The SDK's configuration, from the variables that Lambda sets and the SDK's standard ones for endpoints.
+///
+/// The SDK's own loader would also look for profiles, web identities, and metadata services, none of which is there
+/// in Lambda, and build a client for each at every start.
+pub fn sdk_config(environment: &Environment, http: &Http) -> SdkConfig {
+    let is_set = |name: &str| environment(name).map(|value| value.eq_ignore_ascii_case("true"));
+    let region = environment("AWS_REGION").or_else(|| environment("AWS_DEFAULT_REGION"));
     let (retry, timeout) = bounds();
-    aws_config::defaults(BehaviorVersion::latest())
-        .http_client(http)
+    let mut sdk = SdkConfig::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .region(region.map(Region::new))
+        .credentials_provider(SharedCredentialsProvider::new(EnvironmentVariableCredentialsProvider::new()))
+        .http_client(http.client())
         .retry_config(retry)
         .timeout_config(timeout)
-        .load()
-        .await
+        .time_source(SystemTimeSource::new())
+        .service_config(Endpoints(environment.clone()));
+    sdk.set_sleep_impl(default_async_sleep());
+    sdk.set_endpoint_url(environment("AWS_ENDPOINT_URL"));
+    sdk.set_use_fips(is_set("AWS_USE_FIPS_ENDPOINT"));
+    sdk.set_use_dual_stack(is_set("AWS_USE_DUALSTACK_ENDPOINT"));
+    sdk.build()
+}
+
+/// The endpoint of one service: `AWS_ENDPOINT_URL_AUTO_SCALING`.
+struct Endpoints(Environment);
+
+impl std::fmt::Debug for Endpoints {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Endpoints")
+    }
+}
+
+impl LoadServiceConfig for Endpoints {
+    fn load_config(&self, key: ServiceConfigKey<'_>) -> Option<String> {
+        (self.0)(&format!("{}_{}", key.env(), key.service_id().replace(' ', "_").to_uppercase()))
+    }
 }
 
 /// The bounds on every call: three tries, five seconds each, twelve in all.
@@ -64,8 +96,7 @@ impl CloudClients {
                 .configure(sdk)
                 .build()
                 .await;
-            regional =
-                regional.credentials_provider(aws_credential_types::provider::SharedCredentialsProvider::new(provider));
+            regional = regional.credentials_provider(SharedCredentialsProvider::new(provider));
         }
         let regional = regional.build();
         Self {

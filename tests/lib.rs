@@ -601,8 +601,7 @@ fn build_world(aws: &mut Aws, now: Timestamp) -> Result<()> {
     let settings = aws.ecs.settings();
     settings.without_delays();
     settings.run_task_rate = None;
-    // Off until the functions live with them (`Quotas::default()` are those of AWS).
-    settings.quotas = None;
+    settings.spare_the_functions();
     aws.ecs.create_cluster(CLUSTER);
     // A sidecar with a port of its own stands before the agent: the named container counts, not the first.
     let sidecar = json!({"name": "sidecar", "image": "proxy", "essential": true, "cpu": 64, "memory": 64,

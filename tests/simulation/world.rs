@@ -115,8 +115,7 @@ impl World {
         aws.ecs.behave("broken", local::aws::ecs::Behaviour::ImageMissing);
         aws.ecs.create_group("ci", "ci", plan.bounds, (4096, 8192), epoch);
         aws.ecs.settings().boot = plan.boot;
-        // Off until the functions live with them (`Quotas::default()` are those of AWS).
-        aws.ecs.settings().quotas = None;
+        aws.ecs.settings().spare_the_functions();
         for (name, redrive) in [
             ("dead", None),
             ("requests", Some(("dead", 20))),

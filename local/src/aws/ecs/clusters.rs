@@ -13,6 +13,8 @@ use super::{ApiError, Ecs, Status, tags};
 pub(super) struct Cluster {
     /// The capacity providers that are associated with it.
     pub providers: BTreeSet<String>,
+    /// What RunTask takes where it is given neither a launch type nor a strategy.
+    pub default_strategy: Vec<Value>,
     pub tags: Tags,
 }
 
@@ -30,7 +32,14 @@ impl Ecs {
     /// Makes a cluster; Fargate and Fargate Spot are associated with it.
     pub fn create_cluster(&mut self, name: &str) {
         let providers = ["FARGATE", "FARGATE_SPOT"].map(str::to_owned).into();
-        self.clusters.insert(name.to_owned(), Cluster { providers, tags: Tags::new() });
+        self.clusters.insert(name.to_owned(), Cluster { providers, ..Cluster::default() });
+    }
+
+    /// Sets a cluster's default capacity provider strategy (API_PutClusterCapacityProviders).
+    pub fn set_default_strategy(&mut self, cluster: &str, strategy: &[Value]) {
+        if let Some(cluster) = self.clusters.get_mut(cluster) {
+            cluster.default_strategy = strategy.to_vec();
+        }
     }
 
     /// Makes a capacity provider of a group's instances and associates it with the group's cluster.
@@ -67,7 +76,7 @@ impl Ecs {
             return Err(client(format!("The specified capacity provider {unknown} was not found.")));
         }
         let tags = read_tags(&input["tags"])?;
-        self.clusters.entry(name.to_owned()).or_insert(Cluster { providers, tags });
+        self.clusters.entry(name.to_owned()).or_insert(Cluster { providers, tags, ..Cluster::default() });
         Ok(json!({"cluster": self.describe_cluster(name, true)}))
     }
 
@@ -104,7 +113,7 @@ impl Ecs {
             "pendingTasksCount": here(Status::Pending),
             "activeServicesCount": 0,
             "capacityProviders": cluster.providers,
-            "defaultCapacityProviderStrategy": [],
+            "defaultCapacityProviderStrategy": cluster.default_strategy,
             "settings": [],
             "statistics": [],
         });

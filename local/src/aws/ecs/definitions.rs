@@ -5,7 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::input::{client, invalid, list, number, short, text, without};
+use super::input::{client, invalid, list, number, short, text, without, without_nulls};
 use super::tags::{Tags, describe, read_tags};
 use super::{ApiError, Ecs};
 
@@ -40,9 +40,11 @@ pub struct TaskDefinition {
     pub(super) active: bool,
     pub(super) fits_fargate: bool,
     pub(super) has_role: bool,
+    /// `x86_64` or `arm64`.
+    pub(super) architecture: &'static str,
     pub(super) containers: Vec<ContainerDefinition>,
-    /// Names of attributes that an instance needs.
-    pub(super) attributes: Vec<String>,
+    /// Attributes that an instance needs, with their values where these count.
+    pub(super) attributes: Vec<(String, Option<String>)>,
     /// Constraints, as in RunTask.
     pub(super) constraints: Vec<Value>,
     pub(super) tags: Tags,
@@ -59,6 +61,7 @@ pub(super) struct ContainerDefinition {
     /// The soft limit, which is what gets reserved where there is one (API_ContainerDefinition).
     pub reservation: Option<u32>,
     pub has_health_check: bool,
+    pub gpus: u32,
     pub ports: Vec<PortMapping>,
 }
 
@@ -68,6 +71,52 @@ pub(super) struct PortMapping {
     /// 0 for a dynamic one.
     pub host: u16,
     pub udp: bool,
+    /// The number of ports of a range.
+    pub range: Option<u16>,
+}
+
+impl PortMapping {
+    fn read(input: &Value, container: &str, network: Network) -> Result<Self, ApiError> {
+        let wrong = || client(format!("Invalid container port in the port mappings of container {container}."));
+        let port = |name: &str| number(&input[name]).and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0);
+        let udp = input["protocol"] == "udp";
+        if let Some(range) = text(input, "containerPortRange") {
+            // "You must use either the bridge network mode or the awsvpc network mode", and no host port beside it
+            // (API_PortMapping).
+            let fits = matches!(network, Network::Bridge | Network::Awsvpc);
+            let (first, last) = range.split_once('-').ok_or_else(wrong)?;
+            let [first, last] = [first, last].map(|port| port.parse().ok().filter(|port: &u16| *port > 0));
+            let (first, last) = first.zip(last).filter(|(first, last)| first <= last && fits).ok_or_else(wrong)?;
+            if port("hostPort").or(port("containerPort")).is_some() || last - first >= 100 {
+                return Err(wrong());
+            }
+            let host = if network == Network::Bridge { 0 } else { first };
+            return Ok(Self { container: first, host, udp, range: Some(last - first + 1) });
+        }
+        let container = port("containerPort").ok_or_else(wrong)?;
+        let host = match (network, port("hostPort")) {
+            (Network::Bridge, host) => host.unwrap_or(0),
+            // "the hostPort can either be left blank or set to the same value as the containerPort" (API_PortMapping)
+            (_, Some(host)) if host != container => {
+                return Err(client(
+                    "When networkMode=awsvpc or host, the host ports and container ports in port mappings must match.",
+                ));
+            }
+            _ => container,
+        };
+        Ok(Self { container, host, udp, range: None })
+    }
+
+    fn shown(&self) -> Value {
+        let protocol = if self.udp { "udp" } else { "tcp" };
+        match self.range {
+            Some(length) => {
+                let range = format!("{}-{}", self.container, self.container + length - 1);
+                json!({"containerPortRange": range, "protocol": protocol})
+            }
+            None => json!({"containerPort": self.container, "hostPort": self.host, "protocol": protocol}),
+        }
+    }
 }
 
 impl TaskDefinition {
@@ -109,15 +158,22 @@ impl TaskDefinition {
         if !containers.iter().any(|container| container.essential) {
             return Err(client("At least one container must be essential."));
         }
-        // ECS derives them from the parameters; awsvpc is the one that costs people their placement.
-        let attributes: Vec<String> =
-            if network == Network::Awsvpc { vec!["ecs.capability.task-eni".to_owned()] } else { Vec::new() };
+        // ECS derives them from the parameters; these are the ones that cost people their placement.
+        let architecture = architecture(&input["runtimePlatform"])?;
+        let mut attributes = Vec::new();
+        if network == Network::Awsvpc {
+            attributes.push(("ecs.capability.task-eni".to_owned(), None));
+        }
+        if let Some(architecture) = architecture {
+            attributes.push(("ecs.cpu-architecture".to_owned(), Some(architecture.to_owned())));
+        }
         let mut shown = Value::Object(without(input, "tags"));
         shown["taskDefinitionArn"] = json!(arn);
         shown["revision"] = json!(arn.rsplit(':').next().and_then(|revision| revision.parse::<u32>().ok()));
         shown["status"] = json!("ACTIVE");
         shown["containerDefinitions"] = json!(shown_containers);
-        shown["requiresAttributes"] = attributes.iter().map(|name| json!({"name": name})).collect();
+        shown["requiresAttributes"] =
+            attributes.iter().map(|(name, value)| without_nulls(json!({"name": name, "value": value}))).collect();
         shown["compatibilities"] = match network {
             Network::Awsvpc if fits_fargate => json!(["EC2", "FARGATE"]),
             Network::Awsvpc => json!(["EC2"]),
@@ -145,6 +201,7 @@ impl TaskDefinition {
             active: true,
             fits_fargate,
             has_role: text(input, "taskRoleArn").is_some(),
+            architecture: architecture.unwrap_or("x86_64"),
             containers,
             attributes,
             constraints: list(&input["placementConstraints"]).to_vec(),
@@ -153,28 +210,19 @@ impl TaskDefinition {
     }
 }
 
+impl TaskDefinition {
+    /// GPUs of all its containers.
+    pub(super) fn gpus(&self) -> u32 {
+        self.containers.iter().map(|container| container.gpus).sum()
+    }
+}
+
 impl ContainerDefinition {
     fn read(input: &Value, network: Network) -> Result<Self, ApiError> {
         let name = text(input, "name").ok_or_else(|| client("Container.name should not be null or empty."))?;
         let image = text(input, "image").ok_or_else(|| client("Container.image should not be null or empty."))?;
-        let mut ports = Vec::new();
-        for mapping in list(&input["portMappings"]) {
-            let port = |name: &str| number(&mapping[name]).and_then(|port| u16::try_from(port).ok());
-            let container = port("containerPort")
-                .filter(|port| *port > 0)
-                .ok_or_else(|| client(format!("Invalid container port in the port mappings of container {name}.")))?;
-            let host = match (network, port("hostPort").filter(|port| *port > 0)) {
-                (Network::Bridge, host) => host.unwrap_or(0),
-                // "the hostPort can either be left blank or set to the same value as the containerPort" (API_PortMapping)
-                (_, Some(host)) if host != container => {
-                    return Err(client(
-                        "When networkMode=awsvpc or host, the host ports and container ports in port mappings must match.",
-                    ));
-                }
-                _ => container,
-            };
-            ports.push(PortMapping { container, host, udp: mapping["protocol"] == "udp" });
-        }
+        let ports = list(&input["portMappings"]).iter().map(|mapping| PortMapping::read(mapping, name, network));
+        let ports = ports.collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
             name: name.to_owned(),
             image: image.to_owned(),
@@ -183,6 +231,11 @@ impl ContainerDefinition {
             memory: number(&input["memory"]),
             reservation: number(&input["memoryReservation"]),
             has_health_check: !input["healthCheck"].is_null(),
+            gpus: list(&input["resourceRequirements"])
+                .iter()
+                .filter(|requirement| requirement["type"] == "GPU")
+                .filter_map(|requirement| number(&requirement["value"]))
+                .sum(),
             ports,
         })
     }
@@ -192,15 +245,21 @@ impl ContainerDefinition {
         let mut shown: Map<String, Value> = input.as_object().cloned().unwrap_or_default();
         shown.insert("cpu".into(), json!(self.cpu));
         shown.insert("essential".into(), json!(self.essential));
-        let mappings = self.ports.iter().map(|port| {
-            let protocol = if port.udp { "udp" } else { "tcp" };
-            json!({"containerPort": port.container, "hostPort": port.host, "protocol": protocol})
-        });
-        shown.insert("portMappings".into(), mappings.collect());
+        shown.insert("portMappings".into(), self.ports.iter().map(PortMapping::shown).collect());
         for list in ["environment", "mountPoints", "volumesFrom"] {
             shown.entry(list).or_insert_with(|| json!([]));
         }
         Value::Object(shown)
+    }
+}
+
+/// API_RuntimePlatform; an instance that has another is no place for the task.
+fn architecture(platform: &Value) -> Result<Option<&'static str>, ApiError> {
+    match text(platform, "cpuArchitecture") {
+        None => Ok(None),
+        Some("X86_64") => Ok(Some("x86_64")),
+        Some("ARM64") => Ok(Some("arm64")),
+        Some(other) => Err(client(format!("Invalid CPU architecture: {other}"))),
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
+use super::settings::Addressing;
 use super::{ApiError, Ecs};
 use crate::aws::escape;
 
@@ -32,7 +33,10 @@ impl State {
 pub(super) struct Machine {
     pub kind: String,
     pub zone: String,
+    /// Empty where it has IPv6 alone.
     pub private_address: String,
+    pub ipv6_address: Option<String>,
+    pub addressing: Addressing,
     pub public_address: Option<String>,
     pub state: State,
     pub launched_at: Timestamp,
@@ -47,6 +51,7 @@ impl Ecs {
         if !self.machines.contains_key(id) {
             let number = self.next();
             let [a, b] = self.settings.instance_network;
+            let addressing = self.settings.instance_addresses;
             let host = format!("{}.{}", number / 250 % 250, number % 250 + 1);
             let mut tags =
                 group.and_then(|name| self.groups.get(name)).map(|group| group.tags.clone()).unwrap_or_default();
@@ -56,8 +61,10 @@ impl Ecs {
             let machine = Machine {
                 kind: "m6i.large".to_owned(),
                 zone: self.zone(number),
-                private_address: format!("{a}.{b}.{host}"),
-                public_address: Some(format!("54.{b}.{host}")),
+                private_address: if addressing.has_v4() { format!("{a}.{b}.{host}") } else { String::new() },
+                ipv6_address: addressing.has_v6().then(|| format!("2001:db8:{a:x}:{b:x}::{number:x}")),
+                addressing,
+                public_address: addressing.has_v4().then(|| format!("54.{b}.{host}")),
                 state: if group.is_some() { State::Pending } else { State::Running },
                 launched_at: now,
                 tags,
@@ -122,13 +129,17 @@ impl Ecs {
 
     fn describe_machine(&self, id: &str, machine: &Machine) -> String {
         // A terminated instance has no addresses any more. What a test has changed of a container instance holds.
-        let (private, public) = match (machine.state, self.instance_of(id)) {
-            (State::Terminated, _) => (None, None),
-            (_, Some(instance)) => (Some(&instance.private_address), instance.public_address.as_ref()),
-            (_, None) => (Some(&machine.private_address), machine.public_address.as_ref()),
+        let (private, v6, public) = match (machine.state, self.instance_of(id)) {
+            (State::Terminated, _) => (None, None, None),
+            (_, Some(of)) => (Some(&of.private_address), of.ipv6_address.as_ref(), of.public_address.as_ref()),
+            (_, None) => {
+                (Some(&machine.private_address), machine.ipv6_address.as_ref(), machine.public_address.as_ref())
+            }
         };
         let element = |name: &str, text: Option<&String>| {
-            text.map(|text| format!("<{name}>{}</{name}>", escape(text))).unwrap_or_default()
+            text.filter(|text| !text.is_empty())
+                .map(|text| format!("<{name}>{}</{name}>", escape(text)))
+                .unwrap_or_default()
         };
         let tags: String = machine
             .tags
@@ -140,7 +151,7 @@ impl Ecs {
              <instanceState><code>{}</code><name>{}</name></instanceState>\
              <instanceType>{}</instanceType><launchTime>{}</launchTime>\
              <placement><availabilityZone>{}</availabilityZone><tenancy>default</tenancy></placement>\
-             <subnetId>subnet-1</subnetId><vpcId>vpc-1</vpcId>{}{}<tagSet>{tags}</tagSet></item>",
+             <subnetId>subnet-1</subnetId><vpcId>vpc-1</vpcId>{}{}{}<tagSet>{tags}</tagSet></item>",
             machine.state as u8,
             machine.state.as_str(),
             machine.kind,
@@ -148,6 +159,7 @@ impl Ecs {
             machine.zone,
             element("privateIpAddress", private),
             element("ipAddress", public),
+            element("ipv6Address", v6),
         )
     }
 
@@ -165,14 +177,23 @@ impl Ecs {
             let association = interface.public_address.as_ref().map(|address| {
                 format!("<association><publicIp>{address}</publicIp><ipOwnerId>amazon</ipOwnerId></association>")
             });
-            let address = &interface.private_address;
+            let association = association.unwrap_or_default();
+            let v4 = Some(&interface.private_address).filter(|address| !address.is_empty()).map(|address| {
+                let address = format!("<privateIpAddress>{address}</privateIpAddress>");
+                format!(
+                    "{address}{association}<privateIpAddressesSet><item>{address}<primary>true</primary>{association}</item>\
+                     </privateIpAddressesSet>"
+                )
+            });
+            let v6 = interface.ipv6_address.as_ref().map(|address| {
+                format!("<ipv6AddressesSet><item><ipv6Address>{address}</ipv6Address></item></ipv6AddressesSet>")
+            });
             items += &format!(
                 "<item><networkInterfaceId>{id}</networkInterfaceId><subnetId>{}</subnetId><status>in-use</status>\
-                 <privateIpAddress>{address}</privateIpAddress>{association}<tagSet/>\
-                 <privateIpAddressesSet><item><privateIpAddress>{address}</privateIpAddress><primary>true</primary>{association}</item>\
-                 </privateIpAddressesSet></item>",
+                 {}{}<tagSet/></item>",
                 escape(&interface.subnet),
-                association = association.unwrap_or_default(),
+                v4.unwrap_or_default(),
+                v6.unwrap_or_default(),
             );
         }
         Ok(format!("<networkInterfaceSet>{items}</networkInterfaceSet>"))

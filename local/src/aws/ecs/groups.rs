@@ -24,6 +24,8 @@ pub struct Group {
     pub cluster: String,
     /// CPU units and MiB of an instance, as it registers.
     pub size: (u32, u32),
+    /// GPUs of an instance.
+    pub gpus: u32,
     /// Network interfaces that the tasks of an instance may have.
     pub interfaces: u32,
     /// Whether its instances ever register.
@@ -171,6 +173,7 @@ impl Ecs {
             maximum,
             cluster: cluster.to_owned(),
             size,
+            gpus: 0,
             interfaces: 3,
             registers: true,
             protects_new: false,
@@ -277,6 +280,7 @@ impl Ecs {
         let registration = Registration {
             ec2_id: id.to_owned(),
             size: group.size,
+            gpus: group.gpus,
             interfaces: group.interfaces,
             attributes: group.attributes.clone(),
             tags: BTreeMap::new(),

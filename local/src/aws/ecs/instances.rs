@@ -5,9 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::definitions::PortMapping;
 use super::input::{invalid, list, names, object, short, text};
 use super::query::Query;
+use super::settings::Addressing;
 use super::tags::{Tags, describe as describe_tags};
+use super::tasks::Binding;
 use super::{ApiError, Clock, Ecs, Status, page};
 
 /// What the container agent reserves: SSH, Docker, and its own ports (API_PortMapping).
@@ -53,8 +56,10 @@ pub struct Instance {
     pub cluster: String,
     /// Its id in EC2.
     pub ec2_id: String,
-    /// Its address in the VPC.
+    /// Its address in the VPC; empty where it has IPv6 alone.
     pub private_address: String,
+    /// Its IPv6 address.
+    pub ipv6_address: Option<String>,
     /// Its address in the internet.
     pub public_address: Option<String>,
     /// Whether it takes tasks.
@@ -65,6 +70,12 @@ pub struct Instance {
     pub total: (u32, u32),
     /// CPU units and MiB that no task has reserved.
     pub free: (u32, u32),
+    /// GPUs that it registered with.
+    pub all_gpus: Vec<String>,
+    /// GPUs that no task has reserved.
+    pub gpus: Vec<String>,
+    /// What Docker binds the ports of its tasks to.
+    pub addressing: Addressing,
     /// TCP ports of the host in use by tasks.
     pub ports: BTreeSet<u16>,
     /// UDP ports of the host in use by tasks.
@@ -92,16 +103,37 @@ impl Instance {
         if udp { self.udp_ports.contains(&port) } else { RESERVED_PORTS.contains(&port) || self.ports.contains(&port) }
     }
 
-    /// Docker gives ports in turn, so that one just freed is not at once another's.
-    pub(super) fn dynamic_port(&mut self, udp: bool) -> Option<u16> {
+    /// Docker gives ports in turn, so that one just freed is not at once another's. The first of so many in a row.
+    fn dynamic_port(&mut self, udp: bool, length: u16) -> Option<u16> {
         for _ in DYNAMIC_PORTS {
-            let port = self.next_port;
-            self.next_port = if port >= *DYNAMIC_PORTS.end() { *DYNAMIC_PORTS.start() } else { port + 1 };
-            if !self.uses(port, udp) {
-                return Some(port);
+            let first = self.next_port;
+            let last = first.saturating_add(length - 1);
+            let fits = last <= *DYNAMIC_PORTS.end() && (first..=last).all(|port| !self.uses(port, udp));
+            self.next_port = match fits {
+                true if last < *DYNAMIC_PORTS.end() => last + 1,
+                false if first < *DYNAMIC_PORTS.end() => first + 1,
+                _ => *DYNAMIC_PORTS.start(),
+            };
+            if fits {
+                return Some(first);
             }
         }
         None
+    }
+
+    /// Takes ports of the host for a mapping: a static port is the same in IPv4 and IPv6, a dynamic one need not be.
+    pub(super) fn bind(&mut self, mapping: &PortMapping) -> Vec<Binding> {
+        let PortMapping { container, host, udp, range } = *mapping;
+        let length = range.unwrap_or(1);
+        let mut bindings = Vec::new();
+        for ip in self.addressing.binds() {
+            let host = if host == 0 { self.dynamic_port(udp, length) } else { Some(host) };
+            let Some(host) = host else { continue };
+            let ports = if udp { &mut self.udp_ports } else { &mut self.ports };
+            ports.extend(host..host + length);
+            bindings.push(Binding { container, host, udp, ip, range });
+        }
+        bindings
     }
 
     /// Whether it is one of EC2's: ECS Anywhere's have an attribute that says so.
@@ -121,7 +153,7 @@ impl Instance {
     }
 
     pub(super) fn shape(&self, (running, pending): (usize, usize), clock: Clock) -> Value {
-        let resources = |(cpu, memory): (u32, u32), tcp: &BTreeSet<u16>, udp: &BTreeSet<u16>| {
+        let resources = |(cpu, memory): (u32, u32), gpus: &[String], tcp: &BTreeSet<u16>, udp: &BTreeSet<u16>| {
             // "Automatically assigned ports aren't included" (API_PortMapping).
             let fixed = |port: &&u16| !DYNAMIC_PORTS.contains(*port);
             let texts = |ports: Vec<&u16>| ports.into_iter().map(|port| Value::from(port.to_string())).collect();
@@ -130,12 +162,14 @@ impl Instance {
             let resource = |name: &str, kind: &str, member: &str, value: Value| {
                 object([("name", name.into()), ("type", kind.into()), (member, value)])
             };
-            Value::Array(vec![
+            let gpus = (!self.all_gpus.is_empty()).then(|| resource("GPU", "STRINGSET", "stringSetValue", json!(gpus)));
+            let resources = [
                 resource("CPU", "INTEGER", "integerValue", cpu.into()),
                 resource("MEMORY", "INTEGER", "integerValue", memory.into()),
                 resource("PORTS", "STRINGSET", "stringSetValue", tcp),
                 resource("PORTS_UDP", "STRINGSET", "stringSetValue", udp),
-            ])
+            ];
+            resources.into_iter().chain(gpus).collect::<Value>()
         };
         let none = BTreeSet::new();
         let attributes = self.attributes.iter();
@@ -152,8 +186,8 @@ impl Instance {
             ),
             ("status", self.status.as_str().into()),
             ("agentConnected", self.connected.into()),
-            ("registeredResources", resources(self.total, &none, &none)),
-            ("remainingResources", resources(self.free, &self.ports, &self.udp_ports)),
+            ("registeredResources", resources(self.total, &self.all_gpus, &none, &none)),
+            ("remainingResources", resources(self.free, &self.gpus, &self.ports, &self.udp_ports)),
             ("runningTasksCount", running.into()),
             ("pendingTasksCount", pending.into()),
             ("registeredAt", clock.show(self.registered_at)),
@@ -170,6 +204,8 @@ pub struct Registration {
     pub ec2_id: String,
     /// CPU units and MiB.
     pub size: (u32, u32),
+    /// GPUs.
+    pub gpus: u32,
     /// Network interfaces that its tasks may have.
     pub interfaces: u32,
     /// Further attributes.
@@ -193,6 +229,7 @@ impl Ecs {
         let registration = Registration {
             ec2_id: ec2_id.to_owned(),
             size,
+            gpus: 0,
             interfaces,
             attributes: BTreeMap::new(),
             tags: Tags::new(),
@@ -203,7 +240,8 @@ impl Ecs {
 
     /// Registers a container instance; its ARN.
     pub fn register_instance(&mut self, cluster: &str, registration: Registration, now: Timestamp) -> String {
-        let Registration { ec2_id, size, interfaces, attributes, tags, provider } = registration;
+        let Registration { ec2_id, size, gpus, interfaces, attributes, tags, provider } = registration;
+        let gpus: Vec<String> = (0..gpus).map(|_| format!("GPU-{}", self.uuid())).collect();
         let machine = self.machine(&ec2_id, None, now).clone();
         let id = self.id();
         let arn = self.arn(&format!("container-instance/{cluster}/{id}"));
@@ -223,6 +261,10 @@ impl Ecs {
             cluster: cluster.to_owned(),
             ec2_id,
             private_address: machine.private_address,
+            ipv6_address: machine.ipv6_address,
+            addressing: machine.addressing,
+            all_gpus: gpus.clone(),
+            gpus,
             public_address: machine.public_address,
             status: InstanceStatus::Active,
             connected: true,
@@ -242,6 +284,7 @@ impl Ecs {
         };
         self.instances.insert(arn.clone(), instance);
         self.change_instance(&arn, now, |_| ());
+        self.keep_daemons(&arn, now);
         self.place_waiting(now);
         arn
     }
@@ -250,6 +293,7 @@ impl Ecs {
     pub fn connect_instance(&mut self, arn: &str, connected: bool, now: Timestamp) {
         if self.instances.get(arn).is_some_and(|instance| instance.connected != connected) {
             self.change_instance(arn, now, |instance| instance.connected = connected);
+            self.keep_daemons(arn, now);
             self.place_waiting(now);
         }
     }
@@ -338,6 +382,7 @@ impl Ecs {
         for arn in &known {
             if self.instances.get(arn).is_some_and(|instance| instance.status != status) {
                 self.change_instance(arn, now, |instance| instance.status = status);
+                self.keep_daemons(arn, now);
             }
         }
         self.place_waiting(now);

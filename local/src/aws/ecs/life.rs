@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::run::Spent;
 use super::settings::Behaviour;
-use super::tasks::{Health, Status, Task};
+use super::tasks::{Bindings, Health, Status, Task};
 use super::{Clock, Due, Ecs, Step};
 
 /// Of a container that heeds SIGTERM: 128 and the signal's number.
@@ -49,6 +49,7 @@ impl Ecs {
                 }
             }
             Step::Started if lives && status == Status::Pending => self.run(arn, now),
+            Step::Bound => self.bind(arn),
             Step::Checked if lives && status == Status::Running => {
                 let health = match self.behaviour(arn) {
                     Behaviour::Unhealthy => Health::Unhealthy,
@@ -73,6 +74,11 @@ impl Ecs {
     }
 
     fn run(&mut self, arn: &str, now: Timestamp) {
+        if self.settings.binding.is_zero() {
+            self.bind(arn);
+        } else {
+            self.later(now, self.settings.binding, Due::Task(arn.to_owned(), Step::Bound));
+        }
         self.change(arn, now, |task| {
             task.last_status = Status::Running;
             task.started_at = Some(now);
@@ -88,14 +94,23 @@ impl Ecs {
         }
     }
 
-    /// The health checks of a task's containers come to this result.
+    /// The network bindings show. No event tells of that.
+    fn bind(&mut self, arn: &str) {
+        if let Some(task) = self.tasks.get_mut(arn) {
+            task.bindings = Bindings::Shown;
+        }
+    }
+
+    /// The health checks of a task's containers come to this result. No event tells of that ("Amazon ECS task state change
+    /// events" has no such state).
     pub fn set_health(&mut self, arn: &str, health: Health, now: Timestamp) {
-        self.change(arn, now, |task| {
-            task.containers
-                .iter_mut()
-                .filter(|container| container.has_health_check)
-                .for_each(|container| container.health = health);
-        });
+        let Some(task) = self.tasks.get_mut(arn) else { return };
+        for container in task.containers.iter_mut().filter(|container| container.has_health_check) {
+            container.health = health;
+        }
+        if self.settings.health_events {
+            self.change(arn, now, |_| ());
+        }
     }
 
     fn fail_to_pull(&mut self, arn: &str, now: Timestamp) {
@@ -242,14 +257,17 @@ impl Ecs {
         instance.free.0 = (instance.free.0 + task.size.0).min(instance.total.0);
         instance.free.1 = (instance.free.1 + task.size.1).min(instance.total.1);
         instance.interfaces += u32::from(task.interface.is_some());
-        for binding in task.containers.iter().flat_map(|container| &container.bindings) {
-            if binding.udp {
-                instance.udp_ports.remove(&binding.host)
-            } else {
-                instance.ports.remove(&binding.host)
-            };
+        for container in &task.containers {
+            instance.gpus.extend(container.gpu_ids.iter().cloned());
+            for binding in &container.bindings {
+                let ports = if binding.udp { &mut instance.udp_ports } else { &mut instance.ports };
+                for port in binding.host..binding.host + binding.range.unwrap_or(1) {
+                    ports.remove(&port);
+                }
+            }
         }
         self.change_instance(&place, now, |_| ());
+        self.keep_daemons(&place, now);
         self.place_waiting(now);
     }
 

@@ -8,6 +8,7 @@
 //! give the same answers and events.
 
 mod clusters;
+mod daemons;
 mod definitions;
 mod ec2;
 mod groups;
@@ -37,10 +38,11 @@ pub use definitions::{Network, TaskDefinition};
 pub use groups::{Group, Member};
 pub use instances::{Instance, InstanceStatus, Registration};
 pub use quotas::{Quotas, Rate};
-pub use settings::{Behaviour, Settings};
+pub use settings::{Addressing, Behaviour, Settings};
 pub use tasks::{Binding, Container, Health, Interface, Status, Task};
 
 use clusters::{CapacityProvider, Cluster};
+use daemons::Daemon;
 use ec2::Machine;
 use input::{invalid, number, object, text};
 use placement::Launch;
@@ -55,6 +57,7 @@ pub struct Ecs {
     behaviours: HashMap<String, Behaviour>,
     clusters: BTreeMap<String, Cluster>,
     providers: BTreeMap<String, CapacityProvider>,
+    daemons: Vec<Daemon>,
     /// The revisions of each family, in order.
     definitions: BTreeMap<String, Vec<Arc<TaskDefinition>>>,
     groups: BTreeMap<String, Group>,
@@ -109,6 +112,7 @@ enum Step {
     Prepared,
     Pulled,
     Started,
+    Bound,
     Checked,
     Stopping,
     Ended,
@@ -155,6 +159,7 @@ impl Ecs {
             behaviours: HashMap::new(),
             clusters: BTreeMap::new(),
             providers: BTreeMap::new(),
+            daemons: Vec::new(),
             definitions: BTreeMap::new(),
             groups: BTreeMap::new(),
             machines: BTreeMap::new(),

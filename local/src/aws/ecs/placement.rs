@@ -45,7 +45,9 @@ pub(super) enum Rule {
 /// What a task needs of an instance.
 pub(super) struct Need<'a> {
     pub definition: &'a TaskDefinition,
+    /// CPU units and MiB.
     pub size: (u32, u32),
+    pub gpus: u32,
     pub group: &'a str,
     pub launch: &'a Launch,
     /// The capacity provider whose instances may take it.
@@ -65,7 +67,7 @@ impl Launch {
     ///
     /// # Errors
     /// When they contradict each other or the task definition.
-    fn new(input: &Value, definition: &TaskDefinition) -> Result<Self, ApiError> {
+    pub(super) fn new(input: &Value, definition: &TaskDefinition) -> Result<Self, ApiError> {
         let awsvpc = definition.network == Network::Awsvpc;
         let network = &input["networkConfiguration"]["awsvpcConfiguration"];
         if awsvpc && network.is_null() {
@@ -142,7 +144,11 @@ impl Ecs {
     /// In ECS' words, where they are known.
     pub(super) fn launch(&self, cluster: &str, input: &Value, definition: &TaskDefinition) -> Result<Launch, ApiError> {
         let mut launch = Launch::new(input, definition)?;
-        let providers = list(&input["capacityProviderStrategy"]);
+        let given = list(&input["capacityProviderStrategy"]);
+        // "When you use neither, the default capacity provider strategy of the cluster is used" (API_RunTask).
+        let by_default = self.clusters.get(cluster).map(|cluster| cluster.default_strategy.as_slice());
+        let neither = given.is_empty() && text(input, "launchType").is_none();
+        let providers = if neither { by_default.unwrap_or_default() } else { given };
         match (text(input, "launchType"), providers) {
             (Some(_), [_, ..]) => {
                 return Err(invalid(
@@ -253,22 +259,27 @@ impl Ecs {
         let (mut failures, mut fitting, mut seen) = (Vec::new(), Vec::new(), false);
         for instance in self.candidates(cluster, need) {
             seen = true;
-            match refusal(instance, need) {
+            match instance.refusal(need) {
                 None => fitting.push(instance),
                 Some(reason) => failures.push(json!({"arn": instance.arn, "reason": reason})),
             }
         }
-        match self.best(fitting, need) {
-            Some(arn) => Ok(Some(arn)),
-            None if waits => Ok(None),
-            None if seen => Err(NoPlace::Failures(failures)),
-            None => Err(NoPlace::Error(invalid("No Container Instances were found in your cluster."))),
+        match (self.best(fitting, need), need.provider) {
+            (Some(arn), _) => Ok(Some(arn)),
+            (None, _) if waits => Ok(None),
+            (None, _) if seen => Err(NoPlace::Failures(failures)),
+            // "Amazon ECS API failure reasons", RunTask.
+            (None, Some(provider)) => {
+                let arn = self.arn(&format!("capacity-provider/{provider}"));
+                Err(NoPlace::Failures(vec![json!({"arn": arn, "reason": "EMPTY CAPACITY PROVIDER"})]))
+            }
+            (None, None) => Err(NoPlace::Error(invalid("No Container Instances were found in your cluster."))),
         }
     }
 
     /// A container instance for a task that waits in PROVISIONING.
     pub(super) fn room(&self, cluster: &str, need: &Need<'_>) -> Option<String> {
-        let fitting = self.candidates(cluster, need).filter(|instance| refusal(instance, need).is_none()).collect();
+        let fitting = self.candidates(cluster, need).filter(|instance| instance.takes(need)).collect();
         self.best(fitting, need)
     }
 
@@ -306,37 +317,55 @@ impl Ecs {
     }
 }
 
-/// Why an instance does not take a task ("Amazon ECS API failure reasons").
-fn refusal(instance: &Instance, need: &Need<'_>) -> Option<&'static str> {
-    let definition = need.definition;
-    if !instance.connected {
-        return Some("AGENT");
+impl Instance {
+    /// Whether it takes a task.
+    pub(super) fn takes(&self, need: &Need<'_>) -> bool {
+        self.refusal(need).is_none()
     }
-    if definition.attributes.iter().any(|name| !instance.attributes.contains_key(name)) {
-        return Some("ATTRIBUTE");
-    }
-    for constraint in &need.launch.constraints {
-        match constraint {
-            Constraint::MemberOf(query) if !query.holds(&|name| instance.subject(name)) => {
-                return Some("MemberOf placement constraint unsatisfied.");
-            }
-            Constraint::DistinctInstance if instance.tasks.values().any(|group| group == need.group) => {
-                return Some("DistinctInstance placement constraint unsatisfied.");
-            }
-            _ => {}
+
+    /// Why it does not take a task ("Amazon ECS API failure reasons").
+    fn refusal(&self, need: &Need<'_>) -> Option<&'static str> {
+        if !self.connected {
+            return Some("AGENT");
         }
+        let lacks = |(name, value): &(String, Option<String>)| match self.attributes.get(name) {
+            Some(has) => value.as_ref().is_some_and(|value| value != has),
+            None => true,
+        };
+        if need.definition.attributes.iter().any(lacks) {
+            return Some("ATTRIBUTE");
+        }
+        for constraint in &need.launch.constraints {
+            match constraint {
+                Constraint::MemberOf(query) if !query.holds(&|name| self.subject(name)) => {
+                    return Some("MemberOf placement constraint unsatisfied.");
+                }
+                Constraint::DistinctInstance if self.tasks.values().any(|group| group == need.group) => {
+                    return Some("DistinctInstance placement constraint unsatisfied.");
+                }
+                _ => {}
+            }
+        }
+        self.shortage(need)
     }
-    let mut fixed = definition.containers.iter().flat_map(|container| &container.ports).filter(|port| port.host != 0);
-    let awsvpc = definition.network == Network::Awsvpc;
-    if need.size.0 > instance.free.0 {
-        Some("RESOURCE:CPU")
-    } else if need.size.1 > instance.free.1 {
-        Some("RESOURCE:MEMORY")
-    } else if awsvpc && instance.interfaces == 0 {
-        Some("RESOURCE:ENI")
-    } else if !awsvpc && fixed.any(|port| instance.uses(port.host, port.udp)) {
-        Some("RESOURCE:PORTS")
-    } else {
-        None
+
+    /// What it has too little of.
+    fn shortage(&self, need: &Need<'_>) -> Option<&'static str> {
+        let ports = need.definition.containers.iter().flat_map(|container| &container.ports);
+        let mut fixed = ports.filter(|port| port.host != 0);
+        let awsvpc = need.definition.network == Network::Awsvpc;
+        if need.size.0 > self.free.0 {
+            Some("RESOURCE:CPU")
+        } else if need.size.1 > self.free.1 {
+            Some("RESOURCE:MEMORY")
+        } else if need.gpus as usize > self.gpus.len() {
+            Some("RESOURCE:GPU")
+        } else if awsvpc && self.interfaces == 0 {
+            Some("RESOURCE:ENI")
+        } else if !awsvpc && fixed.any(|port| self.uses(port.host, port.udp)) {
+            Some("RESOURCE:PORTS")
+        } else {
+            None
+        }
     }
 }

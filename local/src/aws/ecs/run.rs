@@ -7,7 +7,7 @@ use super::definitions::{Network, TaskDefinition, amount, is_fargate_size, no_fa
 use super::input::{client, invalid, list, number, object, text, without, without_nulls};
 use super::placement::{Launch, Need, NoPlace};
 use super::tags::{Tags, read_tags};
-use super::tasks::{Binding, Container, Health, Interface, Status, Task};
+use super::tasks::{Bindings, Container, Health, Interface, Status, Task};
 use super::{ApiError, Due, Ecs, Step};
 
 /// "Tasks in the PROVISIONING state per cluster" (Amazon ECS service quotas).
@@ -23,16 +23,23 @@ pub(super) struct Spent {
 }
 
 /// What all tasks of a call share.
-struct Order<'a> {
-    cluster: &'a str,
-    definition: &'a TaskDefinition,
-    launch: &'a Launch,
-    size: (u32, u32),
-    group: String,
-    started_by: &'a str,
-    overrides: Value,
-    tags: Tags,
-    input: &'a Value,
+pub(super) struct Order<'a> {
+    pub cluster: &'a str,
+    pub definition: &'a TaskDefinition,
+    pub launch: &'a Launch,
+    pub size: (u32, u32),
+    pub group: String,
+    pub started_by: &'a str,
+    pub overrides: Value,
+    pub tags: Tags,
+    pub input: &'a Value,
+}
+
+impl<'a> Order<'a> {
+    pub fn need(&'a self, provider: Option<&'a str>) -> Need<'a> {
+        let Self { definition, launch, size, group, .. } = self;
+        Need { definition, size: *size, gpus: definition.gpus(), group, launch, provider }
+    }
 }
 
 impl Ecs {
@@ -57,14 +64,25 @@ impl Ecs {
         {
             return Err(invalid("startedBy: up to 128 letters, numbers, hyphens, forward slashes and underscores."));
         }
-        let tags = read_tags(&input["tags"])?;
+        if text(input, "referenceId").is_some_and(|id| id.chars().count() > 1024) {
+            return Err(invalid("referenceId: up to 1024 characters."));
+        }
         let name = text(input, "taskDefinition").ok_or_else(|| client("TaskDefinition can not be blank."))?;
         let definition = self.definition(name).ok_or_else(|| client("TaskDefinition not found."))?.clone();
         if !definition.active {
             return Err(client("TaskDefinition is inactive"));
         }
+        let tags = self.tags_of_task(&cluster, input, &definition)?;
         let overrides = read_overrides(&input["overrides"], &definition)?;
         let launch = self.launch(&cluster, input, &definition)?;
+        let storage = &input["overrides"]["ephemeralStorage"];
+        // "tasks hosted on Fargate … 21 GiB … 200 GiB" (API_EphemeralStorage)
+        if !storage.is_null() && launch.kind != "FARGATE" {
+            return Err(invalid("Ephemeral storage is only supported on Fargate."));
+        }
+        if !storage.is_null() && !number(&storage["sizeInGiB"]).is_some_and(|size| (21..=200).contains(&size)) {
+            return Err(invalid("Ephemeral storage has to be 21 to 200 GiB."));
+        }
         let size = size(&input["overrides"], &definition)?;
         if launch.kind == "FARGATE" && !is_fargate_size(size.0, size.1) {
             return Err(no_fargate_size(Some(size.0), Some(size.1)));
@@ -99,6 +117,24 @@ impl Ecs {
             self.tokens.insert(key, Spent { parameters, arns, failures, at: now });
         }
         Ok(answer)
+    }
+
+    /// The tags of a task: those of the call, of its definition where they are propagated, and those of ECS where they are
+    /// enabled ("Tagging Amazon ECS resources"). A task that no service starts has none to take from a service.
+    fn tags_of_task(&self, cluster: &str, input: &Value, definition: &TaskDefinition) -> Result<Tags, ApiError> {
+        let mut tags = match text(input, "propagateTags") {
+            None | Some("NONE") => Tags::new(),
+            Some("TASK_DEFINITION") => definition.tags.clone(),
+            Some(other) => return Err(invalid(format!("Invalid propagateTags: {other}"))),
+        };
+        tags.extend(read_tags(&input["tags"])?);
+        if tags.len() > 50 {
+            return Err(invalid("Too many tags: 50 at most."));
+        }
+        if input["enableECSManagedTags"] == true {
+            tags.insert("aws:ecs:clusterName".to_owned(), cluster.to_owned());
+        }
+        Ok(tags)
     }
 
     /// Up to 64 characters in the range of 33 to 126 (API_RunTask).
@@ -140,14 +176,7 @@ impl Ecs {
         let mut arns = Vec::new();
         for _ in 0..count {
             let provider = choose(&order.launch.providers, &mut taken);
-            let need = Need {
-                definition: order.definition,
-                size: order.size,
-                group: &order.group,
-                launch: order.launch,
-                provider,
-            };
-            let place = match self.place(order.cluster, &need) {
+            let place = match self.place(order.cluster, &order.need(provider)) {
                 Ok(place) => place,
                 Err(NoPlace::Failures(failures)) => return Ok((arns, failures)),
                 // What has been started cannot be taken back, so that an error is only one before the first task.
@@ -168,7 +197,7 @@ impl Ecs {
         Ok((arns, Vec::new()))
     }
 
-    fn start(
+    pub(super) fn start(
         &mut self,
         order: &Order<'_>,
         place: Option<String>,
@@ -210,6 +239,16 @@ impl Ecs {
             interface: awsvpc.then(|| self.interface(launch)),
             version: 0,
             size: order.size,
+            gpus: definition.gpus(),
+            // "By default, tasks … receive a minimum of 20 GiB of ephemeral storage" (Fargate task ephemeral storage).
+            ephemeral_storage: on_fargate.then(|| {
+                number(&order.overrides["ephemeralStorage"]["sizeInGiB"])
+                    .or_else(|| number(&definition.shown["ephemeralStorage"]["sizeInGiB"]))
+                    .unwrap_or(20)
+            }),
+            reference_id: text(order.input, "referenceId").map(str::to_owned),
+            bindings: if self.settings.bindings_are_null { Bindings::Null } else { Bindings::Empty },
+            architecture: definition.architecture,
             zone: self.zone(self.counter),
             platform_version: on_fargate.then(|| match text(order.input, "platformVersion") {
                 None | Some("LATEST") => "1.4.0".to_owned(),
@@ -223,7 +262,7 @@ impl Ecs {
         }
         self.tasks.insert(arn.clone(), task);
         self.active.insert(arn.clone());
-        if !order.started_by.is_empty() {
+        if !order.started_by.is_empty() && !order.started_by.starts_with("ecs-svc/") {
             let of_name = self.by_starter.entry(order.started_by.to_owned()).or_default();
             of_name.insert(arn.clone());
             let active = of_name.iter().filter(|arn| self.active.contains(*arn)).count();
@@ -265,6 +304,7 @@ impl Ecs {
             reason: None,
             health: Health::Unknown,
             has_health_check: container.has_health_check,
+            gpu_ids: Vec::new(),
             cpu: overridden(&container.name, "cpu").unwrap_or(container.cpu),
             memory: overridden(&container.name, "memory").or(container.memory),
             reservation: overridden(&container.name, "memoryReservation").or(container.reservation),
@@ -278,10 +318,12 @@ impl Ecs {
         let number = self.next();
         let [a, b] = self.settings.interface_network;
         let host = format!("{}.{}", number / 250 % 250, number % 250 + 1);
+        let addressing = self.settings.interface_addresses;
         Interface {
             id: self.hex_id("eni"),
-            private_address: format!("{a}.{b}.{host}"),
-            public_address: launch.public.then(|| format!("54.{b}.{host}")),
+            private_address: if addressing.has_v4() { format!("{a}.{b}.{host}") } else { String::new() },
+            ipv6_address: addressing.has_v6().then(|| format!("2001:db8:{a:x}:{b:x}::{number:x}")),
+            public_address: (launch.public && addressing.has_v4()).then(|| format!("54.{b}.{host}")),
             subnet: launch.subnet.clone(),
             attachment,
             status: "PRECREATED",
@@ -299,18 +341,16 @@ impl Ecs {
         instance.tasks.insert(arn.to_owned(), task.group.clone());
         instance.free.0 = instance.free.0.saturating_sub(task.size.0);
         instance.free.1 = instance.free.1.saturating_sub(task.size.1);
+        for (container, of) in task.containers.iter_mut().zip(&definition.containers) {
+            let left = instance.gpus.len().saturating_sub(of.gpus as usize);
+            container.gpu_ids = instance.gpus.split_off(left);
+        }
         if task.interface.is_some() {
             instance.interfaces = instance.interfaces.saturating_sub(1);
             return;
         }
         for (container, of) in task.containers.iter_mut().zip(&definition.containers) {
-            for port in &of.ports {
-                let host = if port.host == 0 { instance.dynamic_port(port.udp) } else { Some(port.host) };
-                let Some(host) = host else { continue };
-                let ports = if port.udp { &mut instance.udp_ports } else { &mut instance.ports };
-                ports.insert(host);
-                container.bindings.push(Binding { container: port.container, host, udp: port.udp });
-            }
+            container.bindings = of.ports.iter().flat_map(|port| instance.bind(port)).collect();
         }
     }
 
@@ -334,8 +374,14 @@ impl Ecs {
             let Some((arn, launch)) = self.waiting.get(&number) else { continue };
             let Some(task) = self.tasks.get(arn) else { continue };
             let Some(definition) = self.definition(&task.definition) else { continue };
-            let need =
-                Need { definition, size: task.size, group: &task.group, launch, provider: task.provider.as_deref() };
+            let need = Need {
+                definition,
+                size: task.size,
+                gpus: task.gpus,
+                group: &task.group,
+                launch,
+                provider: task.provider.as_deref(),
+            };
             let Some(place) = self.room(&task.cluster, &need) else { continue };
             let (arn, definition, awsvpc) = (arn.clone(), definition.clone(), task.interface.is_some());
             self.waiting.remove(&number);
@@ -383,7 +429,7 @@ fn choose<'a>(providers: &'a [(String, u32, u32)], taken: &mut [u32]) -> Option<
 
 /// API_RunTask: 8192 characters in all, with the JSON around them; API_ContainerOverride: of containers that there are.
 /// Answers and events have an entry for each container.
-fn read_overrides(given: &Value, definition: &TaskDefinition) -> Result<Value, ApiError> {
+pub(super) fn read_overrides(given: &Value, definition: &TaskDefinition) -> Result<Value, ApiError> {
     if !given.is_null() && given.to_string().chars().count() > 8192 {
         return Err(invalid("Container Overrides length must be at most 8192"));
     }
@@ -407,7 +453,7 @@ fn read_overrides(given: &Value, definition: &TaskDefinition) -> Result<Value, A
 }
 
 /// What a task reserves: its own size where one is set, or the sum of its containers', each of which may be overridden.
-fn size(overrides: &Value, definition: &TaskDefinition) -> Result<(u32, u32), ApiError> {
+pub(super) fn size(overrides: &Value, definition: &TaskDefinition) -> Result<(u32, u32), ApiError> {
     let of = |container: &str, name: &str| {
         list(&overrides["containerOverrides"])
             .iter()

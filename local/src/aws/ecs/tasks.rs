@@ -81,6 +81,14 @@ impl PartialEq<&str> for Health {
     }
 }
 
+/// What a task shows of its containers' ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bindings {
+    Empty,
+    Null,
+    Shown,
+}
+
 /// A port of the host that leads to a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Binding {
@@ -90,6 +98,29 @@ pub struct Binding {
     pub host: u16,
     /// Whether it is UDP.
     pub udp: bool,
+    /// What it is bound to: `0.0.0.0` or `::`.
+    pub ip: &'static str,
+    /// The number of ports of a range, which begins with these; none for a single port.
+    pub range: Option<u16>,
+}
+
+impl Binding {
+    /// API_NetworkBinding: a port, or a range and the range that Docker chose for it.
+    fn shape(&self) -> Value {
+        let range = |first: u16| {
+            let last = |length: u16| format!("{first}-{}", first + length.saturating_sub(1));
+            Value::from(self.range.map(last))
+        };
+        let port = |port: u16| Value::from(self.range.is_none().then_some(port));
+        object([
+            ("bindIP", self.ip.into()),
+            ("containerPort", port(self.container)),
+            ("hostPort", port(self.host)),
+            ("containerPortRange", range(self.container)),
+            ("hostPortRange", range(self.host)),
+            ("protocol", if self.udp { "udp" } else { "tcp" }.into()),
+        ])
+    }
 }
 
 /// A container of a task.
@@ -112,6 +143,7 @@ pub struct Container {
     /// What its health check says.
     pub health: Health,
     pub(super) has_health_check: bool,
+    pub(super) gpu_ids: Vec<String>,
     pub(super) cpu: u32,
     pub(super) memory: Option<u32>,
     pub(super) reservation: Option<u32>,
@@ -123,8 +155,10 @@ pub struct Container {
 pub struct Interface {
     /// Its id.
     pub id: String,
-    /// Its address in the VPC.
+    /// Its address in the VPC; empty where it has IPv6 alone.
     pub private_address: String,
+    /// Its IPv6 address.
+    pub ipv6_address: Option<String>,
     /// Its address in the internet.
     pub public_address: Option<String>,
     /// Its subnet.
@@ -186,11 +220,20 @@ pub struct Task {
     pub version: u64,
     /// CPU units and MiB that it reserves.
     pub size: (u32, u32),
+    /// GPUs that it reserves.
+    pub gpus: u32,
+    /// GiB of ephemeral storage on Fargate.
+    pub ephemeral_storage: Option<u32>,
+    /// RunTask's `referenceId`.
+    pub reference_id: Option<String>,
+    /// Whether its network bindings show, and what shows until then.
+    pub(super) bindings: Bindings,
     pub(super) cluster_arn: String,
     pub(super) zone: String,
     pub(super) platform_version: Option<String>,
     pub(super) enable_execute_command: bool,
     pub(super) token: Option<String>,
+    pub(super) architecture: &'static str,
 }
 
 impl Task {
@@ -206,8 +249,10 @@ impl Task {
         }
     }
 
-    /// As API_Task and the events show it: in an event, times are RFC 3339 and an interface's type is `eni`.
+    /// As API_Task and the events show it: in an event, times are RFC 3339, an interface's type is `eni`, and there is no
+    /// health.
     pub(super) fn shape(&self, clock: Clock) -> Value {
+        let health = (clock == Clock::Answer).then(|| self.health().as_str());
         let time = |time: Option<Timestamp>| time.map_or(Value::Null, |time| clock.show(time));
         let on_fargate = self.launch_type == "FARGATE";
         let text = |text: &Option<String>| Value::from(text.as_deref());
@@ -225,15 +270,16 @@ impl Task {
             ("startedBy", Some(self.started_by.as_str()).filter(|name| !name.is_empty()).into()),
             ("lastStatus", self.last_status.as_str().into()),
             ("desiredStatus", self.desired_status.as_str().into()),
-            ("healthStatus", self.health().as_str().into()),
+            ("healthStatus", health.into()),
             ("version", self.version.into()),
             ("cpu", self.size.0.to_string().into()),
             ("memory", self.size.1.to_string().into()),
             ("enableExecuteCommand", self.enable_execute_command.into()),
             ("overrides", self.overrides.clone()),
-            ("containers", self.containers.iter().map(|container| container.shape(self)).collect()),
+            ("containers", self.containers.iter().map(|container| container.shape(self, clock)).collect()),
             ("attachments", self.interface.iter().map(|interface| interface.attachment(clock)).collect()),
-            ("attributes", json!([{"name": "ecs.cpu-architecture", "value": "x86_64"}])),
+            ("attributes", json!([{"name": "ecs.cpu-architecture", "value": self.architecture}])),
+            ("ephemeralStorage", self.ephemeral_storage.map(|size| json!({"sizeInGiB": size})).into()),
             ("connectivity", self.started_at.map(|_| "CONNECTED").into()),
             ("connectivityAt", time(self.started_at)),
             ("stopCode", text(&self.stop_code)),
@@ -261,7 +307,9 @@ impl Interface {
         let mut details = vec![json!({"name": "subnetId", "value": self.subnet})];
         if self.status != "PRECREATED" {
             details.push(json!({"name": "networkInterfaceId", "value": self.id}));
-            details.push(json!({"name": "privateIPv4Address", "value": self.private_address}));
+            if !self.private_address.is_empty() {
+                details.push(json!({"name": "privateIPv4Address", "value": self.private_address}));
+            }
         }
         let kind = if clock == Clock::Event { "eni" } else { "ElasticNetworkInterface" };
         json!({"id": self.attachment, "type": kind, "status": self.status, "details": details})
@@ -269,25 +317,22 @@ impl Interface {
 }
 
 impl Container {
-    fn shape(&self, task: &Task) -> Value {
+    fn shape(&self, task: &Task, clock: Clock) -> Value {
         let prefix = task.arn.split(":task/").next().unwrap_or_default();
         // "After a task reaches the RUNNING status, … port assignments are visible" (API_NetworkBinding).
-        let bindings = self.bindings.iter().filter(|_| task.started_at.is_some()).map(|binding| {
-            object([
-                ("bindIP", "0.0.0.0".into()),
-                ("containerPort", binding.container.into()),
-                ("hostPort", binding.host.into()),
-                ("protocol", if binding.udp { "udp" } else { "tcp" }.into()),
-            ])
-        });
+        let bindings = match task.bindings {
+            Bindings::Shown => self.bindings.iter().map(Binding::shape).collect(),
+            _ => Value::Array(Vec::new()),
+        };
         let interfaces = task.interface.iter().filter(|interface| interface.status != "PRECREATED").map(|interface| {
             object([
                 ("attachmentId", interface.attachment.as_str().into()),
-                ("privateIpv4Address", interface.private_address.as_str().into()),
+                ("privateIpv4Address", Some(interface.private_address.as_str()).filter(|text| !text.is_empty()).into()),
+                ("ipv6Address", interface.ipv6_address.as_deref().into()),
             ])
         });
         let amount = |amount: Option<u32>| Value::from(amount.map(|amount| amount.to_string()));
-        object([
+        let mut shape = object([
             ("containerArn", format!("{prefix}:container/{}/{}", task.cluster, self.id).into()),
             ("taskArn", task.arn.as_str().into()),
             ("name", self.name.as_str().into()),
@@ -296,13 +341,18 @@ impl Container {
             ("lastStatus", self.status.as_str().into()),
             ("exitCode", self.exit_code.into()),
             ("reason", self.reason.as_deref().into()),
-            ("networkBindings", bindings.collect()),
+            ("networkBindings", bindings),
             ("networkInterfaces", interfaces.collect()),
-            ("healthStatus", self.health.as_str().into()),
+            ("healthStatus", (clock == Clock::Answer).then(|| self.health.as_str()).into()),
             ("cpu", self.cpu.to_string().into()),
             ("memory", amount(self.memory)),
             ("memoryReservation", amount(self.reservation)),
-        ])
+            ("gpuIds", Some(&self.gpu_ids).filter(|ids| !ids.is_empty()).map(|ids| json!(ids)).into()),
+        ]);
+        if task.bindings == Bindings::Null {
+            shape["networkBindings"] = Value::Null;
+        }
+        shape
     }
 }
 

@@ -1,5 +1,8 @@
 //! The rules, one table each.
 
+mod bindings;
+mod places;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -520,7 +523,7 @@ fn a_task_lives_as_its_place_and_its_containers_make_it() {
     let nothing: Then = |_, _| ();
     let stopped: Then = |ecs, arn| drop(ecs.call("StopTask", &json!({"task": arn, "reason": "enough"}), at(30)));
     let up = ["PENDING/RUNNING", "RUNNING/RUNNING"];
-    let up_vpc = ["PROVISIONING/RUNNING", "PENDING/RUNNING", "RUNNING/RUNNING", "RUNNING/RUNNING"];
+    let up_vpc = ["PROVISIONING/RUNNING", "PENDING/RUNNING", "RUNNING/RUNNING"];
     let down = ["RUNNING/STOPPED", "DEACTIVATING/STOPPED", "STOPPING/STOPPED"];
     let gone = ["STOPPED/STOPPED"];
     let gone_vpc = ["DEPROVISIONING/STOPPED", "STOPPED/STOPPED"];
@@ -529,7 +532,7 @@ fn a_task_lives_as_its_place_and_its_containers_make_it() {
         ("is stopped", json!({"taskDefinition": "small"}), Behaviour::Runs, stopped, [&up[..], &down, &gone].concat()),
         ("is stopped on Fargate", on_fargate(), Behaviour::Runs, stopped, [&up_vpc[..], &down, &gone_vpc].concat()),
         ("is unhealthy", on_fargate(), Behaviour::Unhealthy, nothing, up_vpc.to_vec()),
-        ("has no result", on_fargate(), Behaviour::HealthUnknown, nothing, up_vpc[..3].to_vec()),
+        ("has no result", on_fargate(), Behaviour::HealthUnknown, nothing, up_vpc.to_vec()),
         (
             "is interrupted",
             on_fargate(),
@@ -1316,10 +1319,7 @@ fn without_delays_everything_still_happens_in_order() {
     let mut ecs = world();
     ecs.settings().without_delays();
     let arn = arn(&run(&mut ecs, on_fargate(), at(0)));
-    assert_eq!(
-        history(&mut ecs, at(0)),
-        ["PROVISIONING/RUNNING", "PENDING/RUNNING", "RUNNING/RUNNING", "RUNNING/RUNNING"]
-    );
+    assert_eq!(history(&mut ecs, at(0)), ["PROVISIONING/RUNNING", "PENDING/RUNNING", "RUNNING/RUNNING"]);
     ecs.call("StopTask", &json!({"task": arn}), at(0)).unwrap();
     assert_eq!(history(&mut ecs, at(0)).last().unwrap(), "STOPPED/STOPPED");
 }

@@ -15,6 +15,7 @@ pub(super) enum State {
     Running = 16,
     ShuttingDown = 32,
     Terminated = 48,
+    Stopped = 80,
 }
 
 impl State {
@@ -24,6 +25,7 @@ impl State {
             Self::Running => "running",
             Self::ShuttingDown => "shutting-down",
             Self::Terminated => "terminated",
+            Self::Stopped => "stopped",
         }
     }
 }
@@ -39,6 +41,9 @@ pub(super) struct Machine {
     pub addressing: Addressing,
     pub public_address: Option<String>,
     pub state: State,
+    /// Why it ended: `Server.SpotInstanceTermination`.
+    pub state_reason: Option<&'static str>,
+    pub spot: bool,
     pub launched_at: Timestamp,
     pub tags: BTreeMap<String, String>,
     /// The Auto Scaling group that it is in.
@@ -46,33 +51,35 @@ pub(super) struct Machine {
 }
 
 impl Ecs {
-    /// The EC2 instance of this id, made where there is none: a new one of a group, or one that was always there.
-    pub(super) fn machine(&mut self, id: &str, group: Option<&str>, now: Timestamp) -> &Machine {
+    /// The EC2 instance of this id, made where there is none: one that was always there.
+    pub(super) fn machine(&mut self, id: &str, now: Timestamp) -> &Machine {
         if !self.machines.contains_key(id) {
-            let number = self.next();
-            let [a, b] = self.settings.instance_network;
-            let addressing = self.settings.instance_addresses;
-            let host = format!("{}.{}", number / 250 % 250, number % 250 + 1);
-            let mut tags =
-                group.and_then(|name| self.groups.get(name)).map(|group| group.tags.clone()).unwrap_or_default();
-            if let Some(group) = group {
-                tags.insert("aws:autoscaling:groupName".to_owned(), group.to_owned());
-            }
-            let machine = Machine {
-                kind: "m6i.large".to_owned(),
-                zone: self.zone(number),
-                private_address: if addressing.has_v4() { format!("{a}.{b}.{host}") } else { String::new() },
-                ipv6_address: addressing.has_v6().then(|| format!("2001:db8:{a:x}:{b:x}::{number:x}")),
-                addressing,
-                public_address: addressing.has_v4().then(|| format!("54.{b}.{host}")),
-                state: if group.is_some() { State::Pending } else { State::Running },
-                launched_at: now,
-                tags,
-                group: group.map(str::to_owned),
-            };
+            let machine = self.new_machine(now);
             self.machines.insert(id.to_owned(), machine);
         }
         &self.machines[id]
+    }
+
+    /// One that runs, in no group.
+    pub(super) fn new_machine(&mut self, now: Timestamp) -> Machine {
+        let number = self.next();
+        let [a, b] = self.settings.instance_network;
+        let addressing = self.settings.instance_addresses;
+        let host = format!("{}.{}", number / 250 % 250, number % 250 + 1);
+        Machine {
+            kind: "m6i.large".to_owned(),
+            zone: self.zone(number),
+            private_address: if addressing.has_v4() { format!("{a}.{b}.{host}") } else { String::new() },
+            ipv6_address: addressing.has_v6().then(|| format!("2001:db8:{a:x}:{b:x}::{number:x}")),
+            addressing,
+            public_address: addressing.has_v4().then(|| format!("54.{b}.{host}")),
+            state: State::Running,
+            state_reason: None,
+            spot: false,
+            launched_at: now,
+            tags: BTreeMap::new(),
+            group: None,
+        }
     }
 
     /// Sets a tag of an EC2 instance.
@@ -141,6 +148,15 @@ impl Ecs {
                 .map(|text| format!("<{name}>{}</{name}>", escape(text)))
                 .unwrap_or_default()
         };
+        let reason = machine.state_reason.filter(|_| matches!(machine.state, State::ShuttingDown | State::Terminated));
+        let reason = reason.map(|code| {
+            let message = match code {
+                "Server.SpotInstanceTermination" => "Spot instance termination",
+                "Client.UserInitiatedShutdown" => "User initiated shutdown",
+                _ => "Instance initiated shutdown",
+            };
+            format!("<stateReason><code>{code}</code><message>{code}: {message}</message></stateReason>")
+        });
         let tags: String = machine
             .tags
             .iter()
@@ -151,7 +167,8 @@ impl Ecs {
              <instanceState><code>{}</code><name>{}</name></instanceState>\
              <instanceType>{}</instanceType><launchTime>{}</launchTime>\
              <placement><availabilityZone>{}</availabilityZone><tenancy>default</tenancy></placement>\
-             <subnetId>subnet-1</subnetId><vpcId>vpc-1</vpcId>{}{}{}<tagSet>{tags}</tagSet></item>",
+             <subnetId>subnet-1</subnetId><vpcId>vpc-1</vpcId>{}{}{}{}{}\
+             <tagSet>{tags}</tagSet></item>",
             machine.state as u8,
             machine.state.as_str(),
             machine.kind,
@@ -160,6 +177,8 @@ impl Ecs {
             element("privateIpAddress", private),
             element("ipAddress", public),
             element("ipv6Address", v6),
+            reason.unwrap_or_default(),
+            if machine.spot { "<instanceLifecycle>spot</instanceLifecycle>" } else { "" },
         )
     }
 

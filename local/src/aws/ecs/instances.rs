@@ -242,7 +242,7 @@ impl Ecs {
     pub fn register_instance(&mut self, cluster: &str, registration: Registration, now: Timestamp) -> String {
         let Registration { ec2_id, size, gpus, interfaces, attributes, tags, provider } = registration;
         let gpus: Vec<String> = (0..gpus).map(|_| format!("GPU-{}", self.uuid())).collect();
-        let machine = self.machine(&ec2_id, None, now).clone();
+        let machine = self.machine(&ec2_id, now).clone();
         let id = self.id();
         let arn = self.arn(&format!("container-instance/{cluster}/{id}"));
         let mut all = BTreeMap::from(

@@ -7,10 +7,12 @@
 //! It has no clock, no thread and no chance: every call carries its time, ids come from a counter, and the same calls
 //! give the same answers and events.
 
+mod activities;
 mod clusters;
 mod daemons;
 mod definitions;
 mod ec2;
+mod group_calls;
 mod groups;
 pub(super) mod input;
 mod instances;
@@ -19,6 +21,7 @@ mod placement;
 mod query;
 mod quotas;
 mod run;
+mod scaling;
 mod settings;
 mod tags;
 mod tasks;
@@ -35,7 +38,7 @@ use serde_json::Value;
 
 pub use super::ApiError;
 pub use definitions::{Network, TaskDefinition};
-pub use groups::{Group, Member};
+pub use groups::{Group, Kind, Member};
 pub use instances::{Instance, InstanceStatus, Registration};
 pub use quotas::{Quotas, Rate};
 pub use settings::{Addressing, Behaviour, Settings};
@@ -96,6 +99,12 @@ enum Due {
     Forget(String),
     /// An EC2 instance, by its id, is up.
     Boot(String),
+    /// A lifecycle hook lets it go on.
+    Proceed(String),
+    /// A group, by its name, tries again to launch.
+    Retry(String),
+    /// A group evens out its zones.
+    Rebalance(String),
     /// It registers in its cluster.
     Register(String),
     /// It is gone.
@@ -245,6 +254,9 @@ impl Ecs {
                 Due::Exit(arn, code) => self.exit(&arn, code, at),
                 Due::Forget(arn) => self.forget(&arn),
                 Due::Boot(id) => self.boot(&id, at),
+                Due::Proceed(id) => self.proceed(&id, at),
+                Due::Retry(name) => self.retry(&name, at),
+                Due::Rebalance(name) => self.rebalance(&name, at),
                 Due::Register(id) => self.register(&id, at),
                 Due::Gone(id) => self.gone(&id, at),
                 Due::ForgetMachine(id) => drop(self.machines.remove(&id)),

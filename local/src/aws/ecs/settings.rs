@@ -29,6 +29,12 @@ pub struct Settings {
     pub deprovision: Duration,
     /// From the first task in want of an instance until managed scaling raises the group of a capacity provider.
     pub managed_scaling: Duration,
+    /// How long before a group tries again to launch what it could not.
+    pub launch_retry: Duration,
+    /// From the warning until a Spot instance is gone.
+    pub spot_notice: Duration,
+    /// From a lowered capacity until a group evens out its zones; none where it never does.
+    pub rebalance: Option<Duration>,
     /// How often ECS may be called; none to throttle nothing.
     pub quotas: Option<Quotas>,
     /// RunTask calls a second, and at once, at which tasks are launched; none to throttle nothing.
@@ -76,6 +82,9 @@ impl Default for Settings {
             stop: Duration::from_secs(2),
             deprovision: Duration::from_secs(1),
             managed_scaling: Duration::from_secs(60),
+            launch_retry: Duration::from_secs(60),
+            spot_notice: Duration::from_secs(120),
+            rebalance: Some(Duration::from_secs(60)),
             quotas: Some(Quotas::default()),
             run_task_rate: Some((20, 20)),
             tags_on_stopped_tasks: false,
@@ -135,6 +144,8 @@ impl Settings {
         self.quotas = None;
         // An agent with a health check is looked at again only by the sweep.
         self.health_events = true;
+        // Giving back an instance of the emptier zone ends a busy one of the other.
+        self.rebalance = None;
     }
 
     /// Makes everything that takes time take none. Events still come one after the other.
@@ -151,6 +162,7 @@ impl Settings {
             &mut self.stop,
             &mut self.deprovision,
             &mut self.managed_scaling,
+            &mut self.spot_notice,
         ] {
             *delay = Duration::ZERO;
         }

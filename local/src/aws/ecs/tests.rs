@@ -1,6 +1,7 @@
 //! The rules, one table each.
 
 mod bindings;
+mod groups;
 mod places;
 
 use std::collections::BTreeMap;

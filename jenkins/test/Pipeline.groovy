@@ -1,20 +1,36 @@
+import groovy.json.JsonOutput
 import hudson.AbortException
+import hudson.EnvVars
+import hudson.model.Computer
 import hudson.model.FreeStyleBuild
 import hudson.model.FreeStyleProject
 import hudson.model.Label
 import hudson.model.Queue
 import hudson.model.Result
 import hudson.slaves.DumbSlave
+import hudson.slaves.EnvironmentVariablesNodeProperty
 import hudson.slaves.SlaveComputer
 import jenkins.model.CauseOfInterruption
 import jenkins.model.Jenkins
 import org.codehaus.groovy.control.CompilerConfiguration
+import org.jenkinsci.plugins.workflow.cps.CpsThread
+import org.jenkinsci.plugins.workflow.flow.FlowExecution
+import org.jenkinsci.plugins.workflow.flow.FlowExecutionOwner
+import org.jenkinsci.plugins.workflow.steps.BodyExecution
 import org.jenkinsci.plugins.workflow.steps.FlowInterruptedException
+import org.jenkinsci.plugins.workflow.steps.StepExecution
 import org.jenkinsci.plugins.workflow.steps.TimeoutStepExecution.ExceededTimeout
 import org.jenkinsci.plugins.workflow.support.steps.AgentErrorCondition
+import org.jenkinsci.plugins.workflow.support.steps.ExecutorStepExecution
 import org.jenkinsci.plugins.workflow.support.steps.ExecutorStepExecution.PlaceholderTask
 import org.jenkinsci.plugins.workflow.support.steps.ExecutorStepExecution.QueueTaskCancelled
+import org.jenkinsci.plugins.workflow.support.steps.ExecutorStepExecution.RemovedNodeCause
 
+import java.security.MessageDigest
+import java.util.concurrent.Callable
+import java.util.concurrent.ExecutorService
+import java.util.concurrent.Future
+import java.util.concurrent.FutureTask
 import java.util.concurrent.ScheduledExecutorService
 import java.util.concurrent.TimeUnit
 
@@ -24,33 +40,36 @@ class Pipeline {
     static final Map PARAMETERS = [
         registerWebhook: ['token', 'authToken'],                            // webhook-step: RegisterWebhookStep
         waitForWebhook : ['webhookToken', 'withHeaders'],                   // webhook-step: WaitForWebhookStep
-        snsPublish     : ['topicArn', 'subject', 'message', 'messageAttributes'], // pipeline-aws: SNSPublishStep
         timeout        : ['time', 'unit', 'activity'],                      // workflow-basic-steps: TimeoutStep
         retry          : ['count', 'conditions'],                           // workflow-basic-steps: RetryStep
+        waitUntil      : ['initialRecurrencePeriod', 'quiet'],              // workflow-basic-steps: WaitForConditionStep
         string         : ['credentialsId', 'variable'],                     // credentials-binding: StringBinding
     ]
 
     long clock = 1_000_000_000_000L
-    Map env = [JOB_NAME: 'app/main', BUILD_URL: 'https://jenkins.example.com/job/app/job/main/42/',
-               JENKINS_URL: 'https://jenkins.example.com/',
-               ECS_AGENTS_REQUESTS: 'https://sqs.eu-west-1.amazonaws.com/1/requests',
-               ECS_AGENTS_COMPLETIONS: 'https://sqs.eu-west-1.amazonaws.com/1/completions']
+    /** The build's environment. Any Jenkinsfile can put another into the library (`ecsAgent.env = …`), as any `currentBuild`. */
+    Map env = [JENKINS_URL: 'https://jenkins.example.com/']
+    EnvVars global = new EnvVars()
     FreeStyleBuild run = new FreeStyleBuild(parent: new FreeStyleProject(fullName: 'app/main'), number: 42)
-    def currentBuild = [number: 42, currentResult: 'SUCCESS', rawBuild: run]
+    def currentBuild = [currentResult: 'SUCCESS']
     /** What is going to happen: [at, closure], in order. */
     List events = []
     /** What webhooks were sent, by token; whoever waits takes it (WebhookRootAction.alreadyPosted). */
     Map<String, List<String>> inbox = [:].withDefault { [] }
     Map<String, String> authTokens = [:]
     List<String> log = []
-    List<List> published = []
     List<String> nodes = []
+    /** Whether Jenkins has written the program to disk: only once nothing of it can go on (CpsThreadGroup.run). */
+    boolean saved
+    /** A post that never comes to its end. */
+    boolean hangs
     String node
     /** What happens as an agent takes a block, before that begins. */
     Closure taking
     private List timeouts = []
     private Throwable interruption
     Script step
+    GroovyClassLoader loader
 
     Pipeline(File jenkins) {
         Jenkins.instance = new Jenkins()
@@ -58,10 +77,45 @@ class Pipeline {
             after(unit.toSeconds(delay)) { work.run() }
             null
         }] as ScheduledExecutorService
+        global.putAll(ECS_AGENTS_REQUESTS: 'https://sqs.eu-west-1.amazonaws.com/1/requests',
+            ECS_AGENTS_COMPLETIONS: 'https://sqs.eu-west-1.amazonaws.com/1/completions')
+        Jenkins.instance.globalNodeProperties << new EnvironmentVariablesNodeProperty(global)
+        Computer.threadPoolForRemoting = [submit: { Callable work ->
+            def future = new FutureTask(work)
+            // Where no CpsThread is, and no sandbox (GroovyInterceptor is registered for a thread).
+            after(0) {
+                if (!hangs) {
+                    Thread thread = new Thread(future)
+                    thread.start()
+                    thread.join()
+                }
+            }
+            future
+        }] as ExecutorService
+        CpsThread.enter(new Execution(run))
+        StepExecution.RUNNING.clear()
         def configuration = new CompilerConfiguration(scriptBaseClass: Steps.name)
-        step = new GroovyShell(Pipeline.classLoader, new Binding(), configuration).parse(new File(jenkins, 'vars/ecsAgent.groovy'))
+        loader = new GroovyClassLoader(Pipeline.classLoader, configuration)
+        step = loader.parseClass(new File(jenkins, 'vars/ecsAgent.groovy')).newInstance()
         step.attach(this)
         step.metaClass.now = { -> clock }
+        def pipeline = this
+        loader.loadClass("EcsAgentPost").metaClass.static.now = { -> pipeline.clock }
+    }
+
+    static class Execution extends FlowExecution {
+        final FlowExecutionOwner owner
+        Execution(run) { owner = new FlowExecutionOwner(run) }
+        Future<List<StepExecution>> getCurrentExecutions(boolean innerMostOnly) {
+            def future = new FutureTask({ new ArrayList(StepExecution.RUNNING) } as Callable)
+            future.run()
+            future
+        }
+    }
+
+    /** What the functions name the agent of the n-th of the requests (shared/src/name.rs). */
+    static String agentName(String template, String requestId) {
+        "ecs-${template}-" + MessageDigest.getInstance('SHA-256').digest("${requestId}\n0".getBytes('UTF-8')).encodeHex().toString().take(12)
     }
 
     def ecsAgent(Map args, Closure body) { step.call(args, body) }
@@ -71,18 +125,24 @@ class Pipeline {
         events.sort { it[0] }
     }
 
-    /** The controller is told of an agent, at the URL of the request's n-th. */
-    void notify(Map notice, int index = 0, String requestId = null) {
-        Map request = Tests.sent('requests').last()
-        def url = request.webhookUrl
-        String token = (url instanceof List ? url[index] : url).tokenize('/').last()
-        inbox[token] << groovy.json.JsonOutput.toJson([version: 1, requestId: requestId ?: request.requestId] + notice)
+    /** The requests, each once. */
+    static List<Map> requests() { Tests.sent('requests').unique { it.requestId } }
+
+    /** The controller is told of an agent, at the URL of the n-th request from the end. */
+    void notify(Map notice, int fromEnd = 0, String requestId = null) {
+        Map request = requests()[-1 - fromEnd]
+        inbox[request.webhookUrl.tokenize('/').last()] << JsonOutput.toJson([version: 1, requestId: requestId ?: request.requestId] + notice)
     }
 
     /** An agent has become ready: its node is there, and Jenkins connects to it at once. */
-    void ready(String name, int index = 0) {
-        Jenkins.get().computerList << new SlaveComputer(new DumbSlave(nodeName: name, labelString: name))
-        notify([type: 'agent.ready', agent: [name: name, labels: ['linux', 'maven']], task: [arn: "arn:aws:ecs:eu-west-1:1:task/c/${name}".toString()]], index)
+    String ready(String template = 'a', int fromEnd = 0) {
+        String id = requests()[-1 - fromEnd].requestId
+        String name = agentName(template, id)
+        String arn = "arn:aws:ecs:eu-west-1:1:task/c/${name}"
+        Jenkins.get().computerList << new SlaveComputer(new DumbSlave(nodeName: name, labelString: name,
+            nodeDescription: "ECS agent of request ${id} for app/main #42 in cluster c of eu-west-1, task ${arn}, logs: https://x"))
+        notify([type: 'agent.ready', agent: [name: name, labels: ['linux', 'maven']], task: [arn: arn]], fromEnd)
+        name
     }
 
     SlaveComputer computer(String name) { Jenkins.get().computerList.find { it.node.nodeName == name } }
@@ -90,11 +150,15 @@ class Pipeline {
     /** The connection breaks, and the functions delete the node so many seconds later. */
     void lose(String name, long seconds = 0) {
         computer(name).online = false
-        after(seconds) { Jenkins.get().computerList.remove(computer(name)) }
+        after(seconds) {
+            Jenkins.get().computerList.remove(computer(name))
+            // ExecutorStepExecution.RemovedNodeListener, TIMEOUT_WAITING_FOR_NODE_MILLIS
+            after(300) { StepExecution.RUNNING.findAll { it.@state.node == name }.each { it.@body.cancel(new FlowInterruptedException(Result.ABORTED, false, new RemovedNodeCause())) } }
+        }
     }
 
-    void failed(String code, String message, int index = 0, Map more = [:]) {
-        notify([type: 'agent.failed', failure: [code: code, message: message] + more], index)
+    void failed(String code, String message, int fromEnd = 0, Map more = [:]) {
+        notify([type: 'agent.failed', failure: [code: code, message: message] + more], fromEnd)
     }
 
     /** Somebody aborts the build: the step that runs is interrupted. */
@@ -104,6 +168,7 @@ class Pipeline {
     void await(Closure<Boolean> done) {
         long began = clock
         while (!done()) {
+            saved = true
             if (clock - began > 30 * 86_400_000L) {
                 throw new AssertionError('the build would wait for ever' as Object)
             }
@@ -124,6 +189,24 @@ class Pipeline {
             } else {
                 throw new AssertionError('the build would wait for ever' as Object)
             }
+        }
+    }
+
+    /** WaitForConditionStep: looks, and looks again after a pause that grows. */
+    void waitUntil(Map args, Closure<Boolean> body) {
+        long pause = Math.max(250L, args.initialRecurrencePeriod ?: 250L)
+        while (true) {
+            def value = body()
+            assert value instanceof Boolean
+            if (value) {
+                return
+            }
+            long until = clock + pause
+            events << [until, { }]
+            events.sort { it[0] }
+            await { clock >= until }
+            pause = Math.min((long) (pause * 1.2), 15000L)
+            assert args.quiet // else each look prints a line
         }
     }
 
@@ -150,6 +233,8 @@ class Pipeline {
                 if (--left == 0 || !again) {
                     throw e
                 }
+                // RetryStepExecution.Callback.onFailure
+                log << (e instanceof AbortException || e instanceof FlowInterruptedException ? e.message : "Execution failed\n${e.stackTrace.join('\n')}".toString())
             }
         }
     }
@@ -173,9 +258,12 @@ class Pipeline {
         String before = node
         node = name
         nodes << name
+        def execution = new ExecutorStepExecution(name, [cancel: { Throwable e -> interruption = e; true }] as BodyExecution)
+        StepExecution.RUNNING << execution
         try {
             return body()
         } finally {
+            StepExecution.RUNNING.remove(execution)
             node = before
         }
     }
@@ -231,12 +319,14 @@ abstract class Steps extends Script {
 
     def node(String label, Closure body) { pipeline.onNode(label, body) }
 
+    /** ParallelStep: the values by the branches' names. */
     def parallel(Map branches) {
         def faults = []
+        def values = [:]
         branches.each { name, body ->
             assert name instanceof String
             try {
-                body()
+                values[name] = body()
             } catch (Exception e) {
                 faults << e
             }
@@ -244,12 +334,12 @@ abstract class Steps extends Script {
         if (faults) {
             throw faults[0]
         }
+        values
     }
 
-    def snsPublish(Map args) {
-        Pipeline.check('snsPublish', args)
-        pipeline.published << [args.topicArn, pipeline.env.AWS_REGION]
-        test.Sent.add('sns step', pipeline.env.AWS_REGION, args.topicArn, args.message)
+    void waitUntil(Map args, Closure<Boolean> body) {
+        Pipeline.check('waitUntil', args)
+        pipeline.waitUntil(args, body)
     }
 
     def string(Map args) {

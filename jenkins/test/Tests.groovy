@@ -11,7 +11,9 @@ class Tests {
 
     void test(String name, Closure body) {
         Sent.ALL.clear()
+        Sent.THREADS.clear()
         Sent.fault = null
+        Sent.before = null
         try {
             body()
             passed++

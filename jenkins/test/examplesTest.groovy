@@ -7,19 +7,15 @@ new File(tests.jenkins, 'examples').listFiles().sort().each { File file ->
 
 tests.test('the scripted example runs') {
     def pipeline = new Pipeline(tests.jenkins)
-    pipeline.after(1) { pipeline.ready('ecs-maven-0') }
+    4.times { int i -> pipeline.after(1 + 2 * i) { pipeline.ready('maven') } }
     def commands = []
     def shell = new GroovyShell(getClass().classLoader, new Binding(
         scm: 'scm',
         stage: { String name, Closure body -> body() },
         ecsAgent: { Map args, Closure body -> pipeline.ecsAgent(args, body) },
         checkout: { }, stash: { }, unstash: { }, echo: { },
-        sh: { String command ->
-            commands << [pipeline.node, command.tokenize(' ').last()]
-            if (commands.size() == 1) {
-                3.times { int i -> pipeline.after(10 + i) { pipeline.ready("ecs-maven-1${i}", i) } }
-            }
-        }))
+        sh: { String command -> commands << [pipeline.node, command.tokenize(' ').last()] }))
     shell.evaluate(new File(tests.jenkins, 'examples/scripted.Jenkinsfile').text.replaceAll('(?m)^@Library.*$', ''))
-    assert commands == [['ecs-maven-0', 'package'], ['ecs-maven-10', '1/3'], ['ecs-maven-11', '2/3'], ['ecs-maven-12', '3/3']]
+    assert commands*.getAt(1) == ['package', '1/3', '2/3', '3/3']
+    assert commands*.getAt(0) == Pipeline.requests()*.requestId.collect { Pipeline.agentName('maven', it) }
 }

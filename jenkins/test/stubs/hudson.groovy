@@ -2,6 +2,8 @@ package hudson
 
 interface ExtensionPoint { }
 
+class EnvVars extends TreeMap<String, String> { }
+
 class AbortException extends IOException {
     AbortException(String message) { super(message) }
 }

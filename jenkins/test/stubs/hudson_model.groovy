@@ -66,6 +66,7 @@ abstract class Computer {
     Node node
     List<Executor> executors = []
     boolean online = true
+    String log = ''
 
     Computer(Node node) {
         this.node = node
@@ -117,6 +118,7 @@ abstract class Run implements Queue.Executable {
     int number
     Result result
     boolean building = true
+    String getExternalizableId() { "${parent.fullName}#${number}" }
     final String getAbsoluteUrl() { parent.absoluteUrl + number + '/' }
 }
 

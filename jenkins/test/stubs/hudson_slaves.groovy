@@ -1,5 +1,6 @@
 package hudson.slaves
 
+import hudson.EnvVars
 import hudson.model.Computer
 import hudson.model.Node
 import hudson.model.Slave
@@ -12,3 +13,8 @@ class SlaveComputer extends Computer {
 }
 
 class DumbSlave extends Slave { }
+
+class EnvironmentVariablesNodeProperty {
+    final EnvVars envVars
+    EnvironmentVariablesNodeProperty(EnvVars envVars) { this.envVars = envVars }
+}

@@ -5,6 +5,7 @@ import hudson.PluginManager
 import hudson.model.Computer
 import hudson.model.Node
 import hudson.model.Queue
+import hudson.util.DescribableList
 
 abstract class CauseOfInterruption implements Serializable {
     abstract String getShortDescription()
@@ -31,6 +32,8 @@ class Jenkins {
     String legacyInstanceId = '0123456789abcdef' * 4
     PluginManager pluginManager = new PluginManager()
     Queue queue = new Queue()
+    DescribableList globalNodeProperties = new DescribableList()
+    boolean quietingDown
     List<Computer> computerList = []
     List<Node> updated = []
 

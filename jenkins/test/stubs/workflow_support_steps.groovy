@@ -5,6 +5,8 @@ import hudson.model.Label
 import hudson.model.Queue
 import hudson.model.Run
 import jenkins.model.CauseOfInterruption
+import org.jenkinsci.plugins.workflow.steps.BodyExecution
+import org.jenkinsci.plugins.workflow.steps.StepExecution
 import org.jenkinsci.plugins.durabletask.executors.ContinuableExecutable
 
 /** What `retry(conditions: [agent()])` takes for the loss of an agent. */
@@ -12,7 +14,19 @@ class AgentErrorCondition {
     interface Retryable { }
 }
 
-class ExecutorStepExecution {
+class ExecutorStepDynamicContext {
+    final String node
+    ExecutorStepDynamicContext(String node) { this.node = node }
+}
+
+class ExecutorStepExecution extends StepExecution {
+    private ExecutorStepDynamicContext state
+    private BodyExecution body
+    ExecutorStepExecution(String node, BodyExecution body) {
+        this.state = new ExecutorStepDynamicContext(node)
+        this.body = body
+    }
+
     static final class RemovedNodeCause extends CauseOfInterruption implements AgentErrorCondition.Retryable {
         String getShortDescription() { 'Agent was removed' }
     }

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::aws::Aws;
 use crate::http::{self, Server, lock};
@@ -39,6 +39,7 @@ pub struct Function {
     waiting: Waiting,
     output: Arc<Mutex<String>>,
     child: Child,
+    asked: Arc<Notify>,
     counter: u64,
     _server: Server,
 }
@@ -52,10 +53,14 @@ impl Function {
         let (events, receiver) = mpsc::unbounded_channel::<Invocation>();
         let receiver = Arc::new(tokio::sync::Mutex::new(receiver));
         let waiting: Waiting = Arc::default();
+        let asked: Arc<Notify> = Arc::default();
         let name = binary.file_name().and_then(|name| name.to_str()).unwrap_or("function").to_owned();
         let server = {
-            let (waiting, name) = (waiting.clone(), name.clone());
+            let (waiting, name, asked) = (waiting.clone(), name.clone(), asked.clone());
             http::serve(move |request| {
+                if request.uri().path().ends_with("/invocation/next") {
+                    asked.notify_one();
+                }
                 let (receiver, waiting, name) = (receiver.clone(), waiting.clone(), name.clone());
                 async move { runtime_api(request, &receiver, &waiting, &name).await }
             })
@@ -83,7 +88,16 @@ impl Function {
         if let Some(stderr) = child.stderr.take() {
             keep(stderr, output.clone());
         }
-        Ok(Self { name, events, waiting, output, child, counter: 0, _server: server })
+        Ok(Self { name, events, waiting, output, child, asked, counter: 0, _server: server })
+    }
+
+    /// Waits until it asks for its first event. To be called before the first invocation.
+    ///
+    /// # Errors
+    /// When it does not ask within half a minute.
+    pub async fn ready(&self) -> Result<()> {
+        let asked = tokio::time::timeout(Duration::from_secs(30), self.asked.notified()).await;
+        asked.with_context(|| format!("{} asks for no event:\n{}", self.name, self.output()))
     }
 
     /// Invokes it with half a minute's time.

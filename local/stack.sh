@@ -11,6 +11,26 @@ need() {
     command -v "$1" >/dev/null || fail "$1 is missing: $2"
 }
 
+# Builds for the local stack. Cargo shows how far it is on a terminal alone; elsewhere every tenth package is a line.
+build() {
+    local command=(cargo build --profile local "$@") line built=0 all
+    if [ -t 2 ]; then
+        "${command[@]}"
+        return
+    fi
+    # `cargo tree` takes the packages that are to be built, as `cargo build` does, but neither targets nor a profile.
+    all=$(cargo tree --edges normal,build --prefix none --format '{p}' "${@/--all-targets/--edges=normal,build,dev}" | sed 's, (\*)$,,' | sort -u | wc -l)
+    "${command[@]}" 2>&1 | while IFS= read -r line; do
+        case $line in
+        *" Compiling "*)
+            built=$((built + 1))
+            [ $((built % 10)) -ne 0 ] || echo "$line ($built of $all packages, $SECONDS s)"
+            ;;
+        *) printf '%s\n' "$line" ;;
+        esac
+    done
+}
+
 # A virtual environment with pinned packages, made once for each state of the requirements file.
 venv() {
     local name=$1 requirements=$2 why=$3

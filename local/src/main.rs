@@ -9,7 +9,7 @@ async fn main() -> ExitCode {
     let result = match Options::parse(std::env::args().skip(1)) {
         Ok(Some(options)) => run(&options).await,
         Ok(None) => {
-            println!("{USAGE}");
+            print!("{USAGE}");
             Ok(())
         }
         Err(error) => Err(error),

@@ -1,10 +1,10 @@
 //! Logs as Lambda's advanced logging controls want them.
 
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::FmtSpan;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer as _};
 
 /// Starts logging. The runtime's own JSON has no timestamp, without which Lambda takes every line for INFO.
 ///
@@ -17,7 +17,8 @@ pub fn init(environment: &dyn Fn(&str) -> Option<String>) {
         "ERROR" | "FATAL" => LevelFilter::ERROR,
         _ => LevelFilter::INFO,
     };
-    let filter = EnvFilter::new(format!("error,shared={level},request={level},task_state={level},teardown={level}"));
+    let ours = ["shared", "request", "task_state", "teardown"];
+    let filter = Targets::new().with_default(LevelFilter::ERROR).with_targets(ours.map(|name| (name, level)));
     let layer = tracing_subscriber::fmt::layer().with_span_events(FmtSpan::NONE).with_target(false);
     let layer = match environment("AWS_LAMBDA_LOG_FORMAT").unwrap_or_default().to_ascii_uppercase().as_str() {
         "TEXT" => layer.without_time().with_ansi(false).boxed(),

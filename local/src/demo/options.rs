@@ -4,13 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 
-/// How the demo is used.
-pub const USAGE: &str = "\
-Usage: ./local/run [--requests N] [--serve | --check]
-
-  --requests N   how many builds ask for an agent (20)
-  --serve        stay up afterwards, for requests by hand
-  --check        no builds: let the request function check the configuration, and show its report";
+/// How the demo is used; `local/run` shows it before anything is built.
+pub const USAGE: &str = include_str!("usage.txt");
 
 /// The options.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,6 +70,36 @@ mod tests {
         assert_eq!(parse("--help")?, None);
         for wrong in ["--requests", "--requests many", "--fast"] {
             assert!(parse(wrong).is_err(), "{wrong}");
+        }
+        Ok(())
+    }
+
+    /// Without cargo, python or anything else to install or build with.
+    #[test]
+    fn the_script_answers_help_and_wrong_options_at_once() -> Result<()> {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/run");
+        let tools = tempfile::tempdir()?;
+        for tool in ["cat", "mkdir", "dirname"] {
+            let found = ["/usr/bin", "/bin"].map(|folder| PathBuf::from(folder).join(tool));
+            let found = found.iter().find(|path| path.exists()).context(tool)?;
+            std::os::unix::fs::symlink(found, tools.path().join(tool))?;
+        }
+        let run = |arguments: &[&str]| {
+            std::process::Command::new("/bin/bash").arg(script).args(arguments).env("PATH", tools.path()).output()
+        };
+        let help = run(&["--requests", "3", "--help"])?;
+        assert!(help.status.success(), "{help:?}");
+        assert_eq!(String::from_utf8(help.stdout)?, USAGE);
+        for wrong in [&["--fast"][..], &["--requests"], &["--requests", "many"], &["20"]] {
+            let refused = run(wrong)?;
+            assert!(!refused.status.success() && parse(&wrong.join(" ")).is_err(), "{wrong:?}");
+            assert!(String::from_utf8(refused.stderr)?.contains(USAGE), "{wrong:?}");
+        }
+        // What the script lets through, the demo understands; the script itself goes on to look for cargo.
+        for right in [&["--serve"][..], &["--check"], &["--requests", "0"]] {
+            let goes_on = run(right)?;
+            assert!(parse(&right.join(" "))?.is_some(), "{right:?}");
+            assert!(String::from_utf8(goes_on.stderr)?.contains("cargo is missing"), "{right:?}");
         }
         Ok(())
     }

@@ -260,8 +260,9 @@ mod tests {
 
     #[test]
     fn a_node_says_which_cluster_it_is_of() {
-        let yaml = "{name: c, region: eu-west-1, cluster: ci, templates: []}";
-        let cloud: Cloud = serde_saphyr::from_str(yaml).expect("a cloud");
+        let yaml = "{jenkins: {url: 'https://a/'}, clouds: [{name: c, region: eu-west-1, cluster: ci, templates: []}]}";
+        let (config, _) = crate::config::from_documents(&[crate::config::Document::only(yaml)]);
+        let cloud: Cloud = config.expect("a configuration").clouds.remove(0);
         let id: RequestId = "a".parse().expect("an id");
         let build = Build { job: Some("in cluster x of y".into()), number: Some(1), url: None };
         for arn in [None, Some("arn:aws-cn:ecs:cn-north-1:123456789012:task/ci/0a1b")] {

@@ -9,24 +9,6 @@ use crate::aws::autoscaling::Group;
 use crate::aws::ecs::Instance;
 use crate::config::Size;
 
-impl Size {
-    /// Whether a task of this size fits in `room`.
-    pub fn fits(self, room: Self) -> bool {
-        self.cpu <= room.cpu && self.memory <= room.memory
-    }
-
-    /// What is left of it without `part`; nothing where that is more.
-    pub fn without(self, part: Self) -> Self {
-        Self { cpu: self.cpu.saturating_sub(part.cpu), memory: self.memory.saturating_sub(part.memory) }
-    }
-}
-
-impl std::fmt::Display for Size {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} CPU units and {} MiB", self.cpu, self.memory)
-    }
-}
-
 /// A cloud as it stands.
 #[derive(Debug, Clone, Default)]
 pub struct Observed {

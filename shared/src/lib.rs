@@ -8,15 +8,15 @@ pub mod capacity;
 pub mod config;
 pub mod http;
 pub mod jenkins;
-pub mod label;
 pub mod log;
 pub mod message;
 pub mod name;
 pub mod notices;
-pub mod origin;
 pub mod outcome;
 pub mod report;
 pub mod secret;
 pub mod start;
 pub mod stop;
 pub mod wait;
+
+pub use ::config::{label, origin};

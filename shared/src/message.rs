@@ -232,7 +232,7 @@ pub struct Record {
 
 impl Record {
     /// The environment variable that holds it.
-    pub const VARIABLE: &str = "JENKINS_ECS_AGENTS_REQUEST";
+    pub const VARIABLE: &str = config::variables::REQUEST_RECORD;
 }
 
 /// Something Jenkins is told.

@@ -5,7 +5,7 @@ use crate::app::{App, Claim, CloudRef};
 use crate::aws::ecs::{self, CONTROLLER_TAG, DesiredStatus, Of, REPORTED_TAG, Task};
 use crate::aws::{ApiFault, Class};
 use crate::batch::Retry;
-use crate::config::check::is_reserved_variable;
+use crate::config::variables::is_reserved;
 use crate::config::{Connect, Template};
 use crate::jenkins::{self, Created, Launcher};
 use crate::message::{Notice, NoticeType, Record};
@@ -182,7 +182,7 @@ impl App {
             };
             let environment = task
                 .environment()
-                .filter(|(variable, _)| !is_reserved_variable(variable, template.connect))
+                .filter(|(variable, _)| !is_reserved(variable))
                 .map(|(variable, value)| (variable.to_owned(), value.to_owned()))
                 .collect();
             let description =

@@ -239,7 +239,7 @@ pub(crate) mod tests {
     use std::sync::Mutex;
 
     use super::*;
-    use crate::config::load::from_yaml;
+    use crate::config::from_yaml;
 
     type Answer = dyn Fn(&str, Value) -> (u16, Value) + Send + Sync;
 
@@ -277,7 +277,8 @@ pub(crate) mod tests {
     fn config(jenkins: &str) -> Config {
         let template = "{name: t, labels: [l], taskDefinition: d, connect: ssh, ssh: {credentialsId: c}}";
         let cloud = format!("{{name: c, region: eu-west-1, templates: [{template}]}}");
-        let yaml = format!("jenkins: {{url: https://ci.example.com/, user: u, {jenkins}}}\nclouds: [{cloud}]");
+        let user = if jenkins.contains("apiToken") { "user: u, " } else { "" };
+        let yaml = format!("jenkins: {{url: https://ci.example.com/, {user}{jenkins}}}\nclouds: [{cloud}]");
         from_yaml(&yaml).expect("a configuration")
     }
 

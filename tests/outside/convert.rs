@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use shared::config::load::from_yaml;
+use shared::config::from_yaml;
 
 #[test]
 fn converted_configurations_load() {

@@ -9,7 +9,7 @@ use shared::app::{App, CloudRef};
 use shared::aws::ecs::{self, TaskDefinition};
 use shared::aws::queues::{self, QueueAttributeName};
 use shared::aws::{ApiFault, autoscaling};
-use shared::config::{Connect, LaunchType, Template};
+use shared::config::{Connect, Launch, LaunchType, Template};
 
 /// What was found.
 #[derive(Debug, Clone, Serialize)]
@@ -123,7 +123,9 @@ async fn check_cluster(cloud: CloudRef<'_>, at: &str) -> Vec<Item> {
             let usable = instances.iter().filter(|instance| instance.takes_tasks()).count();
             let found = format!("{} container instances are registered, {usable} of them take tasks", instances.len());
             let may_come = cloud.cloud.auto_scaling_group.is_some()
-                || cloud.cloud.templates.iter().any(|template| !template.launch.capacity_providers.is_empty());
+                || cloud.cloud.templates.iter().any(|template| {
+                    matches!(template.launch, Launch::CapacityProviders(_) | Launch::Type(LaunchType::Default))
+                });
             Item::judged(
                 usable > 0 || may_come,
                 item,
@@ -225,11 +227,10 @@ fn check_container(template: &Template, definition: &TaskDefinition, at: &str) -
 fn check_network(template: &Template, definition: &TaskDefinition, item: String) -> Item {
     let awsvpc = definition.network_mode == "awsvpc";
     let fargate = template.on_fargate();
-    let kind = match (template.launch.capacity_providers.as_slice(), template.launch.kind) {
-        ([], Some(LaunchType::Fargate)) => "FARGATE",
-        ([], Some(LaunchType::External)) => "EXTERNAL",
-        ([], _) => "EC2",
-        (_, _) if fargate => "FARGATE",
+    let kind = match &template.launch {
+        _ if fargate => "FARGATE",
+        Launch::Type(LaunchType::External) => "EXTERNAL",
+        Launch::Type(LaunchType::Ec2) => "EC2",
         _ => "capacity providers",
     };
     let found = format!("network mode {} with {kind}", definition.network_mode);

@@ -12,7 +12,7 @@ use shared::aws::ecs::{self, DesiredStatus, Of, Ran, Task, Unfit};
 use shared::aws::{Class, autoscaling, queues};
 use shared::batch::{self, Invocation, Item, Retry, guarded};
 use shared::capacity::{Observed, Plan};
-use shared::config::check::INBOUND_VARIABLES;
+use shared::config::variables::INBOUND_VARIABLES;
 use shared::config::{Connect, Size};
 use shared::jenkins;
 use shared::message::{Failure, FailureCode, Notice, NoticeType};

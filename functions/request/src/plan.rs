@@ -6,8 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use shared::aws::ecs::{CONTROLLER_TAG, Launch, Task, Unfit};
 use shared::capacity::{Observed, Plan};
-use shared::config::check::is_reserved_variable;
-use shared::config::{Cloud, Config, Override, Size, Template};
+use shared::config::{Cloud, Config, Override, Size, Template, variables};
 use shared::label::LabelExpression;
 use shared::message::{AgentRequest, Build, Failure, FailureCode, MOST_AGENTS, Overrides, Record, RequestId, Salvage};
 use shared::name::{AgentName, digest};
@@ -198,7 +197,7 @@ fn check_overrides(template: &Template, overrides: &Overrides) -> Result<(), Fai
             _ => {}
         }
     }
-    if let Some(name) = overrides.environment.keys().find(|name| is_reserved_variable(name, template.connect)) {
+    if let Some(name) = overrides.environment.keys().find(|name| variables::is_reserved(name)) {
         return refuse(format!("overrides.environment.{name}: is set by the launch itself"));
     }
     if let Some(name) = overrides.environment.keys().find(|name| name.is_empty() || name.contains('=')) {
@@ -479,7 +478,7 @@ impl Existing {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use shared::config::load::from_yaml;
+    use shared::config::from_yaml;
 
     use super::*;
 

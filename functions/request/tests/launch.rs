@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use request::plan::{Envelope, admit};
 use serde_json::{Value, json};
 use shared::aws::ecs::{Ran, run_task};
-use shared::config::load::from_yaml;
+use shared::config::from_yaml;
 use shared::http::Http;
 use shared::origin::Origin;
 

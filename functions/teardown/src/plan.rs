@@ -395,8 +395,7 @@ mod tests {
     use proptest::prelude::*;
     use shared::aws::autoscaling::GroupInstance;
     use shared::aws::ecs::REPORTED_TAG;
-    use shared::config::load::from_yaml;
-    use shared::config::{Config, Size};
+    use shared::config::{Config, Size, from_yaml};
 
     use super::*;
 

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::{ApiFault, Class};
-use crate::config::{LaunchType, Size, Template};
+use crate::config::{self, LaunchType, Size, Template};
 use crate::message::Record;
 
 /// The tag that says whose a task is.
@@ -173,15 +173,15 @@ fn run_task_input(
     if template.enable_execute_command {
         input = input.enable_execute_command(true);
     }
-    input = match template.launch.capacity_providers.as_slice() {
-        // Neither a launch type nor a strategy: the cluster's default strategy (API_RunTask).
-        [] => input.set_launch_type(match template.launch.kind.unwrap_or(LaunchType::Ec2) {
+    input = match &template.launch {
+        config::Launch::Type(kind) => input.set_launch_type(match kind {
             LaunchType::Ec2 => Some(sdk::LaunchType::Ec2),
             LaunchType::Fargate => Some(sdk::LaunchType::Fargate),
             LaunchType::External => Some(sdk::LaunchType::External),
+            // Neither a launch type nor a strategy: the cluster's default strategy (API_RunTask).
             LaunchType::Default => None,
         }),
-        providers => {
+        config::Launch::CapacityProviders(providers) => {
             let strategy = providers.iter().map(|provider| {
                 sdk::CapacityProviderStrategyItem::builder()
                     .capacity_provider(&provider.name)

@@ -4,9 +4,7 @@ use std::fmt;
 
 use aws_sdk_ssm::Client;
 
-use super::Config;
-use super::check::is_word;
-use super::load::{self, Document};
+use super::{Config, Document, from_documents, is_word};
 use crate::aws::ApiFault;
 use crate::secret::{Environment, SecretStore};
 
@@ -99,7 +97,7 @@ pub async fn load(environment: Environment, ssm: Client) -> Result<(Settings, Se
         }
         Some(source) => match documents(&source, &ssm).await {
             Ok(documents) => {
-                let (config, errors) = load::read(&documents);
+                let (config, errors) = from_documents(&documents);
                 faults.extend(errors.iter().map(ToString::to_string));
                 config
             }

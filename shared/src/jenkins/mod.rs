@@ -298,6 +298,11 @@ pub(crate) mod tests {
     use super::*;
     use crate::secret::{Secret, Secrets};
 
+    fn settings(yaml: &str) -> Option<config::Jenkins> {
+        let document = config::Document::only(format!("{{jenkins: {yaml}, clouds: []}}"));
+        config::from_documents(&[document]).0.map(|config| config.jenkins)
+    }
+
     /// A Jenkins that answers from a list and keeps what it was asked.
     pub(crate) struct Scripted {
         pub jenkins: Jenkins,
@@ -316,7 +321,7 @@ pub(crate) mod tests {
             })
         };
         let yaml = "{url: 'https://ci.example.com/jenkins', user: bot, apiToken: {env: TOKEN}}";
-        let config: config::Jenkins = serde_saphyr::from_str(yaml).expect("a configuration");
+        let config = settings(yaml).expect("a configuration");
         let secrets = SecretStore::fixed(Secrets {
             api_token: Some(Secret::new("t0ken")),
             webhook_authorization: Some(Secret::new("raw authorization")),
@@ -419,7 +424,7 @@ pub(crate) mod tests {
             String::from_utf8_lossy(&head[..length]).into_owned()
         });
         let yaml = format!("{{url: 'http://127.0.0.1:{port}'}}");
-        let config: config::Jenkins = serde_saphyr::from_str(&yaml).expect("a configuration");
+        let config = settings(&yaml).expect("a configuration");
         let http = Http::with_tls(None).expect("a client");
         let jenkins = Jenkins::new(http, &config, Arc::new(SecretStore::fixed(Secrets::default())));
         assert_eq!(jenkins.permissions().await, [("Overall/Read", Ok(false))]);

@@ -1,27 +1,27 @@
 //! The configuration as it is written: one type for each section of the YAML.
 //!
-//! The types are the single source: the parser, the JSON Schema and the defaults all come from here.
+//! The JSON Schema comes from these types (`schema`). They are read by `read`, which one test holds against the schema.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use schemars::JsonSchema;
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
 use url::Url;
 
-use super::duration::Limit;
-use super::task_definition::FamilyPattern;
+use crate::duration::Limit;
 use crate::label::LabelSet;
+use crate::task_definition::FamilyPattern;
 
 /// Which agents a Jenkins controller can have, and where they run.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(title = "Configuration of jenkins-ecs-agents")]
 pub struct Config {
     /// The Jenkins controller that the agents serve.
     pub jenkins: Jenkins,
     /// An EventBridge bus (name or ARN) that every notice is also put on.
+    #[schemars(regex(pattern = "^(.*:event-bus/)?[A-Za-z0-9/._-]{1,256}$"))]
     pub event_bus: Option<String>,
     /// Where agents can run, in order of preference.
     #[schemars(length(min = 1))]
@@ -29,12 +29,14 @@ pub struct Config {
 }
 
 /// The Jenkins controller.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Jenkins {
     /// Its root URL: the only origin that notices and API calls may go to.
+    #[schemars(length(max = 256), regex(pattern = r"^https?://[\p{L}\p{N}+\-=._:]+(/[\p{L}\p{N}+\-=._:/@]*)?$"))]
     pub url: RootUrl,
     /// The user of the REST API, with Agent/Create, Connect, Disconnect, Delete and Overall/Read.
+    #[schemars(regex(pattern = r"^[^:]*[^:\s][^:]*$"))]
     pub user: Option<String>,
     /// That user's API token.
     pub api_token: Option<SecretRef>,
@@ -49,14 +51,18 @@ pub struct Jenkins {
 
 /// A URL that is kept as it was written too: the tag on our tasks, and the condition on it in the functions' roles, have
 /// to be the same to the letter.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RootUrl {
     written: String,
     url: Url,
 }
 
 impl RootUrl {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let url = Url::parse(text).map_err(|error| format!("has to be an absolute URL: {error}"))?;
+        Ok(Self { written: text.to_owned(), url })
+    }
+
     /// As it was written.
     pub fn as_written(&self) -> &str {
         &self.written
@@ -71,15 +77,6 @@ impl std::ops::Deref for RootUrl {
     }
 }
 
-impl TryFrom<String> for RootUrl {
-    type Error = String;
-
-    fn try_from(written: String) -> Result<Self, String> {
-        let url = Url::parse(&written).map_err(|error| format!("has to be an absolute URL: {error}"))?;
-        Ok(Self { written, url })
-    }
-}
-
 impl JsonSchema for RootUrl {
     fn inline_schema() -> bool {
         true
@@ -90,15 +87,16 @@ impl JsonSchema for RootUrl {
     }
 
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({"type": "string", "format": "uri", "pattern": "^https?://"})
+        schemars::json_schema!({"type": "string", "format": "uri", "pattern": r"^https?://[^/?#@\s]+(/[^?#\s]*)?$"})
     }
 }
 
 /// How notices reach Jenkins.
-#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Webhook {
-    /// Receives every notice of every request.
+    /// Receives every notice of every request. Has to be under `jenkins.url`.
+    #[schemars(regex(pattern = "^https?://"))]
     pub url: Option<RootUrl>,
     /// Sent raw as the `Authorization` header of every notice.
     pub authorization: Option<SecretRef>,
@@ -111,11 +109,11 @@ pub struct Webhook {
 #[serde(rename_all = "camelCase")]
 pub enum SecretRef {
     /// An SSM parameter, decrypted.
-    Ssm(#[schemars(length(min = 1))] String),
+    Ssm(#[schemars(regex(pattern = r"\S"))] String),
     /// An environment variable.
-    Env(#[schemars(length(min = 1))] String),
+    Env(#[schemars(regex(pattern = r"\S"))] String),
     /// A file.
-    File(#[schemars(length(min = 1))] String),
+    File(#[schemars(regex(pattern = r"\S"))] String),
 }
 
 impl SecretRef {
@@ -126,28 +124,8 @@ impl SecretRef {
     }
 }
 
-/// By hand, so that no error repeats what may well be the secret itself.
-impl<'de> Deserialize<'de> for SecretRef {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = Value::deserialize(deserializer)?;
-        let fields = value.as_object().filter(|fields| fields.len() == 1);
-        match fields
-            .and_then(|fields| fields.iter().next())
-            .and_then(|(kind, name)| Some((kind.as_str(), name.as_str()?)))
-        {
-            Some(("ssm", name)) => Ok(Self::Ssm(name.into())),
-            Some(("env", name)) => Ok(Self::Env(name.into())),
-            Some(("file", path)) => Ok(Self::File(path.into())),
-            _ => {
-                let expected = "has to be {ssm: NAME}, {env: NAME} or {file: PATH}, and never the secret itself";
-                Err(D::Error::custom(expected))
-            }
-        }
-    }
-}
-
 /// One cluster in one region and account, and the templates that run there.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Cloud {
     /// 1 to 64 of `A-Z a-z 0-9 _ -`.
@@ -160,15 +138,16 @@ pub struct Cloud {
     pub region: String,
     /// The cluster's name or ARN.
     #[serde(default = "default_cluster")]
+    #[schemars(regex(pattern = "^(arn:.*:cluster/)?[A-Za-z0-9_-]{1,255}$"))]
     pub cluster: String,
     /// A role to assume for a cluster in another account.
     #[schemars(regex(pattern = "^arn:.+:role/.+$"))]
     pub assume_role_arn: Option<String>,
     /// The Auto Scaling group of the cluster's instances. Without it, nothing is ever scaled.
-    #[schemars(length(min = 1))]
+    #[schemars(regex(pattern = r"\S"))]
     pub auto_scaling_group: Option<String>,
     /// How long a request may wait for room.
-    #[serde(default = "fifteen_minutes")]
+    #[serde(default = "default_launch_timeout")]
     pub instance_launch_timeout: Limit,
     /// An instance that has not registered for that long after its launch counts as neither booting nor room. Default
     /// 10m, with `autoScalingGroup`.
@@ -200,8 +179,26 @@ pub struct Size {
     pub memory: u32,
 }
 
+impl Size {
+    /// Whether a task of this size fits in `room`.
+    pub fn fits(self, room: Self) -> bool {
+        self.cpu <= room.cpu && self.memory <= room.memory
+    }
+
+    /// What is left of it without `part`; nothing where that is more.
+    pub fn without(self, part: Self) -> Self {
+        Self { cpu: self.cpu.saturating_sub(part.cpu), memory: self.memory.saturating_sub(part.memory) }
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} CPU units and {} MiB", self.cpu, self.memory)
+    }
+}
+
 /// One kind of agent.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Template {
     /// 1 to 64 of `A-Z a-z 0-9 _ -`; part of every agent's name.
@@ -215,20 +212,20 @@ pub struct Template {
     ))]
     pub task_definition: String,
     /// The agent's container. Default: the task definition's only essential container.
-    #[schemars(length(min = 1))]
+    #[schemars(regex(pattern = r"\S"))]
     pub container: Option<String>,
     /// How Jenkins and the agent find each other.
     pub connect: Connect,
     /// The agent's working directory.
     #[serde(default = "default_workspace")]
-    #[schemars(length(min = 1))]
+    #[schemars(regex(pattern = r"\S"))]
     pub workspace: String,
     /// Executors of the node. More than one gives up one build per agent.
     #[serde(default = "one")]
     #[schemars(range(min = 1))]
     pub executors: u32,
     /// From RunTask until the agent must be ready. One that runs while Jenkins is away waits until Jenkins is back.
-    #[serde(default = "fifteen_minutes")]
+    #[serde(default = "default_start_timeout")]
     pub container_start_timeout: Limit,
     /// Agents of a request that does not say how many; 1 to 10.
     #[serde(default = "one")]
@@ -238,7 +235,7 @@ pub struct Template {
     #[schemars(range(min = 1))]
     pub max_agents: Option<u32>,
     /// No agent outlives this.
-    #[serde(default = "one_day")]
+    #[serde(default = "default_lifetime")]
     pub max_lifetime: Limit,
     /// An agent without a build for that long, as Jenkins sees it, is stopped. Default 10m, with `registerNodes`.
     pub idle_timeout: Option<Limit>,
@@ -251,6 +248,7 @@ pub struct Template {
     /// For task definitions with network mode `awsvpc` only.
     pub network: Option<Network>,
     /// The Fargate platform version.
+    #[schemars(regex(pattern = r"\S"))]
     pub platform_version: Option<String>,
     /// How ECS chooses among instances.
     #[serde(default)]
@@ -277,7 +275,6 @@ pub struct Template {
     pub limits: Limits,
     /// Families that the override `taskDefinition` may name; `*` at the end stands for any rest.
     #[serde(default)]
-    #[schemars(length(min = 1))]
     pub allowed_task_definitions: Vec<FamilyPattern>,
 }
 
@@ -292,23 +289,26 @@ pub enum Connect {
 }
 
 /// Jenkins' SSH launcher, for one template.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Ssh {
     /// The container port of sshd.
     #[schemars(range(min = 1))]
     pub port: u16,
-    /// A Jenkins credential.
+    /// The id of a Jenkins credential.
+    #[schemars(regex(pattern = r"\S"))]
     pub credentials_id: Option<String>,
     /// Which address of the agent Jenkins dials.
     pub address: Address,
     /// How Jenkins checks the host key.
     pub host_key_verification: HostKeyVerification,
     /// Of Jenkins' SSH launcher.
+    #[schemars(extend("pattern" = "^[0-9]+[smh]$"))]
     pub launch_timeout: Limit,
     /// Further tries of Jenkins' SSH launcher.
     pub max_retries: u32,
     /// Between two tries of Jenkins' SSH launcher.
+    #[schemars(extend("pattern" = "^[0-9]+[smh]$"))]
     pub retry_wait: Limit,
     /// The agent's `java`.
     pub java_path: Option<String>,
@@ -339,7 +339,7 @@ impl Default for Ssh {
 }
 
 /// Which address of an agent Jenkins dials.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Address {
     /// The address inside the VPC.
@@ -349,7 +349,7 @@ pub enum Address {
 }
 
 /// How Jenkins checks an agent's SSH host key.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum HostKeyVerification {
     /// It does not.
@@ -357,24 +357,48 @@ pub enum HostKeyVerification {
     /// Against the controller's `known_hosts`.
     KnownHosts,
     /// Against this public key.
-    Key(String),
+    Key(
+        #[schemars(regex(
+            pattern = "^(ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[A-Za-z0-9+/]{43}|ssh-rsa AAAAB3NzaC1yc2EAAAA[A-Za-z0-9+/]+={0,2}|ecdsa-sha2-nistp(256|384|521) AAAAE2VjZHNhLXNoYTItbmlzdHA[A-Za-z0-9+/]+={0,2}|ssh-dss AAAAB3NzaC1kc3MAAA[A-Za-z0-9+/]+={0,2})( .*)?$"
+        ))]
+        String,
+    ),
 }
 
-/// What a task runs on: a launch type, or capacity providers. Default: EC2.
-#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Launch {
-    /// The launch type.
-    #[serde(rename = "type")]
-    pub kind: Option<LaunchType>,
-    /// Instead of a launch type.
-    #[serde(default)]
-    #[schemars(length(max = 20))]
-    pub capacity_providers: Vec<CapacityProvider>,
+/// What a task runs on. Default: EC2.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Launch {
+    /// A launch type.
+    Type(LaunchType),
+    /// A capacity provider strategy.
+    CapacityProviders(#[schemars(length(min = 1, max = 20))] Vec<CapacityProvider>),
+}
+
+impl Default for Launch {
+    fn default() -> Self {
+        Self::Type(LaunchType::Ec2)
+    }
+}
+
+impl Launch {
+    /// Whether it is Fargate, by launch type or by AWS' own capacity providers.
+    pub fn is_fargate(&self) -> bool {
+        match self {
+            Self::Type(kind) => *kind == LaunchType::Fargate,
+            Self::CapacityProviders(providers) => providers.iter().all(CapacityProvider::is_fargate),
+        }
+    }
+
+    /// Whether it may come to be Fargate: what a capacity provider or the cluster's default strategy comes to is for ECS
+    /// to say.
+    pub fn may_be_fargate(&self) -> bool {
+        matches!(self, Self::CapacityProviders(_) | Self::Type(LaunchType::Fargate | LaunchType::Default))
+    }
 }
 
 /// The launch type of a task.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum LaunchType {
     /// On container instances in EC2.
@@ -388,11 +412,11 @@ pub enum LaunchType {
 }
 
 /// One capacity provider of a strategy.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CapacityProvider {
     /// Its name; `FARGATE` and `FARGATE_SPOT` are AWS' own.
-    #[schemars(length(min = 1, max = 255))]
+    #[schemars(regex(pattern = "^[A-Za-z0-9_-]{1,255}$"))]
     pub name: String,
     /// Its share of the tasks beyond `base`; 0 to 1000.
     #[serde(default = "one_signed")]
@@ -405,15 +429,15 @@ pub struct CapacityProvider {
 }
 
 /// The network of an `awsvpc` task.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Network {
     /// 1 to 16 subnets of one VPC.
-    #[schemars(length(min = 1, max = 16))]
+    #[schemars(length(min = 1, max = 16), inner(regex(pattern = "^[A-Za-z0-9-]{1,64}$")))]
     pub subnets: Vec<String>,
     /// Up to 5; default: the VPC's own.
     #[serde(default)]
-    #[schemars(length(max = 5))]
+    #[schemars(length(max = 5), inner(regex(pattern = "^[A-Za-z0-9-]{1,64}$")))]
     pub security_groups: Vec<String>,
     /// Fargate only.
     #[serde(default)]
@@ -421,7 +445,7 @@ pub struct Network {
 }
 
 /// One rule by which ECS chooses among instances.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PlacementStrategy {
     /// The rule.
@@ -432,7 +456,7 @@ pub struct PlacementStrategy {
 }
 
 /// A placement rule of ECS.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum PlacementStrategyType {
     /// Fill one instance after the other.
@@ -444,7 +468,7 @@ pub enum PlacementStrategyType {
 }
 
 /// One condition on the instances that ECS may choose.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PlacementConstraint {
     /// The condition's kind.
@@ -455,7 +479,7 @@ pub struct PlacementConstraint {
 }
 
 /// A placement condition of ECS.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum PlacementConstraintType {
     /// One task of the group per instance.
@@ -465,7 +489,7 @@ pub enum PlacementConstraintType {
 }
 
 /// What a request may be allowed to override.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Override {
     /// The task's CPU units.
@@ -484,8 +508,20 @@ pub enum Override {
     TaskDefinition,
 }
 
+impl Override {
+    pub(crate) const NAMES: [(&str, Self); 7] = [
+        ("cpu", Self::Cpu),
+        ("memory", Self::Memory),
+        ("ephemeralStorage", Self::EphemeralStorage),
+        ("environment", Self::Environment),
+        ("command", Self::Command),
+        ("taskRole", Self::TaskRole),
+        ("taskDefinition", Self::TaskDefinition),
+    ];
+}
+
 /// The most that an override may ask for.
-#[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Limits {
     /// CPU units.
@@ -502,11 +538,11 @@ pub struct Limits {
 /// GiB of ephemeral storage that a task on Fargate may ask for (API_EphemeralStorage).
 pub const EPHEMERAL_STORAGE: std::ops::RangeInclusive<u32> = 21..=200;
 
-fn default_cluster() -> String {
+pub(crate) fn default_cluster() -> String {
     "default".into()
 }
 
-fn default_workspace() -> String {
+pub(crate) fn default_workspace() -> String {
     "/home/jenkins".into()
 }
 
@@ -518,39 +554,33 @@ fn one_signed() -> i32 {
     1
 }
 
-fn fifteen_minutes() -> Limit {
+pub(crate) fn default_launch_timeout() -> Limit {
     Limit::minutes(15)
 }
 
-fn one_day() -> Limit {
+pub(crate) fn default_start_timeout() -> Limit {
+    Limit::minutes(15)
+}
+
+pub(crate) fn default_lifetime() -> Limit {
     Limit::minutes(24 * 60)
 }
 
 impl Template {
     /// Whether its tasks run on Fargate, by launch type or by AWS' own capacity providers.
     pub fn on_fargate(&self) -> bool {
-        match self.launch.capacity_providers.as_slice() {
-            [] => self.launch.kind == Some(LaunchType::Fargate),
-            providers => providers.iter().all(CapacityProvider::is_fargate),
-        }
-    }
-
-    /// Whether its tasks may come to run on Fargate: what the cluster's default strategy or a capacity provider comes to
-    /// is for ECS to say.
-    pub fn may_be_on_fargate(&self) -> bool {
-        !self.launch.capacity_providers.is_empty()
-            || matches!(self.launch.kind, Some(LaunchType::Fargate | LaunchType::Default))
+        self.launch.is_fargate()
     }
 
     /// Whether it runs on external instances, and on no others.
     pub fn is_external(&self) -> bool {
-        self.launch.kind == Some(LaunchType::External)
+        self.launch == Launch::Type(LaunchType::External)
     }
 
     /// Whether the cloud's group may be raised for it: capacity providers scale theirs on their own, and nobody scales
     /// external instances.
     pub fn scales_group(&self) -> bool {
-        self.launch.capacity_providers.is_empty() && self.launch.kind.unwrap_or(LaunchType::Ec2) == LaunchType::Ec2
+        self.launch == Launch::Type(LaunchType::Ec2)
     }
 }
 

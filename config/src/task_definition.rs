@@ -47,7 +47,7 @@ impl TryFrom<String> for TaskDefinition {
 }
 
 /// API_RegisterTaskDefinition: a family has up to 255 letters, digits, underscores and hyphens.
-pub(super) fn is_task_definition(text: &str) -> bool {
+pub(crate) fn is_task_definition(text: &str) -> bool {
     let name = match text.split_once(":task-definition/") {
         // arn:PARTITION:ecs:REGION:ACCOUNT
         Some((arn, name)) if is_ecs_arn(arn) && name.contains(':') => name,
@@ -65,12 +65,12 @@ fn is_ecs_arn(head: &str) -> bool {
 }
 
 fn is_family(text: &str) -> bool {
-    super::check::is_word(text, 255, "_-")
+    crate::rules::is_word(text, 255, "_-")
 }
 
 /// Which families a request may ask for: a family, or the beginning of one with `*` behind it.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, schemars::JsonSchema)]
-#[serde(try_from = "String")]
+#[derive(Debug, Clone, PartialEq, Eq, schemars::JsonSchema)]
+#[schemars(inline)]
 pub struct FamilyPattern(#[schemars(regex(pattern = r"^([A-Za-z0-9_-]{1,255}|[A-Za-z0-9_-]{0,254}\*)$"))] String);
 
 impl FamilyPattern {

@@ -6,13 +6,13 @@ use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 use serde_saphyr::options::DuplicateKeyPolicy;
 
-use super::load::ConfigError;
+use crate::fault::{Fault, join};
 
 /// Reads one document. Keys that stand in a mapping twice become faults, all at once; the first one holds.
 ///
 /// # Errors
 /// What is not YAML, and where. No text of the document is repeated.
-pub(super) fn parse(text: &str) -> Result<(Value, Vec<ConfigError>), String> {
+pub(crate) fn parse(text: &str) -> Result<(Value, Vec<Fault>), String> {
     let options = serde_saphyr::options! {
         duplicate_keys: DuplicateKeyPolicy::PassThrough,
         // YAML 1.2: `yes` and `on` are words, as a label or a variable may well be.
@@ -27,15 +27,10 @@ pub(super) fn parse(text: &str) -> Result<(Value, Vec<ConfigError>), String> {
     }
 }
 
-/// `path.key`, or the key alone at the top.
-pub(super) fn join(path: &str, key: &str) -> String {
-    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
-}
-
 /// A place in the document.
 struct Node<'a> {
     path: String,
-    twice: &'a mut Vec<ConfigError>,
+    twice: &'a mut Vec<Fault>,
 }
 
 impl Node<'_> {
@@ -108,7 +103,7 @@ impl<'de> Visitor<'de> for Node<'_> {
             let path = join(&self.path, &key);
             let value = entries.next_value_seed(self.within(path.clone()))?;
             if fields.contains_key(&key) {
-                self.twice.push(ConfigError::new(path, "is there twice"));
+                self.twice.push(Fault::new(path, "is there twice"));
             } else {
                 fields.insert(key, value);
             }

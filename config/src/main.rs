@@ -1,0 +1,68 @@
+//! `check-config FILE…`: the faults that would end the functions' start, without secrets and without an account.
+
+use std::process::ExitCode;
+
+use config::{Document, from_documents};
+
+const HELP: &str = "\
+Usage: check-config FILE…
+
+Says everything that is wrong with a configuration, as the functions would at their start. It asks nobody: neither AWS nor
+Jenkins is called, and no secret is read. The clouds of several files are joined in the order of their names, as those of
+several SSM parameters are.
+
+Exit code: 0 if it is right, 1 if something is wrong with it, 2 if it could not be checked.";
+
+/// What one SSM parameter of the standard or the intelligent tier can grow to (Systems Manager quotas).
+const PARAMETER_BYTES: usize = 8192;
+
+fn main() -> ExitCode {
+    let mut paths: Vec<String> = std::env::args().skip(1).collect();
+    if paths.iter().any(|path| path == "--help" || path == "-h") {
+        println!("{HELP}");
+        return ExitCode::SUCCESS;
+    }
+    if paths.is_empty() || paths.iter().any(|path| path.starts_with('-')) {
+        eprintln!("{HELP}");
+        return ExitCode::from(2);
+    }
+    paths.sort();
+    let mut documents = Vec::new();
+    for path in &paths {
+        match std::fs::read_to_string(path) {
+            Ok(text) => {
+                let source = if paths.len() == 1 { String::new() } else { path.clone() };
+                documents.push(Document { source, text });
+            }
+            Err(error) => {
+                eprintln!("cannot read {path}: {error}");
+                return ExitCode::from(2);
+            }
+        }
+    }
+    for (path, document) in paths.iter().zip(&documents) {
+        let bytes = document.text.len();
+        if bytes > PARAMETER_BYTES {
+            eprintln!(
+                "note: {path} has {bytes} bytes, and an SSM parameter holds {PARAMETER_BYTES}: spread its clouds over several"
+            );
+        }
+    }
+    check(&documents, &paths.join(", "))
+}
+
+fn check(documents: &[Document], name: &str) -> ExitCode {
+    let (config, faults) = from_documents(documents);
+    match config {
+        Some(config) if faults.is_empty() => {
+            let templates: usize = config.clouds.iter().map(|cloud| cloud.templates.len()).sum();
+            println!("{name} is right. Clouds: {}, templates: {templates}.", config.clouds.len());
+            ExitCode::SUCCESS
+        }
+        _ => {
+            println!("{name} has {} fault{}:", faults.len(), if faults.len() == 1 { "" } else { "s" });
+            faults.iter().for_each(|fault| println!("- {fault}"));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Which environment variables a template or a request may set.
+
+/// The environment override that holds what a task says of its request.
+pub const REQUEST_RECORD: &str = "JENKINS_ECS_AGENTS_REQUEST";
+
+/// What every inbound agent's container is given, as the official inbound-agent image reads it: the controller's URL,
+/// the node's name and secret, the working directory, and whether to use WebSocket.
+pub const INBOUND_VARIABLES: [&str; 5] =
+    ["JENKINS_URL", "JENKINS_AGENT_NAME", "JENKINS_SECRET", "JENKINS_AGENT_WORKDIR", "JENKINS_WEB_SOCKET"];
+
+/// What the image reads besides: each of them would change whom the agent calls and as whom, or end it beside WebSocket.
+const OTHER_INBOUND_VARIABLES: [&str; 5] =
+    ["JENKINS_NAME", "JENKINS_TUNNEL", "JENKINS_DIRECT_CONNECTION", "JENKINS_INSTANCE_IDENTITY", "JENKINS_PROTOCOLS"];
+
+/// They decide what the agent's JVM trusts and runs, so that only a template may set them.
+const TEMPLATE_VARIABLES: [&str; 2] = ["REMOTING_OPTS", "JENKINS_JAVA_OPTS"];
+
+/// Whether the launch itself decides this variable, so that neither a template nor a request may set it. Case does not
+/// count: it does not in the environment of Windows, nor in Jenkins' own.
+pub fn is_reserved(name: &str) -> bool {
+    is_any_of(reserved_names(), name)
+}
+
+pub(crate) fn reserved_names() -> impl Iterator<Item = &'static str> {
+    [REQUEST_RECORD].into_iter().chain(INBOUND_VARIABLES).chain(OTHER_INBOUND_VARIABLES)
+}
+
+/// Whether a request may not set it, though a template may.
+pub fn is_for_templates_alone(name: &str) -> bool {
+    is_any_of(TEMPLATE_VARIABLES, name)
+}
+
+fn is_any_of(names: impl IntoIterator<Item = &'static str>, name: &str) -> bool {
+    names.into_iter().any(|one| one.eq_ignore_ascii_case(name))
+}
+
+/// Checks a variable that the container gets from ECS, and builds from the node in Jenkins.
+///
+/// # Errors
+/// Why one of the two cannot carry it.
+pub fn check(name: &str, value: &str) -> Result<(), &'static str> {
+    if name.trim().is_empty() || name.contains('=') || name.contains(char::is_control) {
+        Err("cannot be a variable's name")
+    } else if is_reserved(name) {
+        Err("is decided by the launch itself")
+    } else if value.contains('\0') {
+        Err("may hold no NUL character")
+    } else if value.contains("$$") {
+        // `hudson.Util.replaceMacro`, which `hudson.EnvVars` is expanded with.
+        Err("may hold no $$: Jenkins makes one $ of it, in freestyle builds twice")
+    } else {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refuses_what_the_launch_decides_and_what_jenkins_cannot_carry() {
+        for (name, value) in [
+            ("", "x"),
+            (" ", "x"),
+            ("A=B", "x"),
+            ("A\n", "x"),
+            ("JENKINS_SECRET", "x"),
+            ("jenkins_url", "x"),
+            ("JENKINS_ECS_AGENTS_REQUEST", "{}"),
+            ("JENKINS_TUNNEL", "x"),
+            ("A", "a$$b"),
+            ("A", "a\0"),
+        ] {
+            assert!(check(name, value).is_err(), "{name}={value:?}");
+        }
+        for (name, value) in
+            [("A", ""), ("A", "$"), ("PATH", "/x:$PATH"), ("JENKINS_JAVA_OPTS", "-Xmx1g"), ("a.b", "x\ny")]
+        {
+            assert_eq!(check(name, value), Ok(()), "{name}={value:?}");
+        }
+    }
+}

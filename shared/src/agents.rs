@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
-use crate::app::{App, CloudRef, ClusterArn};
+use crate::arn::{Arn, TaskArn, cluster_name};
 use crate::aws::ecs::Task;
-use crate::aws::{ApiFault, Class};
-use crate::config::{Address, Cloud, Connect, Template};
+use crate::cloud::Cloud;
+use crate::config::{self, Address, Connect, Template};
+use crate::fault::Fault;
 use crate::jenkins::{Launcher, Node};
+use crate::memory::Memory;
 use crate::message::{Agent, Build, Notice, NoticeType, Record, RequestId, Task as NoticeTask, Timings};
 use crate::name::AgentName;
 
@@ -21,39 +23,21 @@ pub struct Endpoint {
     pub port: u16,
 }
 
-/// Why there is no endpoint.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NoEndpoint {
-    /// AWS could not be asked, or does not know yet.
-    Retry(String),
-    /// There never will be one: what to mend.
-    Never(String),
-}
-
-impl From<ApiFault> for NoEndpoint {
-    fn from(fault: ApiFault) -> Self {
-        match fault.class() {
-            Class::Permanent => Self::Never(fault.to_string()),
-            Class::NoRoom | Class::Retry => Self::Retry(fault.to_string()),
-        }
-    }
-}
-
 /// Where the *named* container of a task listens for SSH: the task's own network interface with awsvpc, the host port
 /// on the container instance otherwise.
 ///
 /// # Errors
 /// When that cannot be known, now or ever.
 pub async fn endpoint(
-    app: &App,
-    cloud: CloudRef<'_>,
+    memory: &Memory,
+    cloud: &Cloud,
     template: &Template,
     container: &str,
     task: &Task,
-) -> Result<Endpoint, NoEndpoint> {
+) -> Result<Endpoint, Fault> {
     let ssh = &template.ssh;
     let described = task.container(container).ok_or_else(|| {
-        NoEndpoint::Never(format!(
+        Fault::permanent(format!(
             "the task has no container {container}; mend `container` of template {}",
             template.name
         ))
@@ -69,9 +53,9 @@ pub async fn endpoint(
             Address::Public => {
                 let interface = task
                     .interface_detail("networkInterfaceId")
-                    .ok_or_else(|| NoEndpoint::Retry("the task's network interface is not known yet".into()))?;
-                cloud.clients.ec2.interface(interface).await?.public.ok_or_else(|| {
-                    NoEndpoint::Never(format!(
+                    .ok_or_else(|| Fault::passing("the task's network interface is not known yet"))?;
+                cloud.ec2.interface(interface).await?.public.ok_or_else(|| {
+                    Fault::permanent(format!(
                         "network interface {interface} has no public address: set network.assignPublicIp, or ssh.address: private"
                     ))
                 })?
@@ -80,11 +64,11 @@ pub async fn endpoint(
         return Ok(Endpoint { host, port: ssh.port });
     }
     let Some(instance) = &task.container_instance_arn else {
-        return Err(NoEndpoint::Retry("the task has neither a network interface nor a container instance yet".into()));
+        return Err(Fault::passing("the task has neither a network interface nor a container instance yet"));
     };
     if template.is_external() {
-        return Err(NoEndpoint::Never(
-            "an external instance has no address in EC2: use `connect: inbound` for launch type external".into(),
+        return Err(Fault::permanent(
+            "an external instance has no address in EC2: use `connect: inbound` for launch type external",
         ));
     }
     let binding = described.network_bindings.iter().find(|binding| {
@@ -95,77 +79,90 @@ pub async fn endpoint(
         _ => {
             // In host mode a port needs no mapping (ECS developer guide, "host network mode").
             let definition = task.task_definition_arn.as_deref().unwrap_or(&template.task_definition);
-            match app.task_definition(cloud, definition).await {
+            match memory.task_definition(cloud, definition).await {
                 Ok(definition) if definition.network_mode == "host" => ssh.port,
                 Ok(definition) => {
-                    return Err(NoEndpoint::Never(format!(
+                    return Err(Fault::permanent(format!(
                         "container {container} of {} maps no port {}: add a port mapping with host port 0, or mend ssh.port",
                         definition.arn, ssh.port
                     )));
                 }
-                Err(fault) => return Err(fault.into()),
+                Err(fault) => return Err(fault),
             }
         }
     };
-    let addresses = app.instance_addresses(cloud, instance).await?;
+    let addresses = memory.instance_addresses(cloud, instance).await?;
     let (host, kind) = match ssh.address {
         Address::Private => (addresses.private, "private"),
         Address::Public => (addresses.public, "public"),
     };
-    let host = host.ok_or_else(|| NoEndpoint::Never(format!("container instance {instance} has no {kind} address")))?;
+    let host = host.ok_or_else(|| Fault::permanent(format!("container instance {instance} has no {kind} address")))?;
     Ok(Endpoint { host, port })
 }
 
-/// A notice about an agent that has no task (yet).
-pub fn notice_without_task(
-    kind: NoticeType,
-    name: &AgentName,
-    template: Option<&Template>,
-    request_id: &RequestId,
-    build: Option<Build>,
-    requested_at: Timestamp,
-    at: Timestamp,
-) -> Notice {
-    let mut notice = Notice::new(kind, name.as_str(), at);
-    notice.request_id = Some(request_id.clone());
-    notice.build = build;
-    notice.agent = template.map(|template| agent(name, template, None));
-    notice.timings =
-        Some(Timings { requested_at: Some(requested_at), total_ms: Some(ms(requested_at, at)), ..Timings::default() });
-    notice
+/// An agent that a notice is about.
+#[derive(Debug, Clone, Copy)]
+pub struct Subject<'a> {
+    pub name: &'a AgentName,
+    /// None where it is no longer configured.
+    pub template: Option<&'a Template>,
+    pub request_id: Option<&'a RequestId>,
+    pub build: Option<&'a Build>,
+    /// When Jenkins asked for it.
+    pub requested_at: Option<Timestamp>,
 }
 
-/// A notice about an agent, with all that is known of it.
-pub fn notice(
-    kind: NoticeType,
-    name: &AgentName,
-    template: Option<&Template>,
-    endpoint: Option<Endpoint>,
-    task: &Task,
-    record: Option<&Record>,
-    at: Timestamp,
-) -> Notice {
-    let requested_at = record.map(|record| record.requested_at);
-    let mut notice = Notice::new(kind, name.as_str(), at);
-    notice.request_id = record.map(|record| record.request_id.clone());
-    notice.build = record.and_then(|record| record.build.clone());
-    notice.agent = template.map(|template| agent(name, template, endpoint));
-    notice.task = Some(NoticeTask {
-        arn: task.arn.clone(),
-        cluster: task.cluster_arn.clone(),
-        task_definition: task.task_definition_arn.clone(),
-        container_instance: task.container_instance_arn.clone(),
-        version: task.version,
-    });
-    notice.timings = Some(Timings {
-        requested_at,
-        launched_at: task.created_at,
-        pull_started_at: task.pull_started_at,
-        pull_stopped_at: task.pull_stopped_at,
-        started_at: task.started_at,
-        total_ms: requested_at.map(|requested| ms(requested, at)),
-    });
-    notice
+impl<'a> Subject<'a> {
+    /// The agent of a task.
+    pub fn of_record(name: &'a AgentName, template: Option<&'a Template>, record: Option<&'a Record>) -> Self {
+        Self {
+            name,
+            template,
+            request_id: record.map(|record| &record.request_id),
+            build: record.and_then(|record| record.build.as_ref()),
+            requested_at: record.map(|record| record.requested_at),
+        }
+    }
+
+    /// A notice about the agent, whatever its task is.
+    pub fn notice(&self, kind: NoticeType, at: Timestamp) -> Notice {
+        let mut notice = Notice::new(kind, self.name.as_str(), at);
+        notice.request_id = self.request_id.cloned();
+        notice.build = self.build.cloned();
+        notice.agent = self.template.map(|template| agent(self.name, template, None));
+        notice.timings = Some(Timings {
+            requested_at: self.requested_at,
+            total_ms: self.requested_at.map(|requested| ms(requested, at)),
+            ..Timings::default()
+        });
+        notice
+    }
+
+    /// The same, with what is known of its task.
+    pub fn notice_of_task(&self, kind: NoticeType, task: &Task, at: Timestamp) -> Notice {
+        let mut notice = self.notice(kind, at);
+        notice.task = Some(NoticeTask {
+            arn: task.arn.clone(),
+            cluster: task.cluster_arn.clone(),
+            task_definition: task.task_definition_arn.clone(),
+            container_instance: task.container_instance_arn.clone(),
+            version: task.version,
+        });
+        if let Some(timings) = &mut notice.timings {
+            timings.launched_at = task.created_at;
+            timings.pull_started_at = task.pull_started_at;
+            timings.pull_stopped_at = task.pull_stopped_at;
+            timings.started_at = task.started_at;
+        }
+        notice
+    }
+
+    /// The notice of a ready agent.
+    pub fn ready(&self, endpoint: Option<Endpoint>, task: &Task, at: Timestamp) -> Notice {
+        let mut notice = self.notice_of_task(NoticeType::Ready, task, at);
+        notice.agent = self.template.map(|template| agent(self.name, template, endpoint));
+        notice
+    }
 }
 
 fn ms(from: Timestamp, to: Timestamp) -> i64 {
@@ -213,7 +210,12 @@ fn quoted(label: &String) -> String {
 }
 
 /// What a node says of itself: its build, its cluster, and its task in the AWS console, where its logs are too.
-pub fn describe(request_id: &RequestId, build: Option<&Build>, cloud: &Cloud, task_arn: Option<&str>) -> String {
+pub fn describe(
+    request_id: &RequestId,
+    build: Option<&Build>,
+    cloud: &config::Cloud,
+    task_arn: Option<&str>,
+) -> String {
     let mut text = format!("ECS agent of request {request_id}");
     if let Some(build) = build {
         text += &format!(" for {build}");
@@ -224,16 +226,11 @@ pub fn describe(request_id: &RequestId, build: Option<&Build>, cloud: &Cloud, ta
     text += &format!("{IN_CLUSTER}{} of {}", cluster_name(&cloud.cluster), cloud.region);
     if let Some(arn) = task_arn {
         text += &format!(", task {arn}");
-        let place = ClusterArn::of_resource(arn, "task").zip(arn.rsplit_once('/'));
-        if let Some((cluster, (_, id))) = place {
-            let console = match arn.split(':').nth(1) {
-                Some("aws-cn") => "console.amazonaws.cn",
-                Some("aws-us-gov") => "console.amazonaws-us-gov.com",
-                _ => "console.aws.amazon.com",
-            };
+        if let Some((TaskArn { cluster, id }, parts)) = TaskArn::parse(arn).zip(Arn::parse(arn)) {
             text += &format!(
                 ", logs: https://{region}.{console}/ecs/v2/clusters/{name}/tasks/{id}/logs?region={region}",
                 region = cluster.region,
+                console = parts.console(),
                 name = cluster.name,
             );
         }
@@ -249,11 +246,6 @@ pub fn described_cluster(description: &str) -> Option<(&str, &str)> {
     rest.split(',').next()?.split_once(" of ")
 }
 
-/// The name in a cluster's ARN, or the name itself.
-pub fn cluster_name(cluster: &str) -> &str {
-    ClusterArn::parse(cluster).map_or(cluster, |arn| arn.name)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -261,8 +253,8 @@ mod tests {
     #[test]
     fn a_node_says_which_cluster_it_is_of() {
         let yaml = "{jenkins: {url: 'https://a/'}, clouds: [{name: c, region: eu-west-1, cluster: ci, templates: []}]}";
-        let (config, _) = crate::config::from_documents(&[crate::config::Document::only(yaml)]);
-        let cloud: Cloud = config.expect("a configuration").clouds.remove(0);
+        let (config, _) = config::from_documents(&[config::Document::only(yaml)]);
+        let cloud = config.expect("a configuration").clouds.remove(0);
         let id: RequestId = "a".parse().expect("an id");
         let build = Build { job: Some("in cluster x of y".into()), number: Some(1), url: None };
         for arn in [None, Some("arn:aws-cn:ecs:cn-north-1:123456789012:task/ci/0a1b")] {

@@ -11,8 +11,8 @@ use jiff::Timestamp;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::app::App;
-use crate::aws::queues;
+use crate::aws::queues::Queues;
+use crate::fault::Fault;
 use crate::name::digest;
 use crate::wait;
 
@@ -48,16 +48,6 @@ impl Invocation {
     /// Whether nothing new should be begun.
     pub fn is_over(&self) -> bool {
         Instant::now() >= self.deadline
-    }
-}
-
-/// A record that has to come back, and why.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Retry(pub String);
-
-impl<E: std::error::Error> From<E> for Retry {
-    fn from(error: E) -> Self {
-        Self(error.to_string())
     }
 }
 
@@ -115,27 +105,27 @@ pub fn items(event: Value) -> Result<Vec<Item>> {
 /// # Errors
 /// When it is no batch of SQS.
 pub async fn each(
-    app: &App,
+    queues: &Queues,
     invocation: &Invocation,
     queue: &str,
     event: Value,
-    work: impl AsyncFn(&Item) -> Result<(), Retry>,
+    work: impl AsyncFn(&Item) -> Result<(), Fault>,
 ) -> Result<Value> {
     let results = items(event)?.into_iter().map(|item| async {
         let result = guarded(invocation, work(&item)).await;
         (item, result)
     });
     let results = futures::future::join_all(results).await;
-    Ok(serde_json::to_value(answer(app, queue, results).await)?)
+    Ok(serde_json::to_value(answer(queues, queue, results).await)?)
 }
 
 /// Does something to its end, to the deadline or to its panic: whichever comes first.
 ///
 /// # Errors
 /// When it did not end well; it has to be done again.
-pub async fn guarded<T>(invocation: &Invocation, work: impl Future<Output = Result<T, Retry>>) -> Result<T, Retry> {
+pub async fn guarded<T>(invocation: &Invocation, work: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
     if invocation.is_over() {
-        return Err(Retry("not begun: the function's time is nearly over".into()));
+        return Err(Fault::passing("not begun: the function's time is nearly over"));
     }
     match tokio::time::timeout_at(invocation.deadline, AssertUnwindSafe(work).catch_unwind()).await {
         Ok(Ok(result)) => result,
@@ -145,26 +135,26 @@ pub async fn guarded<T>(invocation: &Invocation, work: impl Future<Output = Resu
                 .map(String::as_str)
                 .or_else(|| panic.downcast_ref::<&str>().copied())
                 .unwrap_or("no message");
-            Err(Retry(format!("panicked: {message}")))
+            Err(Fault::passing(format!("panicked: {message}")))
         }
-        Err(_) => Err(Retry("not finished before the function's time was over".into())),
+        Err(_) => Err(Fault::passing("not finished before the function's time was over")),
     }
 }
 
 /// Answers a batch: every record that has to come back is hidden for a while first.
-pub async fn answer(app: &App, queue: &str, results: Vec<(Item, Result<(), Retry>)>) -> SqsBatchResponse {
+pub async fn answer(queues: &Queues, queue: &str, results: Vec<(Item, Result<(), Fault>)>) -> SqsBatchResponse {
     let failed = results.into_iter().filter_map(|(item, result)| Some((item, result.err()?)));
-    let hidden = failed.map(|(item, Retry(reason))| async move {
+    let hidden = failed.map(|(item, fault)| async move {
         let delay = backoff(&item.id, item.receives);
         tracing::warn!(
             message.id = item.id,
             receives = item.receives,
             delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
-            error = reason,
+            error = %fault,
             "the message comes back"
         );
         if !item.receipt.is_empty()
-            && let Err(fault) = queues::hide(&app.sqs, queue, &item.receipt, delay).await
+            && let Err(fault) = queues.hide(queue, &item.receipt, delay).await
         {
             tracing::warn!(message.id = item.id, error = %fault, "the message comes back at the queue's own time");
         }
@@ -195,13 +185,13 @@ mod tests {
         let invocation = |left| Invocation { deadline: Instant::now() + left, function_arn: String::new() };
         let minute = invocation(Duration::from_secs(60));
         let panics = guarded(&minute, async { if minute.is_over() { Ok(()) } else { panic!("no such {}", "index") } });
-        assert_eq!(panics.await, Err(Retry("panicked: no such index".into())));
+        assert_eq!(panics.await, Err(Fault::passing("panicked: no such index")));
         assert_eq!(guarded(&minute, async { Ok(1) }).await, Ok(1), "its neighbour");
         let short = invocation(Duration::from_millis(5));
-        let Err(Retry(reason)) = guarded::<()>(&short, std::future::pending()).await else { panic!("it never ends") };
-        assert!(reason.contains("not finished"), "{reason}");
-        let Err(Retry(reason)) = guarded(&short, async { Ok(()) }).await else { panic!("it is too late to begin") };
-        assert!(reason.contains("not begun"), "{reason}");
+        let fault = guarded::<()>(&short, std::future::pending()).await.expect_err("it never ends");
+        assert!(fault.message.contains("not finished"), "{fault}");
+        let fault = guarded(&short, async { Ok(()) }).await.expect_err("it is too late to begin");
+        assert!(fault.message.contains("not begun"), "{fault}");
     }
 
     #[test]

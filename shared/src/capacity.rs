@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::aws::autoscaling::Group;
+use crate::aws::autoscaling::{Group, Lifecycle};
 use crate::aws::ecs::Instance;
 use crate::config::Size;
 
@@ -19,7 +19,7 @@ pub struct Observed {
     /// What one instance offers, as configured, until the first has registered.
     pub configured: Option<Size>,
     /// Container instances that ECS named for another reason than CPU and memory, and whether their tasks tell how many
-    /// an instance holds ([`crate::aws::ecs::Unfit`]).
+    /// an instance holds ([`crate::fault::Placement::Slots`]).
     pub unfit: BTreeMap<String, bool>,
 }
 
@@ -53,10 +53,15 @@ impl Observed {
     /// The group's own container instances, but for those that are being terminated: they do not count towards the desired
     /// capacity any more.
     fn registered(&self) -> impl Iterator<Item = &Instance> {
-        self.instances.iter().filter(|instance| self.lifecycle(instance).is_some_and(|state| !is_ending(state)))
+        self.instances.iter().filter(|instance| self.lifecycle(instance).is_some_and(|state| !state.is_ending()))
     }
 
-    fn lifecycle(&self, instance: &Instance) -> Option<&str> {
+    /// Whether a container instance belongs to the group.
+    pub fn is_of_group(&self, arn: &str) -> bool {
+        self.instances.iter().any(|instance| instance.arn == arn && self.lifecycle(instance).is_some())
+    }
+
+    fn lifecycle(&self, instance: &Instance) -> Option<&Lifecycle> {
         let members = &self.group.as_ref()?.instances;
         let member = members.iter().find(|member| Some(&member.id) == instance.ec2_id.as_ref())?;
         Some(&member.lifecycle)
@@ -115,7 +120,7 @@ impl Observed {
             instance.takes_tasks()
                 && !instance.is_external()
                 && !self.unfit.contains_key(&instance.arn)
-                && !self.lifecycle(instance).is_some_and(is_ending)
+                && !self.lifecycle(instance).is_some_and(Lifecycle::is_ending)
         };
         let mut bins: Vec<Bin> = self
             .instances
@@ -139,17 +144,13 @@ impl Observed {
     }
 }
 
-/// `Terminating`, `Terminating:Wait`, `Terminated` … (EC2 Auto Scaling user guide, "Instance lifecycle").
-fn is_ending(lifecycle: &str) -> bool {
-    lifecycle.starts_with("Terminat")
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
     use crate::aws::autoscaling::GroupInstance;
+    use crate::aws::ecs::InstanceStatus;
 
     const TASK: Size = Size { cpu: 1024, memory: 2048 };
     const INSTANCE: Size = Size { cpu: 4096, memory: 7680 };
@@ -161,7 +162,7 @@ mod tests {
             .map(|(index, &free)| Instance {
                 arn: format!("arn-{index}"),
                 ec2_id: Some(format!("i-{index}")),
-                status: "ACTIVE".into(),
+                status: InstanceStatus::Active,
                 connected: true,
                 free,
                 total: INSTANCE,
@@ -228,7 +229,7 @@ mod tests {
     #[test]
     fn an_instance_that_is_being_terminated_is_neither_there_nor_room() {
         let mut state = observed(1, 10, &[INSTANCE]);
-        state.group.as_mut().expect("a group").instances[0].lifecycle = "Terminating:Wait".into();
+        state.group.as_mut().expect("a group").instances[0].lifecycle = Lifecycle::TerminatingWait;
         assert_eq!(state.plan(&[TASK]).raise_to, None, "its successor boots");
         assert_eq!(state.plan(&[TASK; 4]).raise_to, Some(2));
     }

@@ -2,16 +2,20 @@
 
 pub mod agents;
 pub mod app;
+pub mod arn;
 pub mod aws;
 pub mod batch;
 pub mod capacity;
+pub mod cloud;
 pub mod config;
+pub mod fault;
 pub mod http;
 pub mod jenkins;
 pub mod log;
+pub mod memory;
 pub mod message;
 pub mod name;
-pub mod notices;
+pub mod notifier;
 pub mod outcome;
 pub mod report;
 pub mod secret;

@@ -1,6 +1,6 @@
 //! What has become of a task: pure.
 
-use crate::aws::ecs::{CONTROLLER_TAG, Task};
+use crate::aws::ecs::{CONTROLLER_TAG, HealthStatus, Task, TaskStatus};
 use crate::message::{Failure, FailureCode, NoticeType};
 use crate::stop::{Cause, Stop};
 
@@ -31,13 +31,13 @@ pub fn of_running(task: &Task, controller: &str, container: Option<&str>, has_he
     if task.reported() {
         return Running::Nothing("the task was reported already");
     }
-    if task.last_status != "RUNNING" {
+    if task.last_status != TaskStatus::Running {
         return Running::NotYet;
     }
-    let health = container.and_then(|name| task.container(name)).and_then(|found| found.health_status.as_deref());
+    let health = container.and_then(|name| task.container(name)).and_then(|found| found.health_status.as_ref());
     match health {
-        Some("UNHEALTHY") => Running::NotYet,
-        Some("UNKNOWN") | None if has_health_check => Running::NotYet,
+        Some(HealthStatus::Unhealthy) => Running::NotYet,
+        Some(HealthStatus::Unknown) | None if has_health_check => Running::NotYet,
         _ => Running::Ready,
     }
 }
@@ -45,6 +45,12 @@ pub fn of_running(task: &Task, controller: &str, container: Option<&str>, has_he
 /// Whether a tag says that the task belongs to another controller.
 pub fn is_anothers(task: &Task, controller: &str) -> bool {
     task.tags.get(CONTROLLER_TAG).is_some_and(|tag| tag != controller)
+}
+
+/// Whether a running task, described with its tags, is an agent of this controller. A name of our form alone is not enough:
+/// whoever may run tasks in the cluster can give it.
+pub fn is_ours(task: &Task, controller: &str) -> bool {
+    task.tags.get(CONTROLLER_TAG).is_some_and(|tag| tag == controller)
 }
 
 /// What a stopped task comes to.

@@ -7,8 +7,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use aws_sdk_ssm::types::Parameter;
 use base64::Engine as _;
 
-use crate::aws::ApiFault;
 use crate::config::{Config, SecretRef};
+use crate::fault::Fault;
 
 /// A text that nobody prints.
 #[derive(Clone, PartialEq, Eq)]
@@ -201,7 +201,7 @@ impl SecretStore {
     }
 
     /// All SSM parameters among the secrets, in one call: there are fewer than the ten that it takes (API_GetParameters).
-    async fn parameters(&self) -> Result<Vec<Parameter>, ApiFault> {
+    async fn parameters(&self) -> Result<Vec<Parameter>, Fault> {
         let names: BTreeSet<_> = (self.references.iter())
             .filter(|(_, reference)| matches!(reference, SecretRef::Ssm(_)))
             .map(|(_, reference)| reference.name().to_owned())
@@ -213,7 +213,7 @@ impl SecretStore {
             .with_decryption(true)
             .send()
             .await
-            .map_err(|error| ApiFault::new("ssm:GetParameters", error))?;
+            .map_err(|error| Fault::from_sdk("ssm:GetParameters", error))?;
         Ok(answer.parameters.unwrap_or_default())
     }
 }

@@ -7,13 +7,18 @@ use aws_config::SdkConfig;
 use lambda_runtime::{LambdaEvent, service_fn};
 use serde_json::Value;
 
-use crate::app::{App, Clock, Memory};
-use crate::aws::{self, CloudClients};
+use crate::app::{App, Clock};
+use crate::aws;
+use crate::aws::bus::Bus;
+use crate::aws::queues::Queues;
 use crate::batch::Invocation;
+use crate::cloud::Clouds;
 use crate::config::settings::{self, SettingsFaults};
 use crate::http::Http;
 use crate::jenkins::Jenkins;
 use crate::log;
+use crate::memory::Memory;
+use crate::notifier::Notifier;
 use crate::secret::Environment;
 
 /// Starts a function: everything wrong with its settings ends the start with one message.
@@ -63,16 +68,22 @@ pub async fn build(sdk: &SdkConfig, environment: Environment, clock: Clock, http
             .map_err(|error| SettingsFaults(vec![format!("jenkins.caCertificate: {error:#}")]))?,
         None => http.clone(),
     };
-    let mut clouds = Vec::new();
-    for cloud in &settings.config.clouds {
-        clouds.push(CloudClients::new(sdk, http.clone(), cloud).await);
-    }
+    let config = &settings.config;
+    let jenkins = Arc::new(Jenkins::new(to_jenkins, &config.jenkins, Arc::new(secrets)));
+    let queues = Queues::new(aws_sdk_sqs::Client::new(sdk), settings.queues.clone());
+    let bus = config.event_bus.as_ref().map(|name| Bus::new(aws_sdk_eventbridge::Client::new(sdk), name));
     Ok(App {
-        clouds,
-        sqs: aws_sdk_sqs::Client::new(sdk),
-        events: aws_sdk_eventbridge::Client::new(sdk),
+        clouds: Clouds::new(sdk, &http, &config.clouds).await,
+        notifier: Notifier {
+            jenkins: jenkins.clone(),
+            webhook: config.jenkins.webhook.url.as_deref().cloned(),
+            bus,
+            queues: queues.clone(),
+            clock: clock.clone(),
+        },
+        queues,
+        jenkins,
         sts: aws_sdk_sts::Client::new(sdk),
-        jenkins: Jenkins::new(to_jenkins, &settings.config.jenkins, Arc::new(secrets)),
         clock,
         memory: Memory::default(),
         settings,

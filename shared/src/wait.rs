@@ -1,14 +1,14 @@
 //! Requests that wait for room: the SQS message is their record, and nothing polls the queue.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::app::App;
-use crate::aws::{ApiFault, queues};
+use crate::aws::queues::Queues;
 use crate::config::{Cloud, Limit, Size};
+use crate::fault::Fault;
 use crate::message::{Failure, FailureCode, RequestId};
 
 /// The message attribute that travels with a request between the queues, as JSON: SQS takes ten attributes at most.
@@ -83,10 +83,10 @@ pub struct Waiting {
 ///
 /// # Errors
 /// When nothing could be received.
-pub async fn look(app: &App) -> Result<Vec<Waiting>, ApiFault> {
+pub async fn look(queues: &Queues) -> Result<Vec<Waiting>, Fault> {
     let mut waiting = Vec::new();
     while waiting.len() < LOOK {
-        let received = match queues::receive(&app.sqs, &app.settings.queues.waiting, ATTRIBUTE, HIDDEN).await {
+        let received = match queues.receive(&queues.urls.waiting, ATTRIBUTE, HIDDEN).await {
             Ok(received) => received,
             Err(fault) if waiting.is_empty() => return Err(fault),
             Err(_) => break,
@@ -102,6 +102,11 @@ pub async fn look(app: &App) -> Result<Vec<Waiting>, ApiFault> {
         }));
     }
     waiting.sort_by_key(|message| message.wait.as_ref().map(|wait| wait.since));
+    // Copies of a request wait since the first of them did.
+    let mut first: HashMap<RequestId, Timestamp> = HashMap::new();
+    for wait in waiting.iter_mut().filter_map(|message| message.wait.as_mut()) {
+        wait.since = *first.entry(wait.request_id.clone()).or_insert(wait.since);
+    }
     Ok(waiting)
 }
 
@@ -109,34 +114,34 @@ pub async fn look(app: &App) -> Result<Vec<Waiting>, ApiFault> {
 ///
 /// # Errors
 /// When the call failed; the request is then still where it was.
-pub async fn hand_over(app: &App, body: &str, wait: &Wait) -> Result<(), ApiFault> {
+pub async fn hand_over(queues: &Queues, body: &str, wait: &Wait) -> Result<(), Fault> {
     let json = serde_json::to_string(wait).unwrap_or_default();
-    queues::send(&app.sqs, &app.settings.queues.waiting, body, &[(ATTRIBUTE, &json)], wait.delay()).await
+    queues.send(&queues.urls.waiting, body, &[(ATTRIBUTE, &json)], wait.delay()).await
 }
 
 /// Sends a request back to the requests queue, and only then takes it out of the waiting queue.
 ///
 /// # Errors
 /// When a call failed; the request is then in one queue or, harmlessly, in both.
-pub async fn wake(app: &App, message: &Waiting) -> Result<(), ApiFault> {
+pub async fn wake(queues: &Queues, message: &Waiting) -> Result<(), Fault> {
     let json = message.wait.as_ref().and_then(|wait| serde_json::to_string(wait).ok());
     let attributes: Vec<_> = json.iter().map(|json| (ATTRIBUTE, json.as_str())).collect();
-    queues::send(&app.sqs, &app.settings.queues.requests, &message.body, &attributes, Duration::ZERO).await?;
-    forget(app, message).await
+    queues.send(&queues.urls.requests, &message.body, &attributes, Duration::ZERO).await?;
+    forget(queues, message).await
 }
 
 /// Takes a request out of the waiting queue.
 ///
 /// # Errors
 /// When the call failed.
-pub async fn forget(app: &App, message: &Waiting) -> Result<(), ApiFault> {
-    queues::delete(&app.sqs, &app.settings.queues.waiting, &message.receipt).await
+pub async fn forget(queues: &Queues, message: &Waiting) -> Result<(), Fault> {
+    queues.delete(&queues.urls.waiting, &message.receipt).await
 }
 
 /// Lets others see the messages again.
-pub async fn release(app: &App, messages: &[Waiting]) {
+pub async fn release(queues: &Queues, messages: &[Waiting]) {
     let receipts: Vec<_> = messages.iter().map(|message| message.receipt.clone()).collect();
-    queues::release(&app.sqs, &app.settings.queues.waiting, &receipts).await;
+    queues.release(&queues.urls.waiting, &receipts).await;
 }
 
 /// The agents that wait for an instance of a cloud's group, with what each takes: once each, however many copies of its
@@ -176,19 +181,23 @@ pub fn too_long(
     Some(Failure::new(FailureCode::CapacityTimeout, message))
 }
 
+/// Takes room for as many of a request's agents as fit. False if none does. Pure.
+pub fn take_room<'a>(wait: &Wait, rooms: impl Iterator<Item = &'a mut Size>) -> bool {
+    let size = wait.size.unwrap_or_default();
+    let mut left = wait.agents.len();
+    for room in rooms {
+        while left > 0 && size.fits(*room) && *room != Size::default() {
+            *room = room.without(size);
+            left -= 1;
+        }
+    }
+    left < wait.agents.len()
+}
+
 /// Splits off what fits into `room`, in the order given. Pure.
 pub fn fitting(waiting: Vec<Waiting>, mut room: Size, serves: impl Fn(&Wait) -> bool) -> (Vec<Waiting>, Vec<Waiting>) {
     waiting.into_iter().partition(|message| {
-        let Some(wait) = message.wait.as_ref().filter(|wait| wait.waits_for == WaitsFor::Instance && serves(wait))
-        else {
-            return false;
-        };
-        let size = wait.size.unwrap_or_default();
-        let mut placed = 0;
-        while placed < wait.agents.len() && size.fits(room) && room != Size::default() {
-            room = room.without(size);
-            placed += 1;
-        }
-        placed > 0
+        let wait = message.wait.as_ref().filter(|wait| wait.waits_for == WaitsFor::Instance && serves(wait));
+        wait.is_some_and(|wait| take_room(wait, std::iter::once(&mut room)))
     })
 }

@@ -5,15 +5,16 @@ use std::fmt::Display;
 
 use futures::future::join_all;
 use serde::Serialize;
-use shared::app::{App, CloudRef};
-use shared::aws::ecs::{self, TaskDefinition};
-use shared::aws::queues::{self, QueueAttributeName};
-use shared::aws::{ApiFault, autoscaling};
+use shared::app::App;
+use shared::aws::ecs::TaskDefinition;
+use shared::aws::queues::QueueAttributeName;
+use shared::cloud::Cloud;
 use shared::config::{Connect, Launch, LaunchType, Template};
+use shared::fault::{Fault, Kind};
 
 /// What was found.
 #[derive(Debug, Clone, Serialize)]
-pub struct Report {
+pub(crate) struct Report {
     /// Whether every item is.
     pub ok: bool,
     /// One for each thing looked at.
@@ -22,7 +23,7 @@ pub struct Report {
 
 /// One thing looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Item {
+pub(crate) struct Item {
     /// What was looked at: `clouds[0].cluster`.
     pub item: String,
     /// Whether it is as it has to be.
@@ -48,22 +49,20 @@ impl Item {
         if ok { Self::good(item, found) } else { Self::bad(item, found, mend) }
     }
 
-    fn fault(item: impl Into<String>, fault: &ApiFault) -> Self {
-        let mend = match fault.code.as_deref() {
-            Some("AccessDenied" | "AccessDeniedException" | "UnauthorizedOperation") => {
-                format!("allow {} in the function's role, on this resource", fault.action)
-            }
-            None => "check the function's way to AWS: VPC, NAT or endpoints".into(),
-            Some(_) => "see the message".into(),
+    fn fault(item: impl Into<String>, fault: &Fault) -> Self {
+        let mend = match fault.kind {
+            Kind::Denied => format!("allow {} in the function's role, on this resource", fault.action),
+            _ if fault.code.is_none() => "check the function's way to AWS: VPC, NAT or endpoints".into(),
+            _ => "see the message".into(),
         };
         Self::bad(item, fault, mend)
     }
 }
 
 /// Looks at everything.
-pub async fn report(app: &App) -> Report {
+pub(crate) async fn report(app: &App) -> Report {
     let clouds = async {
-        let all = join_all(app.all_clouds().map(|cloud| check_cloud(app, cloud))).await;
+        let all = join_all(app.clouds.iter().map(|cloud| check_cloud(app, cloud))).await;
         all.into_iter().flatten().collect::<Vec<_>>()
     };
     let (credentials, clouds, queues, jenkins) =
@@ -78,18 +77,18 @@ async fn check_credentials(app: &App) -> Item {
             "credentials",
             format!("account {}, {}", identity.account().unwrap_or("?"), identity.arn().unwrap_or("?")),
         ),
-        Err(error) => Item::fault("credentials", &ApiFault::new("sts:GetCallerIdentity", error)),
+        Err(error) => Item::fault("credentials", &Fault::from_sdk("sts:GetCallerIdentity", error)),
     }
 }
 
-async fn check_cloud(app: &App, cloud: CloudRef<'_>) -> Vec<Item> {
+async fn check_cloud(app: &App, cloud: &Cloud) -> Vec<Item> {
     let at = format!("clouds[{}]", cloud.index);
     let (cluster, group, templates) =
         tokio::join!(
             check_cluster(cloud, &at),
             check_group(cloud, &at),
             join_all(
-                cloud.cloud.templates.iter().enumerate().map(|(index, template)| {
+                cloud.config.templates.iter().enumerate().map(|(index, template)| {
                     check_template(app, cloud, template, format!("{at}.templates[{index}]"))
                 })
             )
@@ -97,10 +96,10 @@ async fn check_cloud(app: &App, cloud: CloudRef<'_>) -> Vec<Item> {
     cluster.into_iter().chain(group).chain(templates.into_iter().flatten()).collect()
 }
 
-async fn check_cluster(cloud: CloudRef<'_>, at: &str) -> Vec<Item> {
-    let name = &cloud.cloud.cluster;
+async fn check_cluster(cloud: &Cloud, at: &str) -> Vec<Item> {
+    let name = &cloud.config.cluster;
     let item = format!("{at}.cluster");
-    let mut items = vec![match ecs::cluster_status(&cloud.clients.ecs, name).await {
+    let mut items = vec![match cloud.cluster.status().await {
         Ok(Some(status)) => Item::judged(
             status == "ACTIVE",
             &item,
@@ -109,21 +108,21 @@ async fn check_cluster(cloud: CloudRef<'_>, at: &str) -> Vec<Item> {
         ),
         Ok(None) => Item::bad(
             &item,
-            format!("there is no cluster {name} in {}", cloud.cloud.region),
+            format!("there is no cluster {name} in {}", cloud.config.region),
             "create it, or mend cluster or region",
         ),
         Err(fault) => Item::fault(&item, &fault),
     }];
-    if cloud.cloud.templates.iter().all(|template| template.on_fargate()) {
+    if cloud.config.templates.iter().all(|template| template.on_fargate()) {
         return items;
     }
     let item = format!("{at}.instances");
-    items.push(match ecs::instances(&cloud.clients.ecs, name).await {
+    items.push(match cloud.cluster.instances().await {
         Ok(instances) => {
             let usable = instances.iter().filter(|instance| instance.takes_tasks()).count();
             let found = format!("{} container instances are registered, {usable} of them take tasks", instances.len());
-            let may_come = cloud.cloud.auto_scaling_group.is_some()
-                || cloud.cloud.templates.iter().any(|template| {
+            let may_come = cloud.config.auto_scaling_group.is_some()
+                || cloud.config.templates.iter().any(|template| {
                     matches!(template.launch, Launch::CapacityProviders(_) | Launch::Type(LaunchType::Default))
                 });
             Item::judged(
@@ -138,10 +137,10 @@ async fn check_cluster(cloud: CloudRef<'_>, at: &str) -> Vec<Item> {
     items
 }
 
-async fn check_group(cloud: CloudRef<'_>, at: &str) -> Option<Item> {
-    let name = cloud.cloud.auto_scaling_group.as_deref()?;
+async fn check_group(cloud: &Cloud, at: &str) -> Option<Item> {
+    let name = cloud.config.auto_scaling_group.as_deref()?;
     let item = format!("{at}.autoScalingGroup");
-    Some(match autoscaling::group(&cloud.clients.autoscaling, name).await {
+    Some(match cloud.groups.describe(name).await {
         Ok(Some(group)) => Item::judged(
             group.maximum > 0,
             item,
@@ -157,18 +156,18 @@ async fn check_group(cloud: CloudRef<'_>, at: &str) -> Option<Item> {
         ),
         Ok(None) => Item::bad(
             item,
-            format!("there is no Auto Scaling group {name} in {}", cloud.cloud.region),
+            format!("there is no Auto Scaling group {name} in {}", cloud.config.region),
             "create it, or mend autoScalingGroup",
         ),
         Err(fault) => Item::fault(item, &fault),
     })
 }
 
-async fn check_template(app: &App, cloud: CloudRef<'_>, template: &Template, at: String) -> Vec<Item> {
+async fn check_template(app: &App, cloud: &Cloud, template: &Template, at: String) -> Vec<Item> {
     let item = format!("{at}.taskDefinition");
-    let definition = match app.task_definition(cloud, &template.task_definition).await {
+    let definition = match cloud.cluster.describe_task_definition(&template.task_definition).await {
         Ok(definition) => definition,
-        Err(fault) if fault.code.as_deref() == Some("ClientException") => {
+        Err(fault) if matches!(fault.kind, Kind::Permanent | Kind::Missing) => {
             let found = format!("template {}, task definition {}: {fault}", template.name, template.task_definition);
             return vec![Item::bad(item, found, "register the task definition, or mend taskDefinition")];
         }
@@ -266,7 +265,7 @@ fn check_network(template: &Template, definition: &TaskDefinition, item: String)
 }
 
 async fn check_queues(app: &App) -> Vec<Item> {
-    let queues = &app.settings.queues;
+    let queues = &app.queues.urls;
     let all = [
         ("REQUESTS_QUEUE_URL", &queues.requests),
         ("WAITING_QUEUE_URL", &queues.waiting),
@@ -280,7 +279,7 @@ async fn check_queues(app: &App) -> Vec<Item> {
             QueueAttributeName::ApproximateNumberOfMessagesNotVisible,
             QueueAttributeName::RedrivePolicy,
         ];
-        match queues::attributes(&app.sqs, url, &wanted).await {
+        match app.queues.attributes(url, &wanted).await {
             Ok(attributes) => {
                 let number = |name| attributes.get(&name).map_or("?", String::as_str);
                 let redrives = attributes.contains_key(&QueueAttributeName::RedrivePolicy);

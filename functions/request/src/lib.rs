@@ -1,5 +1,10 @@
-//! `request`: SQS message → ECS task (and Auto Scaling group).
+//! `request`: SQS message → ECS task, and Auto Scaling group.
 
-pub mod check;
+mod check;
+mod failure;
 pub mod handler;
+mod inquiry;
+pub mod launch;
+mod placing;
 pub mod plan;
+mod room;

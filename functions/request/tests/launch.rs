@@ -4,9 +4,10 @@ use std::sync::{Arc, Mutex};
 
 use aws_sdk_ecs::config::{BehaviorVersion, Credentials, Region};
 use jiff::Timestamp;
+use request::launch;
 use request::plan::{Envelope, admit};
 use serde_json::{Value, json};
-use shared::aws::ecs::{Ran, run_task};
+use shared::aws::ecs::{Cluster, RunTaskOutcome};
 use shared::config::from_yaml;
 use shared::http::Http;
 use shared::origin::Origin;
@@ -43,8 +44,9 @@ async fn run_task_of(template: &str, overrides: Value) -> Value {
             .http_client(http.client())
             .build(),
     );
-    let ran = run_task(&client, &launch).await;
-    assert!(matches!(ran, Ran::Task(_)), "{ran:?}");
+    let input = launch::input(&launch).expect("a request");
+    let outcome = Cluster::new(client, "ci").run_task(input).await;
+    assert!(matches!(outcome, RunTaskOutcome::Started(_)), "{outcome:?}");
     let mut sent = sent.lock().expect("sent").take();
     let fields = sent.as_object_mut().expect("an object");
     assert_eq!(fields.remove("cluster"), Some(json!("ci")));

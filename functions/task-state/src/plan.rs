@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
-use shared::aws::ecs::Task;
+use shared::aws::ecs::{DesiredStatus, InstanceStatus, Task, TaskStatus};
 use shared::config::Size;
 use shared::stop::{Cause, Stop};
 
@@ -57,8 +57,7 @@ pub struct Instance {
     pub container_instance_arn: String,
     /// Its cluster's ARN.
     pub cluster_arn: String,
-    /// `ACTIVE`, `DRAINING`, …
-    pub status: String,
+    pub status: InstanceStatus,
     /// Whether its container agent talks to ECS.
     pub agent_connected: bool,
     /// What no task has reserved.
@@ -83,39 +82,39 @@ impl Instance {
             u32::try_from(found.integer_value).ok()
         };
         let room = Size { cpu: amount("CPU")?, memory: amount("MEMORY")? };
-        (self.status == "ACTIVE" && self.agent_connected && room.memory > 0).then_some(room)
+        (self.status == InstanceStatus::Active && self.agent_connected && room.memory > 0).then_some(room)
     }
 }
 
 /// What is to be done about a task's event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Concern {
-    /// ECS has to be asked what the task is now: it may have ended since.
-    Look,
-    /// It ended, and ECS has to be asked whether it had been ready.
-    Judge,
-    /// The event says all: its task ended as it was to end.
+    /// ECS is asked what the task is now: it may have ended since.
+    Report,
+    /// It ended, and ECS is asked whether it had been ready.
+    ReportEnd,
+    /// It ended as it was to end: the event says all.
     Ended,
-    /// Nothing yet: the task is on its way.
+    /// It is on its way.
     Nothing,
 }
 
-/// Judges a task's event.
+/// Classifies a task's event.
 pub fn concern(task: &Task) -> Concern {
-    match task.last_status.as_str() {
-        "RUNNING" if task.desired_status != "STOPPED" => Concern::Look,
-        "STOPPED" => match Stop::parse(task.stopped_reason.as_deref().unwrap_or_default()) {
+    match task.last_status {
+        TaskStatus::Running if task.desired_status != DesiredStatus::Stopped => Concern::Report,
+        TaskStatus::Stopped => match Stop::parse(task.stopped_reason.as_deref().unwrap_or_default()) {
             Some(Stop { cause: Cause::Unwanted | Cause::Duplicate, .. }) => Concern::Ended,
             Some(Stop {
                 cause: Cause::Completed | Cause::Idle | Cause::LifetimeExceeded, before_ready: false, ..
             }) if task.started_at.is_some() => Concern::Ended,
-            _ => Concern::Judge,
+            _ => Concern::ReportEnd,
         },
         _ => Concern::Nothing,
     }
 }
 
-/// Whether something has been tried for as long as Jenkins may take to come back.
+/// Whether something has been tried for longer than Jenkins may be away.
 pub fn is_given_up(since: Timestamp, now: Timestamp) -> bool {
     now.duration_since(since) > jiff::SignedDuration::from_hours(25)
 }
@@ -167,13 +166,13 @@ mod tests {
         };
         for (status, reason, started, expected) in [
             ("PENDING", "", false, Concern::Nothing),
-            ("RUNNING", "", true, Concern::Look),
+            ("RUNNING", "", true, Concern::Report),
             ("DEPROVISIONING", "x", true, Concern::Nothing),
             ("STOPPED", "COMPLETED: build a #1 is over: SUCCESS", true, Concern::Ended),
-            ("STOPPED", "COMPLETED: build a #1 is over: ABORTED", false, Concern::Judge),
-            ("STOPPED", "COMPLETED before ready: build a #1 is over: ABORTED", true, Concern::Judge),
-            ("STOPPED", "START_TIMEOUT before ready: x", true, Concern::Judge),
-            ("STOPPED", "Essential container in task exited", true, Concern::Judge),
+            ("STOPPED", "COMPLETED: build a #1 is over: ABORTED", false, Concern::ReportEnd),
+            ("STOPPED", "COMPLETED before ready: build a #1 is over: ABORTED", true, Concern::ReportEnd),
+            ("STOPPED", "START_TIMEOUT before ready: x", true, Concern::ReportEnd),
+            ("STOPPED", "Essential container in task exited", true, Concern::ReportEnd),
         ] {
             assert_eq!(concern(&task(status, reason, started)), expected, "{status} {reason}");
         }

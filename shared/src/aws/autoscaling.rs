@@ -1,8 +1,36 @@
 //! Amazon EC2 Auto Scaling.
 
 use aws_sdk_autoscaling::Client;
+use aws_sdk_autoscaling::types as sdk;
 
-use super::ApiFault;
+use super::open_enum::open_enum;
+use crate::fault::Fault;
+
+open_enum!(
+    /// Where an instance of a group is in its life (EC2 Auto Scaling user guide, "Instance lifecycle").
+    Lifecycle {
+        Pending = "Pending",
+        PendingWait = "Pending:Wait",
+        PendingProceed = "Pending:Proceed",
+        InService = "InService",
+        EnteringStandby = "EnteringStandby",
+        Standby = "Standby",
+        Detaching = "Detaching",
+        Detached = "Detached",
+        Terminating = "Terminating",
+        TerminatingWait = "Terminating:Wait",
+        TerminatingProceed = "Terminating:Proceed",
+        Terminated = "Terminated",
+    }
+);
+
+impl Lifecycle {
+    /// Whether the instance is being terminated: it does not count towards the desired capacity any more.
+    pub fn is_ending(&self) -> bool {
+        use Lifecycle::{Terminated, Terminating, TerminatingProceed, TerminatingWait};
+        matches!(self, Terminating | TerminatingWait | TerminatingProceed | Terminated)
+    }
+}
 
 /// A group as it stands.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -26,29 +54,57 @@ pub struct Group {
 pub struct GroupInstance {
     /// Its id in EC2.
     pub id: String,
-    /// `Pending`, `InService`, …
-    pub lifecycle: String,
+    pub lifecycle: Lifecycle,
 }
 
-/// DescribeAutoScalingGroups for one group; none if there is no such group.
-///
-/// # Errors
-/// When the call failed.
-pub async fn group(client: &Client, name: &str) -> Result<Option<Group>, ApiFault> {
-    let answer = client
-        .describe_auto_scaling_groups()
-        .auto_scaling_group_names(name)
-        .send()
-        .await
-        .map_err(|error| ApiFault::new("autoscaling:DescribeAutoScalingGroups", error))?;
-    let number = |number: Option<i32>| u32::try_from(number.unwrap_or_default()).unwrap_or_default();
-    Ok(answer
-        .auto_scaling_groups
-        .unwrap_or_default()
-        .into_iter()
-        .find(|group| group.auto_scaling_group_name() == Some(name))
-        .map(|group| Group {
-            name: name.to_owned(),
+/// The Auto Scaling groups of one region and account.
+#[derive(Debug, Clone)]
+pub struct Groups(Client);
+
+impl Groups {
+    pub fn new(client: Client) -> Self {
+        Self(client)
+    }
+
+    /// DescribeAutoScalingGroups for one group; none if there is no such group.
+    ///
+    /// # Errors
+    /// When the call failed.
+    pub async fn describe(&self, name: &str) -> Result<Option<Group>, Fault> {
+        let answer = self.0.describe_auto_scaling_groups().auto_scaling_group_names(name).send().await;
+        let answer = answer.map_err(|error| Fault::from_sdk("autoscaling:DescribeAutoScalingGroups", error))?;
+        let groups = answer.auto_scaling_groups.unwrap_or_default();
+        Ok(groups.into_iter().find(|group| group.auto_scaling_group_name() == Some(name)).map(Group::from))
+    }
+
+    /// SetDesiredCapacity to an absolute number, without waiting for a cooldown.
+    ///
+    /// # Errors
+    /// When the call failed.
+    pub async fn set_desired(&self, name: &str, desired: u32) -> Result<(), Fault> {
+        let call = self.0.set_desired_capacity().auto_scaling_group_name(name).honor_cooldown(false);
+        let call = call.desired_capacity(i32::try_from(desired).unwrap_or(i32::MAX));
+        call.send().await.map(drop).map_err(|error| Fault::from_sdk("autoscaling:SetDesiredCapacity", error))
+    }
+
+    /// Terminates one instance, protected from scale-in or not, and lowers the desired capacity by it on demand; AWS
+    /// refuses that below the minimum, and replaces the instance where the group is short of one then
+    /// (API_TerminateInstanceInAutoScalingGroup, "Use instance scale-in protection").
+    ///
+    /// # Errors
+    /// When the call failed.
+    pub async fn terminate(&self, instance: &str, lowers: bool) -> Result<(), Fault> {
+        let call = self.0.terminate_instance_in_auto_scaling_group().instance_id(instance);
+        let answer = call.should_decrement_desired_capacity(lowers).send().await;
+        answer.map(drop).map_err(|error| Fault::from_sdk("autoscaling:TerminateInstanceInAutoScalingGroup", error))
+    }
+}
+
+impl From<sdk::AutoScalingGroup> for Group {
+    fn from(group: sdk::AutoScalingGroup) -> Self {
+        let number = |number: Option<i32>| u32::try_from(number.unwrap_or_default()).unwrap_or_default();
+        Self {
+            name: group.auto_scaling_group_name.unwrap_or_default(),
             minimum: number(group.min_size),
             desired: number(group.desired_capacity),
             maximum: number(group.max_size),
@@ -59,41 +115,9 @@ pub async fn group(client: &Client, name: &str) -> Result<Option<Group>, ApiFaul
                 .into_iter()
                 .map(|instance| GroupInstance {
                     id: instance.instance_id.unwrap_or_default(),
-                    lifecycle: instance.lifecycle_state.map(|state| state.as_str().to_owned()).unwrap_or_default(),
+                    lifecycle: instance.lifecycle_state.map(|state| state.as_str().into()).unwrap_or_default(),
                 })
                 .collect(),
-        }))
-}
-
-/// SetDesiredCapacity to an absolute number, without waiting for a cooldown.
-///
-/// # Errors
-/// When the call failed.
-pub async fn set_desired(client: &Client, name: &str, desired: u32) -> Result<(), ApiFault> {
-    client
-        .set_desired_capacity()
-        .auto_scaling_group_name(name)
-        .desired_capacity(i32::try_from(desired).unwrap_or(i32::MAX))
-        .honor_cooldown(false)
-        .send()
-        .await
-        .map(drop)
-        .map_err(|error| ApiFault::new("autoscaling:SetDesiredCapacity", error))
-}
-
-/// Terminates one instance, protected from scale-in or not, and lowers the desired capacity by it on demand; AWS refuses
-/// that below the minimum, and replaces the instance where the group is short of one then
-/// (API_TerminateInstanceInAutoScalingGroup, "Use instance scale-in protection").
-///
-/// # Errors
-/// When the call failed.
-pub async fn terminate(client: &Client, instance: &str, lowers: bool) -> Result<(), ApiFault> {
-    client
-        .terminate_instance_in_auto_scaling_group()
-        .instance_id(instance)
-        .should_decrement_desired_capacity(lowers)
-        .send()
-        .await
-        .map(drop)
-        .map_err(|error| ApiFault::new("autoscaling:TerminateInstanceInAutoScalingGroup", error))
+        }
+    }
 }

@@ -11,7 +11,7 @@ use aws_sigv4::sign::v4;
 use aws_types::service_config::ServiceConfigKey;
 use bytes::Bytes;
 
-use super::ApiFault;
+use crate::fault::Fault;
 use crate::http::Http;
 
 /// A bound on one call; EC2's reads take tens of milliseconds.
@@ -51,7 +51,7 @@ impl Client {
     ///
     /// # Errors
     /// When the call failed or EC2 does not know the instance.
-    pub async fn instance(&self, id: &str) -> Result<(Addresses, Vec<(String, String)>), ApiFault> {
+    pub async fn instance(&self, id: &str) -> Result<(Addresses, Vec<(String, String)>), Fault> {
         const ACTION: &str = "ec2:DescribeInstances";
         let text = self.call(ACTION, &[("Action", "DescribeInstances"), ("InstanceId.1", id)]).await?;
         let document = parse(ACTION, &text)?;
@@ -80,7 +80,7 @@ impl Client {
     ///
     /// # Errors
     /// When the call failed.
-    pub async fn interface(&self, id: &str) -> Result<Addresses, ApiFault> {
+    pub async fn interface(&self, id: &str) -> Result<Addresses, Fault> {
         const ACTION: &str = "ec2:DescribeNetworkInterfaces";
         let text = self.call(ACTION, &[("Action", "DescribeNetworkInterfaces"), ("NetworkInterfaceId.1", id)]).await?;
         let document = parse(ACTION, &text)?;
@@ -94,7 +94,7 @@ impl Client {
         Ok(Addresses { private: first("privateIpAddress"), public: first("publicIp") })
     }
 
-    async fn call(&self, action: &'static str, parameters: &[(&str, &str)]) -> Result<String, ApiFault> {
+    async fn call(&self, action: &'static str, parameters: &[(&str, &str)]) -> Result<String, Fault> {
         let failed = |message: String| fault(action, None, message);
         let body = url::form_urlencoded::Serializer::new(String::new())
             .extend_pairs(parameters)
@@ -140,12 +140,12 @@ impl Client {
     }
 }
 
-fn parse<'a>(action: &'static str, text: &'a str) -> Result<roxmltree::Document<'a>, ApiFault> {
+fn parse<'a>(action: &'static str, text: &'a str) -> Result<roxmltree::Document<'a>, Fault> {
     roxmltree::Document::parse(text).map_err(|error| fault(action, None, format!("not XML: {error}")))
 }
 
-fn fault(action: &'static str, code: Option<String>, message: String) -> ApiFault {
-    ApiFault { action, code, message }
+fn fault(action: &'static str, code: Option<String>, message: String) -> Fault {
+    Fault::from_aws(action, code, message)
 }
 
 trait AnyNamespace {

@@ -3,4 +3,4 @@
 pub mod settings;
 
 pub use config::*;
-pub use settings::{Queues, Settings};
+pub use settings::{QueueUrls, Settings};

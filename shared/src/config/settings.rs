@@ -5,7 +5,7 @@ use std::fmt;
 use aws_sdk_ssm::Client;
 
 use super::{Config, Document, from_documents, is_word};
-use crate::aws::ApiFault;
+use crate::fault::Fault;
 use crate::secret::{Environment, SecretStore};
 
 /// What a function is told by its environment, checked.
@@ -14,14 +14,14 @@ pub struct Settings {
     /// The configuration.
     pub config: Config,
     /// The queues.
-    pub queues: Queues,
+    pub queues: QueueUrls,
     /// What the names of our agents begin with.
     pub agent_name_prefix: String,
 }
 
 /// The URLs of the queues.
 #[derive(Debug, Clone, Default)]
-pub struct Queues {
+pub struct QueueUrls {
     /// `AgentRequest`s.
     pub requests: String,
     /// Requests that wait for room.
@@ -76,7 +76,7 @@ pub async fn load(environment: Environment, ssm: Client) -> Result<(Settings, Se
             String::new()
         }
     };
-    let queues = Queues {
+    let queues = QueueUrls {
         requests: queue("REQUESTS_QUEUE_URL"),
         waiting: queue("WAITING_QUEUE_URL"),
         undelivered: queue("UNDELIVERED_QUEUE_URL"),
@@ -145,7 +145,7 @@ async fn parameter(name: &str, ssm: &Client) -> Result<Vec<Document>, String> {
         .with_decryption(true)
         .send()
         .await
-        .map_err(|error| format!("cannot read {name}: {}", ApiFault::new("ssm:GetParameter", error)))?;
+        .map_err(|error| format!("cannot read {name}: {}", Fault::from_sdk("ssm:GetParameter", error)))?;
     let text = answer.parameter.and_then(|parameter| parameter.value);
     Ok(vec![Document::only(text.ok_or_else(|| format!("the SSM parameter {name} has no value"))?)])
 }
@@ -157,7 +157,7 @@ async fn parameters(path: &str, ssm: &Client) -> Result<Vec<Document>, String> {
     let mut documents = Vec::new();
     while let Some(page) = pages.next().await {
         let page =
-            page.map_err(|error| format!("cannot read {path}: {}", ApiFault::new("ssm:GetParametersByPath", error)))?;
+            page.map_err(|error| format!("cannot read {path}: {}", Fault::from_sdk("ssm:GetParametersByPath", error)))?;
         let found = page.parameters.unwrap_or_default().into_iter();
         documents.extend(found.filter_map(|one| Some(Document { source: one.name?, text: one.value? })));
     }

@@ -6,7 +6,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::nodes::encode;
-use super::{Call, Fault, Jenkins, is_refusal, not_jenkins, version};
+use super::{Call, Jenkins, is_refusal, not_jenkins, version};
+use crate::fault::Fault;
 
 /// Whom Jenkins takes us for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,7 +119,7 @@ impl Jenkins {
     async fn shows(&self, page: &str, what: &str) -> Option<Result<bool, Fault>> {
         match self.look(page).await {
             Ok(answer) => Some(Ok(answer.is_some_and(|answer| String::from_utf8_lossy(answer.body()).contains(what)))),
-            Err(Fault::Permanent(_)) => None,
+            Err(fault) if fault.is_final() => None,
             Err(fault) => Some(Err(fault)),
         }
     }
@@ -128,6 +129,7 @@ impl Jenkins {
 mod tests {
     use super::super::tests::{answer, scripted};
     use super::*;
+    use crate::fault::Kind;
 
     #[tokio::test]
     async fn jenkins_says_who_we_are() {
@@ -137,7 +139,8 @@ mod tests {
         let body = r#"{"anonymous": true, "authenticated": true, "name": "anonymous"}"#;
         assert!(!scripted(vec![answer(200, body)]).jenkins.who_am_i().await.expect("an answer").is_authenticated);
         let proxy = scripted(vec![answer(200, "<html>Welcome</html>")]).jenkins.who_am_i().await;
-        assert!(matches!(&proxy, Err(Fault::Refused(text)) if text.contains("jenkins.url")), "{proxy:?}");
+        let fault = proxy.expect_err("a proxy");
+        assert!(fault.kind == Kind::Setting && fault.message.contains("jenkins.url"), "{fault}");
     }
 
     fn granted(found: Vec<(&'static str, Result<bool, Fault>)>) -> Vec<(&'static str, bool)> {

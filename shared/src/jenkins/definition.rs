@@ -19,7 +19,7 @@ const GIVEN_KEY: &str = "hudson.plugins.sshslaves.verifiers.ManuallyProvidedKeyV
 /// The names are those of the data-bound constructor and setters of `hudson.slaves.DumbSlave`, `hudson.model.Slave`,
 /// `hudson.slaves.JNLPLauncher`, `hudson.slaves.EnvironmentVariablesNodeProperty` and the ssh-slaves plugin's
 /// `SSHLauncher`; `stapler-class` (older) and `$class` (newer) name the class of a part (`org.kohsuke.stapler.RequestImpl`).
-pub fn form(node: &Node) -> Value {
+pub(super) fn form(node: &Node) -> Value {
     let environment: Vec<_> = node.environment.iter().map(|(key, value)| json!({"key": key, "value": value})).collect();
     let mut properties = json!({"stapler-class-bag": "true"});
     if !environment.is_empty() {
@@ -77,7 +77,7 @@ fn verification_form(verification: &HostKeyVerification) -> Value {
 
 /// The node as Jenkins writes it to its `config.xml`, which `Jenkins.XSTREAM2` reads back: the names are those of the
 /// fields of the same classes. XML 1.1, as there: a text may hold control characters.
-pub fn xml(node: &Node) -> String {
+pub(super) fn xml(node: &Node) -> String {
     let launcher = match &node.launcher {
         // Without `workDirSettings`, `JNLPLauncher.readResolve` takes the node for one of before 2.73 and disables them.
         Launcher::Inbound => object(

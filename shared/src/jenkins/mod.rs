@@ -19,9 +19,10 @@ use url::Url;
 
 pub use access::WhoAmI;
 pub use nodes::{Created, Launcher, Node, NodeState};
-pub use webhook::Posted;
+pub use webhook::Receipt;
 
 use crate::config;
+use crate::fault::{Fault, Kind};
 use crate::http::{Http, HttpFault};
 use crate::origin::Origin;
 use crate::secret::SecretStore;
@@ -46,23 +47,9 @@ pub struct Jenkins {
     version: Mutex<Option<Version>>,
 }
 
-/// Why Jenkins did not do what it was asked.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
-    /// It may the next time.
-    #[error("Jenkins: {0}")]
-    Later(String),
-    /// It does not know or let us; the setting to mend is named. As if it were down.
-    #[error("Jenkins: {0}")]
-    Refused(String),
-    /// It never will.
-    #[error("Jenkins: {0}")]
-    Permanent(String),
-}
-
 impl From<HttpFault> for Fault {
     fn from(fault: HttpFault) -> Self {
-        Self::Later(fault.to_string())
+        Self::jenkins(Kind::Passing, fault.to_string())
     }
 }
 
@@ -153,8 +140,8 @@ impl Jenkins {
                 self.refusal(call, &answer)
             }
         };
-        tracing::error!("Jenkins: {text}");
-        Err(Fault::Refused(text))
+        tracing::error!(error = text, "Jenkins refuses us");
+        Err(Fault::jenkins(Kind::Setting, text))
     }
 
     /// What has to be mended after a 401 or 403.
@@ -173,7 +160,8 @@ impl Jenkins {
 
     /// One exchange, whatever is said, as long as it is Jenkins that says it and is not in trouble.
     async fn call_once(&self, call: Call<'_>) -> Result<http::Response<Bytes>, Fault> {
-        let broken = |error: &dyn Display| Fault::Permanent(format!("cannot ask for {}: {error}", call.action()));
+        let broken =
+            |error: &dyn Display| Fault::jenkins(Kind::Permanent, format!("cannot ask for {}: {error}", call.action()));
         let url = self.root.join(call.path).map_err(|error| broken(&error))?;
         let mut request = http::Request::builder()
             .method(call.method)
@@ -194,13 +182,19 @@ impl Jenkins {
         let answer = self.send(request, API_TIMEOUT).await?;
         let status = answer.status();
         if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
-            return Err(Fault::Later(format!("answered {status} to {}{}", call.action(), self.said(&answer))));
+            return Err(Fault::jenkins(
+                Kind::Passing,
+                format!("answered {status} to {}{}", call.action(), self.said(&answer)),
+            ));
         }
         match self.leads_away(&url, &answer) {
-            Some(to) => Err(Fault::Refused(format!(
-                "answered {status} to {} and leads to {to}: jenkins.url has to reach Jenkins itself, past any login page",
-                call.action()
-            ))),
+            Some(to) => Err(Fault::jenkins(
+                Kind::Setting,
+                format!(
+                    "answered {status} to {} and leads to {to}: jenkins.url has to reach Jenkins itself, past any login page",
+                    call.action()
+                ),
+            )),
             None => Ok(answer),
         }
     }
@@ -240,7 +234,10 @@ impl Jenkins {
 
     /// An answer that is neither success nor anything known.
     fn unexpected(&self, call: Call<'_>, answer: &http::Response<Bytes>) -> Fault {
-        Fault::Permanent(format!("answered {} to {}{}", answer.status(), call.action(), self.said(answer)))
+        Fault::jenkins(
+            Kind::Permanent,
+            format!("answered {} to {}{}", answer.status(), call.action(), self.said(answer)),
+        )
     }
 
     /// What an answer says in words, with a colon before it: the paragraph of an error page
@@ -288,7 +285,7 @@ fn permission_name(id: &str) -> String {
 
 /// A proxy's page, or something else that is not Jenkins: as good as no answer.
 fn not_jenkins(error: serde_json::Error) -> Fault {
-    Fault::Refused(format!("the answer is not that of a Jenkins ({error}): mend jenkins.url"))
+    Fault::jenkins(Kind::Setting, format!("the answer is not that of a Jenkins ({error}): mend jenkins.url"))
 }
 
 #[cfg(test)]
@@ -338,7 +335,7 @@ pub(crate) mod tests {
     async fn a_refusal_names_the_setting_after_the_secrets_were_read_again() {
         let scripted = scripted(vec![answer(401, ""), answer(401, "")]);
         let fault = scripted.jenkins.who_am_i().await.expect_err("401");
-        assert!(matches!(&fault, Fault::Refused(text) if text.contains("jenkins.apiToken")), "{fault}");
+        assert!(fault.kind == Kind::Setting && fault.message.contains("jenkins.apiToken"), "{fault}");
         let asked = scripted.asked.lock().expect("asked");
         assert_eq!(asked.len(), 2);
         assert_eq!(asked[0].uri(), "https://ci.example.com/jenkins/whoAmI/api/json");
@@ -370,7 +367,7 @@ pub(crate) mod tests {
             "https://ci.example.com/jenkins/securityRealm/commenceLogin",
         ] {
             let fault = scripted(vec![redirect(location)]).jenkins.delete_node("a").await.expect_err(location);
-            assert!(matches!(&fault, Fault::Refused(text) if text.contains("jenkins.url")), "{fault}");
+            assert!(fault.kind == Kind::Setting && fault.message.contains("jenkins.url"), "{fault}");
         }
         let own = "https://ci.example.com/jenkins/computer/";
         for location in ["..", ".", own, "http://ci.example.com/jenkins/computer/"] {
@@ -391,10 +388,11 @@ pub(crate) mod tests {
             ("", ""),
         ] {
             let fault = scripted(vec![answer(503, body)]).jenkins.nodes().await.expect_err("503");
-            let Fault::Later(text) = &fault else { panic!("{fault}") };
+            assert_eq!(fault.kind, Kind::Passing, "{fault}");
+            let text = &fault.message;
             assert_eq!(text, &format!("answered 503 Service Unavailable to computer/api/json{words}"));
         }
-        assert!(matches!(scripted(vec![]).jenkins.nodes().await, Err(Fault::Later(_))));
+        assert!(scripted(vec![]).jenkins.nodes().await.is_err_and(|fault| fault.kind == Kind::Passing));
     }
 
     #[test]

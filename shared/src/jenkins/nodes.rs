@@ -6,8 +6,9 @@ use http::StatusCode;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 
-use super::{Call, FORM, Fault, Jenkins, Version, definition, not_jenkins};
+use super::{Call, FORM, Jenkins, Version, definition, not_jenkins};
 use crate::config;
+use crate::fault::{Fault, Kind};
 use crate::secret::Secret;
 
 /// A node as Jenkins is to have it.
@@ -91,8 +92,8 @@ impl Jenkins {
         if self.takes_xml().await {
             match self.create_from_xml(node).await {
                 // A controller that does not take it after all is asked in the older way.
-                Err(Fault::Permanent(reason)) => {
-                    tracing::debug!(agent.name = node.name, error = reason, "not created from XML");
+                Err(fault) if fault.is_final() => {
+                    tracing::debug!(agent.name = node.name, error = %fault, "not created from XML");
                 }
                 result => return result,
             }
@@ -135,7 +136,10 @@ impl Jenkins {
             StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED if super::version(&answer).is_none() => {
                 let action = call.action();
                 let status = answer.status();
-                Err(Fault::Refused(format!("answered {status} to {action}, and not as Jenkins does: mend jenkins.url")))
+                Err(Fault::jenkins(
+                    Kind::Setting,
+                    format!("answered {status} to {action}, and not as Jenkins does: mend jenkins.url"),
+                ))
             }
             // In words it says so in many languages.
             StatusCode::BAD_REQUEST if self.node(&node.name).await?.is_some() => Ok(Created::Existed),
@@ -230,10 +234,11 @@ impl Jenkins {
         let call = Call::get(&path);
         let answer = self.call(call).await?;
         match answer.status() {
-            StatusCode::OK => first_argument(answer.body())
-                .ok_or_else(|| Fault::Permanent(format!("the answer to {} holds no secret", call.action()))),
+            StatusCode::OK => first_argument(answer.body()).ok_or_else(|| {
+                Fault::jenkins(Kind::Permanent, format!("the answer to {} holds no secret", call.action()))
+            }),
             // A node just made may not have its computer yet.
-            StatusCode::NOT_FOUND => Err(Fault::Later(format!("has no {} yet", call.action()))),
+            StatusCode::NOT_FOUND => Err(Fault::jenkins(Kind::Passing, format!("has no {} yet", call.action()))),
             _ => Err(self.unexpected(call, &answer)),
         }
     }
@@ -325,7 +330,7 @@ mod tests {
         let page = "<h1>Error</h1><p>‘<b>*</b>’ is an unsafe character</p>";
         let bad = scripted(vec![answer(200, "{}"), answer(400, page), answer(404, "")]);
         let fault = bad.jenkins.create_node(&node()).await.expect_err("400");
-        assert!(matches!(&fault, Fault::Permanent(text) if text.contains("‘*’ is an unsafe character")), "{fault}");
+        assert!(fault.kind == Kind::Permanent && fault.message.contains("‘*’ is an unsafe character"), "{fault}");
     }
 
     #[tokio::test]
@@ -333,7 +338,7 @@ mod tests {
         let after_version = |status| vec![answer(200, "{}"), answer(status, "")];
         for answers in [vec![], vec![answer(503, "")], after_version(500), after_version(429)] {
             let fault = scripted(answers).jenkins.create_node(&node()).await.expect_err("trouble");
-            assert!(matches!(fault, Fault::Later(_)), "{fault}");
+            assert_eq!(fault.kind, Kind::Passing, "{fault}");
         }
     }
 
@@ -398,7 +403,7 @@ mod tests {
         let asked =
             |status, body| async move { scripted(vec![answer(status, body)]).jenkins.inbound_secret("a").await };
         assert_eq!(asked(200, jnlp).await.expect("a secret").expose(), "5ecre7");
-        assert!(matches!(asked(404, "").await, Err(Fault::Later(_))));
-        assert!(matches!(asked(200, "<jnlp/>").await, Err(Fault::Permanent(_))));
+        assert!(asked(404, "").await.is_err_and(|fault| fault.kind == Kind::Passing));
+        assert!(asked(200, "<jnlp/>").await.is_err_and(|fault| fault.kind == Kind::Permanent));
     }
 }

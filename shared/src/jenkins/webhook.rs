@@ -10,48 +10,40 @@ use jiff::Timestamp;
 use sha2::Sha256;
 
 use super::{Jenkins, USER_AGENT, is_refusal};
+use crate::fault::{Fault, Kind};
 use crate::secret::{Secrets, SigningKey};
 
 /// A bound on one notice: longer than on an API call, since a controller under load takes seconds to let a pipeline go on.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What came of a notice.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Posted {
-    /// It arrived.
+/// What Jenkins makes of a notice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Receipt {
     Delivered,
     /// Nobody waits for it.
     Unwanted,
-    /// Jenkins could not take it now.
-    Later(String),
-    /// Jenkins does not let us; the setting to mend is named. As if it were down.
-    Refused(String),
-    /// It never will.
-    Rejected(String),
 }
 
 impl Jenkins {
     /// Posts a notice to a URL on Jenkins' origin; any other is never called.
-    pub async fn post(&self, url: &str, id: &str, body: Bytes, now: Timestamp) -> Posted {
-        let url = match self.origin.allows(url) {
-            Ok(url) => url,
-            Err(reason) => return Posted::Rejected(format!("the webhook's URL: {reason}")),
-        };
-        let answer = match self.post_once(url.as_str(), id, &body, now).await {
-            Ok(answer) if is_refusal(answer.status()) => {
-                // The secrets may have been renewed since they were read: they are read again, once.
-                if let Err(errors) = self.secrets.refresh().await {
-                    let text =
-                        format!("the webhook answered {}, and the secrets could not be read again", answer.status());
-                    let text = format!("{text}: {}", errors.join("; "));
-                    tracing::error!(notice.id = id, "{text}");
-                    return Posted::Refused(text);
-                }
-                self.post_once(url.as_str(), id, &body, now).await
+    ///
+    /// # Errors
+    /// When Jenkins did not take it.
+    pub async fn post(&self, url: &str, id: &str, body: Bytes, now: Timestamp) -> Result<Receipt, Fault> {
+        let refuse = |reason| Fault::jenkins(Kind::Permanent, format!("the webhook's URL: {reason}"));
+        let url = self.origin.allows(url).map_err(refuse)?;
+        let mut answer = self.post_once(url.as_str(), id, &body, now).await?;
+        if is_refusal(answer.status()) {
+            // The secrets may have been renewed since they were read: they are read again, once.
+            if let Err(errors) = self.secrets.refresh().await {
+                let text = format!("the webhook answered {}, and the secrets could not be read again", answer.status());
+                let text = format!("{text}: {}", errors.join("; "));
+                tracing::error!(notice.id = id, error = text, "notice not delivered yet");
+                return Err(Fault::jenkins(Kind::Setting, text));
             }
-            answer => answer,
-        };
-        answer.map_or_else(|posted| posted, |answer| self.judge(id, &answer))
+            answer = self.post_once(url.as_str(), id, &body, now).await?;
+        }
+        self.receipt(id, &answer)
     }
 
     async fn post_once(
@@ -60,30 +52,35 @@ impl Jenkins {
         id: &str,
         body: &Bytes,
         now: Timestamp,
-    ) -> Result<http::Response<Bytes>, Posted> {
+    ) -> Result<http::Response<Bytes>, Fault> {
         let request = request(url, id, body, now, &self.secrets.current()).map_err(|text| {
-            tracing::error!(notice.id = id, "{text}");
-            Posted::Later(text)
+            tracing::error!(notice.id = id, error = text, "notice not delivered yet");
+            Fault::jenkins(Kind::Setting, text)
         })?;
-        self.send(request, TIMEOUT).await.map_err(|error| Posted::Later(error.to_string()))
+        Ok(self.send(request, TIMEOUT).await?)
     }
 
-    /// What an answer means, with a log entry where somebody has to mend something.
-    fn judge(&self, id: &str, answer: &http::Response<Bytes>) -> Posted {
+    /// What an answer means, with a log entry where somebody has to change a setting.
+    fn receipt(&self, id: &str, answer: &http::Response<Bytes>) -> Result<Receipt, Fault> {
         let status = answer.status();
         let text = format!("the webhook answered {status}{}", self.said(answer));
-        let (posted, setting): (fn(String) -> Posted, _) = match status.as_u16() {
-            200 | 201 | 202 | 204 => return Posted::Delivered,
-            410 => return Posted::Unwanted,
-            404 if answer.headers().contains_key("x-jenkins") => return Posted::Unwanted,
-            429 | 500..=599 => return Posted::Later(text),
-            401 | 403 => (Posted::Refused, "mend jenkins.webhook.authorization"),
-            300..=399 => (Posted::Rejected, "redirects are never followed; mend jenkins.url, or the webhook's URL"),
-            _ => (Posted::Rejected, "mend jenkins.url, or the webhook's URL"),
-        };
-        let text = format!("{text}: {setting}");
-        tracing::error!(notice.id = id, "{text}");
-        posted(text)
+        match status.as_u16() {
+            200 | 201 | 202 | 204 => Ok(Receipt::Delivered),
+            410 => Ok(Receipt::Unwanted),
+            404 if answer.headers().contains_key("x-jenkins") => Ok(Receipt::Unwanted),
+            // Without that header it is a proxy's, before a Jenkins that is away.
+            404 | 429 | 500..=599 => Err(Fault::jenkins(Kind::Passing, text)),
+            401 | 403 => {
+                let text = format!("{text}: change jenkins.webhook.authorization");
+                tracing::error!(notice.id = id, error = text, "notice not delivered yet");
+                Err(Fault::jenkins(Kind::Setting, text))
+            }
+            300..=399 => {
+                let advice = "redirects are never followed; change jenkins.url, or the webhook's URL";
+                Err(Fault::jenkins(Kind::Permanent, format!("{text}: {advice}")))
+            }
+            _ => Err(Fault::jenkins(Kind::Permanent, format!("{text}: change jenkins.url, or the webhook's URL"))),
+        }
     }
 }
 
@@ -134,34 +131,35 @@ mod tests {
 
     const URL: &str = "https://ci.example.com/jenkins/webhook-step/6f0c";
 
-    async fn posted(answers: Vec<http::Response<&'static str>>) -> Posted {
+    async fn posted(answers: Vec<http::Response<&'static str>>) -> Result<Receipt, Fault> {
         scripted(answers).jenkins.post(URL, "msg_1", Bytes::from("{}"), Timestamp::UNIX_EPOCH).await
+    }
+
+    async fn kind(answers: Vec<http::Response<&'static str>>) -> Kind {
+        posted(answers).await.expect_err("a fault").kind
     }
 
     #[tokio::test]
     async fn answers_mean_what_the_contract_says() {
         for status in [200, 201, 202, 204] {
-            assert_eq!(posted(vec![answer(status, "")]).await, Posted::Delivered);
+            assert_eq!(posted(vec![answer(status, "")]).await, Ok(Receipt::Delivered));
         }
-        assert_eq!(posted(vec![answer(410, "")]).await, Posted::Unwanted);
-        assert_eq!(posted(vec![answer(404, "")]).await, Posted::Unwanted);
+        assert_eq!(posted(vec![answer(410, "")]).await, Ok(Receipt::Unwanted));
+        assert_eq!(posted(vec![answer(404, "")]).await, Ok(Receipt::Unwanted));
         let proxy = http::Response::builder().status(404).body("").expect("a response");
-        assert!(matches!(posted(vec![proxy]).await, Posted::Rejected(_)));
+        assert_eq!(kind(vec![proxy]).await, Kind::Passing);
         for status in [429, 500, 502, 503] {
-            assert!(matches!(posted(vec![answer(status, "")]).await, Posted::Later(_)), "{status}");
+            assert_eq!(kind(vec![answer(status, "")]).await, Kind::Passing, "{status}");
         }
         for status in [301, 302, 307, 400, 405, 413] {
-            assert!(matches!(posted(vec![answer(status, "")]).await, Posted::Rejected(_)), "{status}");
+            assert_eq!(kind(vec![answer(status, "")]).await, Kind::Permanent, "{status}");
         }
         for status in [401, 403] {
-            let refused = posted(vec![answer(status, ""), answer(status, "")]).await;
-            assert!(
-                matches!(&refused, Posted::Refused(text) if text.contains("jenkins.webhook.authorization")),
-                "{refused:?}"
-            );
-            assert_eq!(posted(vec![answer(status, ""), answer(202, "")]).await, Posted::Delivered);
+            let fault = posted(vec![answer(status, ""), answer(status, "")]).await.expect_err("refused");
+            assert!(fault.kind == Kind::Setting && fault.message.contains("jenkins.webhook.authorization"), "{fault}");
+            assert_eq!(posted(vec![answer(status, ""), answer(202, "")]).await, Ok(Receipt::Delivered));
         }
-        assert!(matches!(posted(vec![]).await, Posted::Later(_)));
+        assert_eq!(kind(vec![]).await, Kind::Passing);
     }
 
     #[tokio::test]
@@ -169,7 +167,7 @@ mod tests {
         let scripted = scripted(vec![]);
         let posted =
             scripted.jenkins.post("http://169.254.169.254/", "msg_1", Bytes::new(), Timestamp::UNIX_EPOCH).await;
-        assert!(matches!(posted, Posted::Rejected(_)));
+        assert!(posted.is_err_and(|fault| fault.is_final()));
         assert!(scripted.asked.lock().expect("asked").is_empty());
     }
 

@@ -1,17 +1,24 @@
 //! What a request comes to: pure, synchronous, time is an argument.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::time::Duration;
+pub mod agent;
+pub mod inquiry;
+pub mod limits;
+pub mod room;
+
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use shared::aws::ecs::{CONTROLLER_TAG, Launch, Task, Unfit};
-use shared::capacity::{Observed, Plan};
+use shared::agents::Subject;
+use shared::aws::ecs::{CONTROLLER_TAG, PlacementFailure};
+use shared::batch::Item;
 use shared::config::{Cloud, Config, Override, Size, Template, variables};
 use shared::label::LabelExpression;
 use shared::message::{AgentRequest, Build, Failure, FailureCode, MOST_AGENTS, Overrides, Record, RequestId, Salvage};
 use shared::name::{AgentName, digest};
 use shared::origin::Origin;
 use shared::wait::{self, Wait, WaitsFor};
+
+use crate::launch::Launch;
 
 /// A request that a template serves.
 #[derive(Debug, Clone)]
@@ -57,7 +64,7 @@ pub struct Refused {
     pub webhook_urls: Vec<String>,
 }
 
-/// What of a message there is besides its body.
+/// Message metadata: id, send time, wait.
 #[derive(Debug, Clone, Copy)]
 pub struct Envelope<'a> {
     /// SQS' id.
@@ -66,6 +73,12 @@ pub struct Envelope<'a> {
     pub sent_at: Option<Timestamp>,
     /// What the request has been through.
     pub wait: Option<&'a Wait>,
+}
+
+impl<'a> From<&'a Item> for Envelope<'a> {
+    fn from(item: &'a Item) -> Self {
+        Self { message_id: &item.id, sent_at: item.sent_at, wait: item.wait.as_ref() }
+    }
 }
 
 /// Reads a message and finds the template that serves it.
@@ -261,7 +274,6 @@ impl<'a> Order<'a> {
         tags.insert("jenkins-ecs-agents:template".into(), self.template.name.clone());
         tags.insert("jenkins-ecs-agents:request-id".into(), self.request_id.to_string());
         Launch {
-            cluster: &self.cloud.cluster,
             template: self.template,
             started_by: name.to_string(),
             client_token: digest(&[name.as_str(), &self.attempt().to_string()]),
@@ -280,14 +292,36 @@ impl<'a> Order<'a> {
         Size { cpu: self.overrides.cpu.unwrap_or(defined.cpu), memory: self.overrides.memory.unwrap_or(defined.memory) }
     }
 
-    /// What a request for such a template waits for when ECS says that there is no room.
-    pub fn waits_for(&self) -> WaitsFor {
-        if self.template.on_fargate() { WaitsFor::Fargate } else { WaitsFor::Instance }
+    /// Whether how many agents exist decides whether it may start some.
+    pub fn is_limited(&self) -> bool {
+        self.cloud.max_agents.or(self.template.max_agents).is_some() && self.expired.is_none()
     }
 
-    /// Whether nobody limits how many agents there are beside it.
-    pub fn is_unlimited(&self) -> bool {
-        self.cloud.max_agents.or(self.template.max_agents).is_none()
+    /// One of its agents, as a notice says who it is.
+    pub fn subject<'s>(&'s self, name: &'s AgentName) -> Subject<'s> {
+        Subject {
+            name,
+            template: Some(self.template),
+            request_id: Some(&self.request_id),
+            build: self.build.as_ref(),
+            requested_at: Some(self.requested_at),
+        }
+    }
+
+    /// An agent that ECS has no room for.
+    pub fn no_room(&self, index: u32, reason: String, failures: Vec<PlacementFailure>) -> Blocked {
+        let waits_for = if self.template.on_fargate() { WaitsFor::Fargate } else { WaitsFor::Instance };
+        Blocked { agents: vec![index], waits_for, reason, size: None, failures }
+    }
+
+    /// Agents that wait for the end of others.
+    pub fn over_limit(&self, agents: Vec<u32>) -> Blocked {
+        let limits = [
+            self.cloud.max_agents.map(|limit| format!("{limit} of cloud {}", self.cloud.name)),
+            self.template.max_agents.map(|limit| format!("{limit} of template {}", self.template.name)),
+        ];
+        let reason = format!("maxAgents ({}) are running", limits.into_iter().flatten().collect::<Vec<_>>().join(", "));
+        Blocked { agents, waits_for: WaitsFor::MaxAgents, reason, size: None, failures: Vec::new() }
     }
 
     /// Whether a group may be raised for it.
@@ -332,8 +366,8 @@ pub struct Blocked {
     pub reason: String,
     /// What one of them takes.
     pub size: Option<Size>,
-    /// Container instances that ECS named for another reason than CPU and memory.
-    pub unfit: Vec<Unfit>,
+    /// Why each container instance that was asked did not take it.
+    pub failures: Vec<PlacementFailure>,
 }
 
 /// When a request was asked for: when its first message was sent. None where that cannot be: SQS keeps a message for 14
@@ -344,142 +378,17 @@ pub fn asked_at(envelope: Envelope<'_>, now: Timestamp) -> Option<Timestamp> {
     asked.filter(|&asked| now.duration_since(asked) <= RETENTION)
 }
 
-/// Whether RunTask's answer shows a task of an earlier message, so that this one is an inquiry: it was sent when the
-/// task was there already. A message that comes back after a fault, or twice, was sent before, and its task is told of
-/// by its events.
-pub fn is_inquiry(task: &Task, asked: Option<Timestamp>) -> bool {
-    const SKEW: Duration = Duration::from_secs(1);
-    let has_begun = !matches!(task.last_status.as_str(), "" | "PROVISIONING" | "PENDING" | "ACTIVATING");
-    match (task.created_at, asked) {
-        // Two clocks may differ by so much; a task that runs already was not started by this call.
-        (Some(created), Some(asked)) => created + SKEW < asked || (has_begun && created <= asked),
-        _ => has_begun,
-    }
-}
-
-/// What an inquiry is told.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Answer<'a> {
-    /// The agent is ready: it is told again.
-    Ready(&'a Task),
-    /// The agent had ended when it was asked for; nothing is known of its task any more, perhaps.
-    Ended(Option<&'a Task>),
-    /// Its outcome is told after the question, as that of any agent.
-    Nothing,
-}
-
-/// Answers an inquiry from the tasks of the agent's name.
-pub fn answer(tasks: &[Task], asked: Option<Timestamp>) -> Answer<'_> {
-    let before = |time: Option<Timestamp>| match (time, asked) {
-        // SQS cuts its milliseconds.
-        (Some(time), Some(asked)) => time <= asked,
-        _ => true,
-    };
-    match tasks.iter().find(|task| !task.is_ending()) {
-        Some(task) if task.reported_ready() && before(task.reported_at()) => Answer::Ready(task),
-        Some(_) => Answer::Nothing,
-        None => match tasks.first() {
-            Some(task) if task.is_stopped() && before(task.stopped_at) => Answer::Ended(Some(task)),
-            Some(_) => Answer::Nothing,
-            None => Answer::Ended(None),
-        },
-    }
-}
-
-/// What the group's state adds to the reason of a wait.
-pub fn explain(reason: &str, order: &Order<'_>, observed: &Observed, plan: Plan) -> String {
-    let Some(group) = &observed.group else {
-        return match order.cloud.auto_scaling_group {
-            None => format!("{reason}; cloud {} has no autoScalingGroup that could be raised", order.cloud.name),
-            Some(_) => reason.to_owned(),
-        };
-    };
-    match plan {
-        Plan { at_maximum: true, .. } => {
-            format!("{reason}; group {} is at its maximum of {}", group.name, group.maximum)
-        }
-        Plan { raise_to: Some(target), .. } => {
-            format!("{reason}; group {} was raised from {} to {target}", group.name, group.desired)
-        }
-        Plan { .. } => format!("{reason}; group {} has a desired capacity of {}", group.name, group.desired),
-    }
-}
-
-/// Whether the depth of the waiting queue says how many agents wait for a group: not where several groups are waited for,
-/// nor where some may wait for the end of other agents instead. `existing` are the agents of the clouds that were counted.
-pub fn depth_tells(config: &Config, existing: &HashMap<usize, Existing>) -> bool {
-    let at_limit = |index: usize, cloud: &Cloud| {
-        let full = |limit: Option<u32>, count: fn(&Existing, &str) -> u32, name: &str| {
-            limit.is_some_and(|limit| existing.get(&index).is_none_or(|existing| count(existing, name) >= limit))
-        };
-        full(cloud.max_agents, |existing, _| existing.all, "")
-            || cloud.templates.iter().any(|template| full(template.max_agents, Existing::of, &template.name))
-    };
-    let groups = config.clouds.iter().filter(|cloud| cloud.auto_scaling_group.is_some()).count();
-    groups == 1 && !config.clouds.iter().enumerate().any(|(index, cloud)| at_limit(index, cloud))
-}
-
-/// What the waiting work of a cloud comes to: this batch's own agents, and as many more of their average size as wait
-/// already. SQS counts approximately, so the sweep makes up for what is missed here.
-pub fn demand(own: &[Size], waiting: u32) -> Vec<Size> {
-    let Some(count) = u32::try_from(own.len()).ok().filter(|&count| count > 0) else { return Vec::new() };
-    let average = |of: fn(&Size) -> u32| {
-        let sum: u64 = own.iter().map(|size| u64::from(of(size))).sum();
-        u32::try_from(sum / u64::from(count)).unwrap_or(u32::MAX)
-    };
-    let average = Size { cpu: average(|size| size.cpu), memory: average(|size| size.memory) };
-    own.iter().copied().chain((0..waiting).map(|_| average)).collect()
-}
-
-/// Which agents of a request may start while at most so many may exist. An agent that exists already may: its message
-/// is an inquiry.
-pub fn within_limits(order: &Order<'_>, names: &[AgentName], existing: &mut Existing) -> (Vec<u32>, Vec<u32>) {
-    order.agents.iter().copied().zip(names).fold((Vec::new(), Vec::new()), |(mut go, mut stay), (index, name)| {
-        let template = existing.of(&order.template.name);
-        let full = |limit: Option<u32>, count: u32| limit.is_some_and(|limit| count >= limit);
-        if existing.names.contains(name.as_str()) {
-            go.push(index);
-        } else if full(order.cloud.max_agents, existing.all) || full(order.template.max_agents, template) {
-            stay.push(index);
-        } else {
-            existing.add(name, &order.template.name);
-            go.push(index);
-        }
-        (go, stay)
-    })
-}
-
-/// The agents of a cloud that exist.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Existing {
-    /// Their names.
-    pub names: HashSet<String>,
-    /// How many.
-    pub all: u32,
-    /// How many of each template.
-    pub by_template: HashMap<String, u32>,
-}
-
-impl Existing {
-    /// How many there are of a template.
-    pub fn of(&self, template: &str) -> u32 {
-        self.by_template.get(template).copied().unwrap_or_default()
-    }
-
-    /// Counts one more.
-    pub fn add(&mut self, name: &AgentName, template: &str) {
-        if self.names.insert(name.to_string()) {
-            self.all += 1;
-            *self.by_template.entry(template.to_owned()).or_default() += 1;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use proptest::prelude::*;
+    use shared::aws::ecs::Task;
     use shared::config::from_yaml;
 
+    use super::inquiry::{Answer, answer, is_inquiry};
+    use super::limits::{Existing, Split, within};
+    use super::room::{demand, depth_tells};
     use super::*;
 
     const CONFIG: &str = "
@@ -561,7 +470,7 @@ clouds:
             waits_for: WaitsFor::Instance,
             reason: "RESOURCE:MEMORY".into(),
             size: None,
-            unfit: vec![],
+            failures: vec![],
         };
         let wait = admitted.next_wait(&blocked, at(1)).expect("it may wait");
         let again = admit(&config, &origin(&config), body, envelope(Some(&wait)), at(60)).expect("a request");
@@ -675,7 +584,7 @@ clouds:
             waits_for: WaitsFor::Instance,
             reason: "RESOURCE:CPU".into(),
             size: None,
-            unfit: vec![],
+            failures: vec![],
         };
         let wait = order.next_wait(&blocked, at(10)).expect("it waits");
         assert_eq!((wait.attempt, wait.since, wait.agents.as_slice()), (1, at(10), [1].as_slice()));
@@ -742,18 +651,21 @@ clouds:
         let config = config();
         let order =
             admitted(&config, r#"{"version": 1, "label": "maven", "requestId": "r-1", "count": 3}"#).expect("good");
-        let names: Vec<_> = (0..3).map(|index| order.name("ecs-", index)).collect();
+        let split = |placeable: &[u32], over_limit: &[u32]| Split {
+            placeable: placeable.to_vec(),
+            over_limit: over_limit.to_vec(),
+        };
         let mut none = Existing::default();
-        assert_eq!(within_limits(&order, &names, &mut none), (vec![0, 1], vec![2]));
+        assert_eq!(within(&order, "ecs-", &mut none), split(&[0, 1], &[2]));
         let mut first = Existing::default();
-        first.add(&names[0], "maven");
+        first.add(&order.name("ecs-", 0), "maven");
         first.add(&AgentName::new("ecs-", "any", "other", 0), "any");
-        assert_eq!(within_limits(&order, &names, &mut first), (vec![0, 1], vec![2]));
+        assert_eq!(within(&order, "ecs-", &mut first), split(&[0, 1], &[2]));
         let mut full = Existing::default();
         for index in 0..3 {
             full.add(&AgentName::new("ecs-", "any", "other", index), "any");
         }
-        assert_eq!(within_limits(&order, &names, &mut full), (vec![], vec![0, 1, 2]));
+        assert_eq!(within(&order, "ecs-", &mut full), split(&[], &[0, 1, 2]));
     }
 
     proptest! {

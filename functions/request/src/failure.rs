@@ -1,0 +1,140 @@
+//! Ends requests, or agents of theirs, that come to nothing: kept for people, told to whoever may be told.
+
+use futures::future::join_all;
+use shared::app::App;
+use shared::batch::Item;
+use shared::fault::Fault;
+use shared::message::{Failure, FailureCode, Notice, NoticeType};
+
+use crate::plan::{Order, Refused};
+
+/// Fails agents for a reason that no waiting helps; the message is kept for people.
+///
+/// # Errors
+/// When that could not be told or kept.
+pub(crate) async fn launch_failed(
+    app: &App,
+    item: &Item,
+    order: &Order<'_>,
+    agents: &[u32],
+    message: String,
+) -> Result<(), Fault> {
+    end(app, item, order, agents, Failure::new(FailureCode::LaunchFailed, message)).await
+}
+
+/// Fails agents. A message that asked for what can never work is kept for people; one whose time was up is not.
+///
+/// # Errors
+/// When that could not be told or kept.
+pub(crate) async fn end(
+    app: &App,
+    item: &Item,
+    order: &Order<'_>,
+    agents: &[u32],
+    failure: Failure,
+) -> Result<(), Fault> {
+    if failure.code != FailureCode::CapacityTimeout {
+        app.queues.reject(&item.body, &failure.message).await?;
+    }
+    tracing::error!(
+        request.id = order.request_id.as_str(),
+        code = failure.code.as_str(),
+        error = failure.message,
+        "no agent for the request"
+    );
+    let told = agents.iter().map(|&index| {
+        let name = order.name(&app.settings.agent_name_prefix, index);
+        let mut notice = order.subject(&name).notice(NoticeType::Failed, app.now());
+        notice.failure = Some(failure.clone());
+        let targets = app.notifier.everybody(order.webhook_url(index));
+        async move { app.notifier.notify_all(&notice, targets).await }
+    });
+    join_all(told).await.into_iter().collect()
+}
+
+/// Refuses a message that is no request that can be served.
+///
+/// # Errors
+/// When that could not be told or kept.
+pub(crate) async fn refuse(app: &App, item: &Item, refused: &Refused) -> Result<(), Fault> {
+    tracing::error!(
+        message.id = item.id,
+        request.id = refused.request_id.as_ref().map(|id| id.as_str()),
+        code = refused.failure.code.as_str(),
+        error = refused.failure.message,
+        "request refused"
+    );
+    let reason = format!("{}: {}", refused.failure.code.as_str(), refused.failure.message);
+    app.queues.reject(&item.body, &reason).await?;
+    let subject = refused.request_id.as_ref().map_or(item.id.as_str(), |id| id.as_str());
+    let notice = |index: usize| {
+        let mut notice = Notice::new(NoticeType::Failed, &format!("{subject}/{index}"), app.now());
+        notice.request_id = refused.request_id.clone();
+        notice.build = refused.build.clone();
+        notice.failure = Some(refused.failure.clone());
+        notice
+    };
+    // Of a request that was placed in part, only those agents that still wait have no outcome yet.
+    let waits =
+        |index: usize| item.wait.as_ref().is_none_or(|wait| wait.agents.iter().any(|&agent| agent as usize == index));
+    let urls = refused.webhook_urls.iter().map(|url| Some(url.as_str())).enumerate();
+    let mut urls: Vec<_> = urls.filter(|&(index, _)| waits(index)).collect();
+    if urls.is_empty() {
+        urls.push((0, None));
+    }
+    let told = urls.into_iter().map(|(index, url)| {
+        let (notice, targets) = (notice(index), app.notifier.everybody(url));
+        async move { app.notifier.notify_all(&notice, targets).await }
+    });
+    join_all(told).await.into_iter().collect()
+}
+
+/// What a record comes to that met a fault. A final one ends it. Any other brings it back, until one try before the last
+/// that the queue allows: should that one be cut short, the last gives up. In the dead letters, nobody would be told.
+///
+/// # Errors
+/// When the message has to come back.
+pub(crate) async fn give_up_or_retry(
+    app: &App,
+    item: &Item,
+    admitted: Result<&Order<'_>, &Box<Refused>>,
+    fault: Fault,
+) -> Result<(), Fault> {
+    let message = match fault.is_final() {
+        true => fault.to_string(),
+        false if item.receives < 2 => return Err(fault),
+        false => match app.memory.max_receives(&app.queues).await {
+            Ok(Some(most)) if item.receives >= most.saturating_sub(1).max(2) => {
+                format!("given up after {} tries: {fault}", item.receives)
+            }
+            _ => return Err(fault),
+        },
+    };
+    match admitted {
+        Ok(order) => {
+            let agents = without_task(app, order).await;
+            if agents.is_empty() {
+                tracing::error!(
+                    request.id = order.request_id.as_str(),
+                    error = message,
+                    "the request's agents are there; their events tell what becomes of them"
+                );
+                return Ok(());
+            }
+            launch_failed(app, item, order, &agents, message).await
+        }
+        Err(refused) => refuse(app, item, refused).await,
+    }
+}
+
+/// The agents of a request of which ECS knows no task: those that do have had, or will have, their outcome.
+async fn without_task(app: &App, order: &Order<'_>) -> Vec<u32> {
+    let cloud = app.clouds.at(order.cloud_index);
+    let known = order.agents.iter().map(|&index| async move {
+        let name = order.name(&app.settings.agent_name_prefix, index);
+        // What cannot be found out is told as failed: a build that hears nothing is worse.
+        let arns = cloud.cluster.tasks_named(name.as_str()).await.unwrap_or_default();
+        arns.is_empty().then_some(index)
+    });
+    join_all(known).await.into_iter().flatten().collect()
+}

@@ -1,0 +1,84 @@
+//! Answers a later copy of a request: what its agent has become is told again.
+
+use shared::agents;
+use shared::app::App;
+use shared::aws::ecs::Task;
+use shared::batch::Item;
+use shared::config::Connect;
+use shared::fault::Fault;
+use shared::message::{Failure, FailureCode, Notice, NoticeType};
+
+use crate::placing::Agent;
+use crate::plan;
+use crate::plan::inquiry::Answer;
+
+/// After so many receives, seconds apart, a task that ECS does not describe is gone.
+const SURE_AFTER: u32 = 3;
+
+/// Answers from the tasks of the agent's name.
+///
+/// # Errors
+/// When the message has to come back.
+pub(crate) async fn answer(app: &App, item: &Item, agent: Agent<'_>, arns: &[String]) -> Result<(), Fault> {
+    let tasks = agent.cloud.cluster.describe_tasks(arns).await?;
+    if tasks.is_empty() && item.receives < SURE_AFTER {
+        // ECS is eventually consistent: what another copy has just started may not be seen yet (API_RunTask).
+        return Err(Fault::passing("the request's task is not described yet"));
+    }
+    let notice = match plan::inquiry::answer(&tasks, plan::asked_at(item.into(), app.now())) {
+        Answer::Ready(task) => ready_again(app, agent, task).await?,
+        Answer::Ended(task) => {
+            app.notifier.delete_node(agent.name).await?;
+            Some(ended(app, agent, task))
+        }
+        Answer::Nothing => None,
+    };
+    if let Some(notice) = notice {
+        tracing::info!(
+            request.id = agent.order.request_id.as_str(),
+            agent.name = agent.name.as_str(),
+            notice.r#type = notice.kind.as_str(),
+            "answered an inquiry"
+        );
+        let targets = app.notifier.everybody(agent.order.webhook_url(agent.index));
+        app.notifier.notify_all(&notice, targets).await?;
+    }
+    Ok(())
+}
+
+async fn ready_again(app: &App, agent: Agent<'_>, task: &Task) -> Result<Option<Notice>, Fault> {
+    let order = agent.order;
+    let record = task.record().unwrap_or_else(|| order.record(agent.index, ""));
+    let endpoint = match order.template.connect {
+        Connect::Inbound => None,
+        Connect::Ssh => {
+            match agents::endpoint(&app.memory, agent.cloud, order.template, &record.container, task).await {
+                Ok(endpoint) => Some(endpoint),
+                Err(fault) if fault.is_final() => return Ok(None),
+                Err(fault) => return Err(fault),
+            }
+        }
+    };
+    let subject = agents::Subject::of_record(agent.name, Some(order.template), Some(&record));
+    Ok(Some(subject.ready(endpoint, task, app.now())))
+}
+
+fn ended(app: &App, agent: Agent<'_>, task: Option<&Task>) -> Notice {
+    let order = agent.order;
+    let mut notice = match task {
+        Some(task) => {
+            let record = task.record().unwrap_or_else(|| order.record(agent.index, ""));
+            let subject = agents::Subject::of_record(agent.name, Some(order.template), Some(&record));
+            subject.notice_of_task(NoticeType::Failed, task, app.now())
+        }
+        None => order.subject(agent.name).notice(NoticeType::Failed, app.now()),
+    };
+    let reason = task.and_then(|task| task.stopped_reason.as_deref()).unwrap_or("its task is gone");
+    let mut failure = Failure::new(
+        FailureCode::StartFailed,
+        format!("the agent of this request has ended already: {reason}; ask again under another requestId"),
+    );
+    failure.stop_code = task.and_then(|task| task.stop_code.clone());
+    notice.failure = Some(failure);
+    notice
+}

@@ -1,0 +1,127 @@
+//! One RunTask, written down.
+
+use std::collections::BTreeMap;
+
+use aws_sdk_ecs::error::BuildError;
+use aws_sdk_ecs::operation::run_task::RunTaskInput;
+use aws_sdk_ecs::operation::run_task::builders::RunTaskInputBuilder;
+use aws_sdk_ecs::types as sdk;
+use shared::config::{self, LaunchType, Template};
+
+/// One RunTask, decided.
+#[derive(Debug, Clone)]
+pub struct Launch<'a> {
+    /// Everything that does not differ from agent to agent.
+    pub template: &'a Template,
+    /// The agent's name.
+    pub started_by: String,
+    /// At most 64 characters.
+    pub client_token: String,
+    /// The agent's container.
+    pub container: String,
+    /// For the container, with the record.
+    pub environment: BTreeMap<String, String>,
+    /// For the task.
+    pub tags: BTreeMap<String, String>,
+    /// The task's CPU units, where they differ from the definition.
+    pub cpu: Option<u32>,
+    /// The task's MiB, where they differ from the definition.
+    pub memory: Option<u32>,
+    /// The container's command, where it differs.
+    pub command: Option<Vec<String>>,
+    /// The task's role, where it differs.
+    pub task_role: Option<String>,
+}
+
+/// Writes a launch down as RunTask takes it, but for the cluster.
+///
+/// # Errors
+/// When a required part is missing.
+pub fn input(launch: &Launch<'_>) -> Result<RunTaskInputBuilder, BuildError> {
+    let template = launch.template;
+    let container = sdk::ContainerOverride::builder()
+        .name(&launch.container)
+        .set_environment(Some(
+            launch
+                .environment
+                .iter()
+                .map(|(name, value)| sdk::KeyValuePair::builder().name(name).value(value).build())
+                .collect(),
+        ))
+        .set_command(launch.command.clone())
+        .build();
+    let overrides = sdk::TaskOverride::builder()
+        .container_overrides(container)
+        .set_cpu(launch.cpu.map(|cpu| cpu.to_string()))
+        .set_memory(launch.memory.map(|memory| memory.to_string()))
+        .set_task_role_arn(launch.task_role.clone())
+        .build();
+    let mut input = RunTaskInput::builder()
+        .task_definition(&template.task_definition)
+        .count(1)
+        .started_by(&launch.started_by)
+        .client_token(&launch.client_token)
+        .overrides(overrides)
+        // Only Fargate has platform versions; EC2 refuses the parameter (API_RunTask).
+        .set_platform_version(template.platform_version.clone().filter(|_| template.on_fargate()))
+        .set_tags(Some(tags(&launch.tags)));
+    if template.enable_execute_command {
+        input = input.enable_execute_command(true);
+    }
+    input = match &template.launch {
+        config::Launch::Type(kind) => input.set_launch_type(match kind {
+            LaunchType::Ec2 => Some(sdk::LaunchType::Ec2),
+            LaunchType::Fargate => Some(sdk::LaunchType::Fargate),
+            LaunchType::External => Some(sdk::LaunchType::External),
+            // Neither a launch type nor a strategy: the cluster's default strategy (API_RunTask).
+            LaunchType::Default => None,
+        }),
+        config::Launch::CapacityProviders(providers) => {
+            let strategy = providers.iter().map(|provider| {
+                sdk::CapacityProviderStrategyItem::builder()
+                    .capacity_provider(&provider.name)
+                    .weight(provider.weight)
+                    .base(provider.base)
+                    .build()
+            });
+            input.set_capacity_provider_strategy(Some(strategy.collect::<Result<_, _>>()?))
+        }
+    };
+    if let Some(network) = &template.network {
+        let public =
+            if network.assign_public_ip { sdk::AssignPublicIp::Enabled } else { sdk::AssignPublicIp::Disabled };
+        // An EC2 task may not even say `DISABLED` otherwise than by default; Fargate has to know (API_AwsVpcConfiguration).
+        let vpc = sdk::AwsVpcConfiguration::builder()
+            .set_subnets(Some(network.subnets.clone()))
+            .set_security_groups((!network.security_groups.is_empty()).then(|| network.security_groups.clone()))
+            .assign_public_ip(public)
+            .build()?;
+        input = input.network_configuration(sdk::NetworkConfiguration::builder().awsvpc_configuration(vpc).build());
+    }
+    for strategy in &template.placement_strategy {
+        use shared::config::PlacementStrategyType as Kind;
+        let kind = match strategy.kind {
+            Kind::Binpack => sdk::PlacementStrategyType::Binpack,
+            Kind::Spread => sdk::PlacementStrategyType::Spread,
+            Kind::Random => sdk::PlacementStrategyType::Random,
+        };
+        input = input.placement_strategy(
+            sdk::PlacementStrategy::builder().r#type(kind).set_field(strategy.field.clone()).build(),
+        );
+    }
+    for constraint in &template.placement_constraints {
+        use shared::config::PlacementConstraintType as Kind;
+        let kind = match constraint.kind {
+            Kind::DistinctInstance => sdk::PlacementConstraintType::DistinctInstance,
+            Kind::MemberOf => sdk::PlacementConstraintType::MemberOf,
+        };
+        input = input.placement_constraints(
+            sdk::PlacementConstraint::builder().r#type(kind).set_expression(constraint.expression.clone()).build(),
+        );
+    }
+    Ok(input)
+}
+
+fn tags(tags: &BTreeMap<String, String>) -> Vec<sdk::Tag> {
+    tags.iter().map(|(key, value)| sdk::Tag::builder().key(key).value(value).build()).collect()
+}

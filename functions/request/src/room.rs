@@ -1,0 +1,272 @@
+//! Room for what found none: observes each cloud once per batch, raises its group, and lets requests wait.
+
+use std::collections::{BTreeMap, HashMap};
+
+use futures::future::join_all;
+use shared::app::App;
+use shared::batch::{Invocation, Item, guarded};
+use shared::capacity::{Observed, Plan};
+use shared::cloud::Cloud;
+use shared::config::Size;
+use shared::fault::{Fault, Placement};
+use shared::message::{Failure, FailureCode, NoticeType};
+use shared::wait::{self, Waiting, WaitsFor};
+
+use crate::failure;
+use crate::placing::{self, Agent};
+use crate::plan::limits::Existing;
+use crate::plan::{Blocked, Order, room};
+
+/// Orders with those of their agents that found no room.
+type Needs<'a> = Vec<(&'a Order<'a>, &'a [Blocked])>;
+
+/// The clouds of a batch that had no room, after their groups were raised.
+pub(crate) struct Rooms(HashMap<usize, Result<Room, Fault>>);
+
+impl Rooms {
+    /// Observes and raises the group of each cloud, once per batch.
+    pub(crate) async fn make(
+        app: &App,
+        invocation: &Invocation,
+        needs: Needs<'_>,
+        counts: &HashMap<usize, Existing>,
+    ) -> Self {
+        let mut by_cloud: BTreeMap<usize, Needs<'_>> = BTreeMap::new();
+        for (order, blocked) in needs {
+            if blocked.iter().any(|blocked| blocked.waits_for == WaitsFor::Instance) {
+                by_cloud.entry(order.cloud_index).or_default().push((order, blocked));
+            }
+        }
+        let others = match by_cloud.values().flatten().any(|(order, _)| order.scales()) {
+            true => Others::ask(app, invocation, counts).await,
+            false => Others::default(),
+        };
+        let others = &others;
+        let rooms = by_cloud.into_iter().map(|(index, needs)| async move {
+            (index, guarded(invocation, Room::make(app, app.clouds.at(index), needs, others)).await)
+        });
+        Self(join_all(rooms).await.into_iter().collect())
+    }
+
+    fn of(&self, order: &Order<'_>) -> Result<&Room, Fault> {
+        match self.0.get(&order.cloud_index) {
+            Some(Ok(room)) => Ok(room),
+            Some(Err(fault)) => Err(fault.clone()),
+            None => Err(Fault::passing("the cloud was not observed")),
+        }
+    }
+}
+
+/// Who waits already, beside this batch.
+#[derive(Default)]
+struct Others {
+    /// As SQS counts, approximately.
+    depth: u32,
+    /// Each message, where the count alone does not say what it waits for.
+    known: Vec<Waiting>,
+}
+
+impl Others {
+    async fn ask(app: &App, invocation: &Invocation, counts: &HashMap<usize, Existing>) -> Self {
+        let asked = async {
+            if room::depth_tells(app.config(), counts) {
+                return Ok(Self { depth: app.queues.depth(&app.queues.urls.waiting).await?, known: Vec::new() });
+            }
+            let known = wait::look(&app.queues).await?;
+            wait::release(&app.queues, &known).await;
+            Ok(Self { depth: 0, known })
+        };
+        guarded(invocation, asked).await.unwrap_or_else(|fault| {
+            tracing::warn!(error = %fault, "who waits already is unknown; the sweep raises the group for them");
+            Self::default()
+        })
+    }
+}
+
+/// A cloud after its group was raised.
+struct Room {
+    observed: Observed,
+    plan: Plan,
+    /// Why the group could not be raised, where no waiting helps.
+    refused: Option<String>,
+    /// What a task of each template takes.
+    sizes: HashMap<String, Size>,
+}
+
+impl Room {
+    async fn make(app: &App, cloud: &Cloud, needs: Needs<'_>, others: &Others) -> Result<Self, Fault> {
+        let mut sizes = HashMap::new();
+        for (order, _) in &needs {
+            if !sizes.contains_key(&order.template.name) {
+                let definition = app.memory.task_definition(cloud, &order.template.task_definition).await?;
+                sizes.insert(order.template.name.clone(), definition.size);
+            }
+        }
+        let failures = needs.iter().flat_map(|(_, blocked)| placing::failures(blocked));
+        let mut room = Self {
+            observed: Observed {
+                group: None,
+                instances: cloud.cluster.instances().await?,
+                configured: cloud.config.instance_capacity,
+                unfit: failures
+                    .filter(|failure| failure.placement != Placement::Size)
+                    .filter_map(|failure| Some((failure.instance.clone()?, failure.placement == Placement::Slots)))
+                    .collect(),
+            },
+            plan: Plan::default(),
+            refused: None,
+            sizes,
+        };
+        room.raise(cloud, &needs, others).await?;
+        Ok(room)
+    }
+
+    /// Raises the group to what the waiting work needs. The group is read last, so that as little time as can be lies
+    /// between looking and raising: what another copy has raised meanwhile must not be lowered.
+    async fn raise(&mut self, cloud: &Cloud, needs: &Needs<'_>, others: &Others) -> Result<(), Fault> {
+        let Some(name) = &cloud.config.auto_scaling_group else { return Ok(()) };
+        match cloud.groups.describe(name).await {
+            Ok(Some(group)) => self.observed.group = Some(group),
+            Ok(None) => {
+                let cloud = cloud.name();
+                let text = format!("there is no Auto Scaling group {name}; change autoScalingGroup of cloud {cloud}");
+                self.refused = Some(text);
+            }
+            Err(fault) if fault.is_final() => self.refused = Some(fault.to_string()),
+            Err(fault) => return Err(fault),
+        }
+        // Each agent counts once, however many copies of its request are here.
+        let mut agents = wait::demand(&cloud.config, others.known.iter());
+        for (order, blocked) in needs.iter().filter(|(order, _)| order.scales()) {
+            let size = self.size(order);
+            let waits = |blocked: &&Blocked| {
+                blocked.waits_for == WaitsFor::Instance
+                    && room::unsuitable(&self.observed, order.cloud, &blocked.failures).is_none()
+            };
+            for blocked in blocked.iter().filter(waits) {
+                agents.extend(blocked.agents.iter().map(|&index| ((order.request_id.as_str(), index), size)));
+            }
+        }
+        agents.retain(|_, size| self.observed.too_large(*size).is_none());
+        let agents: Vec<Size> = agents.into_values().collect();
+        self.plan = self.observed.plan(&room::demand(&agents, others.depth));
+        let (Some(target), Some(group)) = (self.plan.raise_to, &self.observed.group) else { return Ok(()) };
+        match cloud.groups.set_desired(&group.name, target).await {
+            Ok(()) => tracing::info!(
+                cloud = cloud.name(),
+                group = group.name,
+                desired_before = group.desired,
+                desired = target,
+                maximum = group.maximum,
+                agents = agents.len(),
+                waiting = others.depth,
+                "group raised"
+            ),
+            Err(fault) if fault.is_final() => self.refused = Some(fault.to_string()),
+            Err(fault) => return Err(fault),
+        }
+        Ok(())
+    }
+
+    fn size(&self, order: &Order<'_>) -> Size {
+        order.size(self.sizes.get(&order.template.name).copied().unwrap_or_default())
+    }
+
+    /// Why no waiting helps an agent that ECS had no room for.
+    fn refusal(&self, order: &Order<'_>, blocked: &Blocked) -> Option<String> {
+        let size = self.size(order);
+        if let Some(reason) = room::unsuitable(&self.observed, order.cloud, &blocked.failures) {
+            return Some(reason);
+        }
+        if let Some(largest) = self.observed.too_large(size).filter(|_| !order.template.is_external()) {
+            let text =
+                format!("the task takes {size}, and the largest instance has {largest}: no instance will ever hold it");
+            return Some(text);
+        }
+        self.refused.clone().filter(|_| order.scales())
+    }
+}
+
+/// Moves what is blocked to the waiting queue, or fails it where waiting cannot help. Once the request is safe in its
+/// queue, nothing may bring it back.
+///
+/// # Errors
+/// When the message has to come back.
+pub(crate) async fn wait(
+    app: &App,
+    item: &Item,
+    order: &Order<'_>,
+    blocked: Vec<Blocked>,
+    rooms: &Rooms,
+) -> Result<(), Fault> {
+    let mut waiting = Vec::new();
+    for mut blocked in room::merge(blocked) {
+        if blocked.waits_for == WaitsFor::Instance {
+            let room = rooms.of(order)?;
+            if let Some(refusal) = room.refusal(order, &blocked) {
+                failure::launch_failed(app, item, order, &blocked.agents, refusal).await?;
+                continue;
+            }
+            blocked.size = Some(room.size(order));
+            blocked.reason = room::explain(&blocked.reason, order, &room.observed, room.plan);
+        }
+        match order.next_wait(&blocked, app.now()) {
+            Err(failure) => expire(app, item, order, &blocked.agents, failure).await?,
+            Ok(wait) => {
+                app.memory.remember_wait(order.request_id.as_str(), app.now());
+                wait::hand_over(&app.queues, &item.body, &wait).await?;
+                tracing::info!(
+                    request.id = order.request_id.as_str(),
+                    agents = ?wait.agents,
+                    attempt = wait.attempt,
+                    reason = wait.reason,
+                    "request waits"
+                );
+                waiting.extend(wait.agents);
+            }
+        }
+    }
+    if order.wait.is_none()
+        && let Err(fault) = notify_waiting(app, order, waiting).await
+    {
+        tracing::warn!(request.id = order.request_id.as_str(), error = %fault, "nobody heard that it waits");
+    }
+    Ok(())
+}
+
+/// Fails agents whose time is up; those that exist all the same are reported as they are.
+async fn expire(app: &App, item: &Item, order: &Order<'_>, agents: &[u32], failure: Failure) -> Result<(), Fault> {
+    debug_assert_eq!(failure.code, FailureCode::CapacityTimeout);
+    let cloud = app.clouds.at(order.cloud_index);
+    let mut never_started = Vec::new();
+    for &index in agents {
+        let name = order.name(&app.settings.agent_name_prefix, index);
+        match cloud.cluster.tasks_named(name.as_str()).await {
+            Ok(arns) if arns.is_empty() => never_started.push(index),
+            Ok(arns) => {
+                let agent = Agent { order, index, name: &name, cloud };
+                crate::inquiry::answer(app, item, agent, &arns).await?;
+            }
+            Err(fault) if fault.is_final() => never_started.push(index),
+            Err(fault) => return Err(fault),
+        }
+    }
+    match never_started.is_empty() {
+        true => Ok(()),
+        false => failure::end(app, item, order, &never_started, failure).await,
+    }
+}
+
+/// Tells everybody but the request's own webhook, which takes one outcome.
+async fn notify_waiting(app: &App, order: &Order<'_>, agents: Vec<u32>) -> Result<(), Fault> {
+    let listeners = &app.notifier.listeners();
+    if listeners.is_empty() {
+        return Ok(());
+    }
+    let told = agents.into_iter().map(|index| async move {
+        let name = order.name(&app.settings.agent_name_prefix, index);
+        let notice = order.subject(&name).notice(NoticeType::Waiting, app.now());
+        app.notifier.notify_all(&notice, listeners.clone()).await
+    });
+    join_all(told).await.into_iter().collect()
+}

@@ -1,0 +1,109 @@
+//! What a completion comes to.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use shared::arn::{self, ClusterArn, TaskArn};
+use shared::config::Cloud;
+use shared::config::duration::elapsed;
+use shared::message::BuildCompleted;
+use shared::stop::{Cause, Stop};
+
+/// Why a task is stopped when its build is over.
+pub fn completed(completion: &BuildCompleted) -> Stop {
+    let build = completion.build.as_ref().map_or_else(
+        || {
+            completion
+                .request_id
+                .as_ref()
+                .map_or_else(|| "its build".to_owned(), |id| format!("the build of request {id}"))
+        },
+        |build| format!("build {build}"),
+    );
+    let result = completion.result.as_deref().map(|result| format!(": {result}")).unwrap_or_default();
+    Stop::new(Cause::Completed, format!("{build} is over{result}"))
+}
+
+/// Where the task of an ARN may be stopped.
+///
+/// # Errors
+/// When it is no task of a configured cluster: what is wrong with the ARN.
+pub fn place(arn: &str, clouds: &[Cloud], accounts: &[BTreeSet<String>]) -> Result<usize, String> {
+    let TaskArn { cluster, .. } = TaskArn::parse(arn)
+        .ok_or_else(|| format!("taskArn: {arn:?} is not arn:aws:ecs:REGION:ACCOUNT:task/CLUSTER/ID"))?;
+    let mut named = clouds.iter().zip(accounts).enumerate().filter(|(_, (cloud, _))| cluster.is_of(cloud)).peekable();
+    if named.peek().is_none() {
+        return Err(format!("taskArn: cluster {} in {} is not configured", cluster.name, cluster.region));
+    }
+    named
+        .find(|(_, (_, accounts))| accounts.is_empty() || accounts.contains(cluster.account))
+        .map(|(index, _)| index)
+        .ok_or_else(|| format!("taskArn: account {} is not ours", cluster.account))
+}
+
+/// The accounts that a cloud's tasks can be in, as far as that is known without asking: that of its cluster's ARN or its
+/// role, else ours.
+pub fn accounts(cloud: &Cloud, function_arn: &str, queue_url: &str, source_arn: &str) -> BTreeSet<String> {
+    let found = match (ClusterArn::parse(&cloud.cluster), &cloud.assume_role_arn) {
+        (Some(cluster), _) => vec![Some(cluster.account)],
+        (None, Some(role)) => vec![arn::account(role)],
+        (None, None) => {
+            let of_queue = queue_url.rsplit('/').nth(1);
+            vec![arn::account(function_arn), arn::account(source_arn), of_queue]
+        }
+    };
+    found.into_iter().flatten().filter(|account| arn::is_account(account)).map(str::to_owned).collect()
+}
+
+/// How long a completion of which ECS knows nothing may still be early: as long as its request could be placed, a day
+/// at most.
+pub fn may_still_be_placed(clouds: &[Cloud], sent_at: Timestamp, now: Timestamp) -> bool {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    let longest = clouds
+        .iter()
+        .map(|cloud| cloud.instance_launch_timeout.0.map_or(DAY, |limit| limit.min(DAY)))
+        .max()
+        .unwrap_or(DAY);
+    elapsed(sent_at, now) < longest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::tests::config;
+
+    #[test]
+    fn only_tasks_of_our_clusters_and_accounts_are_stopped() {
+        let config = config();
+        let function = "arn:aws:lambda:eu-west-1:111111111111:function:teardown";
+        let queue = "https://sqs.eu-west-1.amazonaws.com/111111111111/completions";
+        let accounts: Vec<_> = config.clouds.iter().map(|cloud| accounts(cloud, function, queue, "")).collect();
+        for (arn, cloud) in [
+            ("arn:aws:ecs:eu-west-1:111111111111:task/ci/0123", Some(0)),
+            ("arn:aws:ecs:us-east-1:222222222222:task/default/0123", Some(1)),
+            ("arn:aws:ecs:us-east-1:111111111111:task/default/0123", None),
+            ("arn:aws:ecs:eu-west-1:333333333333:task/ci/0123", None),
+            ("arn:aws:ecs:eu-west-2:111111111111:task/ci/0123", None),
+            ("arn:aws:ecs:eu-west-1:111111111111:task/default/0123", None),
+            ("arn:aws:ecs:eu-west-1:111111111111:task/0123", None),
+            ("arn:aws:ecs:eu-west-1:111111111111:task/ci/0123/4", None),
+            ("arn:aws:ecs:eu-west-1:111111111111:service/ci/0123", None),
+            ("arn:aws:s3:::ci", None),
+            ("0123", None),
+            ("", None),
+        ] {
+            assert_eq!(place(arn, &config.clouds, &accounts).ok(), cloud, "{arn}");
+        }
+    }
+
+    #[test]
+    fn the_reason_names_the_build() {
+        let of = |json: &str| completed(&BuildCompleted::parse(json).expect(json)).to_string();
+        assert_eq!(
+            of(r#"{"version": 1, "taskArn": "x", "build": {"job": "app/main", "number": 42}, "result": "SUCCESS"}"#),
+            "COMPLETED: build app/main #42 is over: SUCCESS"
+        );
+        assert_eq!(of(r#"{"version": 1, "requestId": "r-1"}"#), "COMPLETED: the build of request r-1 is over");
+    }
+}

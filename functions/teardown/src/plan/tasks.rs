@@ -1,0 +1,278 @@
+//! What the sweep does about tasks.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use shared::aws::ecs::{IDLE_SINCE_TAG, KEEP_TAG, Task, TaskStatus};
+use shared::config::duration::elapsed;
+use shared::config::{Limit, Template};
+use shared::jenkins::NodeState;
+use shared::stop::{Cause, Stop};
+
+/// What the sweep does about one task.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TaskStep {
+    /// It is as it is to be.
+    Leave,
+    /// It ends here.
+    Stop(Stop),
+    /// It runs and nobody was told.
+    Report,
+    /// The same, and it should have been ready long ago: it ends, for a reason to be added, if it is not ready now or
+    /// Jenkins refuses it.
+    ReportOrStop(Stop),
+    /// A build runs on it, and nobody recorded that it was told.
+    AtWork,
+    /// It has nothing to do, from now on.
+    MarkIdle(Idle),
+    /// It has something to do again.
+    MarkBusy,
+}
+
+/// What Jenkins says of an agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seen<'a> {
+    /// Nothing: it has no nodes of ours, or does not let us see them.
+    Unknown,
+    /// Nothing: it could not be asked.
+    Away,
+    /// There is no such node.
+    Missing,
+    /// There is.
+    Node(&'a NodeState),
+}
+
+/// Decides what becomes of a task that ECS wants to run. Without a template, the defaults of one hold.
+pub fn task_step(task: &Task, template: Option<&Template>, seen: Seen<'_>, now: Timestamp) -> TaskStep {
+    if task.tags.contains_key(KEEP_TAG) || task.is_ending() {
+        return TaskStep::Leave;
+    }
+    let start = template.map_or(Limit::minutes(15), |template| template.container_start_timeout);
+    let lifetime = template.map_or(Limit::minutes(24 * 60), |template| template.max_lifetime);
+    let Some(created) = task.created_at else { return TaskStep::Leave };
+    let ready = task.reported();
+    // Jenkins took the notice and its answer got lost: the build is at work.
+    let is_busy = matches!(seen, Seen::Node(node) if node.idle == Some(false));
+    if !ready && is_busy && !lifetime.is_over(created, now) {
+        return TaskStep::AtWork;
+    }
+    let runs = task.last_status == TaskStatus::Running;
+    // While Jenkins is away, it is Jenkins that is not ready; but nothing outlives its lifetime.
+    let waits = runs && (seen == Seen::Away || lifetime.is_over(created, now));
+    if !ready && start.is_over(created, now) && !waits {
+        let overdue = |why: &str| Stop::new(Cause::StartTimeout, format!("not ready within {start}{why}"));
+        return match runs {
+            true => TaskStep::ReportOrStop(overdue("")),
+            false => TaskStep::Stop(overdue(&format!(": the task is {}", task.last_status))),
+        };
+    }
+    if lifetime.is_over(created, now) {
+        let mut stop = Stop::new(Cause::LifetimeExceeded, format!("the agent is older than {lifetime}"));
+        stop.before_ready = !ready && !is_busy;
+        return TaskStep::Stop(stop);
+    }
+    if !ready {
+        // Its event is late or lost; half a minute is more than EventBridge takes.
+        let started = task.started_at.filter(|_| runs && seen != Seen::Away);
+        return match started {
+            Some(started) if elapsed(started, now) >= Duration::from_secs(30) => TaskStep::Report,
+            _ => TaskStep::Leave,
+        };
+    }
+    idle_step(task, template, seen, now)
+}
+
+fn idle_step(task: &Task, template: Option<&Template>, seen: Seen<'_>, now: Timestamp) -> TaskStep {
+    let (state, limit, text) = match seen {
+        Seen::Unknown | Seen::Away => return TaskStep::Leave,
+        // Seen twice a minute apart: Jenkins may be about to create it.
+        Seen::Missing => (Some(Idle::Missing), TWO_SWEEPS, "Jenkins no longer has its node".to_owned()),
+        Seen::Node(node) => {
+            let limit = template.and_then(|template| template.idle_timeout).unwrap_or(Limit::minutes(10));
+            let state = if node.offline { "offline" } else { "idle" };
+            ((node.idle == Some(true)).then_some(Idle::Idle), limit, format!("{state} in Jenkins for {limit}"))
+        }
+    };
+    let tag = task.tags.get(IDLE_SINCE_TAG);
+    let since = tag.and_then(|tag| Idle::parse(tag)).filter(|(tagged, _)| Some(*tagged) == state);
+    match (state, since) {
+        (None, _) if tag.is_some() => TaskStep::MarkBusy,
+        (None, _) => TaskStep::Leave,
+        (Some(state), None) => TaskStep::MarkIdle(state),
+        (Some(_), Some((_, since))) if limit.is_over(since, now) => TaskStep::Stop(Stop::new(Cause::Idle, text)),
+        (Some(_), Some(_)) => TaskStep::Leave,
+    }
+}
+
+/// What lies between two sweeps, a little less than their minute.
+const TWO_SWEEPS: Limit = Limit(Some(Duration::from_secs(55)));
+
+/// Why an agent has nothing to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Idle {
+    /// Nothing runs on its node.
+    Idle,
+    /// It has none.
+    Missing,
+}
+
+impl Idle {
+    const MISSING: &str = "missing ";
+
+    /// The value of a task's tag [`IDLE_SINCE_TAG`].
+    pub fn tag(self, since: Timestamp) -> String {
+        match self {
+            Self::Idle => since.to_string(),
+            Self::Missing => format!("{}{since}", Self::MISSING),
+        }
+    }
+
+    fn parse(tag: &str) -> Option<(Self, Timestamp)> {
+        match tag.strip_prefix(Self::MISSING) {
+            Some(since) => Some((Self::Missing, since.parse().ok()?)),
+            None => Some((Self::Idle, tag.parse().ok()?)),
+        }
+    }
+}
+
+/// The younger of two tasks that have one name.
+pub fn duplicates<'a>(tasks: impl Iterator<Item = &'a Task>) -> Vec<(&'a Task, Stop)> {
+    let mut by_name: HashMap<&str, Vec<&Task>> = HashMap::new();
+    for task in tasks.filter(|task| !task.is_ending()) {
+        by_name.entry(task.started_by.as_deref().unwrap_or_default()).or_default().push(task);
+    }
+    let mut found: Vec<(&Task, Stop)> = by_name
+        .into_values()
+        .flat_map(|mut tasks| {
+            tasks.sort_by_key(|task| (task.created_at, task.arn.clone()));
+            let eldest = tasks.first().map(|task| task.arn.clone()).unwrap_or_default();
+            tasks
+                .into_iter()
+                .skip(1)
+                .map(move |task| (task, Stop::new(Cause::Duplicate, format!("{eldest} has the same name"))))
+        })
+        .collect();
+    found.sort_by(|a, b| a.0.arn.cmp(&b.0.arn));
+    found
+}
+
+/// For so long after its end, the sweep tells of a task of which nobody recorded that it was told. Not for the hour that
+/// ECS shows it: ECS takes no tag of a stopped task, so that each process of ours tells it once again.
+const TELL_ENDS_FOR: Duration = Duration::from_secs(600);
+
+/// Whether that time is nearly over, and what could not be told has to be kept elsewhere.
+pub fn is_last_sight(task: &Task, now: Timestamp) -> bool {
+    task.stopped_at.is_some_and(|stopped| elapsed(stopped, now) >= TELL_ENDS_FOR - Duration::from_secs(60))
+}
+
+/// Whether a stopped task has to be reported by the sweep: nobody did, and its event had time to come.
+pub fn is_unreported_end(task: &Task, now: Timestamp) -> bool {
+    let Some(stopped) = task.stopped_at else { return false };
+    let age = elapsed(stopped, now);
+    let ended_as_told =
+        Stop::parse(task.stopped_reason.as_deref().unwrap_or_default()).is_some_and(|stop| !stop.before_ready);
+    !task.reported() && !ended_as_told && (Duration::from_secs(60)..TELL_ENDS_FOR).contains(&age)
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::aws::ecs::REPORTED_TAG;
+
+    use super::*;
+    use crate::plan::tests::{at, config};
+
+    fn task(reported: bool, tags: &[(&str, &str)]) -> Task {
+        let mut task = Task {
+            last_status: "RUNNING".into(),
+            desired_status: "RUNNING".into(),
+            created_at: Some(at(0)),
+            started_at: Some(at(10)),
+            ..Task::default()
+        };
+        task.tags.extend(tags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+        if reported {
+            task.tags.insert(REPORTED_TAG.into(), "ready x".into());
+        }
+        task
+    }
+
+    #[test]
+    fn what_is_overdue_or_unwanted_is_stopped_and_nothing_on_a_guess() {
+        let config = config();
+        let template = config.clouds[0].templates.first();
+        let idle = NodeState { idle: Some(true), ..NodeState::default() };
+        let busy = NodeState { idle: Some(false), ..NodeState::default() };
+        let since = |seconds: i64| at(seconds).to_string();
+        let cause = |step: &TaskStep| match step {
+            TaskStep::Stop(stop) | TaskStep::ReportOrStop(stop) => Some(stop.cause),
+            _ => None,
+        };
+        let step = |task: &Task, seen: Seen<'_>, now: i64| task_step(task, template, seen, at(now));
+        assert_eq!(step(&task(false, &[]), Seen::Unknown, 39), TaskStep::Leave);
+        assert_eq!(step(&task(false, &[]), Seen::Unknown, 40), TaskStep::Report);
+        assert_eq!(cause(&step(&task(false, &[]), Seen::Unknown, 300)), Some(Cause::StartTimeout));
+        for age in [75, 300, 7199] {
+            assert_eq!(step(&task(false, &[]), Seen::Away, age), TaskStep::Leave, "it waits for Jenkins");
+        }
+        assert_eq!(cause(&step(&task(false, &[]), Seen::Away, 7200)), Some(Cause::LifetimeExceeded));
+        let pending = Task { last_status: "PENDING".into(), ..task(false, &[]) };
+        let TaskStep::Stop(stop) = step(&pending, Seen::Away, 300) else { panic!("it waits for nobody") };
+        assert_eq!(stop.to_string(), "START_TIMEOUT before ready: not ready within 5m: the task is PENDING");
+        assert_eq!(step(&task(false, &[]), Seen::Node(&busy), 300), TaskStep::AtWork, "a build is at work there");
+        let TaskStep::Stop(stop) = step(&task(false, &[]), Seen::Node(&busy), 7200) else { panic!("it is too old") };
+        assert!(!stop.before_ready, "it was ready for its build");
+        assert_eq!(step(&task(false, &[(KEEP_TAG, "")]), Seen::Unknown, 300_000), TaskStep::Leave);
+        assert_eq!(step(&task(true, &[]), Seen::Unknown, 300), TaskStep::Leave);
+        assert_eq!(cause(&step(&task(true, &[]), Seen::Node(&busy), 7200)), Some(Cause::LifetimeExceeded));
+        assert_eq!(step(&task(true, &[]), Seen::Node(&busy), 7199), TaskStep::Leave);
+        assert_eq!(step(&task(true, &[]), Seen::Node(&idle), 400), TaskStep::MarkIdle(Idle::Idle));
+        let marked = task(true, &[(IDLE_SINCE_TAG, &since(400))]);
+        assert_eq!(step(&marked, Seen::Node(&idle), 999), TaskStep::Leave);
+        assert_eq!(cause(&step(&marked, Seen::Node(&idle), 1000)), Some(Cause::Idle));
+        assert_eq!(step(&marked, Seen::Node(&busy), 1000), TaskStep::MarkBusy);
+        assert_eq!(step(&marked, Seen::Away, 5000), TaskStep::Leave, "Jenkins could not be asked");
+        assert_eq!(step(&task(true, &[]), Seen::Missing, 460), TaskStep::MarkIdle(Idle::Missing));
+        assert_eq!(step(&marked, Seen::Missing, 900), TaskStep::MarkIdle(Idle::Missing), "idle until now, not missing");
+        let missing = task(true, &[(IDLE_SINCE_TAG, &Idle::Missing.tag(at(400)))]);
+        assert_eq!(step(&missing, Seen::Missing, 454), TaskStep::Leave);
+        assert_eq!(cause(&step(&missing, Seen::Missing, 455)), Some(Cause::Idle), "seen twice a minute apart");
+        assert_eq!(step(&missing, Seen::Node(&idle), 5000), TaskStep::MarkIdle(Idle::Idle));
+        assert_eq!(step(&missing, Seen::Node(&busy), 5000), TaskStep::MarkBusy);
+        let mut ending = task(true, &[]);
+        ending.desired_status = "STOPPED".into();
+        assert_eq!(step(&ending, Seen::Node(&idle), 300_000), TaskStep::Leave);
+    }
+
+    #[test]
+    fn the_younger_of_two_is_stopped() {
+        let named = |arn: &str, created: i64| {
+            let mut task = task(true, &[]);
+            task.arn = arn.into();
+            task.started_by = Some("ecs-maven-0a1b2c3d4e5f".into());
+            task.created_at = Some(at(created));
+            task
+        };
+        let tasks = [named("b", 5), named("a", 9), named("c", 1)];
+        let found: Vec<_> = duplicates(tasks.iter()).into_iter().map(|(task, _)| task.arn.as_str()).collect();
+        assert_eq!(found, ["a", "b"]);
+    }
+
+    #[test]
+    fn an_end_without_an_outcome_is_told_once_its_event_had_time() {
+        let ended = |reason: &str, stopped: i64, reported: bool| {
+            let mut task = task(reported, &[]);
+            task.last_status = "STOPPED".into();
+            task.stopped_reason = Some(reason.into());
+            task.stopped_at = Some(at(stopped));
+            is_unreported_end(&task, at(1000))
+        };
+        assert!(ended("Essential container in task exited", 930, false));
+        assert!(ended("START_TIMEOUT before ready: x", 930, false));
+        assert!(!ended("Essential container in task exited", 950, false), "its event may be on its way");
+        assert!(ended("Essential container in task exited", 401, false));
+        assert!(!ended("Essential container in task exited", 400, false), "told long ago");
+        assert!(!ended("Essential container in task exited", 930, true));
+        assert!(!ended("COMPLETED: build a #1 is over", 930, false));
+    }
+}

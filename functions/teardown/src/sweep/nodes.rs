@@ -1,0 +1,108 @@
+//! Nodes: what Jenkins says of them, and those whose task is gone.
+
+use std::collections::{BTreeMap, HashSet};
+
+use jiff::Timestamp;
+use shared::agents;
+use shared::app::App;
+use shared::arn::cluster_name;
+use shared::aws::ecs::{DesiredStatus, TaskFilter};
+use shared::batch::{Invocation, guarded};
+use shared::cloud::Cloud;
+use shared::fault::{Fault, Kind};
+use shared::jenkins::NodeState;
+use shared::name::AgentName;
+
+use super::each;
+use crate::plan::nodes::{self as plan, NodeStep};
+use crate::plan::tasks::Seen;
+
+/// What Jenkins says of its nodes.
+pub(super) enum Nodes {
+    Known(BTreeMap<String, NodeState>),
+    /// It has none of ours, or does not let us see them.
+    Unknown,
+    /// It could not be asked.
+    Away,
+}
+
+impl Nodes {
+    pub(super) async fn ask(app: &App, invocation: &Invocation) -> Self {
+        if !app.jenkins.registers_nodes() {
+            return Self::Unknown;
+        }
+        match guarded(invocation, app.jenkins.nodes()).await {
+            Ok(nodes) => Self::Known(nodes.into_iter().map(|node| (node.name.clone(), node)).collect()),
+            Err(fault) if fault.kind == Kind::Setting || fault.is_final() => {
+                tracing::error!(error = %fault, "no agent is called idle");
+                Self::Unknown
+            }
+            Err(fault) => {
+                tracing::warn!(error = %fault, "Jenkins could not be asked; no agent is called idle");
+                Self::Away
+            }
+        }
+    }
+
+    pub(super) fn seen(&self, name: &AgentName) -> Seen<'_> {
+        match self {
+            Self::Known(nodes) => nodes.get(name.as_str()).map_or(Seen::Missing, Seen::Node),
+            Self::Unknown => Seen::Unknown,
+            Self::Away => Seen::Away,
+        }
+    }
+}
+
+/// Deletes our nodes whose task is gone; those that came back are let in again.
+pub(super) async fn sweep<'a>(
+    app: &App,
+    invocation: &Invocation,
+    nodes: impl Iterator<Item = &'a NodeState>,
+    running: &HashSet<AgentName>,
+    now: Timestamp,
+) {
+    let ours: Vec<_> = nodes
+        .filter_map(|node| {
+            let name = app.agent_name(&node.name)?;
+            let is_known = app.clouds.iter().any(|cloud| cloud.template(app.template_name(&name)).is_some());
+            (is_known && !is_elsewhere(app, node)).then_some((node, name))
+        })
+        .collect();
+    each(invocation, &ours, |(node, name)| step(app, node, name, running.contains(name), now)).await;
+}
+
+async fn step(app: &App, node: &NodeState, name: &AgentName, is_alive: bool, now: Timestamp) -> Result<(), Fault> {
+    let jenkins = &app.jenkins;
+    match plan::node_step(node, now) {
+        NodeStep::Mark if is_alive => Ok(()),
+        _ if is_alive => jenkins.set_online(name.as_str()).await.map(drop),
+        NodeStep::Wait => Ok(()),
+        // An inbound agent's node is there before its task, which may have come since the tasks were listed.
+        NodeStep::Mark if runs(app, name).await? => Ok(()),
+        NodeStep::Delete if runs(app, name).await? => jenkins.set_online(name.as_str()).await.map(drop),
+        NodeStep::Mark => jenkins.set_offline(name.as_str(), &plan::orphan_message(now)).await.map(drop),
+        NodeStep::Delete => {
+            tracing::info!(agent.name = name.as_str(), "node deleted: its task is gone");
+            jenkins.delete_node(name.as_str()).await.map(drop)
+        }
+    }
+}
+
+/// Whether a task of this name runs, asked just now.
+async fn runs(app: &App, name: &AgentName) -> Result<bool, Fault> {
+    for cloud in app.clouds.iter().filter(|cloud| cloud.template(app.template_name(name)).is_some()) {
+        let filter = TaskFilter::StartedBy(name.as_str());
+        if !cloud.cluster.list_tasks(filter, DesiredStatus::Running).await?.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether a node says that it is of a cluster that is not ours: another stack's, with the same prefix.
+fn is_elsewhere(app: &App, node: &NodeState) -> bool {
+    node.description.as_deref().and_then(agents::described_cluster).is_some_and(|(name, region)| {
+        let is_here = |cloud: &Cloud| cloud.config.region == region && cluster_name(&cloud.config.cluster) == name;
+        app.clouds.iter().all(|cloud| !is_here(cloud))
+    })
+}

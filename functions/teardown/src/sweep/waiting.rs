@@ -1,0 +1,134 @@
+//! Requests that wait: carries out [`crate::plan::waiting`].
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::{Mutex, PoisonError};
+
+use jiff::Timestamp;
+use shared::agents::Subject;
+use shared::app::App;
+use shared::batch::{Invocation, guarded};
+use shared::capacity::Observed;
+use shared::cloud::Cloud;
+use shared::fault::Fault;
+use shared::message::{AgentRequest, Failure, NoticeType};
+use shared::name::AgentName;
+use shared::notifier::Target;
+use shared::wait::{self, Wait, Waiting, WaitsFor};
+
+use super::{each, log};
+use crate::plan::waiting::{self as plan, AgentCounts, MessageStep, Raise};
+
+/// Fails what has waited too long, sends back what has room, raises the groups for the rest. Answers the clouds whose
+/// instances are needed.
+pub(super) async fn sweep(app: &App, invocation: &Invocation, agents: AgentCounts, now: Timestamp) -> BTreeSet<usize> {
+    let messages = match guarded(invocation, wait::look(&app.queues)).await {
+        Ok(messages) => messages,
+        Err(fault) => {
+            tracing::warn!(error = %fault, "the waiting queue could not be read");
+            // Nothing is given back while something may wait.
+            return app.clouds.iter().map(|cloud| cloud.index).collect();
+        }
+    };
+    let observed = observe_all(app, invocation, &messages).await;
+    let plan = plan::waiting(&app.config().clouds, &messages, observed, agents, now);
+    for raise in &plan.raises {
+        if let Err(fault) = guarded(invocation, carry_out(app, raise)).await {
+            log(&fault, app.clouds.at(raise.cloud).name(), "the group is raised by the next sweep");
+        }
+    }
+    let (mut kept, mut woken, mut late) = (Vec::new(), Vec::new(), Vec::new());
+    for (message, step) in messages.into_iter().zip(plan.steps) {
+        match step {
+            MessageStep::Keep => kept.push(message),
+            MessageStep::Wake => woken.push(message),
+            MessageStep::Fail(failure) => late.push((message, failure)),
+        }
+    }
+    wait::release(&app.queues, &kept).await;
+    each(invocation, &woken, |message| wait::wake(&app.queues, message)).await;
+    let told = Told::default();
+    each(invocation, &late, |(message, failure)| fail(app, message, failure, &told)).await;
+    plan.needed
+}
+
+/// The clouds in which something waits for an instance, as they stand; without those that could not be asked.
+async fn observe_all(app: &App, invocation: &Invocation, messages: &[Waiting]) -> BTreeMap<usize, Observed> {
+    let waits = |cloud: &Cloud| {
+        let waits = |wait: &Wait| wait.waits_for == WaitsFor::Instance && wait.cloud == cloud.name();
+        messages.iter().filter_map(|message| message.wait.as_ref()).any(waits)
+    };
+    let mut all = BTreeMap::new();
+    for cloud in app.clouds.iter().filter(|cloud| waits(cloud)) {
+        match guarded(invocation, observe(cloud)).await {
+            Ok(observed) => drop(all.insert(cloud.index, observed)),
+            Err(fault) => log(&fault, cloud.name(), "the cloud could not be observed; what waits there waits on"),
+        }
+    }
+    all
+}
+
+async fn observe(cloud: &Cloud) -> Result<Observed, Fault> {
+    let instances = cloud.cluster.instances().await?;
+    // Last, as in `request`: what another has raised meanwhile must not be lowered.
+    let group = match &cloud.config.auto_scaling_group {
+        Some(name) => cloud.groups.describe(name).await?,
+        None => None,
+    };
+    Ok(Observed { group, instances, configured: cloud.config.instance_capacity, ..Observed::default() })
+}
+
+async fn carry_out(app: &App, raise: &Raise) -> Result<(), Fault> {
+    let cloud = app.clouds.at(raise.cloud);
+    cloud.groups.set_desired(&raise.group, raise.desired).await?;
+    tracing::info!(
+        cloud = cloud.name(),
+        group = raise.group,
+        desired_before = raise.desired_before,
+        desired = raise.desired,
+        waiting = raise.agents,
+        "group raised by the sweep"
+    );
+    Ok(())
+}
+
+/// What this sweep has told, and whom: copies of a request are told once.
+type Told = Mutex<HashSet<(String, Target)>>;
+
+/// Tells the build of a request that has waited too long.
+async fn fail(app: &App, message: &Waiting, failure: &Failure, told: &Told) -> Result<(), Fault> {
+    let Some(wait) = &message.wait else { return Ok(()) };
+    let request = AgentRequest::parse(&message.body).ok();
+    let cloud = app.clouds.named(&wait.cloud);
+    for &index in &wait.agents {
+        let name = AgentName::new(&app.settings.agent_name_prefix, &wait.template, wait.request_id.as_str(), index);
+        // A copy of the request may have found room.
+        if let Some(cloud) = cloud
+            && !cloud.cluster.tasks_named(name.as_str()).await?.is_empty()
+        {
+            continue;
+        }
+        let subject = Subject {
+            name: &name,
+            template: cloud.and_then(|cloud| cloud.template(&wait.template)),
+            request_id: Some(&wait.request_id),
+            build: request.as_ref().and_then(|request| request.build.as_ref()),
+            requested_at: Some(wait.requested_at),
+        };
+        let mut notice = subject.notice(NoticeType::Failed, app.now());
+        notice.failure = Some(failure.clone());
+        let url = request.as_ref().and_then(|request| request.webhook_urls.get(index as usize));
+        let mut targets = app.notifier.everybody(url.map(String::as_str));
+        {
+            let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+            targets.retain(|target| told.insert((notice.id.clone(), target.clone())));
+        }
+        app.notifier.notify_all(&notice, targets).await?;
+    }
+    tracing::error!(
+        request.id = wait.request_id.as_str(),
+        code = failure.code.as_str(),
+        error = failure.message,
+        "no agent for the request"
+    );
+    wait::forget(&app.queues, message).await
+}

@@ -1,0 +1,101 @@
+//! Task definitions.
+
+use aws_sdk_ecs::types as sdk;
+
+use super::Cluster;
+use crate::config::Size;
+use crate::fault::Fault;
+
+/// What of a task definition matters here.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TaskDefinition {
+    /// Its full ARN.
+    pub arn: String,
+    /// `ACTIVE`, `INACTIVE`.
+    pub status: String,
+    /// `bridge`, `host`, `awsvpc`, `none`; Linux' default is bridge.
+    pub network_mode: String,
+    /// Launch types that it fits.
+    pub compatibilities: Vec<String>,
+    /// What a task of it takes: the task's own size or the sum of its containers'.
+    pub size: Size,
+    /// Its containers.
+    pub containers: Vec<ContainerDefinition>,
+}
+
+/// What of a container definition matters here.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ContainerDefinition {
+    /// Its name.
+    pub name: String,
+    /// Whether the task ends with it.
+    pub essential: bool,
+    /// Whether ECS watches its health.
+    pub health_check: bool,
+    /// Container ports that are mapped.
+    pub ports: Vec<i32>,
+}
+
+impl TaskDefinition {
+    /// The agent's container where the template names none: the only essential one.
+    ///
+    /// # Errors
+    /// When there are several or none.
+    pub fn only_essential(&self) -> Result<&str, String> {
+        let mut essential = self.containers.iter().filter(|container| container.essential);
+        match (essential.next(), essential.next()) {
+            (Some(container), None) => Ok(&container.name),
+            _ => Err(format!(
+                "task definition {} has not exactly one essential container ({}); say which is the agent's with `container`",
+                self.arn,
+                self.containers.iter().map(|container| container.name.as_str()).collect::<Vec<_>>().join(", ")
+            )),
+        }
+    }
+}
+
+impl Cluster {
+    /// DescribeTaskDefinition, by family, `family:revision` or ARN.
+    ///
+    /// # Errors
+    /// When the call failed.
+    pub async fn describe_task_definition(&self, name: &str) -> Result<TaskDefinition, Fault> {
+        const ACTION: &str = "ecs:DescribeTaskDefinition";
+        let call = self.client.describe_task_definition().task_definition(name);
+        let answer = call.send().await.map_err(|error| Fault::from_sdk(ACTION, error))?;
+        let missing = || Fault::from_aws(ACTION, None, format!("no task definition in the answer for {name}"));
+        answer.task_definition.map(Into::into).ok_or_else(missing)
+    }
+}
+
+impl From<sdk::TaskDefinition> for TaskDefinition {
+    fn from(definition: sdk::TaskDefinition) -> Self {
+        let number = |text: Option<&str>| text.and_then(|text| text.parse::<u32>().ok()).filter(|&number| number > 0);
+        let containers = definition.container_definitions();
+        let sum = |of: fn(&sdk::ContainerDefinition) -> i32| {
+            u32::try_from(containers.iter().map(of).sum::<i32>()).unwrap_or_default()
+        };
+        Self {
+            size: Size {
+                cpu: number(definition.cpu()).unwrap_or_else(|| sum(|container| container.cpu)),
+                memory: number(definition.memory()).unwrap_or_else(|| {
+                    // An instance reserves the hard limit, or the soft one where there is one (API_ContainerDefinition).
+                    sum(|container| container.memory_reservation.or(container.memory).unwrap_or_default())
+                }),
+            },
+            network_mode: definition.network_mode().map_or("bridge", |mode| mode.as_str()).to_owned(),
+            status: definition.status().map_or("ACTIVE", |status| status.as_str()).to_owned(),
+            compatibilities: definition.compatibilities().iter().map(|launch| launch.as_str().to_owned()).collect(),
+            containers: containers
+                .iter()
+                .map(|container| ContainerDefinition {
+                    name: container.name().unwrap_or_default().to_owned(),
+                    essential: container.essential().unwrap_or(true),
+                    health_check: container.health_check().is_some(),
+                    ports: container.port_mappings().iter().filter_map(|mapping| mapping.container_port()).collect(),
+                })
+                .collect(),
+            arn: definition.task_definition_arn.unwrap_or_default(),
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Container instances.
+
+use std::collections::BTreeMap;
+
+use aws_sdk_ecs::types as sdk;
+use jiff::Timestamp;
+
+use super::{Cluster, timestamp};
+use crate::aws::open_enum::open_enum;
+use crate::config::Size;
+use crate::fault::Fault;
+
+open_enum!(
+    /// The status of a container instance (API_ContainerInstance).
+    InstanceStatus {
+        Active = "ACTIVE",
+        Draining = "DRAINING",
+        Registering = "REGISTERING",
+        Deregistering = "DEREGISTERING",
+        RegistrationFailed = "REGISTRATION_FAILED",
+        Inactive = "INACTIVE",
+    }
+);
+
+/// A container instance.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Instance {
+    /// Its ARN.
+    pub arn: String,
+    /// Its id in EC2.
+    pub ec2_id: Option<String>,
+    pub status: InstanceStatus,
+    /// Whether its container agent talks to ECS.
+    pub connected: bool,
+    /// What no task has reserved.
+    pub free: Size,
+    /// What it registered with.
+    pub total: Size,
+    /// Tasks on it, running or coming.
+    pub tasks: u32,
+    /// When it registered.
+    pub registered_at: Option<Timestamp>,
+    /// Its tags.
+    pub tags: BTreeMap<String, String>,
+}
+
+impl Instance {
+    /// Whether ECS would place a task on it.
+    pub fn takes_tasks(&self) -> bool {
+        self.status == InstanceStatus::Active && self.connected
+    }
+
+    /// Whether it is registered from outside AWS: it takes tasks of launch type EXTERNAL, and no others
+    /// (ECS developer guide, "Amazon ECS clusters for external instances"; their ids begin with `mi-`).
+    pub fn is_external(&self) -> bool {
+        self.ec2_id.as_deref().is_some_and(|id| id.starts_with("mi-"))
+    }
+}
+
+/// The CPU and memory among a container instance's resources.
+fn size_of(resources: &[sdk::Resource]) -> Size {
+    let amount = |name: &str| {
+        resources
+            .iter()
+            .find(|resource| resource.name() == Some(name))
+            .map_or(0, |resource| u32::try_from(resource.integer_value()).unwrap_or_default())
+    };
+    Size { cpu: amount("CPU"), memory: amount("MEMORY") }
+}
+
+impl From<sdk::ContainerInstance> for Instance {
+    fn from(instance: sdk::ContainerInstance) -> Self {
+        Self {
+            free: size_of(instance.remaining_resources()),
+            total: size_of(instance.registered_resources()),
+            tasks: u32::try_from(instance.running_tasks_count + instance.pending_tasks_count).unwrap_or_default(),
+            connected: instance.agent_connected,
+            status: instance.status.unwrap_or_default().into(),
+            registered_at: timestamp(instance.registered_at),
+            tags: super::tags(instance.tags),
+            ec2_id: instance.ec2_instance_id,
+            arn: instance.container_instance_arn.unwrap_or_default(),
+        }
+    }
+}
+
+impl Cluster {
+    /// All container instances, all pages.
+    ///
+    /// # Errors
+    /// When a call failed.
+    pub async fn instances(&self) -> Result<Vec<Instance>, Fault> {
+        let mut arns = Vec::new();
+        let mut next = None;
+        loop {
+            let call = self.client.list_container_instances().cluster(&self.name).set_next_token(next);
+            let answer = call.send().await.map_err(|error| Fault::from_sdk("ecs:ListContainerInstances", error))?;
+            arns.extend(answer.container_instance_arns.unwrap_or_default());
+            next = answer.next_token.filter(|token| !token.is_empty());
+            if next.is_none() {
+                break;
+            }
+        }
+        self.describe_instances(&arns).await
+    }
+
+    /// DescribeContainerInstances with tags.
+    ///
+    /// # Errors
+    /// When a call failed.
+    pub async fn describe_instances(&self, arns: &[String]) -> Result<Vec<Instance>, Fault> {
+        let mut instances = Vec::with_capacity(arns.len());
+        // 100 container instances at most (API_DescribeContainerInstances).
+        for arns in arns.chunks(100) {
+            let call = self.client.describe_container_instances().cluster(&self.name);
+            let call = call.include(sdk::ContainerInstanceField::Tags).set_container_instances(Some(arns.to_vec()));
+            let answer = call.send().await.map_err(|error| Fault::from_sdk("ecs:DescribeContainerInstances", error))?;
+            instances.extend(answer.container_instances.unwrap_or_default().into_iter().map(Instance::from));
+        }
+        Ok(instances)
+    }
+
+    /// Drains a container instance (no new tasks) or lets it take tasks again.
+    ///
+    /// # Errors
+    /// When the call failed.
+    pub async fn set_instance_status(&self, arn: &str, status: InstanceStatus) -> Result<(), Fault> {
+        let call = self.client.update_container_instances_state().cluster(&self.name).container_instances(arn);
+        let answer = call.status(status.as_str().into()).send().await;
+        answer.map(drop).map_err(|error| Fault::from_sdk("ecs:UpdateContainerInstancesState", error))
+    }
+}

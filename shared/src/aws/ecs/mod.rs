@@ -1,0 +1,88 @@
+//! Amazon ECS: tasks, task definitions, container instances of one cluster.
+
+mod definition;
+mod instance;
+mod run_task;
+mod task;
+
+use std::collections::BTreeMap;
+
+use aws_sdk_ecs::Client;
+use aws_sdk_ecs::types as sdk;
+use jiff::Timestamp;
+
+pub use definition::{ContainerDefinition, TaskDefinition};
+pub use instance::{Instance, InstanceStatus};
+pub use run_task::{PlacementFailure, RunTaskOutcome};
+pub use task::{
+    Attachment, Container, ContainerOverride, DesiredStatus, HealthStatus, NetworkBinding, NetworkInterface, Overrides,
+    Pair, Task, TaskFilter, TaskStatus,
+};
+
+use crate::fault::Fault;
+
+/// The tag that says whose a task is.
+pub const CONTROLLER_TAG: &str = "jenkins-ecs-agents:controller";
+/// The tag that says that, when and how a task's outcome was told: `ready 2026-11-24T18:00:41Z`.
+pub const REPORTED_TAG: &str = "jenkins-ecs-agents:reported";
+/// The tag that keeps the sweep away from a task or an instance.
+pub const KEEP_TAG: &str = "jenkins-ecs-agents:keep";
+/// The tag that says since when an agent or an instance has had nothing to do.
+pub const IDLE_SINCE_TAG: &str = "jenkins-ecs-agents:idle-since";
+
+/// A cluster and the client that reaches it.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    client: Client,
+    /// Name or ARN, as configured.
+    name: String,
+}
+
+impl Cluster {
+    pub fn new(client: Client, name: impl Into<String>) -> Self {
+        Self { client, name: name.into() }
+    }
+
+    /// Name or ARN, as configured.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The status of the cluster; none if there is no such cluster.
+    ///
+    /// # Errors
+    /// When the call failed.
+    pub async fn status(&self) -> Result<Option<String>, Fault> {
+        let call = self.client.describe_clusters().clusters(&self.name);
+        let answer = call.send().await.map_err(|error| Fault::from_sdk("ecs:DescribeClusters", error))?;
+        Ok(answer.clusters.unwrap_or_default().into_iter().find_map(|cluster| cluster.status))
+    }
+
+    /// Sets a tag of a task or a container instance.
+    ///
+    /// # Errors
+    /// When the call failed, as it does on a stopped task.
+    pub async fn tag(&self, arn: &str, key: &str, value: &str) -> Result<(), Fault> {
+        let tag = sdk::Tag::builder().key(key).value(value).build();
+        let call = self.client.tag_resource().resource_arn(arn).tags(tag);
+        call.send().await.map(drop).map_err(|error| Fault::from_sdk("ecs:TagResource", error))
+    }
+
+    /// Removes a tag of a task or a container instance.
+    ///
+    /// # Errors
+    /// When the call failed.
+    pub async fn untag(&self, arn: &str, key: &str) -> Result<(), Fault> {
+        let call = self.client.untag_resource().resource_arn(arn).tag_keys(key);
+        call.send().await.map(drop).map_err(|error| Fault::from_sdk("ecs:UntagResource", error))
+    }
+}
+
+fn timestamp(time: Option<aws_smithy_types::DateTime>) -> Option<Timestamp> {
+    let time = time?;
+    Timestamp::new(time.secs(), i32::try_from(time.subsec_nanos()).unwrap_or_default()).ok()
+}
+
+fn tags(tags: Option<Vec<sdk::Tag>>) -> BTreeMap<String, String> {
+    tags.unwrap_or_default().into_iter().filter_map(|tag| Some((tag.key?, tag.value.unwrap_or_default()))).collect()
+}

@@ -1,0 +1,109 @@
+//! The clouds of the configuration, with the clients that reach them.
+
+use std::collections::HashSet;
+
+use aws_config::sts::AssumeRoleProvider;
+use aws_config::{Region, SdkConfig};
+use aws_credential_types::provider::SharedCredentialsProvider;
+
+use crate::arn::{ClusterArn, TaskArn};
+use crate::aws::autoscaling::Groups;
+use crate::aws::ec2;
+use crate::aws::ecs::Cluster;
+use crate::config::{self, Template};
+use crate::http::Http;
+
+/// A cluster of the configuration, its Auto Scaling group and its templates.
+#[derive(Debug)]
+pub struct Cloud {
+    /// Its place in the configuration.
+    pub index: usize,
+    pub config: config::Cloud,
+    pub cluster: Cluster,
+    pub groups: Groups,
+    pub ec2: ec2::Client,
+}
+
+impl Cloud {
+    /// Builds the clients for the cloud's region and role; nothing is called yet.
+    async fn new(sdk: &SdkConfig, http: Http, index: usize, config: config::Cloud) -> Self {
+        let region = Region::new(config.region.clone());
+        let mut regional = sdk.to_builder().region(region.clone());
+        if let Some(role) = &config.assume_role_arn {
+            let provider = AssumeRoleProvider::builder(role).session_name("jenkins-ecs-agents").region(region);
+            let provider = provider.configure(sdk).build().await;
+            regional = regional.credentials_provider(SharedCredentialsProvider::new(provider));
+        }
+        let regional = regional.build();
+        Self {
+            index,
+            cluster: Cluster::new(aws_sdk_ecs::Client::new(&regional), &config.cluster),
+            groups: Groups::new(aws_sdk_autoscaling::Client::new(&regional)),
+            ec2: ec2::Client::new(&regional, http),
+            config,
+        }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    pub fn template(&self, name: &str) -> Option<&Template> {
+        self.config.templates.iter().find(|template| template.name == name)
+    }
+}
+
+/// All clouds, in the order of the configuration.
+#[derive(Debug)]
+pub struct Clouds(Vec<Cloud>);
+
+impl Clouds {
+    pub async fn new(sdk: &SdkConfig, http: &Http, configs: &[config::Cloud]) -> Self {
+        let mut clouds = Vec::with_capacity(configs.len());
+        for (index, config) in configs.iter().enumerate() {
+            clouds.push(Cloud::new(sdk, http.clone(), index, config.clone()).await);
+        }
+        Self(clouds)
+    }
+
+    pub fn iter(&self) -> std::slice::Iter<'_, Cloud> {
+        self.0.iter()
+    }
+
+    /// The cloud at this place of the configuration.
+    pub fn at(&self, index: usize) -> &Cloud {
+        &self.0[index]
+    }
+
+    pub fn named(&self, name: &str) -> Option<&Cloud> {
+        self.iter().find(|cloud| cloud.name() == name)
+    }
+
+    /// One cloud for each cluster.
+    pub fn distinct_clusters(&self) -> impl Iterator<Item = &Cloud> {
+        let mut seen = HashSet::new();
+        self.iter().filter(move |cloud| {
+            let config = &cloud.config;
+            seen.insert((&config.region, &config.cluster, &config.assume_role_arn))
+        })
+    }
+
+    /// The clouds of a cluster. Where clouds of several accounts have clusters of one name in one region, those that assume
+    /// a role in this account are meant before those that assume none.
+    pub fn of_cluster(&self, cluster: ClusterArn<'_>) -> Vec<&Cloud> {
+        let mut clouds: Vec<_> = self.iter().filter(|cloud| cluster.is_of(&cloud.config)).collect();
+        let assumes = |cloud: &&Cloud| cloud.config.assume_role_arn.is_some();
+        if clouds.iter().any(assumes) {
+            clouds.retain(assumes);
+        }
+        clouds
+    }
+
+    /// The cloud of a task, by its cluster's ARN or its own: where several share the cluster, the one that has this
+    /// template, else the first.
+    pub fn of_task(&self, cluster_arn: &str, task_arn: &str, template: &str) -> Option<&Cloud> {
+        let of_task = || Some(TaskArn::parse(task_arn)?.cluster);
+        let clouds = self.of_cluster(ClusterArn::parse(cluster_arn).or_else(of_task)?);
+        clouds.iter().find(|cloud| cloud.template(template).is_some()).or(clouds.first()).copied()
+    }
+}

@@ -1,0 +1,161 @@
+//! What one process remembers: nothing depends on it, and nothing is lost with it.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use tokio::sync::OnceCell;
+
+use crate::aws::ec2::Addresses;
+use crate::aws::ecs::TaskDefinition;
+use crate::aws::queues::Queues;
+use crate::cloud::Cloud;
+use crate::fault::Fault;
+
+/// Facts that are looked up once per process.
+#[derive(Default)]
+pub struct Memory {
+    definitions: Lookups<(usize, String), Arc<TaskDefinition>>,
+    addresses: Lookups<String, Addresses>,
+    notices: Mutex<HashMap<String, NoticeState>>,
+    waited: Mutex<HashMap<String, Timestamp>>,
+    max_receives: OnceCell<Option<u32>>,
+}
+
+/// How many entries a map may have before old ones go.
+const LIMIT: usize = 10_000;
+
+/// Answers that do not change: whoever asks while somebody else does waits for that answer; a fault is not remembered.
+type Lookups<K, V> = Mutex<HashMap<K, Arc<OnceCell<V>>>>;
+
+fn lookup<K: Hash + Eq, V>(lookups: &Lookups<K, V>, key: K) -> Arc<OnceCell<V>> {
+    lock(lookups).entry(key).or_default().clone()
+}
+
+/// A panic in one record must not take the memory from the others.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Memory {
+    /// A task definition, described once.
+    ///
+    /// # Errors
+    /// When ECS could not be asked or does not know it.
+    pub async fn task_definition(&self, cloud: &Cloud, name: &str) -> Result<Arc<TaskDefinition>, Fault> {
+        let known = lookup(&self.definitions, (cloud.index, name.to_owned()));
+        let describe = async || cloud.cluster.describe_task_definition(name).await.map(Arc::new);
+        known.get_or_try_init(describe).await.cloned()
+    }
+
+    /// The addresses of a container instance, looked up once.
+    ///
+    /// # Errors
+    /// When AWS could not be asked or does not know the instance.
+    pub async fn instance_addresses(&self, cloud: &Cloud, arn: &str) -> Result<Addresses, Fault> {
+        let known = lookup(&self.addresses, arn.to_owned());
+        let look = async || {
+            let instances = cloud.cluster.describe_instances(&[arn.to_owned()]).await?;
+            let unknown = || Fault::passing(format!("container instance {arn} has no EC2 instance"));
+            let id = instances.into_iter().find_map(|instance| instance.ec2_id).ok_or_else(unknown)?;
+            Ok(cloud.ec2.instance(&id).await?.0)
+        };
+        known.get_or_try_init(look).await.cloned()
+    }
+
+    /// After how many receives the requests queue moves a message to its dead letters, asked once.
+    ///
+    /// # Errors
+    /// When SQS could not be asked.
+    pub async fn max_receives(&self, queues: &Queues) -> Result<Option<u32>, Fault> {
+        let ask = async || queues.max_receives(&queues.urls.requests).await;
+        self.max_receives.get_or_try_init(ask).await.copied()
+    }
+
+    /// Remembers that a copy of a request has gone to wait, for a day: its next RunTask has another token, so that a later
+    /// copy has to look for its task before it runs one. Copies that other processes meet are found by the younger
+    /// task's event, or the sweep.
+    pub fn remember_wait(&self, request_id: &str, now: Timestamp) {
+        let mut waited = lock(&self.waited);
+        if waited.len() >= LIMIT {
+            waited.retain(|_, at| now.duration_since(*at).as_hours() < 24);
+        }
+        waited.insert(request_id.to_owned(), now);
+    }
+
+    /// Whether a copy of a request has gone to wait.
+    pub fn has_waited(&self, request_id: &str) -> bool {
+        lock(&self.waited).contains_key(request_id)
+    }
+
+    /// Whether this process has delivered a notice to the request's webhook.
+    pub fn was_delivered(&self, notice_id: &str) -> bool {
+        matches!(lock(&self.notices).get(notice_id), Some(NoticeState::Delivered(_)))
+    }
+
+    /// Claims a notice for delivery to the request's webhook. A help against events that come twice, where ECS takes no tag
+    /// any more.
+    pub fn claim(&self, notice_id: &str, now: Timestamp) -> Claim<'_> {
+        let mut notices = lock(&self.notices);
+        if notices.len() >= LIMIT {
+            let is_recent = |at: Timestamp| now.duration_since(at).as_secs() < 3600;
+            notices.retain(|_, state| match state {
+                NoticeState::OnItsWay => true,
+                NoticeState::Delivered(at) => is_recent(*at),
+            });
+        }
+        match notices.get(notice_id) {
+            Some(NoticeState::Delivered(_)) => Claim::Delivered,
+            Some(NoticeState::OnItsWay) => Claim::Taken,
+            None => {
+                notices.insert(notice_id.to_owned(), NoticeState::OnItsWay);
+                Claim::Mine(Delivery { memory: self, notice_id: notice_id.to_owned(), delivered_at: None })
+            }
+        }
+    }
+}
+
+/// What this process knows of a notice.
+enum NoticeState {
+    OnItsWay,
+    Delivered(Timestamp),
+}
+
+/// Who delivers a notice.
+pub enum Claim<'a> {
+    /// Whoever claimed it.
+    Mine(Delivery<'a>),
+    /// Somebody else in this process, just now.
+    Taken,
+    /// It was delivered.
+    Delivered,
+}
+
+/// A notice on its way; it can be claimed again unless it is delivered.
+pub struct Delivery<'a> {
+    memory: &'a Memory,
+    notice_id: String,
+    delivered_at: Option<Timestamp>,
+}
+
+impl Delivery<'_> {
+    /// The notice was delivered.
+    pub fn done(mut self, now: Timestamp) {
+        self.delivered_at = Some(now);
+    }
+}
+
+impl Drop for Delivery<'_> {
+    fn drop(&mut self) {
+        let mut notices = lock(&self.memory.notices);
+        match self.delivered_at {
+            Some(at) => {
+                notices.insert(std::mem::take(&mut self.notice_id), NoticeState::Delivered(at));
+            }
+            None => {
+                notices.remove(&self.notice_id);
+            }
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! Notices on their way: to the request's webhook, to the configured one, to the event bus, or to the queue of those
+//! that could not be delivered yet.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::join_all;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use url::Url;
+
+use crate::app::Clock;
+use crate::aws::bus::Bus;
+use crate::aws::queues::Queues;
+use crate::fault::{Fault, Kind};
+use crate::jenkins::{Jenkins, Receipt};
+use crate::message::Notice;
+use crate::name::AgentName;
+
+/// Something that Jenkins could not take yet, as it lies in the undelivered queue.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Undelivered {
+    /// When it was first tried.
+    pub since: Timestamp,
+    /// What is to be done.
+    #[serde(flatten)]
+    pub work: Work,
+}
+
+/// What is to be done once Jenkins is back.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Work {
+    /// Look at the task again and report what it is then.
+    Task {
+        /// Its cluster's ARN.
+        cluster: String,
+        /// Its ARN.
+        arn: String,
+        /// Its agent's name.
+        name: AgentName,
+        /// What is to be told if ECS has forgotten the task by then.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        otherwise: Option<Fallback>,
+    },
+    /// Deliver this notice, whatever has happened since.
+    Notice {
+        /// The notice.
+        notice: Box<Notice>,
+        /// Who has not got it yet.
+        to: Vec<Target>,
+    },
+    /// Delete a node.
+    Node {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// A failure that is told if nothing better is known any more.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Fallback {
+    /// The notice.
+    pub notice: Box<Notice>,
+    /// The request's own webhook.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub webhook_url: Option<String>,
+}
+
+/// Who gets a notice.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Target {
+    /// The request's own webhook.
+    Request(String),
+    /// The configured webhook.
+    Configured,
+    /// The event bus.
+    Bus,
+}
+
+/// What came of a delivery that is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivery {
+    Delivered,
+    /// The request's own webhook says that nobody wants the agent.
+    Unwanted,
+    /// The notice can never arrive; it lies in the rejected queue.
+    Rejected,
+}
+
+/// Delivers notices.
+pub struct Notifier {
+    pub(crate) jenkins: Arc<Jenkins>,
+    /// The configured webhook.
+    pub(crate) webhook: Option<Url>,
+    pub(crate) bus: Option<Bus>,
+    pub(crate) queues: Queues,
+    pub(crate) clock: Clock,
+}
+
+/// Jenkins is given a moment before the first retry.
+const FIRST_RETRY: Duration = Duration::from_secs(5);
+
+impl Notifier {
+    /// Everybody who gets every notice.
+    pub fn listeners(&self) -> Vec<Target> {
+        let configured = self.webhook.as_ref().map(|_| Target::Configured);
+        let bus = self.bus.as_ref().map(|_| Target::Bus);
+        configured.into_iter().chain(bus).collect()
+    }
+
+    /// The request's own webhook, where it has one, and everybody who gets every notice.
+    pub fn everybody(&self, webhook_url: Option<&str>) -> Vec<Target> {
+        webhook_url.map(|url| Target::Request(url.to_owned())).into_iter().chain(self.listeners()).collect()
+    }
+
+    /// Tells one target. A notice that can never arrive is put into the rejected queue.
+    ///
+    /// # Errors
+    /// When the notice has to be sent again, or the rejected queue could not take it.
+    pub async fn notify(&self, notice: &Notice, target: &Target) -> Result<Delivery, Fault> {
+        let body = serde_json::to_string(notice).unwrap_or_default();
+        let sent = self.send(notice, target, &body).await;
+        let rejection = match sent {
+            Ok(Receipt::Delivered) => {
+                tracing::info!(
+                    notice.r#type = notice.kind.as_str(),
+                    notice.id = notice.id,
+                    request.id = notice.request_id.as_ref().map(|id| id.as_str()),
+                    agent.name = notice.agent.as_ref().map(|agent| agent.name.as_str()),
+                    "notice delivered"
+                );
+                return Ok(Delivery::Delivered);
+            }
+            Ok(Receipt::Unwanted) if matches!(target, Target::Request(_)) => return Ok(Delivery::Unwanted),
+            // Only the request's own webhook speaks for its build.
+            Ok(Receipt::Unwanted) => "jenkins.webhook.url leads to nothing in Jenkins: correct it".to_owned(),
+            Err(fault) if fault.is_final() => fault.to_string(),
+            Err(fault) => {
+                // What somebody has to change is logged as an error where that is known.
+                if fault.kind != Kind::Setting {
+                    tracing::warn!(notice.id = notice.id, error = %fault, "notice not delivered yet");
+                }
+                return Err(fault);
+            }
+        };
+        tracing::error!(notice.id = notice.id, error = rejection, "notice rejected");
+        self.queues.reject(&body, &rejection).await?;
+        Ok(Delivery::Rejected)
+    }
+
+    async fn send(&self, notice: &Notice, target: &Target, body: &str) -> Result<Receipt, Fault> {
+        let post = |url| {
+            let body = Bytes::copy_from_slice(body.as_bytes());
+            self.jenkins.post(url, &notice.id, body, self.clock.now())
+        };
+        match (target, &self.webhook, &self.bus) {
+            (Target::Request(url), _, _) => post(url).await,
+            (Target::Configured, Some(url), _) => post(url.as_str()).await,
+            (Target::Bus, _, Some(bus)) => {
+                let advice = "change eventBus or the function's role";
+                let put = bus.put(notice.kind.as_str(), body).await;
+                put.map(|()| Receipt::Delivered).map_err(|fault| fault.of(format!("the event bus, {advice}")))
+            }
+            // It was configured when the notice was kept, and is no longer.
+            (Target::Configured | Target::Bus, _, _) => Ok(Receipt::Delivered),
+        }
+    }
+
+    /// Tells all targets; what cannot be delivered now goes to the undelivered queue.
+    ///
+    /// # Errors
+    /// When a queue could not take what has to be kept.
+    pub async fn notify_all(&self, notice: &Notice, targets: Vec<Target>) -> Result<(), Fault> {
+        // All at once: one that does not answer costs the others nothing.
+        let sent = join_all(targets.iter().map(|target| self.notify(notice, target))).await;
+        let later: Vec<_> =
+            targets.into_iter().zip(sent).filter_map(|(target, sent)| sent.is_err().then_some(target)).collect();
+        if later.is_empty() {
+            return Ok(());
+        }
+        let work = Work::Notice { notice: Box::new(notice.clone()), to: later };
+        self.keep(&Undelivered { since: self.clock.now(), work }).await
+    }
+
+    /// Keeps something for when Jenkins is back.
+    ///
+    /// # Errors
+    /// When the undelivered queue could not take it.
+    pub async fn keep(&self, undelivered: &Undelivered) -> Result<(), Fault> {
+        let body = serde_json::to_string(undelivered).unwrap_or_default();
+        self.queues.send(&self.queues.urls.undelivered, &body, &[], FIRST_RETRY).await
+    }
+
+    /// Deletes a node; what Jenkins cannot do now is kept for later.
+    ///
+    /// # Errors
+    /// When it could not even be kept.
+    pub async fn delete_node(&self, name: &AgentName) -> Result<(), Fault> {
+        if !self.jenkins.registers_nodes() {
+            return Ok(());
+        }
+        match self.jenkins.delete_node(name.as_str()).await {
+            Ok(_) => Ok(()),
+            Err(fault) => {
+                tracing::warn!(agent.name = name.as_str(), error = %fault, "the node is deleted later");
+                let work = Work::Node { name: name.to_string() };
+                self.keep(&Undelivered { since: self.clock.now(), work }).await
+            }
+        }
+    }
+}

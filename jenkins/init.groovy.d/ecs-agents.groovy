@@ -11,7 +11,9 @@ import hudson.model.Queue
 import hudson.model.Result
 import hudson.model.Run
 import hudson.model.queue.QueueListener
+import hudson.model.queue.QueueTaskDispatcher
 import hudson.slaves.SlaveComputer
+import jenkins.model.CauseOfInterruption
 import jenkins.model.Jenkins
 import jenkins.model.NodeListener
 import jenkins.util.Timer
@@ -19,8 +21,9 @@ import jenkins.util.Timer
 import java.time.Duration
 import java.time.Instant
 import java.util.concurrent.ConcurrentHashMap
-import java.util.concurrent.Future
+import java.util.concurrent.ScheduledFuture
 import java.util.concurrent.TimeUnit
+import java.util.function.Consumer
 import java.util.logging.Level
 import java.util.logging.Logger
 
@@ -53,7 +56,11 @@ class EcsAgentsSettings {
                 faults << "${it}: has to be the URL of an SQS queue or the ARN of an SNS topic"
             }
         }
-        settings.templates = lines.getProperty('templates', '').split(';')*.trim().findAll().collect { Label.parse(it) }
+        String templates = lines.getProperty('templates', '')
+        if (templates.contains("'")) {
+            faults << "templates: a label cannot have a ', which Jenkins takes for a quotation mark"
+        }
+        settings.templates = templates.split(';')*.trim().findAll().collect { Label.parse(it) }
         if (!settings.templates) {
             faults << 'templates: has to be the labels of each template, like `linux maven; linux node`'
         }
@@ -79,16 +86,33 @@ class EcsAgentsSettings {
     }
 }
 
+/** An item of the queue that is ours to serve. Whoever reads or changes it holds its lock, and does no I/O meanwhile. */
+class EcsAgentsItem {
+    /** Of the last request for it, or of one that another item has left to it. */
+    String requestId
+    /** When that request expires, in milliseconds. */
+    Long until
+    ScheduledFuture timer
+    boolean left
+}
+
 /** Asks and gives back. */
 class EcsAgents {
     static final Logger LOG = Logger.getLogger('jenkins-ecs-agents')
     private static final long TRY_AGAIN_SECONDS = 60
-    private static final String REMOVED =
-        'org.jenkinsci.plugins.workflow.support.steps.ExecutorStepExecution$RemovedNodeCause'
+    /** How soon an item looks again that a node seems to be about to take, or that Jenkins lets nobody take. */
+    private static final long LOOK_AGAIN_SECONDS = 5
+    private static final long REFRESH_SECONDS = 10
+    /** Jenkins gives a one-shot agent no time to come back. A node may be made anew, which a block that waits can use. */
+    private static final long MADE_ANEW_SECONDS = 15
+    private static final String STEPS = 'org.jenkinsci.plugins.workflow.steps.'
+    private static final String BLOCK = 'org.jenkinsci.plugins.workflow.support.steps.ExecutorStepExecution'
 
     final File file
     /** The items of the build queue that are ours to serve, by id. */
-    private final Map<Long, Map> items = new ConcurrentHashMap<>()
+    private final Map<Long, EcsAgentsItem> items = new ConcurrentHashMap<>()
+    /** What the agents that build are given back as, by name: when a build ends, its node may be gone. */
+    private final Map<String, Map> building = new ConcurrentHashMap<>()
     /** Requests that were withdrawn before their node was there: it is not to take a build any more. */
     private final Set<String> withdrawn = Collections.synchronizedSet(Collections.newSetFromMap(
         new LinkedHashMap<String, Boolean>() {
@@ -97,23 +121,36 @@ class EcsAgents {
     /** What entered the queue before may have been asked for before a restart; of what came later, all is known. */
     private long since = now()
     private volatile boolean closed
-    private EcsAgentsSettings settings
+    private volatile EcsAgentsSettings settings
     private long readAt = -1
 
     EcsAgents(File file) { this.file = file }
 
-    /** The settings, read again when the file has changed; the last good ones while it is wrong. */
-    synchronized EcsAgentsSettings settings() {
+    /**
+     * Reads the settings when the file has changed; the last good ones count while it is wrong. Not from a listener: the
+     * queue calls those under its lock.
+     */
+    synchronized void refresh() {
         long changed = file.lastModified()
-        if (changed != readAt) {
-            readAt = changed
-            try {
-                settings = EcsAgentsSettings.read(file)
-            } catch (IOException | IllegalArgumentException e) {
-                LOG.log(Level.SEVERE, "ECS agents: ${e.message}${settings ? '; the settings of before count' : ''}")
-            }
+        if (changed == readAt) {
+            return
         }
-        return settings
+        readAt = changed
+        try {
+            settings = EcsAgentsSettings.read(file)
+        } catch (IOException | IllegalArgumentException e) {
+            LOG.log(Level.SEVERE, "ECS agents: ${e.message}${settings ? '; the settings of before count' : ''}")
+            return
+        }
+        // What is in the queue may be served from now on.
+        Jenkins.get().queue.buildableItems.each { entered(it) }
+    }
+
+    void keepRefreshing() {
+        if (!closed) {
+            background { refresh() }
+            Timer.get().schedule({ keepRefreshing() } as Runnable, REFRESH_SECONDS, TimeUnit.SECONDS)
+        }
     }
 
     void close() {
@@ -125,28 +162,45 @@ class EcsAgents {
 
     /** An item may be taken by any node that fits. It is given a moment: this comes before the queue has tried. */
     void entered(Queue.BuildableItem item) {
-        if (closed || item.task instanceof Queue.FlyweightTask || !settings()?.serves(item.assignedLabel)) {
+        if (closed || item.task instanceof Queue.FlyweightTask || !settings?.serves(item.assignedLabel)) {
             return
         }
-        Map entry = items.get(item.id)
-        if (entry == null) {
-            entry = [:]
-            items.put(item.id, entry)
+        def entry = new EcsAgentsItem()
+        entry = items.putIfAbsent(item.id, entry) ?: entry
+        synchronized (entry) {
+            later(item.id, entry, Math.max(settings.grace, secondsUntil(entry.until)))
         }
-        later(item.id, entry, Math.max(settings().grace, secondsUntil(entry.until)))
     }
 
     /** An item was taken or cancelled. What it asked for, and nobody uses, is given back. */
     void left(Queue.LeftItem item) {
-        Map entry = items.remove(item.id)
-        entry?.timer?.cancel(false)
-        if (entry?.requestId == null) {
+        EcsAgentsItem entry = items.remove(item.id)
+        if (entry == null) {
             return
         }
+        String requestId = null
+        synchronized (entry) {
+            entry.left = true
+            entry.timer?.cancel(false)
+            requestId = entry.requestId
+        }
         Node taker = item.outcome?.primaryWorkUnit?.executor?.owner?.node
-        // An agent of ours that took it may be another item's: that item's agent is then free for whoever comes.
-        if (taker == null || requestOf(taker) == null) {
-            background { withdraw(entry.requestId) }
+        String taken = taker == null ? null : requestOf(taker)
+        if (requestId != null && taken != requestId && !(taken != null && leaveTo(taken, requestId))) {
+            background { withdraw(requestId) }
+        }
+    }
+
+    /** The item whose agent was taken gets the agent of the one that took it. */
+    private boolean leaveTo(String taken, String requestId) {
+        items.values().any { other ->
+            synchronized (other) {
+                boolean isIt = other.requestId == taken && !other.left
+                if (isIt) {
+                    other.requestId = requestId
+                }
+                return isIt
+            }
         }
     }
 
@@ -154,14 +208,15 @@ class EcsAgents {
         time == null ? 0 : Math.max(0, time - now() + 999).intdiv(1000L)
     }
 
-    private void later(long id, Map entry, long seconds) {
+    private void later(long id, EcsAgentsItem entry, long seconds) {
         entry.timer?.cancel(false)
         entry.timer = Timer.get().schedule({ background { look(id) } } as Runnable, seconds, TimeUnit.SECONDS)
     }
 
     /** Does an item still wait, with no node for it? Then an agent is asked for. */
     void look(long id) {
-        Map entry = items.get(id)
+        refresh()
+        EcsAgentsItem entry = items.get(id)
         if (closed || entry == null) {
             return
         }
@@ -173,57 +228,82 @@ class EcsAgents {
             }
             return
         }
-        if (item.pending || isTakable(item)) {
-            later(id, entry, TRY_AGAIN_SECONDS)
+        // Without the entry's lock, since other plugins are asked here, which may want the queue's.
+        // While Jenkins prepares to shut down, nothing starts: an agent would only wait.
+        boolean isTaken = item.pending || Queue.isBlockedByShutdown(item.task) || isTakable(item)
+        Map build = build(item.task, null)
+        Map request = null
+        synchronized (entry) {
+            if (entry.left) {
+                return
+            }
+            long now = now()
+            if (isTaken) {
+                later(id, entry, LOOK_AGAIN_SECONDS)
+            } else if (entry.until != null && entry.until > now) {
+                later(id, entry, secondsUntil(entry.until)) // the clock was set back, or the item was blocked meanwhile
+            } else {
+                request = newRequest(item, entry, now) + [build: build]
+            }
+        }
+        if (request == null) {
             return
         }
-        long now = now()
-        if (entry.until != null && entry.until > now) {
-            later(id, entry, secondsUntil(entry.until)) // the clock was set back
-            return
-        }
-        // By the item's own age, so that after a restart the same attempt has the same number and ends when it would have.
-        long period = settings().askAgain * 1000
-        long age = Math.max(0, now - item.inQueueSince)
-        // One that was blocked for long gets a whole period all the same.
-        long until = now + period - (item.inQueueSince < since ? age % period : 0)
-        entry.requestId = requestId(item, 1 + age.intdiv(period))
-        String label = item.assignedLabel.expression
+        String fault = null
         try {
-            send(settings().requests,
-                [version: 1, requestId: entry.requestId, label: label, build: build(item.task, null), count: 1,
-                 expiresAt: Instant.ofEpochSecond(until.intdiv(1000L)).toString()])
+            send(settings.requests, request)
         } catch (Exception e) {
+            fault = 'could not post'
             LOG.log(Level.WARNING,
-                "ECS agents: could not post request ${entry.requestId}; trying again in ${TRY_AGAIN_SECONDS} s", e)
-            later(id, entry, TRY_AGAIN_SECONDS)
-            return
+                "ECS agents: could not post request ${request.requestId}; trying again in ${TRY_AGAIN_SECONDS} s", e)
         }
-        entry.until = until
-        LOG.info("ECS agents: asked for an agent for ${item.task.fullDisplayName} with label ${label} " +
-            "(request ${entry.requestId})")
-        later(id, entry, secondsUntil(until))
+        synchronized (entry) {
+            if (entry.left) {
+                return // `left` has withdrawn the request, and the functions keep that until they meet it
+            }
+            if (fault != null) {
+                entry.until = null
+            }
+            later(id, entry, fault == null ? secondsUntil(entry.until) : TRY_AGAIN_SECONDS)
+        }
+        if (fault == null) {
+            LOG.info("ECS agents: asked for an agent for ${item.task.fullDisplayName} with label ${request.label} " +
+                "(request ${request.requestId})")
+        }
     }
 
+    private Map newRequest(Queue.BuildableItem item, EcsAgentsItem entry, long now) {
+        // By the item's own age, so that after a restart the same attempt has the same number and ends when it would have.
+        long period = settings.askAgain * 1000
+        long age = Math.max(0, now - item.inQueueSince)
+        // One that was blocked for long gets a whole period all the same.
+        entry.until = now + period - (item.inQueueSince < since ? age % period : 0)
+        entry.requestId = requestId(item, 1 + age.intdiv(period))
+        [version: 1, requestId: entry.requestId, label: item.assignedLabel.expression, count: 1,
+         expiresAt: Instant.ofEpochSecond(entry.until.intdiv(1000L)).toString()]
+    }
+
+    /** As the queue decides it (Queue.JobOffer.getCauseOfBlockage). */
     private static boolean isTakable(Queue.BuildableItem item) {
         Jenkins.get().computers.any { computer ->
             Node node = computer.node
-            node != null && computer.online && computer.acceptingTasks && computer.countIdle() > 0 && node.canTake(item) == null
+            node != null && computer.online && computer.acceptingTasks && computer.countIdle() > 0 && node.canTake(item) == null &&
+                QueueTaskDispatcher.all().every { it.canTake(node, item) == null }
         }
     }
 
     /** The same for the same item after a restart, and for no other item, even if the queue's counter begins anew. */
     static String requestId(Queue.Item item, long attempt) {
-        String controller = Jenkins.get().legacyInstanceId.take(8)
-        "queue/${controller}/${item.id}-${Long.toString(item.inQueueSince, 36)}/${attempt}"
+        "queue/${controller()}/${item.id}-${Long.toString(item.inQueueSince, 36)}/${attempt}"
     }
 
+    private static String controller() { Jenkins.get().legacyInstanceId.take(8) }
+
     private void withdraw(String requestId) {
+        withdrawn.add(requestId) // before the look, so that a node that comes now is not missed
         Node node = Jenkins.get().nodes.find { requestOf(it) == requestId }
         boolean isFree = true
-        if (node == null) {
-            withdrawn.add(requestId)
-        } else {
+        if (node != null) {
             // Under the queue's lock, so that no item takes it in between.
             Queue.withLock({
                 Computer computer = node.toComputer()
@@ -242,10 +322,20 @@ class EcsAgents {
 
     // Nodes.
 
-    /** The request that a node was made for, if it was ours: its description says so. */
+    /**
+     * The request that a node was made for, if it was one of this listener's: its description begins with it. The
+     * pipeline step's ids have another form, whatever the job is called.
+     */
     static String requestOf(Node node) {
-        def found = node?.nodeDescription =~ /^ECS agent of request (queue\/[0-9a-f]+\/\S+)/
+        def found = node?.nodeDescription =~ "^ECS agent of request (queue/${controller()}/\\d+-[0-9a-z]+/\\d+)(?: |\$)"
         found ? found[0][1] : null
+    }
+
+    /** The task of a node: after the last marker, since the job's name stands before it. */
+    static String taskOf(Node node) {
+        String description = node.nodeDescription
+        def arn = description.substring(description.lastIndexOf(', task ') + 1) =~ /^ task (arn:[^\s,]+)/
+        arn ? arn[0][1] : null
     }
 
     void created(Node node) {
@@ -255,23 +345,45 @@ class EcsAgents {
     }
 
     /**
-     * A pipeline whose node was deleted waits five minutes for it to come back, unless it is a cloud's
-     * (ExecutorStepExecution.RemovedNodeListener). Ours never do.
+     * A pipeline whose node was deleted waits five minutes for it to come back, unless it is a cloud's, and a `node` that
+     * waits for one waits for ever (ExecutorStepExecution.RemovedNodeListener). Ours never come back. A freestyle build
+     * ends by itself (Computer.kill).
      */
     void deleted(Node node) {
         if (!(node.nodeDescription ?: '').startsWith('ECS agent of request ')) {
             return
         }
-        def busy = node.toComputer()?.executors?.findAll { it.currentExecutable != null }
-        if (busy) {
-            def causes = []
-            try {
-                causes << Jenkins.get().pluginManager.uberClassLoader.loadClass(REMOVED).newInstance()
-            } catch (ClassNotFoundException ignored) {
-                LOG.fine('no pipelines here')
+        String name = node.nodeName
+        endBlocks { it.@state?.node == name ? it.@body : null }
+        Timer.get().schedule({
+            background {
+                if (Jenkins.get().getNode(name) == null) {
+                    endBlocks { it.@state == null && it.@step?.label == name ? it : null }
+                }
             }
-            busy.each { it.interrupt(Result.ABORTED, causes as jenkins.model.CauseOfInterruption[]) }
+        } as Runnable, MADE_ANEW_SECONDS, TimeUnit.SECONDS)
+    }
+
+    /**
+     * Ends `node` blocks as Jenkins' own listener does, so that `retry` takes it for the loss of an agent: with the cause,
+     * and not as an actual interruption. (Executor.interrupt loses its causes now and then.)
+     */
+    private static void endBlocks(Closure which) {
+        ClassLoader loader = Jenkins.get().pluginManager.uberClassLoader
+        Class block
+        try {
+            block = loader.loadClass(BLOCK)
+        } catch (ClassNotFoundException ignored) {
+            return // no pipelines here
         }
+        loader.loadClass(STEPS + 'StepExecution').acceptAll(block, { execution ->
+            def target = which(execution)
+            if (target != null) {
+                CauseOfInterruption[] causes = [loader.loadClass(BLOCK + '$RemovedNodeCause').newInstance()]
+                def cause = loader.loadClass(STEPS + 'FlowInterruptedException').newInstance(Result.ABORTED, false, causes)
+                target.is(execution) ? target.stop(cause) : target.cancel(cause)
+            }
+        } as Consumer)
     }
 
     /** Takes no further build; what runs there goes on. */
@@ -293,30 +405,29 @@ class EcsAgents {
      * A pipeline that goes on after a restart asks for the node by its name (ExecutorStepExecution.PlaceholderTask).
      */
     void accepted(Executor executor) {
-        Node node = executor.owner.node
         if (!isOurs(executor)) {
             return
         }
+        Node node = executor.owner.node
         retire(executor.owner)
+        building.put(node.nodeName, [requestId: requestOf(node), agent: node.nodeName, taskArn: taskOf(node)].findAll { it.value })
         if (node.labelString != node.nodeName) {
             node.labelString = node.nodeName
             Jenkins.get().updateNode(node)
         }
     }
 
-    /** A build is over, or a pipeline's `node` block: the agent is given back. */
+    /** A build is over, or a pipeline's `node` block: the agent is given back, and be its node gone. */
     void completed(Executor executor, Queue.Task task, Throwable problems) {
         def executable = executor.currentExecutable
-        if (!isOurs(executor) || willContinue(executable)) {
+        if (executor instanceof OneOffExecutor || willContinue(executable)) {
+            return
+        }
+        Map subject = building.remove(executor.owner.name)
+        if (subject == null) {
             return
         }
         retire(executor.owner)
-        Node node = executor.owner.node
-        Map subject = [requestId: requestOf(node), agent: node.nodeName]
-        def arn = node.nodeDescription =~ /, task (arn:[^\s,]+)/
-        if (arn) {
-            subject.taskArn = arn[0][1]
-        }
         // A pipeline's result is not known yet when its `node` block ends.
         def result = executable instanceof Run ? executable.result : problems == null ? null : Result.FAILURE
         Map build = build(task, executable)
@@ -331,7 +442,7 @@ class EcsAgents {
     private void give(Map subject, Map build, String result) {
         Map rest = [build: build, result: result].findAll { it.value }
         try {
-            send(settings().completions, [version: 1] + subject + rest)
+            send(settings.completions, [version: 1] + subject + rest)
         } catch (Exception e) {
             LOG.log(Level.WARNING, "ECS agents: could not give back ${subject}; it ends at its idleTimeout", e)
         }
@@ -352,13 +463,9 @@ class EcsAgents {
 
     // Sending.
 
-    private static Future background(Closure work) {
+    private static void background(Closure work) {
         Computer.threadPoolForRemoting.submit({
-            try {
-                work()
-            } catch (Exception e) {
-                LOG.log(Level.WARNING, 'ECS agents', e)
-            }
+            EcsAgentsGuard.run(work)
         } as Runnable)
     }
 
@@ -444,7 +551,7 @@ class EcsAgents {
     }
 }
 
-/** No listener may throw: Jenkins' queue and executors call them. */
+/** No listener may throw: Jenkins' queue and executors call them, and an error of theirs would be taken for the build's. */
 class EcsAgentsQueueListener extends QueueListener {
     EcsAgents agents
 
@@ -477,7 +584,7 @@ class EcsAgentsGuard {
     static void run(Closure work) {
         try {
             work()
-        } catch (Exception e) {
+        } catch (Throwable e) {
             EcsAgents.LOG.log(Level.WARNING, 'ECS agents', e)
         }
     }
@@ -490,7 +597,6 @@ def install() {
         return
     }
     def agents = new EcsAgents(file)
-    agents.settings()
     [(QueueListener): new EcsAgentsQueueListener(agents: agents),
      (ExecutorListener): new EcsAgentsExecutorListener(agents: agents),
      (NodeListener): new EcsAgentsNodeListener(agents: agents)].each { type, listener ->
@@ -502,8 +608,8 @@ def install() {
         }
         list.add(listener)
     }
-    // What was in the queue before.
-    Jenkins.get().queue.buildableItems.each { agents.entered(it) }
+    agents.refresh()
+    agents.keepRefreshing()
 }
 
 install()

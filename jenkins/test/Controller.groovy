@@ -14,6 +14,9 @@ import hudson.slaves.DumbSlave
 import hudson.slaves.SlaveComputer
 import jenkins.model.Jenkins
 import jenkins.model.NodeListener
+import org.jenkinsci.plugins.workflow.steps.BodyExecution
+import org.jenkinsci.plugins.workflow.steps.StepExecution
+import org.jenkinsci.plugins.workflow.support.steps.ExecutorStepExecution
 
 import java.util.concurrent.ExecutorService
 import java.util.concurrent.ScheduledFuture
@@ -55,7 +58,8 @@ class Controller {
         Jenkins.instance = jenkins
         ExtensionList.LISTS.clear()
         timers.clear()
-        jenkins.computerList = jenkins.computerList.collect { new SlaveComputer(it.node) }
+        jenkins.computerList = jenkins.computerList.findAll { it.node }.collect { new SlaveComputer(it.node) }
+        StepExecution.RUNNING.clear()
         jenkins.util.Timer.instance = [schedule: { Runnable work, long delay, TimeUnit unit ->
             def timer = [at: clock + unit.toMillis(delay), work: work]
             timers << timer
@@ -78,7 +82,8 @@ class Controller {
     }
 
     List listeners(Class type) { ExtensionList.lookup(type) as List }
-    int getPending() { timers.size() }
+    /** Timers, but for the one that reads the settings again. */
+    int getPending() { timers.size() - 1 }
 
     void pass(long seconds) {
         long end = clock + seconds * 1000
@@ -119,6 +124,14 @@ class Controller {
     }
 
     /** The queue gives an item to an agent: its executor takes it, and the item leaves. */
+    /** A `node` block that waits for this label, or runs on a node. */
+    ExecutorStepExecution block(String label, SlaveComputer on = null, List<Throwable> cancelled = null) {
+        def block = on == null ? new ExecutorStepExecution(label)
+            : new ExecutorStepExecution(on.name, [cancel: { Throwable cause -> cancelled << cause; true }] as BodyExecution)
+        StepExecution.RUNNING << block
+        block
+    }
+
     Executor take(Queue.Item item, Computer computer, Queue.Executable executable) {
         Executor executor = computer.executors.find { it.idle }
         executor.currentExecutable = executable
@@ -138,8 +151,14 @@ class Controller {
     }
 
     void delete(Computer computer) {
-        listeners(NodeListener)*.onDeleted(computer.node)
-        jenkins.computerList.remove(computer)
+        Node node = computer.node
+        // Nodes.removeNode: the computer stays as long as something runs on it.
+        jenkins.nodeList.remove(node)
+        computer.online = false
+        if (computer.idle) {
+            jenkins.computerList.remove(computer)
+        }
+        listeners(NodeListener)*.onDeleted(node)
     }
 }
 

@@ -145,15 +145,16 @@ class Pipeline {
         name
     }
 
-    SlaveComputer computer(String name) { Jenkins.get().computerList.find { it.node.nodeName == name } }
+    SlaveComputer computer(String name) { Jenkins.get().computerList.find { it.name == name } }
 
     /** The connection breaks, and the functions delete the node so many seconds later. */
     void lose(String name, long seconds = 0) {
         computer(name).online = false
         after(seconds) {
+            Jenkins.get().nodeList.removeAll { it.nodeName == name }
             Jenkins.get().computerList.remove(computer(name))
             // ExecutorStepExecution.RemovedNodeListener, TIMEOUT_WAITING_FOR_NODE_MILLIS
-            after(300) { StepExecution.RUNNING.findAll { it.@state.node == name }.each { it.@body.cancel(new FlowInterruptedException(Result.ABORTED, false, new RemovedNodeCause())) } }
+            after(300) { StepExecution.RUNNING.findAll { it.@state?.node == name }.each { it.@body?.cancel(new FlowInterruptedException(Result.ABORTED, false, new RemovedNodeCause())) } }
         }
     }
 
@@ -244,12 +245,18 @@ class Pipeline {
         def queue = Jenkins.get().queue
         def item = new Queue.BuildableItem(new PlaceholderTask(ownerTask: run.parent, ownerExecutable: run, assignedLabel: Label.get(name)), 1, clock)
         queue.items << item
+        def waiting = new ExecutorStepExecution(name)
+        StepExecution.RUNNING << waiting
         try {
-            await { !(item in queue.items) || computer(name)?.online }
+            await { waiting.stopped || !(item in queue.items) || computer(name)?.online }
+            if (waiting.stopped) {
+                throw waiting.stopped
+            }
             if (!queue.items.remove(item)) {
                 throw new FlowInterruptedException(Result.ABORTED, true, new QueueTaskCancelled())
             }
         } finally {
+            StepExecution.RUNNING.remove(waiting)
             queue.items.remove(item)
         }
         if (taking) {

@@ -1,12 +1,7 @@
 import hudson.AbortException
-import hudson.model.FreeStyleBuild
-import hudson.model.FreeStyleProject
-import hudson.model.Label
-import hudson.model.Queue
 import hudson.model.Result
 import jenkins.model.Jenkins
 import org.jenkinsci.plugins.workflow.steps.FlowInterruptedException
-import org.jenkinsci.plugins.workflow.support.steps.ExecutorStepExecution.PlaceholderTask
 import org.jenkinsci.plugins.workflow.support.steps.ExecutorStepExecution.RemovedNodeCause
 import test.Sent
 
@@ -398,7 +393,7 @@ test('an agent that was lost unseen is told apart from one that cannot be reache
     def pipeline = newPipeline()
     pipeline.after(1) {
         pipeline.ready()
-        Jenkins.get().computerList.clear()
+        Jenkins.get().nodeList.clear()
     }
     def e = Tests.thrown(FlowInterruptedException) { pipeline.ecsAgent(label: 'a') { } }
     assert e.result == Result.FAILURE && e.causes[0] instanceof RemovedNodeCause && !e.actualInterruption
@@ -409,10 +404,12 @@ test('a node that others make after the notice, or that is made anew, is waited 
     def pipeline = newPipeline()
     pipeline.after(1) {
         pipeline.ready()
-        def computer = Jenkins.get().computerList.pop()
-        pipeline.after(60) { Jenkins.get().computerList << computer; computer.online = false }
-        pipeline.after(75) { Jenkins.get().computerList.clear() }
-        pipeline.after(84) { Jenkins.get().computerList << computer }
+        def computer = Jenkins.get().computerList[0]
+        def node = Jenkins.get().nodeList.pop()
+        computer.online = false
+        pipeline.after(60) { Jenkins.get().nodeList << node }
+        pipeline.after(75) { Jenkins.get().nodeList.clear() }
+        pipeline.after(84) { Jenkins.get().nodeList << node }
         pipeline.after(120) { computer.online = true }
     }
     pipeline.ecsAgent(label: 'a') { }
@@ -456,7 +453,7 @@ test('nothing is looked after once the agent is gone, or the build is over') {
     pipeline.after(1) { pipeline.ready() }
     pipeline.ecsAgent(label: 'a') { }
     assert pipeline.events
-    Jenkins.get().computerList.clear()
+    Jenkins.get().nodeList.clear()
     long began = pipeline.clock
     pipeline.await { !pipeline.events }
     assert pipeline.clock - began <= 30_000
@@ -464,20 +461,6 @@ test('nothing is looked after once the agent is gone, or the build is over') {
     pipeline.ecsAgent(label: 'a') { }
     pipeline.run.building = false
     pipeline.await { !pipeline.events }
-}
-
-test('another run\'s items of the queue are left alone') {
-    def pipeline = newPipeline()
-    def other = new FreeStyleBuild(parent: new FreeStyleProject(fullName: 'app/other'), number: 42)
-    pipeline.after(1) {
-        pipeline.ready()
-        pipeline.computer(agent(0)).online = false
-        def item = new Queue.BuildableItem(new PlaceholderTask(ownerTask: other.parent, ownerExecutable: other, assignedLabel: Label.get(agent(0))), 99, 0)
-        Jenkins.get().queue.items << item
-        pipeline.lose(agent(0), 20)
-    }
-    Tests.thrown(FlowInterruptedException) { pipeline.ecsAgent(label: 'a') { } }
-    assert Jenkins.get().queue.items*.id == [99L]
 }
 
 test('two agents: the block runs on each, and each is given back by itself') {

@@ -2,10 +2,13 @@ import hudson.ExtensionList
 import hudson.model.ExecutorListener
 import hudson.model.FreeStyleBuild
 import hudson.model.Label
+import hudson.model.Node
 import hudson.model.OneOffExecutor
 import hudson.model.Queue
 import hudson.model.Result
+import hudson.model.queue.CauseOfBlockage
 import hudson.model.queue.QueueListener
+import hudson.model.queue.QueueTaskDispatcher
 import jenkins.model.NodeListener
 import org.jenkinsci.plugins.workflow.support.steps.ExecutorStepExecution.PlaceholderExecutable
 import org.jenkinsci.plugins.workflow.support.steps.ExecutorStepExecution.PlaceholderTask
@@ -124,12 +127,44 @@ test('a pipeline that goes on after a restart keeps its agent') {
     def executor = controller.take(controller.enqueue(task), agent, block)
     controller.finish(executor, task)
     assert completions() == []
-    executor.currentExecutable = new PlaceholderExecutable()
+    controller.boot()
+    executor = controller.take(controller.enqueue(task, 8), controller.jenkins.computers[0], new PlaceholderExecutable())
     controller.finish(executor, task)
-    assert completions()*.build*.number == [3] && completions()*.result == [null]
-    executor.currentExecutable = new PlaceholderExecutable()
-    controller.finish(executor, task, new IOException('gone'))
-    assert completions().last().result == 'FAILURE'
+    assert completions()*.build*.number == [3] && completions()*.result == [null] && completions()*.agent == ['ecs-maven-1']
+}
+
+test('a block that fails gives its agent back as failed') {
+    def controller = newController()
+    def agent = controller.agent('ecs-maven-1', 'queue/01234567/7-a/1')
+    def run = new FreeStyleBuild(parent: controller.job('x', 'pipe'), number: 3)
+    def task = new PlaceholderTask(ownerTask: run.parent, ownerExecutable: run, assignedLabel: Label.get('linux'))
+    controller.finish(controller.take(controller.enqueue(task), agent, new PlaceholderExecutable()), task, new IOException('gone'))
+    assert completions()*.result == ['FAILURE']
+}
+
+test('a build whose node is deleted meanwhile gives its agent back all the same') {
+    def controller = newController()
+    def item = controller.enqueue(controller.job('linux'))
+    controller.pass(2)
+    String id = requests()[0].requestId
+    def agent = controller.agent('ecs-maven-1', id)
+    def executor = controller.take(item, agent, new FreeStyleBuild(parent: item.task, number: 12, result: Result.ABORTED))
+    controller.delete(agent)
+    assert executor.owner.node == null
+    controller.finish(executor, item.task)
+    assert completions()*.subMap('requestId', 'agent', 'taskArn', 'result') ==
+        [[requestId: id, agent: 'ecs-maven-1', taskArn: 'arn:aws:ecs:eu-west-1:1:task/c/ecs-maven-1', result: 'ABORTED']]
+}
+
+test('a description is believed where no job\'s name can reach') {
+    def controller = newController()
+    // A pipeline step's agent, of a job whose name looks like an id of ours.
+    def step = controller.agent('ecs-a-1', 'queue/01234567/7-a/42/0123456789abcdef0123')
+    def other = controller.agent('ecs-a-2', 'queue/76543210/7-a/1')
+    [step, other].each { assert it.node.nodeDescription && controller.listeners(NodeListener)[0].agents.requestOf(it.node) == null }
+    def agent = controller.agent('ecs-a-3', 'queue/01234567/7-a/1')
+    agent.node.nodeDescription = agent.node.nodeDescription.replace('team/app ', 'team/x, task arn:aws:ecs:eu-west-1:1:task/c/other, y ')
+    assert controller.listeners(NodeListener)[0].agents.taskOf(agent.node) == 'arn:aws:ecs:eu-west-1:1:task/c/ecs-a-3'
 }
 
 test('agents of other requests, of several executors and of other clouds are left alone') {
@@ -157,22 +192,48 @@ test('a cancelled item withdraws its request, and the agent on its way takes not
     assert controller.agent('ecs-maven-2', 'queue/01234567/8-a/1').acceptingTasks
 }
 
-test('a cancelled item gives its idle agent back, and leaves one that builds for another') {
+test('an item whose agent another has taken gets the other\'s, and gives that back') {
     def controller = newController()
     def first = controller.enqueue(controller.job('linux'), 1)
     def second = controller.enqueue(controller.job('linux'), 2)
     controller.pass(2)
-    def (a, b) = requests()*.requestId.withIndex().collect { id, i -> controller.agent("ecs-maven-${i}", id) }
+    def ids = requests()*.requestId
+    def a = controller.agent('ecs-maven-0', ids[0])
     controller.take(second, a, new FreeStyleBuild(parent: second.task, number: 1)) // the first's agent
     assert completions() == []
     controller.leave(first, null)
-    assert completions() == [] && b.acceptingTasks // a builds; b is whoever's comes, or ends at its idleTimeout
-    def third = controller.enqueue(controller.job('linux'), 3)
-    third.task.assignedLabel = Label.get('node')
+    // Nobody is left for the second's agent, which is still on its way.
+    assert completions()*.requestId == [ids[1]] && a.executors[0].currentExecutable
+    assert !controller.agent('ecs-maven-1', ids[1]).acceptingTasks
+}
+
+test('an item that takes an agent whose own item is gone gives its own request back') {
+    def controller = newController()
+    def item = controller.enqueue(controller.job('linux'), 1)
     controller.pass(2)
-    def c = controller.agent('ecs-node-1', requests().last().requestId, 'linux node')
-    controller.leave(third, null)
-    assert completions()*.requestId == [requests().last().requestId] && !c.acceptingTasks
+    def agent = controller.agent('ecs-maven-0', 'queue/01234567/9-a/1')
+    controller.take(item, agent, new FreeStyleBuild(parent: item.task, number: 1))
+    assert completions()*.requestId == requests()*.requestId
+}
+
+test('a cancelled item gives its idle agent back') {
+    def controller = newController()
+    def item = controller.enqueue(controller.job('node'))
+    controller.pass(2)
+    def agent = controller.agent('ecs-node-1', requests()[0].requestId, 'linux node')
+    controller.leave(item, null)
+    assert completions()*.requestId == requests()*.requestId && !agent.acceptingTasks
+}
+
+test('an item that is cancelled while its request is posted withdraws it') {
+    def controller = newController()
+    def item = controller.enqueue(controller.job('linux'))
+    Sent.before = {
+        Sent.before = null
+        controller.leave(item, null)
+    }
+    controller.pass(600)
+    assert completions()*.requestId == requests()*.requestId && requests().size() == 1 && controller.pending == 0
 }
 
 test('an item that another node has taken withdraws its request') {
@@ -268,19 +329,83 @@ test('an item that is just starting is not asked for') {
     assert Sent.ALL.empty
 }
 
-test('a pipeline on a deleted agent ends at once, as a lost agent does') {
+test('a pipeline on a deleted agent ends at once, in a way that every retry takes for a lost agent') {
     def controller = newController()
-    ['app/main/42/0a1b2c3d4e5f', 'queue/01234567/7-a/1'].each { request ->
+    ['app/main/42/0123456789abcdef0123', 'queue/01234567/7-a/1'].each { request ->
         def agent = controller.agent('ecs-a-1', request)
         agent.executors[0].currentExecutable = new PlaceholderExecutable()
+        List cancelled = []
+        controller.block('ecs-a-1', agent, cancelled)
         controller.delete(agent)
-        assert agent.executors[0].interruptedWith == Result.ABORTED && agent.executors[0].causes[0] instanceof RemovedNodeCause
+        // As ExecutorStepExecution.RemovedNodeListener does it. What Executor.interrupt does is lost to `agent()` now and
+        // then, and an actual interruption is retried by no plain `retry` (RetryStepExecution.matchesConditions).
+        assert cancelled*.result == [Result.ABORTED] && cancelled*.actualInterruption == [false] && cancelled[0].causes*.class == [RemovedNodeCause]
+        assert agent.executors[0].interruptedWith == null
     }
+}
+
+test('a block that waits for a deleted agent ends, one whose agent was made anew does not') {
+    def controller = newController()
+    def waiting = controller.block('ecs-a-1')
+    def agent = controller.agent('ecs-a-1', 'app/main/42/0123456789abcdef0123')
+    controller.delete(agent)
+    def anew = controller.agent('ecs-a-1', 'app/main/42/0123456789abcdef0123')
+    controller.pass(60)
+    assert waiting.stopped == null
+    controller.delete(anew)
+    assert waiting.stopped == null
+    controller.pass(15)
+    assert waiting.stopped.causes*.class == [RemovedNodeCause] && !waiting.stopped.actualInterruption
+}
+
+test('blocks on other nodes, and on nodes that are not ours, are left alone') {
+    def controller = newController()
+    List cancelled = []
     def own = controller.node('static', 'linux')
-    own.executors[0].currentExecutable = new PlaceholderExecutable()
+    controller.block('static', own, cancelled)
+    def waiting = controller.block('static')
     controller.delete(own)
     controller.delete(controller.agent('ecs-a-2', 'queue/01234567/7-a/1'))
-    assert own.executors[0].interruptedWith == null
+    controller.pass(60)
+    assert cancelled == [] && waiting.stopped == null
+}
+
+test('a controller without pipelines deletes nodes') {
+    def controller = newController()
+    controller.jenkins.pluginManager.uberClassLoader = new ClassLoader(null) { }
+    controller.delete(controller.agent('ecs-a-2', 'queue/01234567/7-a/1'))
+    assert controller.log == []
+}
+
+test('while Jenkins prepares to shut down, nothing is asked for') {
+    // onEnterBuildable is fired all the same, and items stay buildable.
+    def controller = newController()
+    controller.jenkins.quietingDown = true
+    controller.enqueue(controller.job('linux'))
+    controller.pass(600)
+    assert Sent.ALL.empty
+    controller.jenkins.quietingDown = false
+    controller.pass(5)
+    assert requests().size() == 1
+}
+
+test('a node that a dispatcher vetoes takes nothing') {
+    def controller = newController()
+    controller.node('static', 'linux')
+    ExtensionList.lookup(QueueTaskDispatcher).add([canTake: { Node node, Queue.BuildableItem item -> new CauseOfBlockage() }] as QueueTaskDispatcher)
+    controller.enqueue(controller.job('linux'))
+    controller.pass(2)
+    assert requests().size() == 1
+}
+
+test('an item that an idle node seems to be about to take looks again soon') {
+    def controller = newController()
+    def own = controller.node('static', 'linux')
+    controller.enqueue(controller.job('linux'))
+    controller.pass(2)
+    own.executors[0].currentExecutable = new FreeStyleBuild()
+    controller.pass(5)
+    assert requests().size() == 1
 }
 
 test('a topic is posted to where one is set') {
@@ -312,7 +437,8 @@ test('changed settings count without a restart, wrong ones are told and do not')
     controller.settings.text = Controller.SETTINGS.replace('linux node', 'windows')
     controller.settings.lastModified = 1_000_000_000_000L
     controller.enqueue(controller.job('windows'))
-    controller.pass(2)
+    assert controller.listeners(QueueListener)[0].agents.@items.isEmpty() // the queue waits for no file
+    controller.pass(12)
     assert requests().size() == 1
     controller.settings.text = 'requests = nowhere\ngraceSeconds = 0'
     controller.settings.lastModified = 1_100_000_000_000L
@@ -339,6 +465,18 @@ test('running the script again replaces what it has installed') {
     [QueueListener, ExecutorListener, NodeListener].each { assert ExtensionList.lookup(it).size() == 1 }
     controller.pass(2)
     assert requests().size() == 1
+}
+
+test('a label with a quotation mark is refused') {
+    def controller = newController(Controller.SETTINGS.replace('linux maven', "linux 'maven"))
+    assert controller.log.any { it.contains("a label cannot have a '") }
+}
+
+test('no error that is no exception reaches the queue or an executor') {
+    def controller = newController()
+    controller.listeners(QueueListener)*.agents*.metaClass*.left = { Queue.LeftItem item -> throw new NoSuchMethodError('removed') }
+    controller.leave(controller.enqueue(controller.job('linux')), null)
+    assert controller.log.size() == 1
 }
 
 test('no fault reaches the queue or an executor') {

@@ -2,7 +2,6 @@ import com.cloudbees.groovy.cps.NonCPS
 import groovy.json.JsonOutput
 import groovy.json.JsonSlurperClassic
 import hudson.model.Computer
-import hudson.model.Queue
 import hudson.model.Result
 import hudson.model.Run
 import hudson.slaves.EnvironmentVariablesNodeProperty
@@ -15,7 +14,6 @@ import org.jenkinsci.plugins.workflow.steps.FlowInterruptedException
 import org.jenkinsci.plugins.workflow.steps.StepExecution
 import org.jenkinsci.plugins.workflow.steps.TimeoutStepExecution.ExceededTimeout
 import org.jenkinsci.plugins.workflow.support.steps.ExecutorStepExecution
-import org.jenkinsci.plugins.workflow.support.steps.ExecutorStepExecution.QueueTaskCancelled
 import org.jenkinsci.plugins.workflow.support.steps.ExecutorStepExecution.RemovedNodeCause
 
 import java.security.MessageDigest
@@ -265,7 +263,7 @@ private def onNode(Map request, boolean wasThere, Closure block) {
             block()
         }
     } catch (FlowInterruptedException e) {
-        if (!began && isCancelled(e) && stateOf(request.token, name) == 'gone') {
+        if (!began && isLoss(e) && stateOf(request.token, name) == 'gone') {
             lost(name)
         }
         throw e
@@ -369,9 +367,9 @@ private boolean isTimeout(FlowInterruptedException e) {
 }
 
 @NonCPS
-private boolean isCancelled(FlowInterruptedException e) {
+private boolean isLoss(FlowInterruptedException e) {
     for (CauseOfInterruption cause in e.causes) {
-        if (cause instanceof QueueTaskCancelled) {
+        if (cause instanceof RemovedNodeCause) {
             return true
         }
     }
@@ -745,7 +743,7 @@ final class EcsAgentPost implements Callable<Object> {
 }
 
 /**
- * Ends what this run does on an agent that is gone, and what it queues for it. Jenkins itself lets a block on a deleted
+ * Ends what this run, and no other, does on an agent that is gone or queues for it. Jenkins itself lets a block on a deleted
  * node go on for five minutes, and one that waits for such a node for ever (ExecutorStepExecution.RemovedNodeListener).
  * Lives in memory alone: after a restart of the controller, Jenkins' five minutes and connectTimeout are what is left.
  */
@@ -753,7 +751,6 @@ final class EcsAgentWatch implements Runnable, Callable<Object> {
     private static final int SECONDS = 5
 
     private final FlowExecution execution
-    private final String runId
     private final String agent
     private boolean isKnown
     private int absent
@@ -762,7 +759,6 @@ final class EcsAgentWatch implements Runnable, Callable<Object> {
         EcsAgentOwn own = new EcsAgentOwn(token)
         own.mustHaveGiven(agent)
         execution = CpsThread.current().execution
-        runId = own.runId
         this.agent = agent
     }
 
@@ -784,18 +780,15 @@ final class EcsAgentWatch implements Runnable, Callable<Object> {
     /** Ends this run's blocks on the agent, and those that wait for it. */
     @NonCPS
     Object call() {
-        for (Queue.Item item in Jenkins.get().queue.items) {
-            if (item.assignedLabel?.name == agent) {
-                def owner = item.task.ownerExecutable
-                if (owner instanceof Run && owner.externalizableId == runId) {
-                    Jenkins.get().queue.cancel(item)
-                }
-            }
-        }
-        for (StepExecution step in execution.getCurrentExecutions(false).get(30, TimeUnit.SECONDS)) {
-            if (step instanceof ExecutorStepExecution && step.@state?.node == agent) {
+        for (StepExecution block in execution.getCurrentExecutions(false).get(30, TimeUnit.SECONDS)) {
+            if (block instanceof ExecutorStepExecution) {
                 // As Jenkins does it, so that `retry` retries: no actual interruption, and with its cause.
-                step.@body?.cancel(new FlowInterruptedException(Result.ABORTED, false, new RemovedNodeCause()))
+                def cause = new FlowInterruptedException(Result.ABORTED, false, new RemovedNodeCause())
+                if (block.@state?.node == agent) {
+                    block.@body?.cancel(cause)
+                } else if (block.@state == null && block.@step.label == agent) {
+                    block.stop(cause) // takes its item out of the queue
+                }
             }
         }
         return null

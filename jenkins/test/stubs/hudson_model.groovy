@@ -63,13 +63,19 @@ abstract class Slave extends Node {
 
 abstract class Computer {
     static ExecutorService threadPoolForRemoting
-    Node node
+    private final Node first
+    /** Null once the node was deleted, as long as a build keeps the computer (Computer.getNode). */
+    Node getNode() { first in Jenkins.get().nodeList ? first : null }
+    String getName() { first.nodeName }
     List<Executor> executors = []
     boolean online = true
     String log = ''
 
     Computer(Node node) {
-        this.node = node
+        this.first = node
+        if (!(node in Jenkins.get().nodeList)) {
+            Jenkins.get().nodeList << node
+        }
         node.numExecutors.times { executors << new Executor(this) }
     }
     final boolean isOnline() { online }
@@ -82,14 +88,14 @@ class Executor {
     final Computer owner
     Queue.Executable currentExecutable
     Result interruptedWith
-    List<CauseOfInterruption> causes = []
 
     Executor(Computer owner) { this.owner = owner }
     boolean isIdle() { currentExecutable == null }
-    void interrupt(Result result, CauseOfInterruption... causes) {
-        interruptedWith = result
-        this.causes = causes as List
-    }
+    /**
+     * PlaceholderExecutable cancels its body from a timer, with the causes that are there by then, which may be none
+     * (ExecutorStepExecution, JENKINS-46738): as an actual interruption.
+     */
+    void interrupt(Result result, CauseOfInterruption... causes) { interruptedWith = result }
 }
 
 class OneOffExecutor extends Executor {
@@ -164,4 +170,5 @@ class Queue {
     boolean cancel(Item item) { items.remove(item) }
     List<BuildableItem> getBuildableItems() { items.findAll { it instanceof BuildableItem } }
     static void withLock(Runnable runnable) { runnable.run() }
+    static boolean isBlockedByShutdown(Task task) { Jenkins.get().quietingDown }
 }

@@ -1,8 +1,10 @@
 package hudson.model.queue
 
+import hudson.ExtensionList
 import hudson.ExtensionPoint
 import hudson.model.Executor
 import hudson.model.Label
+import hudson.model.Node
 import hudson.model.Queue
 
 class CauseOfBlockage { }
@@ -11,6 +13,11 @@ interface SubTask {
     Label getAssignedLabel()
     Queue.Task getOwnerTask()
     Queue.Executable getOwnerExecutable()
+}
+
+abstract class QueueTaskDispatcher implements ExtensionPoint {
+    CauseOfBlockage canTake(Node node, Queue.BuildableItem item) { null }
+    static List<QueueTaskDispatcher> all() { ExtensionList.lookup(QueueTaskDispatcher) }
 }
 
 class WorkUnit {

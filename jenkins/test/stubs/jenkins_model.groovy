@@ -35,10 +35,11 @@ class Jenkins {
     DescribableList globalNodeProperties = new DescribableList()
     boolean quietingDown
     List<Computer> computerList = []
+    List<Node> nodeList = []
     List<Node> updated = []
 
     Computer[] getComputers() { computerList as Computer[] }
-    List<Node> getNodes() { computerList*.node }
+    List<Node> getNodes() { nodeList }
     Node getNode(String name) { getNodes().find { it.nodeName == name } }
     boolean updateNode(Node node) throws IOException { updated << node }
 }

@@ -26,6 +26,7 @@ final class FlowInterruptedException extends InterruptedException {
 abstract class StepExecution {
     /** Of all builds that run (FlowExecutionList.StepExecutionIteratorImpl). */
     static final List<StepExecution> RUNNING = []
+    abstract void stop(Throwable cause)
     static <T extends StepExecution> Future<?> acceptAll(Class<T> type, Consumer<T> consumer) {
         RUNNING.findAll { type.isInstance(it) }.each { consumer.accept(it) }
         new FutureTask({ } as Runnable, null)

@@ -19,13 +19,25 @@ class ExecutorStepDynamicContext {
     ExecutorStepDynamicContext(String node) { this.node = node }
 }
 
+class ExecutorStep {
+    final String label
+    ExecutorStep(String label) { this.label = label }
+}
+
 class ExecutorStepExecution extends StepExecution {
+    private final ExecutorStep step
+    /** Null while the block waits in the queue, as is its body. */
     private ExecutorStepDynamicContext state
     private BodyExecution body
+    Throwable stopped
+    ExecutorStepExecution(String label) { step = new ExecutorStep(label) }
     ExecutorStepExecution(String node, BodyExecution body) {
+        step = new ExecutorStep(node)
         this.state = new ExecutorStepDynamicContext(node)
         this.body = body
     }
+
+    void stop(Throwable cause) { stopped = cause }
 
     static final class RemovedNodeCause extends CauseOfInterruption implements AgentErrorCondition.Retryable {
         String getShortDescription() { 'Agent was removed' }

@@ -41,8 +41,6 @@ fn is_any_of(names: impl IntoIterator<Item = &'static str>, name: &str) -> bool 
 pub fn check(name: &str, value: &str) -> Result<(), &'static str> {
     if name.trim().is_empty() || name.contains('=') || name.contains(char::is_control) {
         Err("cannot be a variable's name")
-    } else if is_reserved(name) {
-        Err("is decided by the launch itself")
     } else if value.contains('\0') {
         Err("may hold no NUL character")
     } else if value.contains("$$") {
@@ -58,25 +56,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refuses_what_the_launch_decides_and_what_jenkins_cannot_carry() {
-        for (name, value) in [
-            ("", "x"),
-            (" ", "x"),
-            ("A=B", "x"),
-            ("A\n", "x"),
-            ("JENKINS_SECRET", "x"),
-            ("jenkins_url", "x"),
-            ("JENKINS_ECS_AGENTS_REQUEST", "{}"),
-            ("JENKINS_TUNNEL", "x"),
-            ("A", "a$$b"),
-            ("A", "a\0"),
-        ] {
+    fn refuses_what_ecs_or_jenkins_cannot_carry() {
+        for (name, value) in [("", "x"), (" ", "x"), ("A=B", "x"), ("A\n", "x"), ("A", "a$$b"), ("A", "a\0")] {
             assert!(check(name, value).is_err(), "{name}={value:?}");
         }
-        for (name, value) in
-            [("A", ""), ("A", "$"), ("PATH", "/x:$PATH"), ("JENKINS_JAVA_OPTS", "-Xmx1g"), ("a.b", "x\ny")]
-        {
+        for (name, value) in [("A", ""), ("A", "$"), ("PATH", "/x:$PATH"), ("a.b", "x\ny")] {
             assert_eq!(check(name, value), Ok(()), "{name}={value:?}");
+        }
+    }
+
+    #[test]
+    fn reserves_what_the_launch_decides() {
+        for name in ["JENKINS_SECRET", "jenkins_url", "JENKINS_ECS_AGENTS_REQUEST", "JENKINS_TUNNEL"] {
+            assert!(is_reserved(name) && !is_for_templates_alone(name), "{name}");
+        }
+        for name in ["REMOTING_OPTS", "JENKINS_JAVA_OPTS"] {
+            assert!(!is_reserved(name) && is_for_templates_alone(name), "{name}");
         }
     }
 }

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-use crate::config::{Connect, TaskDefinition};
+use crate::config::{Connect, TaskDefinition, variables};
 use crate::name::{AgentName, digest};
 
 /// The version of every message here.
@@ -14,6 +14,19 @@ pub const VERSION: u32 = 1;
 
 /// The most agents of one request.
 pub const MOST_AGENTS: u32 = 10;
+
+/// The longest message, in bytes. What a request becomes (overrides, the record on its task) is limited to 8192
+/// characters by ECS; a message has room for the same again in escapes and in an SNS envelope.
+const MESSAGE_BYTES: usize = 64 * 1024;
+
+/// The longest label expression, in bytes.
+const LABEL_BYTES: usize = 1024;
+
+/// The longest name of a job, path of a URL and the like, in bytes.
+const TEXT_BYTES: usize = 2048;
+
+/// The most variables, and the most words of a command.
+const OVERRIDE_ENTRIES: usize = 100;
 
 /// A build asks for agents.
 #[derive(Debug, Clone, Deserialize)]
@@ -25,7 +38,8 @@ pub struct AgentRequest {
     /// Two messages with one id start one agent. Default: the SQS message id.
     #[serde(default)]
     pub request_id: Option<RequestId>,
-    /// A Jenkins label expression, as written.
+    /// A Jenkins label expression, without white space around it.
+    #[serde(deserialize_with = "label")]
     pub label: String,
     /// One URL for each agent, told of its outcome.
     #[serde(default, rename = "webhookUrl", deserialize_with = "one_or_many")]
@@ -51,6 +65,7 @@ impl AgentRequest {
     /// A sentence that says what is wrong with the message.
     pub fn parse(body: &str) -> Result<Self, String> {
         let request: Self = read(body, "an AgentRequest")?;
+        request.overrides.check()?;
         match request.count {
             Some(count) if !(1..=MOST_AGENTS).contains(&count) => Err(format!("count: is {count}, has to be 1 to 10")),
             _ if request.webhook_urls.len() > MOST_AGENTS as usize => {
@@ -131,13 +146,13 @@ impl<'de> Deserialize<'de> for RequestId {
 #[serde(deny_unknown_fields)]
 pub struct Build {
     /// The job's full name.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "short", skip_serializing_if = "Option::is_none")]
     pub job: Option<String>,
     /// The build's number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub number: Option<u64>,
     /// Its page.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "short", skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
 }
 
@@ -164,9 +179,27 @@ pub struct Overrides {
     /// The container's command.
     pub command: Option<Vec<String>>,
     /// ARN of the task's role.
+    #[serde(deserialize_with = "short")]
     pub task_role: Option<String>,
     /// Another task definition than the template's.
     pub task_definition: Option<TaskDefinition>,
+}
+
+impl Overrides {
+    /// How many there are, and whether a container and a node can carry the variables. What the template allows is for
+    /// others to say.
+    fn check(&self) -> Result<(), String> {
+        let words = self.command.as_ref().map_or(0, Vec::len);
+        for (name, entries) in [("environment", self.environment.len()), ("command", words)] {
+            if entries > OVERRIDE_ENTRIES {
+                return Err(format!("overrides.{name}: has {entries} entries, at most {OVERRIDE_ENTRIES} go"));
+            }
+        }
+        for (name, value) in &self.environment {
+            variables::check(name, value).map_err(|message| format!("overrides.environment.{name}: {message}"))?;
+        }
+        Ok(())
+    }
 }
 
 /// A build is over.
@@ -179,16 +212,16 @@ pub struct BuildCompleted {
     #[serde(default)]
     pub request_id: Option<RequestId>,
     /// Stops this agent.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "short")]
     pub agent: Option<String>,
     /// Stops this task.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "short")]
     pub task_arn: Option<String>,
     /// The build.
     #[serde(default)]
     pub build: Option<Build>,
     /// How it ended, in Jenkins' words.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "short")]
     pub result: Option<String>,
 }
 
@@ -449,8 +482,11 @@ pub struct Timings {
     pub total_ms: Option<i64>,
 }
 
-/// Reads a body of JSON, bare or in an SNS envelope.
+/// Reads a body of JSON, bare or in an SNS envelope. How deep it nests is limited by `serde_json`, to 128.
 fn read<T: serde::de::DeserializeOwned>(body: &str, what: &str) -> Result<T, String> {
+    if body.len() > MESSAGE_BYTES {
+        return Err(format!("not {what}: it has {} bytes, at most {MESSAGE_BYTES} go", body.len()));
+    }
     let message = sns_message(body).map_err(|error| format!("not JSON: {error}"))?;
     // From the text, not from the parsed value: only so does a doubled field not pass unseen.
     let mut text = serde_json::Deserializer::from_str(message.as_deref().unwrap_or(body));
@@ -482,6 +518,24 @@ fn version_one<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Err
     }
 }
 
+/// White space around it does not count: a Jenkinsfile may write it over several lines.
+fn label<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let label = String::deserialize(deserializer)?;
+    bounded(label.trim(), LABEL_BYTES)
+}
+
+fn short<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let text: Option<String> = Option::deserialize(deserializer)?;
+    text.map(|text| bounded(&text, TEXT_BYTES)).transpose()
+}
+
+fn bounded<E: serde::de::Error>(text: &str, most: usize) -> Result<String, E> {
+    if text.len() > most {
+        return Err(E::custom(format!("has {} bytes, at most {most} go", text.len())));
+    }
+    Ok(text.to_owned())
+}
+
 /// What is null is as if it were not there, as Groovy's JsonOutput writes what has no value.
 fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
@@ -499,4 +553,64 @@ fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>
         Some(OneOrMany::One(url)) => vec![url],
         Some(OneOrMany::Many(urls)) => urls,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn request(fields: Value) -> Result<AgentRequest, String> {
+        let mut body = json!({"version": 1, "label": "linux"});
+        body.as_object_mut().into_iter().for_each(|body| body.extend(fields.as_object().cloned().unwrap_or_default()));
+        AgentRequest::parse(&body.to_string())
+    }
+
+    #[test]
+    fn white_space_around_a_label_does_not_count() {
+        assert_eq!(request(json!({"label": "\n\t linux && maven \r\n"})).expect("good").label, "linux && maven");
+    }
+
+    #[test]
+    fn reads_every_override() {
+        let arn = "arn:aws:ecs:eu-west-1:123456789012:task-definition/jenkins-maven:7";
+        let overrides = request(json!({"overrides": {"ephemeralStorage": 50, "taskDefinition": arn, "cpu": null,
+            "command": ["a", ""], "environment": {"A": "", "REMOTING_OPTS": "$HOME"}}}))
+        .expect("good")
+        .overrides;
+        assert_eq!(overrides.ephemeral_storage, Some(50));
+        assert_eq!(overrides.task_definition.map(|it| it.family().to_owned()).as_deref(), Some("jenkins-maven"));
+        assert_eq!((overrides.cpu, overrides.environment.len()), (None, 2));
+    }
+
+    #[test]
+    fn what_a_stranger_sends_has_bounds() {
+        let long = "x".repeat(TEXT_BYTES + 1);
+        let variables: BTreeMap<_, _> = (0..=OVERRIDE_ENTRIES).map(|index| (format!("A{index}"), "")).collect();
+        let deep = (0..200).fold(json!(1), |inner, _| json!([inner]));
+        for (fields, fault) in [
+            (json!({"label": "a || ".repeat(300) + "a"}), "label: has 1501 bytes, at most 1024 go"),
+            (json!({"build": {"job": long}}), "build.job: has 2049 bytes"),
+            (json!({"build": {"url": long}}), "build.url: has 2049 bytes"),
+            (json!({"webhookUrl": vec!["https://a/"; 11]}), "webhookUrl: has 11 URLs"),
+            (json!({"overrides": {"environment": variables}}), "overrides.environment: has 101 entries"),
+            (json!({"overrides": {"command": vec!["x"; 101]}}), "overrides.command: has 101 entries"),
+            (json!({"overrides": {"taskRole": long}}), "overrides.taskRole: has 2049 bytes"),
+            (json!({"overrides": {"environment": {"A": "x$$y"}}}), "overrides.environment.A: may hold no $$"),
+            (json!({"overrides": {"environment": {"A=B": "x"}}}), "overrides.environment.A=B: cannot be"),
+            (
+                json!({"overrides": {"taskDefinition": "a b"}}),
+                "overrides.taskDefinition: has to be a task definition's ARN",
+            ),
+            (json!({"overrides": {"ephemeralStorage": "50"}}), "overrides.ephemeralStorage: "),
+            (json!({"overrides": {"command": deep}}), "recursion limit exceeded"),
+            (json!({"label": "x".repeat(MESSAGE_BYTES)}), "at most 65536 go"),
+        ] {
+            let found = request(fields).expect_err(fault);
+            assert!(found.contains(fault) && found.len() < 300, "{found}");
+        }
+        let completion = json!({"version": 1, "agent": long}).to_string();
+        assert!(BuildCompleted::parse(&completion).expect_err("too long").contains("agent: has 2049 bytes"));
+    }
 }

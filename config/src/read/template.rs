@@ -236,6 +236,8 @@ fn environment(place: Place<'_>) -> Option<BTreeMap<String, String>> {
         let value = place.text()?;
         if let Err(message) = variables::check(name, value) {
             place.fault(message);
+        } else if variables::is_reserved(name) {
+            place.fault("is decided by the launch itself");
         } else if !names.insert(name.to_lowercase()) {
             place.fault("is there twice: case does not count in Jenkins");
         }

@@ -136,6 +136,17 @@ async fn what_is_missing_outside_aws_is_found_too() {
 }
 
 #[tokio::test]
+async fn a_webhook_secret_that_jenkins_takes_for_a_password_is_told_and_not_repeated() {
+    let mut stack = Stack::start().await.unwrap();
+    let secret = "Basic aHVudGVyMjpodW50ZXIy";
+    stack.aws().parameters.values.insert("/jenkins/webhook".into(), secret.into());
+    let report = check(&mut stack).await;
+    let found = faults(&report);
+    assert!(found.iter().any(|fault| fault.contains("jenkins.webhook.authorization")), "{found:#?}");
+    assert!(!report.to_string().contains("aHVudGVyMjpodW50ZXIy"), "{report}");
+}
+
+#[tokio::test]
 async fn what_cannot_be_asked_is_said_and_the_rest_is_checked() {
     let mut stack = Stack::start().await.unwrap();
     for (service, action) in

@@ -305,7 +305,7 @@ async fn check_queues(app: &App) -> Vec<Item> {
 
 async fn check_jenkins(app: &App) -> Vec<Item> {
     let url = app.config().jenkins.url.as_written();
-    let mut items = Vec::new();
+    let mut items: Vec<Item> = check_webhook(app).into_iter().collect();
     match app.jenkins.who_am_i().await {
         Ok(who) => {
             let version = who.version.as_deref();
@@ -331,6 +331,17 @@ async fn check_jenkins(app: &App) -> Vec<Item> {
         }
     }
     items
+}
+
+/// The webhook's own secret goes raw, and Jenkins' filters stand before it.
+fn check_webhook(app: &App) -> Option<Item> {
+    let is_basic = app.jenkins.webhook_authorization_is_basic()?;
+    Some(Item::judged(
+        !is_basic,
+        "jenkins.webhook.authorization",
+        if is_basic { "begins with Basic: Jenkins takes it for a user's password" } else { "is there" },
+        "let it be a random text, here and in Jenkins' credentials",
+    ))
 }
 
 /// What the REST calls need: create, read the inbound secret and let in again, take offline, delete.

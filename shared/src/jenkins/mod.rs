@@ -118,6 +118,14 @@ impl Jenkins {
         &self.origin
     }
 
+    /// Whether the webhook's authorization, if there is one, is of the kind that Jenkins reads as user and password
+    /// (`jenkins.security.BasicHeaderProcessor`) before it asks the webhook's own.
+    pub fn webhook_authorization_is_basic(&self) -> Option<bool> {
+        let secrets = self.secrets.current();
+        let kind = secrets.webhook_authorization.as_ref()?.expose().split(' ').next()?;
+        Some(kind.eq_ignore_ascii_case("basic"))
+    }
+
     /// Whether nodes are created and deleted here.
     pub fn registers_nodes(&self) -> bool {
         self.registers_nodes

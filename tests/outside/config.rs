@@ -49,6 +49,16 @@ async fn every_fault_of_a_configuration_is_named_at_once_with_its_path() {
         templates[1]["containerStartTimeout"] = "0s".into();
         templates[2].as_object_mut().unwrap().remove("taskDefinition");
         templates[2]["connect"] = "telnet".into();
+        templates[2]["environment"] = json!({"JENKINS_TUNNEL": "x", "A": "a$$b"});
+        templates[2]["launch"] = json!({});
+        config["clouds"][0]["agentUrl"] = "https://user@jenkins.internal/".into();
+        config["clouds"][1]["region"] = "mars-north-1".into();
+        config["clouds"][1]["instanceRegistrationTimeout"] = "5m".into();
+        let node = &mut config["clouds"][1]["templates"][0];
+        node["labels"] = json!(["it's"]);
+        node["allowedOverrides"] = json!(["taskDefinition"]);
+        node["limits"] = json!({"ephemeralStorage": 20});
+        node["ssh"]["hostKeyVerification"] = json!({"key": "SHA256:abcdef"});
         config["clouds"][1]["templates"][0]["launch"]["type"] = "lambda".into();
         config["clouds"][1]["templates"][0]["network"]["subnet"] = "subnet-1".into();
     })
@@ -70,6 +80,16 @@ async fn every_fault_of_a_configuration_is_named_at_once_with_its_path() {
         "clouds[0].templates[1].containerStartTimeout",
         "clouds[0].templates[2].taskDefinition",
         "clouds[0].templates[2].connect",
+        "clouds[0].templates[2].environment.JENKINS_TUNNEL",
+        "clouds[0].templates[2].environment.A",
+        "clouds[0].templates[2].launch",
+        "clouds[0].agentUrl",
+        "clouds[1].region",
+        "clouds[1].instanceRegistrationTimeout",
+        "clouds[1].templates[0].labels[0]",
+        "clouds[1].templates[0].allowedTaskDefinitions",
+        "clouds[1].templates[0].limits.ephemeralStorage",
+        "clouds[1].templates[0].ssh.hostKeyVerification.key",
         "clouds[1].templates[0].launch.type",
         "clouds[1].templates[0].network.subnet",
         "WAITING_QUEUE_URL",

@@ -10,6 +10,8 @@ mod read;
 mod reader;
 mod rules;
 mod schema;
+#[cfg(test)]
+mod settings_table;
 pub mod task_definition;
 #[cfg(test)]
 mod tests;

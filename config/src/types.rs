@@ -44,7 +44,7 @@ pub struct Jenkins {
     pub register_nodes: Option<bool>,
     /// PEM certificates of a private certificate authority, trusted for Jenkins alone.
     pub ca_certificate: Option<SecretRef>,
-    /// The notices' own settings.
+    /// How notices reach Jenkins.
     #[serde(default)]
     pub webhook: Webhook,
 }
@@ -146,7 +146,7 @@ pub struct Cloud {
     /// The Auto Scaling group of the cluster's instances. Without it, nothing is ever scaled.
     #[schemars(regex(pattern = r"\S"))]
     pub auto_scaling_group: Option<String>,
-    /// How long a request may wait for room.
+    /// How long a request may wait for room before it fails.
     #[serde(default = "default_launch_timeout")]
     pub instance_launch_timeout: Limit,
     /// An instance that has not registered for that long after its launch counts as neither booting nor room. Default
@@ -155,7 +155,7 @@ pub struct Cloud {
     /// Instances without tasks for that long are terminated.
     #[serde(default)]
     pub idle_instance_timeout: Limit,
-    /// What one instance of the group offers, until the first has registered.
+    /// What a new instance of the group offers. Default: what its largest registered instance does.
     pub instance_capacity: Option<Size>,
     /// Agents of this cloud that may exist at once.
     #[schemars(range(min = 1))]
@@ -174,7 +174,7 @@ pub struct Size {
     /// CPU units; 1024 are one vCPU.
     #[schemars(range(min = 1))]
     pub cpu: u32,
-    /// MiB.
+    /// MiB of memory.
     #[schemars(range(min = 1))]
     pub memory: u32,
 }
@@ -214,7 +214,7 @@ pub struct Template {
     /// The agent's container. Default: the task definition's only essential container.
     #[schemars(regex(pattern = r"\S"))]
     pub container: Option<String>,
-    /// How Jenkins and the agent find each other.
+    /// Whether Jenkins logs in to the agent, or the agent dials Jenkins over WebSocket.
     pub connect: Connect,
     /// The agent's working directory.
     #[serde(default = "default_workspace")]
@@ -242,7 +242,7 @@ pub struct Template {
     /// How Jenkins logs in, for `connect: ssh`.
     #[serde(default)]
     pub ssh: Ssh,
-    /// What the task runs on.
+    /// What the task runs on. Default: EC2.
     #[serde(default)]
     pub launch: Launch,
     /// For task definitions with network mode `awsvpc` only.
@@ -261,13 +261,13 @@ pub struct Template {
     /// Allows `aws ecs execute-command` on the agent.
     #[serde(default)]
     pub enable_execute_command: bool,
-    /// For the container, and for the builds on the node.
+    /// Environment variables of the container, and of the builds on the node.
     #[serde(default)]
     pub environment: BTreeMap<String, String>,
-    /// For the task.
+    /// Tags of the task, 40 at most.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
-    /// What a request may override.
+    /// What a request may ask for otherwise.
     #[serde(default)]
     pub allowed_overrides: Vec<Override>,
     /// The most that an override may ask for.
@@ -302,12 +302,12 @@ pub struct Ssh {
     pub address: Address,
     /// How Jenkins checks the host key.
     pub host_key_verification: HostKeyVerification,
-    /// Of Jenkins' SSH launcher.
+    /// How long one try of Jenkins' SSH launcher may take; not `never`.
     #[schemars(extend("pattern" = "^[0-9]+[smh]$"))]
     pub launch_timeout: Limit,
     /// Further tries of Jenkins' SSH launcher.
     pub max_retries: u32,
-    /// Between two tries of Jenkins' SSH launcher.
+    /// Pause between two tries of Jenkins' SSH launcher; not `never`.
     #[schemars(extend("pattern" = "^[0-9]+[smh]$"))]
     pub retry_wait: Limit,
     /// The agent's `java`.
@@ -448,7 +448,7 @@ pub struct Network {
 #[derive(Debug, Clone, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PlacementStrategy {
-    /// The rule.
+    /// Fill instances up, spread over them, or choose any.
     #[serde(rename = "type")]
     pub kind: PlacementStrategyType,
     /// What the rule goes by: `memory`, `cpu`, `attribute:…`, `instanceId`. None for `random`.
@@ -471,7 +471,7 @@ pub enum PlacementStrategyType {
 #[derive(Debug, Clone, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PlacementConstraint {
-    /// The condition's kind.
+    /// One task an instance, or instances that the expression selects.
     #[serde(rename = "type")]
     pub kind: PlacementConstraintType,
     /// In ECS' cluster query language, for `memberOf`.
@@ -524,13 +524,13 @@ impl Override {
 #[derive(Debug, Clone, Copy, Default, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Limits {
-    /// CPU units.
+    /// CPU units of the task.
     #[schemars(range(min = 1))]
     pub cpu: Option<u32>,
-    /// MiB.
+    /// MiB of the task's memory.
     #[schemars(range(min = 1))]
     pub memory: Option<u32>,
-    /// GiB, on Fargate; 21 to 200.
+    /// GiB of the task's ephemeral storage, on Fargate.
     #[schemars(range(min = 21, max = 200))]
     pub ephemeral_storage: Option<u32>,
 }

@@ -172,6 +172,11 @@ class Names:
 
     def __init__(self):
         self.taken = set()
+        self.scopes = {}
+
+    def within(self, *scope):
+        """Names that have to be unique in one scope only."""
+        return self.scopes.setdefault(scope, Names())
 
     def make(self, text):
         name = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")[:60] or "agent"
@@ -208,6 +213,9 @@ class Cloud:
         self.region = settings.text("regionName") or arn_region(settings.text("cluster")) or options.region
         if not self.region:
             raise Fault(f"{settings.path}.regionName: is not set; say the region with --region")
+        # Two clouds may share a cluster; its agents are told apart by their templates' names.
+        cluster = settings.text("cluster").rsplit("/", 1)[-1]
+        self.template_names = names.within(self.region, cluster, settings.text("assumedRoleArn"))
         self.roles = []
         self.resources = {}
 
@@ -239,7 +247,7 @@ class Cloud:
 
     def _templates(self):
         templates = self.settings.values.get("templates") or []
-        names, converted = Names(), []
+        converted = []
         for index, template in enumerate(templates):
             path = f"{self.settings.path}.templates[{index}]"
             merged, parent = inherit(template, templates)
@@ -247,7 +255,7 @@ class Cloud:
             if settings.has("inheritFrom"):
                 found = "what it inherits is written out; jvmArgs and dnsSearchDomains are not, in the plugin too"
                 settings.change("inheritFrom", found if parent else "no template has that label; nothing is inherited")
-            converted.append(Template(self, settings, names).convert())
+            converted.append(Template(self, settings).convert())
         families = sorted({family(template["taskDefinition"]) for template in converted})
         for template in converted:
             if "taskDefinition" in template.get("allowedOverrides", []):
@@ -309,11 +317,14 @@ class Cloud:
 class Template:
     """One template of a cloud: an entry of agents.yaml, and a task definition unless it names one."""
 
-    def __init__(self, cloud, settings, names):
+    def __init__(self, cloud, settings):
         self.cloud, self.settings = cloud, settings
         self.given = settings.text("taskDefinitionOverride")
+        if re.fullmatch("arn:.+/[^:]+", self.given):
+            self.given = family(self.given)
+            settings.change("taskDefinitionOverride", "an ARN has a revision here; the family is the latest")
         written = settings.text("templateName") if not self.given else ""
-        self.name = names.make(written or family(self.given) or settings.text("label"))
+        self.name = cloud.template_names.make(written or family(self.given) or settings.text("label"))
         if written and written != self.name:
             settings.change("templateName", f"is {self.name} here: 1 to 64 of A-Z a-z 0-9 _ -, each once")
         self.launch = self._launch()

@@ -4,7 +4,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 stack=$root/local/.stack
 cd "$root"
 
-say() { printf '\033[1m%s\033[0m\n' "$*"; }
+# Bold on a terminal; no colour codes in files.
+say() { if [ -t 1 ]; then printf '\033[1m%s\033[0m\n' "$*"; else printf '%s\n' "$*"; fi; }
 fail() { printf '%s: %s\n' "$0" "$*" >&2; exit 1; }
 
 need() {

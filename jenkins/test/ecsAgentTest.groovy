@@ -514,6 +514,21 @@ test('all that is wrong with the parameters is said at once') {
     assert Sent.ALL.empty
 }
 
+test('the words of the Amazon ECS plugin\'s step are taken where they mean the same') {
+    def pipeline = newPipeline()
+    pipeline.after(1) { pipeline.ready() }
+    pipeline.ecsAgent(inheritFrom: 'maven', cpu: 2048, memory: 4096, taskrole: 'arn:aws:iam::1:role/r', ephemeralStorageSizeInGiB: 30,
+        taskDefinitionOverride: 'jenkins-maven', environments: [[name: 'A', value: 'b']]) { }
+    assert requests()[0].subMap('label', 'overrides') == [label: 'maven', overrides: [cpu: 2048, memory: 4096, ephemeralStorage: 30,
+        environment: [A: 'b'], taskRole: 'arn:aws:iam::1:role/r', taskDefinition: 'jenkins-maven']]
+    def e = Tests.thrown(AbortException) {
+        pipeline.ecsAgent(label: 'a', inheritFrom: 'b', overrides: [cpu: 1], cpu: 2, environments: 'A=b', image: 'x') { }
+    }
+    ['inheritFrom: is the same', 'cpu: is given in overrides, too', 'environments: has to be a list', 'unknown parameter image'].each {
+        assert e.message.contains(it)
+    }
+}
+
 test('what lives across steps can be written to disk') {
     def pipeline = newPipeline()
     Map settings = pipeline.loader.loadClass('EcsAgentSettings').read([label: "a${1}", count: '2'])

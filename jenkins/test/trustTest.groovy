@@ -60,7 +60,10 @@ Map<String, String> judged() {
         'ecsAgent.now()'                                             : pure,
         'EcsAgentSettings()'                                         : 'has no state',
         'EcsAgentSettings.NUMBERS'                                   : 'cannot be changed',
+        'EcsAgentSettings.WORDS'                                     : 'cannot be changed',
         'EcsAgentSettings.OTHERS'                                    : 'cannot be changed',
+        'EcsAgentSettings.overrides(java.util.Map, java.util.List)'  : pure,
+        'EcsAgentSettings.environment(java.lang.Object, java.util.List)': pure,
         'EcsAgentSettings.read(java.util.Map)'                       : pure,
         'EcsAgentSettings.global()'                                  : 'a copy of three variables that every build has in its environment',
         'EcsAgentSettings.plain(java.lang.Object, int)'              : pure,
@@ -129,7 +132,7 @@ test('the classes are final, and no field can be set but those that harm the bui
     def settable = members(pipeline).findAll { name, member -> member instanceof java.lang.reflect.Field && !Modifier.isFinal(member.modifiers) }
     assert settable.keySet() == ['EcsAgentWatch.isKnown', 'EcsAgentWatch.absent'] as Set
     def settings = pipeline.loader.loadClass('EcsAgentSettings')
-    ['NUMBERS', 'OTHERS'].each { name ->
+    ['NUMBERS', 'WORDS', 'OTHERS'].each { name ->
         def field = settings.getDeclaredField(name)
         field.accessible = true
         Tests.thrown(UnsupportedOperationException) { field.get(null).clear() }
@@ -198,6 +201,7 @@ class Hostile {
     List values(Class type) {
         List commands = ['sh', '-c', "touch ${marker}".toString()]
         switch (type) {
+            case List: return [[], foreign([:]).keySet() as List]
             case Map: return [
                 foreign(label: 'a', overrides: foreign(cpu: foreign([:]))),
                 [label: 'a', count: 1, timeout: 1, retry: 0, askAgain: 5, connectTimeout: 1, faults: [], command: commands,

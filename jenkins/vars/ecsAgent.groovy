@@ -384,7 +384,11 @@ long now() {
 /** The parameters, checked. Reading what was read gives the same, so that whoever needs them sure reads them again. */
 final class EcsAgentSettings {
     private static final Map NUMBERS = [count: 1, timeout: 20, askAgain: 5, connectTimeout: 5, retry: 0].asImmutable()
-    private static final List OTHERS = ['label', 'overrides', 'webhookCredentialsId', 'faults'].asImmutable()
+    /** The words of the Amazon ECS plugin's pipeline step that mean an override (ECSTaskTemplateStep). */
+    private static final Map WORDS = [cpu: 'cpu', memory: 'memory', ephemeralStorageSizeInGiB: 'ephemeralStorage',
+                                      environments: 'environment', taskrole: 'taskRole',
+                                      taskDefinitionOverride: 'taskDefinition'].asImmutable()
+    private static final List OTHERS = ['label', 'inheritFrom', 'overrides', 'webhookCredentialsId', 'faults'].asImmutable()
 
     /** All that is wrong is said at once, under `faults`. */
     @NonCPS
@@ -392,7 +396,7 @@ final class EcsAgentSettings {
         Map given = plain(args, 0) as Map
         List faults = []
         for (name in given.keySet()) {
-            if (!NUMBERS.containsKey(name) && !OTHERS.contains(name)) {
+            if (!NUMBERS.containsKey(name) && !WORDS.containsKey(name) && !OTHERS.contains(name)) {
                 faults << "unknown parameter ${name}".toString()
             }
         }
@@ -408,14 +412,15 @@ final class EcsAgentSettings {
                 faults << "${name}: has to be a whole number of at least ${least}${most}".toString()
             }
         }
-        settings.label = given.label?.toString()?.trim()
+        // What the plugin inherits from, it finds by its labels (ECSCloud.findParentTemplate).
+        settings.label = (given.label ?: given.inheritFrom)?.toString()?.trim()
         if (!settings.label) {
             faults << 'label: is missing'
         }
-        if (given.overrides != null && !(given.overrides instanceof Map)) {
-            faults << 'overrides: has to be a map, like [cpu: 1024]'
+        if (given.label && given.inheritFrom && given.label != given.inheritFrom) {
+            faults << 'inheritFrom: is the same as label here, the labels of a template; give one of them'
         }
-        settings.overrides = given.overrides
+        settings.overrides = overrides(given, faults)
         Map global = global()
         settings.webhookCredentialsId = (given.webhookCredentialsId ?: global.ECS_AGENTS_WEBHOOK_CREDENTIALS)?.toString()
         for (name in ['ECS_AGENTS_REQUESTS', 'ECS_AGENTS_COMPLETIONS']) {
@@ -426,6 +431,41 @@ final class EcsAgentSettings {
         }
         settings.faults = faults
         return settings
+    }
+
+    /** Null where nothing is overridden. */
+    @NonCPS
+    static Map overrides(Map given, List faults) {
+        if (given.overrides != null && !(given.overrides instanceof Map)) {
+            faults << 'overrides: has to be a map, like [cpu: 1024]'
+            return null
+        }
+        Map overrides = given.overrides == null ? [:] : new LinkedHashMap(given.overrides)
+        for (word in WORDS.entrySet()) {
+            def value = given[word.key]
+            if (value == null) {
+                continue
+            }
+            if (overrides.containsKey(word.value)) {
+                faults << "${word.key}: is given in overrides, too".toString()
+            }
+            overrides[word.value] = word.key == 'environments' ? environment(value, faults) : value
+        }
+        return overrides ?: null
+    }
+
+    /** The plugin's [[name: 'A', value: 'b']] as a map. */
+    @NonCPS
+    static Map environment(Object entries, List faults) {
+        Map environment = [:]
+        for (entry in (entries instanceof List ? entries : [entries])) {
+            if (entry instanceof Map && entry.name != null) {
+                environment[entry.name.toString()] = entry.value
+            } else {
+                faults << "environments: has to be a list like [[name: 'A', value: 'b']]".toString()
+            }
+        }
+        return environment
     }
 
     /**

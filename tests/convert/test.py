@@ -122,6 +122,22 @@ class Guide(unittest.TestCase):
                 self.assertIn(quote, (ROOT / file).read_text())
 
 
+class Names(unittest.TestCase):
+    def test_of_templates_are_unique_in_a_cluster(self):
+        clouds = [{**CLOUD, "name": name, "cluster": cluster, "templates": [TEMPLATE]} for name, cluster in
+                  (("a", "one"), ("b", "arn:aws:ecs:eu-west-1:111122223333:cluster/one"), ("c", "two"))]
+        agents, _, _ = convert.convert(clouds, "https://ci.example.com/", convert.parse(["x"]))
+        names = [cloud["templates"][0]["name"] for cloud in agents["clouds"]]
+        self.assertEqual(names, ["t", "t-2", "t"])
+
+    def test_of_task_definitions_are_what_the_loader_takes(self):
+        arn = "arn:aws:ecs:eu-west-1:111122223333:task-definition/f"
+        for given, taken in ((arn, "f"), (arn + ":7", arn + ":7"), ("f", "f"), ("f:7", "f:7")):
+            with self.subTest(given):
+                template = {"label": "l", "taskDefinitionOverride": given}
+                self.assertIn(f"taskDefinition: {taken}\n", converted(CLOUD, template))
+
+
 class Variables(unittest.TestCase):
     def test_come_from_the_environment_or_their_default(self):
         variables = convert.Variables({"A": "x", "B": ""})

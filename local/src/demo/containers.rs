@@ -88,6 +88,7 @@ impl Containers {
     pub fn observe(&mut self, event: &Value, address_of: impl FnOnce(&str) -> Option<IpAddr>) {
         let Some(task) = Task::of(event) else { return };
         let request = task.request_id().unwrap_or_default();
+        self.timelines.by_hand(&request);
         self.timelines.agent(&request, task.agent);
         self.timelines.reached(&request, Step::Task);
         match task.status {

@@ -63,6 +63,11 @@ impl Controller {
         result
     }
 
+    /// Looks at it, and changes nothing that others wait for.
+    pub fn peek<T>(&self, look: impl FnOnce(&Jenkins) -> T) -> T {
+        look(&lock(&self.jenkins))
+    }
+
     /// Waits until there is something to find.
     pub async fn find<T>(&self, mut look: impl FnMut(&mut Jenkins) -> Option<T>) -> T {
         let mut changes = self.changes.subscribe();

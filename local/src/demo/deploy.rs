@@ -25,7 +25,7 @@ const FUNCTIONS: [(&str, &str); 3] =
 ///
 /// # Errors
 /// When a binary is missing or cannot be packaged.
-pub async fn upload(aws: &Aws, stack: &Path, binaries: &Path) -> Result<()> {
+pub async fn upload(aws: &Aws, stack: &Path, temporary: &Path, binaries: &Path) -> Result<()> {
     let location = format!(
         "<CreateBucketConfiguration><LocationConstraint>{REGION}</LocationConstraint></CreateBucketConfiguration>"
     );
@@ -37,10 +37,12 @@ pub async fn upload(aws: &Aws, stack: &Path, binaries: &Path) -> Result<()> {
             "{} is missing: build it with `cargo build --profile local -p {name}`",
             binary.display()
         );
-        let folder = stack.join("package").join(name);
-        std::fs::create_dir_all(&folder)?;
-        let zip = folder.join("function.zip");
+        let packages = stack.join("package");
+        let folder = temporary.join("package").join(name);
+        let zip = packages.join(format!("{name}.zip"));
         if !is_newer(&zip, &binary) {
+            std::fs::create_dir_all(&packages)?;
+            std::fs::create_dir_all(&folder)?;
             let bootstrap = folder.join("bootstrap");
             std::fs::copy(&binary, &bootstrap).with_context(|| format!("copy {}", binary.display()))?;
             let mut python = Command::new(stack.join("venv/bin/python"));

@@ -18,6 +18,8 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 use tokio::process::{Child, Command};
 
+use super::folder::Folder;
+
 /// The region of the demo.
 pub const REGION: &str = "eu-west-1";
 /// The account of the demo, one of those that AWS' documentation uses.
@@ -121,6 +123,8 @@ pub struct Emulator {
     pub aws: Aws,
     /// Where it and its functions log.
     pub log: PathBuf,
+    /// For files that nobody needs afterwards.
+    pub temporary: PathBuf,
     child: Child,
     group: Option<Pid>,
 }
@@ -130,16 +134,14 @@ impl Emulator {
     ///
     /// # Errors
     /// When it is not installed or does not come up; the error quotes the end of its log.
-    pub async fn start(stack: &Path, port: u16, environment: &[(&str, String)]) -> Result<Self> {
+    pub async fn start(stack: &Path, folder: &Folder, port: u16, environment: &[(&str, String)]) -> Result<Self> {
         let program = stack.join("venv/bin/ministack");
         ensure!(
             program.exists(),
             "{} is missing: start the demo with ./local/run, which installs it",
             program.display()
         );
-        let log = stack.join("emulator.log");
-        let temporary = stack.join("tmp");
-        std::fs::create_dir_all(&temporary)?;
+        let (log, temporary) = (folder.file("emulator.log"), folder.temporary());
         let out = std::fs::File::create(&log).with_context(|| format!("create {}", log.display()))?;
         let endpoint = format!("http://127.0.0.1:{port}");
         let child = Command::new(&program)
@@ -158,7 +160,7 @@ impl Emulator {
             .spawn()
             .with_context(|| format!("start {}", program.display()))?;
         let group = child.id().and_then(|id| Pid::from_raw(id.try_into().ok()?));
-        let mut emulator = Self { aws: Aws::new(endpoint), log, child, group };
+        let mut emulator = Self { aws: Aws::new(endpoint), log, temporary, child, group };
         let deadline = Instant::now() + Duration::from_secs(30);
         while emulator.aws.send("s3", Request::get(&emulator.aws.endpoint), Bytes::new()).await.is_err() {
             if let Some(status) = emulator.child.try_wait()? {

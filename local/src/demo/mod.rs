@@ -7,9 +7,13 @@ mod containers;
 mod controller;
 mod deploy;
 mod emulator;
+mod folder;
 mod forward;
+mod logs;
 mod options;
+mod page;
 mod pipeline;
+mod serve;
 mod ssh;
 mod timeline;
 mod world;
@@ -28,6 +32,7 @@ use crate::http::lock;
 use containers::Containers;
 use controller::Controller;
 use emulator::{ACCOUNT, Aws, Emulator, REGION};
+use folder::Folder;
 use forward::Rules;
 pub use options::{Options, USAGE};
 use pipeline::{Shop, Template};
@@ -42,7 +47,8 @@ use world::World;
 pub async fn run(options: &Options) -> Result<()> {
     let stack = options.root.join("local/.stack");
     let mut terminated = signal(SignalKind::terminate())?;
-    let ssh = Ssh::prepare(&stack).await?;
+    let folder = Folder::new(&stack)?;
+    let ssh = Ssh::prepare(&folder).await?;
     let jenkins = Arc::new(Controller::start().await?);
     let world = Arc::new(World::start().await?);
     println!("Stand-in Jenkins  {}", jenkins.root());
@@ -53,10 +59,10 @@ pub async fn run(options: &Options) -> Result<()> {
         .map(|name| (name, world.endpoint()))
         .collect();
     let environment: Vec<_> = environment.iter().map(|(name, url)| (name.as_str(), url.clone())).collect();
-    let emulator = Emulator::start(&stack, free_port()?, &environment).await?;
+    let emulator = Emulator::start(&stack, &folder, free_port()?, &environment).await?;
     println!("Emulated AWS      {}", emulator.aws.endpoint);
     let result = tokio::select! {
-        result = demo(options, &emulator.aws, jenkins, world, ssh) => result,
+        result = demo(options, &emulator, jenkins, world, ssh) => result,
         _ = tokio::signal::ctrl_c() => interrupted(options),
         _ = terminated.recv() => interrupted(options),
     };
@@ -79,8 +85,15 @@ fn free_port() -> Result<u16> {
     Ok(listener.local_addr()?.port())
 }
 
-async fn demo(options: &Options, aws: &Aws, jenkins: Arc<Controller>, world: Arc<World>, ssh: Ssh) -> Result<()> {
-    let outputs = deploy(options, aws, &jenkins).await?;
+async fn demo(
+    options: &Options,
+    emulator: &Emulator,
+    jenkins: Arc<Controller>,
+    world: Arc<World>,
+    ssh: Ssh,
+) -> Result<()> {
+    let aws = &emulator.aws;
+    let outputs = deploy(options, emulator, &jenkins).await?;
     if options.check {
         return check(aws, &outputs).await;
     }
@@ -100,22 +113,30 @@ async fn demo(options: &Options, aws: &Aws, jenkins: Arc<Controller>, world: Arc
     let (events, received) = mpsc::unbounded_channel();
     background.spawn(pump(world.clone(), containers.clone(), events));
     background.spawn(deliver(rules, received));
+    let page = match options.serve {
+        true => Some(page::serve(shop.clone(), world.clone(), &outputs).await?),
+        false => None,
+    };
+    if let Some(page) = &page {
+        println!("Live page         {}", page.url());
+    }
 
     if options.requests > 0 {
         let over_ssh = builds(options.requests, &shop, &containers).await?;
         summary(options.requests, over_ssh, &shop, &world, &outputs).await?;
     }
-    if options.serve {
-        serve(&shop, &outputs).await?;
+    if let Some(page) = &page {
+        serve::serve(&shop, &outputs, page, &emulator.log).await?;
     }
     Ok(())
 }
 
 /// Packages the functions, stores the configuration and its secrets, and creates the stack: its outputs.
-async fn deploy(options: &Options, aws: &Aws, jenkins: &Controller) -> Result<BTreeMap<String, String>> {
+async fn deploy(options: &Options, emulator: &Emulator, jenkins: &Controller) -> Result<BTreeMap<String, String>> {
     let began = Instant::now();
+    let aws = &emulator.aws;
     let stack = options.root.join("local/.stack");
-    deploy::upload(aws, &stack, &options.binaries).await?;
+    deploy::upload(aws, &stack, &emulator.temporary, &options.binaries).await?;
     let configuration =
         include_str!("agents.yaml").replace("JENKINS_URL", jenkins.root()).replace("NOTICES_URL", &jenkins.notices);
     for (name, value, secret) in [
@@ -260,63 +281,12 @@ async fn check(aws: &Aws, outputs: &BTreeMap<String, String>) -> Result<()> {
     Ok(())
 }
 
-/// Stays up, and shows the notices that arrive, until it is interrupted.
-async fn serve(shop: &Shop, outputs: &BTreeMap<String, String>) -> Result<()> {
-    let endpoint = &shop.aws.endpoint;
-    let environment = format!(
-        "AWS_ACCESS_KEY_ID={ACCOUNT} AWS_SECRET_ACCESS_KEY=any AWS_REGION={REGION} AWS_ENDPOINT_URL={endpoint}"
-    );
-    let function = outputs.get("RequestFunctionName").map(String::as_str).unwrap_or_default();
-    println!("\nThe stack stays up until Ctrl-C. Ask for an agent by hand with the AWS CLI:\n");
-    println!("  export {environment}");
-    println!("  aws sqs send-message --queue-url {} \\", shop.requests);
-    println!("    --message-body '{{\"version\": 1, \"requestId\": \"by-hand-1\", \"label\": \"linux && maven\"}}'\n");
-    println!("and give it back:\n");
-    println!("  aws sqs send-message --queue-url {} \\", shop.completions);
-    println!("    --message-body '{{\"version\": 1, \"requestId\": \"by-hand-1\"}}'\n");
-    println!("Check the configuration (`./local/run --check` shows the report for people):\n");
-    println!("  aws lambda invoke --function-name {function} --cli-binary-format raw-in-base64-out \\");
-    println!("    --payload '{{\"check\": {{}}}}' /dev/stdout\n");
-    println!("What arrives at {}:", shop.jenkins.notices);
-    let mut seen = shop.jenkins.with(|jenkins| jenkins.arrivals().len());
-    loop {
-        let arrived = shop
-            .jenkins
-            .find(|jenkins| jenkins.arrivals().get(seen).map(|arrival| (arrival.path.clone(), arrival.body.clone())))
-            .await;
-        seen += 1;
-        if !shop.jenkins.notices.ends_with(&arrived.0) {
-            continue;
-        }
-        let notice: Value = serde_json::from_slice(&arrived.1).unwrap_or_default();
-        let text = |pointer: &str| notice.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-        println!(
-            "{} {} {} {} {}",
-            text("/at"),
-            text("/type"),
-            text("/requestId"),
-            text("/agent/name"),
-            text("/failure/message")
-        );
-        let port = notice.pointer("/agent/port").and_then(Value::as_u64).and_then(|port| u16::try_from(port).ok());
-        if let (true, Some(port)) = (text("/type") == "agent.ready", port) {
-            shop.jenkins.with(|jenkins| jenkins.connect_ssh(text("/agent/name")));
-            println!("    {}", shop.ssh.command_line(text("/agent/host"), port).join(" "));
-        }
-    }
-}
-
 /// Prints what the functions complained of, for whoever has to find out why it failed.
 async fn complain(emulator: &Emulator) {
-    for function in ["request", "task-state", "teardown"] {
-        let group = format!("/aws/lambda/{}-{function}", deploy::STACK);
-        let input = json!({"logGroupName": group, "limit": 1000});
-        let Ok(answer) = emulator.aws.json("logs", "Logs_20140328.FilterLogEvents", &input).await else { continue };
-        let lines = answer["events"].as_array().into_iter().flatten().filter_map(|event| event["message"].as_str());
-        let bad = |line: &&str| ["ERROR", "WARN", "panicked"].iter().any(|word| line.contains(word));
-        for line in lines.filter(bad).take(20) {
-            eprintln!("{function}: {}", line.trim_end());
-        }
+    let mut logs = logs::Logs::new(&emulator.aws);
+    let lines = logs.new_lines().await;
+    for line in lines.iter().filter(|line| line.is_complaint()).take(60) {
+        eprintln!("{line}");
     }
     eprintln!("the emulator's log: {}", emulator.log.display());
 }

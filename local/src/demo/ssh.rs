@@ -14,34 +14,35 @@ use tokio::net::TcpListener;
 use tokio::process::Command;
 use tokio::task::JoinSet;
 
+use super::folder::Folder;
+
 const SSHD: &str = "/usr/sbin/sshd";
 
 /// The keys and the configuration of the demo's sshd.
 #[derive(Debug, Clone)]
 pub struct Ssh {
     folder: PathBuf,
+    log: PathBuf,
     /// Who is let in: the user that runs the demo, since only root may let others in.
     pub user: String,
 }
 
 impl Ssh {
-    /// Makes keys and configuration, unless they are there.
+    /// Makes keys and configuration.
     ///
     /// # Errors
     /// When sshd or its tools are missing, or files cannot be written.
-    pub async fn prepare(stack: &Path) -> Result<Self> {
+    pub async fn prepare(run_folder: &Folder) -> Result<Self> {
         ensure!(Path::new(SSHD).exists(), "{SSHD} is missing: start the demo with ./local/run, which installs it");
-        let folder = stack.join("ssh");
+        let folder = run_folder.temporary().join("ssh");
         std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
         for key in ["host_key", "agent_key"] {
             let file = folder.join(key);
-            if !file.exists() {
-                run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", key, "-f"]).arg(&file))
-                    .await?;
-            }
+            run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", key, "-f"]).arg(&file)).await?;
         }
         let user = run(Command::new("id").arg("-un")).await?.trim().to_owned();
-        let path = |name: &str| folder.join(name).display().to_string();
+        // In quotes, since the folder may have a space in its name.
+        let path = |name: &str| format!("\"{}\"", folder.join(name).display());
         let config = format!(
             "HostKey {}\nAuthorizedKeysFile {}\nAllowUsers {user}\nPermitRootLogin prohibit-password\n\
              PasswordAuthentication no\nKbdInteractiveAuthentication no\nUsePAM no\nStrictModes no\nPidFile none\n\
@@ -51,7 +52,7 @@ impl Ssh {
         );
         std::fs::write(folder.join("sshd_config"), config)?;
         run(Command::new(SSHD).arg("-t").arg("-f").arg(folder.join("sshd_config"))).await?;
-        Ok(Self { folder, user })
+        Ok(Self { folder, log: run_folder.file("sshd.log"), user })
     }
 
     /// The private key that is let in.
@@ -74,7 +75,7 @@ impl Ssh {
             let output = socket.as_fd().try_clone_to_owned()?;
             let mut session = Command::new(SSHD)
                 .args(["-i", "-E"])
-                .arg(self.folder.join("sshd.log"))
+                .arg(&self.log)
                 .arg("-f")
                 .arg(self.folder.join("sshd_config"))
                 .stdin(Stdio::from(socket))

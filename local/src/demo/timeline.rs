@@ -3,8 +3,11 @@
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write as _};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
 
 /// What a request goes through, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,12 +27,12 @@ pub enum Step {
 }
 
 /// The headings of the steps.
-const STEPS: [&str; 6] = ["task", "running", "ready", "build", "completed", "stopped"];
+pub const STEPS: [&str; 6] = ["task", "running", "ready", "build", "completed", "stopped"];
 
 /// All requests of the demo.
 pub struct Timelines {
     lines: Mutex<Lines>,
-    redraw: bool,
+    redraw: AtomicBool,
 }
 
 #[derive(Default)]
@@ -57,7 +60,12 @@ impl Default for Timelines {
 impl Timelines {
     /// None yet.
     pub fn new() -> Self {
-        Self { lines: Mutex::default(), redraw: std::io::stdout().is_terminal() }
+        Self { lines: Mutex::default(), redraw: AtomicBool::new(std::io::stdout().is_terminal()) }
+    }
+
+    /// From now on, other lines are printed: nothing is redrawn any more.
+    pub fn settle(&self) {
+        self.redraw.store(false, Ordering::Relaxed);
     }
 
     /// Prints the headings.
@@ -82,6 +90,27 @@ impl Timelines {
         self.change(|lines| lines.push(line));
     }
 
+    /// A request that was posted by hand has shown itself.
+    pub fn by_hand(&self, request: &str) {
+        let known = self.lock().lines.iter().any(|line| line.request == request);
+        if !known && !request.is_empty() {
+            self.begin(request, "by hand");
+        }
+    }
+
+    /// All of them, for the page; the newest first.
+    pub fn snapshot(&self) -> Vec<Value> {
+        let lines = self.lock();
+        let lines = lines.lines.iter().rev().map(|line| {
+            let at: Vec<_> = line.at.iter().map(|at| at.map(|at| at.as_millis() as u64)).collect();
+            json!({
+                "request": line.request, "template": line.kind, "agent": line.agent, "at": at, "note": line.note,
+
+            })
+        });
+        lines.collect()
+    }
+
     /// A step was reached just now. Only the first time counts: events may come twice.
     pub fn reached(&self, request: &str, step: Step) {
         self.with(request, |line| {
@@ -101,7 +130,7 @@ impl Timelines {
 
     /// The request is over: outside a terminal, its line is printed.
     pub fn end(&self, request: &str) {
-        if !self.redraw {
+        if !self.redraw.load(Ordering::Relaxed) {
             let lines = self.lock();
             if let Some(line) = lines.lines.iter().find(|line| line.request == request) {
                 println!("{}", render(line));
@@ -127,7 +156,7 @@ impl Timelines {
     fn change(&self, change: impl FnOnce(&mut Vec<Line>)) {
         let mut lines = self.lock();
         change(&mut lines.lines);
-        if self.redraw {
+        if self.redraw.load(Ordering::Relaxed) {
             // Without wrapping, so that one line stays one line in a narrow window.
             let mut text = String::from("\x1b[?7l");
             if lines.drawn > 0 {
@@ -182,7 +211,7 @@ mod tests {
 
     #[test]
     fn a_step_counts_once() {
-        let timelines = Timelines { lines: Mutex::default(), redraw: false };
+        let timelines = Timelines { lines: Mutex::default(), redraw: AtomicBool::new(false) };
         timelines.begin("a", "x");
         timelines.reached("a", Step::Task);
         let first = timelines.times(Step::Task);

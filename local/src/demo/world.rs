@@ -66,12 +66,15 @@ impl World {
     pub fn advance(&self) -> Vec<Value> {
         let mut aws = lock(&self.aws);
         let events = aws.advance(Timestamp::now());
-        // Instances get addresses of loopback, so that an sshd can really answer on the host port that ECS gave.
+        // Instances get addresses of loopback, so that an sshd can really answer on the host port that ECS gave; most
+        // likely not those of another run that goes on.
+        let network = 1 + std::process::id() % 250;
         let outside: Vec<_> = aws
             .ecs
             .instances()
             .filter_map(|instance| {
-                Some((instance.arn.clone(), format!("127.{}", instance.private_address.strip_prefix("10.")?)))
+                let (_, host) = instance.private_address.strip_prefix("10.")?.split_once('.')?;
+                Some((instance.arn.clone(), format!("127.{network}.{host}")))
             })
             .collect();
         for (arn, address) in outside {
@@ -91,6 +94,26 @@ impl World {
     /// How many tasks have not stopped.
     pub fn living_tasks(&self) -> usize {
         lock(&self.aws).ecs.tasks().filter(|task| task.last_status != "STOPPED").count()
+    }
+
+    /// Tasks that have not stopped, and container instances, for the page.
+    pub fn snapshot(&self) -> (Vec<Value>, Vec<Value>) {
+        let aws = lock(&self.aws);
+        let id = |arn: &str| arn.rsplit('/').next().unwrap_or_default().to_owned();
+        let tasks = aws.ecs.tasks().filter(|task| task.last_status != "STOPPED").map(|task| {
+            json!({
+                "agent": task.started_by, "status": task.last_status.as_str(), "launch": task.launch_type,
+                "instance": task.instance.as_deref().map(id),
+            })
+        });
+        let instances = aws.ecs.instances().map(|instance| {
+            json!({
+                "id": id(&instance.arn), "status": instance.status.as_str(), "tasks": instance.tasks.len(),
+                "cpu": [instance.total.0 - instance.free.0, instance.total.0],
+                "memory": [instance.total.1 - instance.free.1, instance.total.1],
+            })
+        });
+        (tasks.collect(), instances.collect())
     }
 
     /// How often each action was called.

@@ -1,0 +1,75 @@
+//! The folder of one run: several may go on at once, each with its own logs.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
+
+/// The folder of this run. Its logs stay until another run begins after its end; all else goes with it.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// Makes it below `local/.stack`, and deletes those of runs that are over.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn new(stack: &Path) -> Result<Self> {
+        let runs = stack.join("runs");
+        for run in fs::read_dir(&runs).into_iter().flatten().flatten() {
+            if !is_running(&run.file_name().to_string_lossy()) {
+                fs::remove_dir_all(run.path()).with_context(|| format!("delete {}", run.path().display()))?;
+            }
+        }
+        let folder = Self(runs.join(std::process::id().to_string()));
+        fs::create_dir_all(folder.temporary()).with_context(|| format!("create {}", folder.0.display()))?;
+        Ok(folder)
+    }
+
+    /// A file that stays.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// For files that nobody needs afterwards.
+    pub fn temporary(&self) -> PathBuf {
+        self.0.join("tmp")
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // What cannot be deleted now is deleted by the next run.
+        fs::remove_dir_all(self.temporary()).ok();
+    }
+}
+
+/// Whether a process of that number is there, a run's folder being named after its process.
+fn is_running(name: &str) -> bool {
+    name.parse().ok().and_then(Pid::from_raw).is_some_and(|pid| test_kill_process(pid) != Err(Errno::SRCH))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_leaves_its_logs_alone_and_deletes_those_before_it() -> Result<()> {
+        let stack = tempfile::tempdir()?;
+        let before = stack.path().join("runs/999999999");
+        fs::create_dir_all(&before)?;
+        let of_others = stack.path().join("runs").join(std::os::unix::process::parent_id().to_string());
+        fs::create_dir_all(&of_others)?;
+
+        let folder = Folder::new(stack.path())?;
+        fs::write(folder.file("emulator.log"), "log")?;
+        fs::write(folder.temporary().join("large"), "unpacked")?;
+        let (log, temporary) = (folder.file("emulator.log"), folder.temporary());
+        drop(folder);
+
+        assert!(!before.exists() && of_others.exists());
+        assert!(log.exists() && !temporary.exists());
+        Ok(())
+    }
+}

@@ -1,0 +1,105 @@
+//! What the functions log, as far as somebody who watches wants to see it.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use serde_json::{Value, json};
+
+use super::deploy::STACK;
+use super::emulator::Aws;
+
+/// Messages below WARN that say why a request has no agent yet, or never gets one.
+const TELLING: [&str; 4] = ["request waits", "group raised", "request withdrawn", "given up"];
+/// Fields that everybody has, or that say nothing to people.
+const PLAIN: [&str; 6] = ["timestamp", "level", "message", "span", "target", "filename"];
+
+/// Follows the logs of the three functions.
+pub struct Logs {
+    aws: Aws,
+    seen: HashMap<&'static str, usize>,
+}
+
+/// One line.
+pub struct Line {
+    function: &'static str,
+    text: String,
+    event: Value,
+}
+
+impl Logs {
+    /// From their beginning.
+    pub fn new(aws: &Aws) -> Self {
+        Self { aws: aws.clone(), seen: HashMap::new() }
+    }
+
+    /// What has come since the last look. A look that fails sees nothing.
+    pub async fn new_lines(&mut self) -> Vec<Line> {
+        let mut lines = Vec::new();
+        for function in ["request", "task-state", "teardown"] {
+            let input = json!({"logGroupName": format!("/aws/lambda/{STACK}-{function}")});
+            let Ok(answer) = self.aws.json("logs", "Logs_20140328.FilterLogEvents", &input).await else { continue };
+            let events = answer["events"].as_array().map(Vec::as_slice).unwrap_or_default();
+            let seen = self.seen.entry(function).or_default();
+            for message in events.iter().skip(*seen).filter_map(|event| event["message"].as_str()) {
+                let text = message.trim_end().to_owned();
+                lines.push(Line { function, event: serde_json::from_str(&text).unwrap_or_default(), text });
+            }
+            *seen = events.len();
+        }
+        lines
+    }
+}
+
+impl Line {
+    /// Whether something is wrong.
+    pub fn is_complaint(&self) -> bool {
+        match self.event["level"].as_str() {
+            Some(level) => matches!(level, "WARN" | "ERROR"),
+            None => self.text.contains("panicked"),
+        }
+    }
+
+    /// Whether it says what becomes of a request.
+    pub fn is_telling(&self) -> bool {
+        let message = self.event["message"].as_str().unwrap_or_default();
+        self.is_complaint() || TELLING.iter().any(|telling| message.starts_with(telling))
+    }
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(message) = self.event["message"].as_str() else {
+            return write!(f, "{}: {}", self.function, self.text);
+        };
+        write!(f, "{} {}: {message}", self.event["level"].as_str().unwrap_or("INFO"), self.function)?;
+        let fields = self.event.as_object().into_iter().flatten().filter(|(name, _)| !PLAIN.contains(&name.as_str()));
+        for (name, value) in fields {
+            match value {
+                Value::String(text) => write!(f, "; {name} {text}")?,
+                other => write!(f, "; {name} {other}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(text: &str) -> Line {
+        Line { function: "request", text: text.to_owned(), event: serde_json::from_str(text).unwrap_or_default() }
+    }
+
+    #[test]
+    fn a_line_that_tells_why_a_request_waits_is_shown() {
+        let waits = line(
+            r#"{"timestamp": "x", "level": "INFO", "message": "request waits", "reason": "RESOURCE:CPU", "attempt": 1}"#,
+        );
+        assert!(waits.is_telling() && !waits.is_complaint());
+        assert_eq!(waits.to_string(), "INFO request: request waits; attempt 1; reason RESOURCE:CPU");
+        assert!(!line(r#"{"level": "INFO", "message": "task started"}"#).is_telling());
+        assert!(line(r#"{"level": "ERROR", "message": "completion refused"}"#).is_telling());
+        assert!(line("thread 'main' panicked at").is_complaint());
+    }
+}

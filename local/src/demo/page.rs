@@ -1,0 +1,116 @@
+//! A page on loopback that shows queues, agents and their timelines while they change, by server-sent events.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use axum::body::Body;
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{Html, IntoResponse as _};
+use futures::stream;
+use http::StatusCode;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use super::pipeline::Shop;
+use super::timeline::STEPS;
+use super::world::World;
+use crate::http::{Server, serve as serve_http};
+
+const PAGE: &str = include_str!("page.html");
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(250);
+/// What the stack's outputs call the queues, without `QueueUrl`.
+const QUEUES: [&str; 5] = ["Requests", "Waiting", "Undelivered", "Completions", "Rejected"];
+
+/// Serves the page on a free port of loopback. It looks as long as somebody watches.
+///
+/// # Errors
+/// When no port can be had.
+pub async fn serve(shop: Arc<Shop>, world: Arc<World>, outputs: &BTreeMap<String, String>) -> Result<Server> {
+    let urls =
+        QUEUES.iter().filter_map(|name| Some((*name, outputs.get(&format!("{name}QueueUrl"))?.clone()))).collect();
+    let states = Arc::new(watch::Sender::new(String::new()));
+    let look = Look { shop, world, urls };
+    let changed = states.clone();
+    tokio::spawn(async move { look.go_on(&changed).await });
+    serve_http(move |request| {
+        let states = states.clone();
+        async move {
+            match request.uri().path() {
+                "/" => Html(PAGE).into_response(),
+                "/events" => events(states.subscribe()).into_response(),
+                _ => (StatusCode::NOT_FOUND, Body::empty()).into_response(),
+            }
+        }
+    })
+    .await
+}
+
+/// Each state as an event, the present one first.
+fn events(mut watched: watch::Receiver<String>) -> impl axum::response::IntoResponse {
+    watched.mark_changed();
+    let states = stream::unfold(watched, |mut watched| async move {
+        watched.changed().await.ok()?;
+        let event = Event::default().data(watched.borrow_and_update().as_str());
+        Some((Ok::<_, Infallible>(event), watched))
+    });
+    Sse::new(states).keep_alive(KeepAlive::default())
+}
+
+struct Look {
+    shop: Arc<Shop>,
+    world: Arc<World>,
+    urls: Vec<(&'static str, String)>,
+}
+
+impl Look {
+    async fn go_on(&self, states: &watch::Sender<String>) {
+        loop {
+            if states.receiver_count() > 0 {
+                let state = self.state().await.to_string();
+                states.send_if_modified(|old| {
+                    let changed = *old != state;
+                    *old = state;
+                    changed
+                });
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    async fn state(&self) -> Value {
+        let mut queues = Vec::new();
+        for (name, url) in &self.urls {
+            queues.push(self.queue(name, url).await);
+        }
+        let (tasks, instances) = self.world.snapshot();
+        let nodes = self.shop.jenkins.peek(|jenkins| {
+            let nodes = jenkins.nodes().map(|node| {
+                let state = match (node.is_offline(), node.is_idle()) {
+                    (true, _) => "offline",
+                    (false, true) => "idle",
+                    (false, false) => "builds",
+                };
+                (node.name.clone(), Value::from(state))
+            });
+            nodes.collect::<serde_json::Map<_, _>>()
+        });
+        json!({
+            "queues": queues, "tasks": tasks, "instances": instances, "nodes": nodes,
+            "steps": STEPS, "timelines": self.shop.timelines.snapshot(),
+        })
+    }
+
+    async fn queue(&self, name: &str, url: &str) -> Value {
+        let input = json!({"QueueUrl": url, "AttributeNames": ["All"]});
+        let answer = self.shop.aws.json("sqs", "AmazonSQS.GetQueueAttributes", &input).await.unwrap_or_default();
+        let count = |attribute: &str| answer["Attributes"][attribute].as_str().unwrap_or("?").to_owned();
+        json!({
+            "name": name, "messages": count("ApproximateNumberOfMessages"),
+            "inFlight": count("ApproximateNumberOfMessagesNotVisible"),
+        })
+    }
+}

@@ -1,0 +1,129 @@
+//! The stack stays up, for requests by hand: what to type, and what comes of it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Result;
+use serde_json::Value;
+
+use super::emulator::{ACCOUNT, REGION};
+use super::logs::Logs;
+use super::pipeline::Shop;
+use super::timeline::Step;
+use crate::http::Server;
+
+/// Between two looks at the functions' logs.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Stays up, and shows the notices that arrive and what the functions say, until it is interrupted.
+///
+/// # Errors
+/// None: it ends with the future.
+pub async fn serve(shop: &Shop, outputs: &BTreeMap<String, String>, page: &Server, log: &Path) -> Result<()> {
+    shop.timelines.settle();
+    instructions(shop, outputs, page, log);
+    tokio::join!(show_notices(shop), show_logs(shop));
+    Ok(())
+}
+
+/// In words that version 1 of the AWS CLI understands too: it knows neither `AWS_REGION` nor, before 1.29, the endpoint's
+/// variable, and takes a payload by `fileb://` as version 2 does.
+fn instructions(shop: &Shop, outputs: &BTreeMap<String, String>, page: &Server, log: &Path) {
+    let aws = format!("aws --endpoint-url {}", shop.aws.endpoint);
+    let function = outputs.get("RequestFunctionName").map(String::as_str).unwrap_or_default();
+    let send = |queue: &str, body: &str| {
+        println!("  {aws} sqs send-message --queue-url {queue} \\\n    --message-body '{body}'\n")
+    };
+    println!(
+        "\nThe stack stays up until Ctrl-C; {} shows it live. Ask for an agent by hand with the AWS CLI:\n",
+        page.url()
+    );
+    println!("  export AWS_ACCESS_KEY_ID={ACCOUNT} AWS_SECRET_ACCESS_KEY=any AWS_DEFAULT_REGION={REGION}");
+    send(&shop.requests, r#"{"version": 1, "requestId": "by-hand-1", "label": "linux && maven"}"#);
+    println!("one with more memory than the template's (change by-hand-2 for each new request):\n");
+    let larger = r#"{"version": 1, "requestId": "by-hand-2", "label": "maven", "overrides": {"memory": 4096}}"#;
+    send(&shop.requests, larger);
+    println!("and give them back:\n");
+    for number in 1..=2 {
+        send(&shop.completions, &format!(r#"{{"version": 1, "requestId": "by-hand-{number}"}}"#));
+    }
+    println!("Check the configuration (`./local/run --check` shows the report for people):\n");
+    println!("  echo '{{\"check\": {{}}}}' | {aws} lambda invoke --function-name {function} \\");
+    println!("    --payload fileb:///dev/stdin /dev/stdout\n");
+    println!("The functions' logs, whole:\n");
+    for function in ["request", "task-state", "teardown"] {
+        println!("  {aws} logs filter-log-events --log-group-name /aws/lambda/{}-{function} \\", super::deploy::STACK);
+        println!("    --query 'events[].message' --output text");
+    }
+    println!("\nThe emulator's own log is {}.", log.display());
+    println!("\nWhat arrives at {}, and what the functions say of requests that wait or fail:", shop.jenkins.notices);
+}
+
+async fn show_notices(shop: &Shop) {
+    let mut seen = shop.jenkins.with(|jenkins| jenkins.arrivals().len());
+    loop {
+        let arrived = shop
+            .jenkins
+            .find(|jenkins| jenkins.arrivals().get(seen).map(|arrival| (arrival.path.clone(), arrival.body.clone())))
+            .await;
+        seen += 1;
+        if shop.jenkins.notices.ends_with(&arrived.0) {
+            show_notice(shop, &serde_json::from_slice(&arrived.1).unwrap_or_default());
+        }
+    }
+}
+
+fn show_notice(shop: &Shop, notice: &Value) {
+    let text = |pointer: &str| notice.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let (kind, request, agent) = (text("/type"), text("/requestId"), text("/agent/name"));
+    let failure = match text("/failure/code") {
+        "" => String::new(),
+        code => format!("{code}: {}", text("/failure/message")),
+    };
+    println!("{} {kind} {request} {agent} {failure}", text("/at"));
+    shop.timelines.by_hand(request);
+    shop.timelines.agent(request, agent);
+    shop.timelines.note(request, &failure);
+    match kind {
+        "agent.ready" => shop.timelines.reached(request, Step::Ready),
+        "agent.stopped" => shop.timelines.reached(request, Step::Stopped),
+        "agent.waiting" => shop.timelines.note(request, "waits for room"),
+        _ => {}
+    }
+    let port = notice.pointer("/agent/port").and_then(Value::as_u64).and_then(|port| u16::try_from(port).ok());
+    if let (true, Some(port)) = (kind == "agent.ready", port) {
+        shop.jenkins.with(|jenkins| jenkins.connect_ssh(agent));
+        let line = shop.ssh.command_line(text("/agent/host"), port);
+        println!("    {}", line.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "));
+    }
+}
+
+/// The builds before have been told already: only what comes from now on is shown.
+async fn show_logs(shop: &Shop) {
+    let mut logs = Logs::new(&shop.aws);
+    logs.new_lines().await;
+    loop {
+        tokio::time::sleep(LOOK).await;
+        for line in logs.new_lines().await.iter().filter(|line| line.is_telling()) {
+            println!("    {line}");
+        }
+    }
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let is_plain = !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || "-_./=:,@+".contains(c));
+    if is_plain { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_with_spaces_and_quotes_are_quoted() {
+        assert_eq!(quoted("StrictHostKeyChecking=no"), "StrictHostKeyChecking=no");
+        assert_eq!(quoted("/home/a b/it's"), r"'/home/a b/it'\''s'");
+    }
+}

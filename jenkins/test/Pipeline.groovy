@@ -82,13 +82,11 @@ class Pipeline {
         Jenkins.instance.globalNodeProperties << new EnvironmentVariablesNodeProperty(global)
         Computer.threadPoolForRemoting = [submit: { Callable work ->
             def future = new FutureTask(work)
-            // Where no CpsThread is, and no sandbox (GroovyInterceptor is registered for a thread).
-            after(0) {
-                if (!hangs) {
-                    Thread thread = new Thread(future)
-                    thread.start()
-                    thread.join()
-                }
+            // At once, and where no CpsThread is, and no sandbox (GroovyInterceptor is registered for a thread).
+            if (!hangs) {
+                Thread thread = new Thread(future)
+                thread.start()
+                thread.join()
             }
             future
         }] as ExecutorService

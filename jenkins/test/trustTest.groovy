@@ -150,6 +150,14 @@ test('closures are those of methods that call steps, which become no classes in 
     }
 }
 
+test('what a message says cannot be changed') {
+    def hostile = new Hostile(tests.jenkins)
+    def post = hostile.pipeline.loader.loadClass('EcsAgentPost').newInstance(hostile.token, null, 'SUCCESS')
+    String before = post.@message
+    [{ post.@message = 'x' }, { post.message = 'x' }, { post.@target = 'x' }].each { Tests.thrown(GroovyRuntimeException, it) }
+    assert post.@message == before
+}
+
 /** A map of a Jenkinsfile's own class: outside the build's thread its code would not be sandboxed. */
 class ForeignMap extends LinkedHashMap {
     static final Set<Thread> THREADS = Collections.synchronizedSet([] as Set)

@@ -86,6 +86,13 @@ mod tests {
         }
     }
 
+    /// The pipeline step computes it too, to take no other build's agent for its own (jenkins/test/trustTest.groovy).
+    #[test]
+    fn a_name_ends_in_what_the_pipeline_step_computes() {
+        let name = AgentName::new("ecs-", "maven", "app/main/42/0a1b2c3d4e5f", 0);
+        assert_eq!(name.as_str(), "ecs-maven-55d903eae0d8");
+    }
+
     #[test]
     fn only_the_exact_form_is_ours() {
         for (name, ours) in [

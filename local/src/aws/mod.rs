@@ -7,6 +7,7 @@ pub mod ecs;
 mod faults;
 mod services;
 mod sqs;
+mod types;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -168,6 +169,9 @@ impl Aws {
         let Asked { service, action, input, .. } = asked;
         let ecs = self.elsewhere.get_mut(&(region.to_owned(), account.to_owned())).unwrap_or(&mut self.ecs);
         let text = |value: Value| value.to_string();
+        if asked.speaks_json() {
+            types::check(input)?;
+        }
         match *service {
             "ecs" => ecs.call(action, input, now).map(text),
             "autoscaling" => ecs.autoscaling(action, &asked.form(), now),
@@ -249,6 +253,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_json_is_refused() {
+        let mut aws = aws();
+        for target in ["AmazonEC2ContainerServiceV20141113.ListTasks", "AmazonSQS.ListQueues", "AmazonSSM.GetParameter"]
+        {
+            let request =
+                Request::post("/").header("x-amz-target", target).body(Bytes::from_static(b"{\"a\":")).unwrap();
+            let response = aws.handle(request, Timestamp::UNIX_EPOCH).response;
+            let body: Value = serde_json::from_slice(response.body()).unwrap();
+            assert_eq!((response.status().as_u16(), &body["__type"]), (400, &json!("SerializationException")));
+        }
+    }
+
+    #[test]
     fn an_assumed_role_speaks_for_its_account_and_region() {
         let mut aws = aws();
         aws.elsewhere("us-east-1", "999999999999").create_cluster("far");
@@ -310,6 +327,8 @@ mod tests {
         assert_eq!(first["Parameters"].as_array().unwrap().len(), 10);
         let (_, second, _) = json_call(&mut aws, by_path, &json!({"Path": "/a/", "NextToken": first["NextToken"]}));
         assert_eq!(second["Parameters"].as_array().unwrap().len(), 2);
+        let (_, garbage, _) = json_call(&mut aws, by_path, &json!({"Path": "/a/", "NextToken": "garbage"}));
+        assert_eq!(garbage["__type"], "InvalidNextToken");
         assert!(second["NextToken"].is_null());
         assert!(second["Parameters"][0]["Value"].as_str().unwrap().starts_with("AQIC"), "not decrypted");
         let (_, some, _) =

@@ -53,7 +53,12 @@ impl Parameters {
                 // Ten a page at most (API_GetParametersByPath), and in no order that anybody may count on.
                 let all = self.values.iter().rev().filter(|(name, _)| below(name));
                 let most = input["MaxResults"].as_u64().unwrap_or(10).clamp(1, 10) as usize;
-                let from: usize = input["NextToken"].as_str().and_then(|token| token.parse().ok()).unwrap_or(0);
+                let from: usize = match input["NextToken"].as_str() {
+                    None => 0,
+                    Some(token) => {
+                        token.parse().map_err(|_| ApiError::new("InvalidNextToken", "The token is not valid."))?
+                    }
+                };
                 let mut rest = all.skip(from).map(|(name, value)| parameter((name, value)));
                 let page: Vec<_> = rest.by_ref().take(most).collect();
                 let next = rest.next().map(|_| (from + most).to_string());

@@ -10,6 +10,10 @@ use serde_json::{Map, Value, json};
 
 use super::ApiError;
 
+/// What a message may be long, its attributes included, and a batch in all: 1 MiB since August 2025, 256 KiB before
+/// (SQS quotas: messages; `API_CreateQueue`, MaximumMessageSize).
+pub const MAXIMUM_MESSAGE_SIZE: usize = 1024 * 1024;
+
 /// A message in a queue.
 #[derive(Debug, Clone)]
 pub struct Message {
@@ -32,7 +36,7 @@ pub struct Message {
 }
 
 /// A queue.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Queue {
     /// The messages, in the order of their coming.
     pub messages: Vec<Message>,
@@ -40,6 +44,8 @@ pub struct Queue {
     pub visibility_timeout: i64,
     /// Where messages go after so many receives.
     pub redrive: Option<(String, u32)>,
+    /// Bytes that a message may have, its attributes included.
+    pub maximum_message_size: usize,
 }
 
 /// The queues of an account.
@@ -67,7 +73,9 @@ impl Sqs {
     /// Makes a queue and answers its URL.
     pub fn create(&mut self, name: &str, visibility_timeout: i64, redrive: Option<(&str, u32)>) -> String {
         let redrive = redrive.map(|(queue, most)| (queue.to_owned(), most));
-        self.queues.insert(name.into(), Queue { messages: Vec::new(), visibility_timeout, redrive });
+        let maximum_message_size = MAXIMUM_MESSAGE_SIZE;
+        self.queues
+            .insert(name.into(), Queue { messages: Vec::new(), visibility_timeout, redrive, maximum_message_size });
         self.url(name)
     }
 
@@ -151,6 +159,19 @@ impl Sqs {
         received
     }
 
+    /// A receipt handle that was given out at some time; what is none is refused.
+    fn receipt<'a>(&self, input: &'a Value) -> Result<&'a str, ApiError> {
+        let receipt = text(input, "ReceiptHandle");
+        let number = receipt.rsplit_once('#').and_then(|(_, number)| number.parse::<u64>().ok());
+        match number {
+            Some(number) if (1..=self.counter).contains(&number) => Ok(receipt),
+            _ if receipt.is_empty() => {
+                Err(ApiError::new("MissingParameter", "The request must contain the parameter ReceiptHandle."))
+            }
+            _ => Err(ApiError::new("ReceiptHandleIsInvalid", "The input receipt handle is invalid.")),
+        }
+    }
+
     /// Deletes a message by its last receipt; an older one, or one that is used up, changes nothing (`API_DeleteMessage`).
     pub fn delete(&mut self, name: &str, receipt: &str) {
         if let Some(queue) = self.queues.get_mut(name) {
@@ -197,6 +218,10 @@ impl Sqs {
                     // The count is written as a number or as text.
                     let most = policy["maxReceiveCount"].to_string().trim_matches('"').parse().ok();
                     self.create(name, timeout, letters.zip(most));
+                    let size = text(&input["Attributes"], "MaximumMessageSize").parse().ok();
+                    if let Some((queue, size)) = self.queues.get_mut(name).zip(size) {
+                        queue.maximum_message_size = size;
+                    }
                 }
                 return Ok(json!({"QueueUrl": self.url(name)}));
             }
@@ -216,11 +241,26 @@ impl Sqs {
         }
         match action {
             "SendMessage" => self.send_one(&name, input, now),
-            "SendMessageBatch" => batch(input, |entry| self.send_one(&name, entry, now)),
+            "SendMessageBatch" => {
+                let size: usize = input["Entries"].as_array().into_iter().flatten().map(message_size).sum();
+                if size > MAXIMUM_MESSAGE_SIZE {
+                    let message = format!(
+                        "Batch requests cannot be longer than {MAXIMUM_MESSAGE_SIZE} bytes. You have sent {size} bytes."
+                    );
+                    return Err(ApiError::new("BatchRequestTooLong", message));
+                }
+                batch(input, |entry| self.send_one(&name, entry, now))
+            }
             "ReceiveMessage" => {
                 let most = input["MaxNumberOfMessages"].as_u64().unwrap_or(1);
                 if !(1..=10).contains(&most) {
                     return Err(ApiError::new("InvalidParameterValue", "MaxNumberOfMessages has to be 1 to 10."));
+                }
+                if !(0..=20).contains(&input["WaitTimeSeconds"].as_i64().unwrap_or(0))
+                    || !(0..=43_200).contains(&input["VisibilityTimeout"].as_i64().unwrap_or(0))
+                {
+                    let message = "WaitTimeSeconds has to be 0 to 20, and VisibilityTimeout 0 to 43200.";
+                    return Err(ApiError::new("InvalidParameterValue", message));
                 }
                 let messages = self.receive(&name, most as usize, input["VisibilityTimeout"].as_i64(), now);
                 if messages.is_empty() {
@@ -229,11 +269,13 @@ impl Sqs {
                 Ok(json!({"Messages": messages.iter().map(|message| described(message, input)).collect::<Vec<_>>()}))
             }
             "DeleteMessage" => {
-                self.delete(&name, text(input, "ReceiptHandle"));
+                let receipt = self.receipt(input)?;
+                self.delete(&name, receipt);
                 Ok(json!({}))
             }
             "DeleteMessageBatch" => batch(input, |entry| {
-                self.delete(&name, text(entry, "ReceiptHandle"));
+                let receipt = self.receipt(entry)?;
+                self.delete(&name, receipt);
                 Ok(json!({}))
             }),
             "ChangeMessageVisibility" => self.change_one(&name, input, now),
@@ -256,7 +298,7 @@ impl Sqs {
 
     fn change_one(&mut self, name: &str, input: &Value, now: Timestamp) -> Result<Value, ApiError> {
         let seconds = input["VisibilityTimeout"].as_i64().unwrap_or(-1);
-        self.hide(name, text(input, "ReceiptHandle"), seconds, now).map(|()| json!({}))
+        self.hide(name, self.receipt(input)?.to_owned().as_str(), seconds, now).map(|()| json!({}))
     }
 
     fn send_one(&mut self, name: &str, input: &Value, now: Timestamp) -> Result<Value, ApiError> {
@@ -272,21 +314,12 @@ impl Sqs {
                 "The message contains characters outside the allowed set.",
             ));
         }
-        let mut attributes = BTreeMap::new();
-        for (key, value) in input["MessageAttributes"].as_object().into_iter().flatten() {
-            let value = text(value, "StringValue");
-            if value.is_empty() || !value.chars().all(allowed) {
-                return Err(ApiError::new(
-                    "InvalidParameterValue",
-                    format!("Message attribute {key} has no valid value."),
-                ));
-            }
-            attributes.insert(key.clone(), value.to_owned());
-        }
-        // Ten attributes, and 1 MiB in all (SQS quotas: messages).
-        let size: usize = body.len() + attributes.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
-        if attributes.len() > 10 || size > 1024 * 1024 {
-            return Err(ApiError::new("InvalidParameterValue", "The message has too many attributes or is too long."));
+        let attributes = read_attributes(&input["MessageAttributes"], &allowed)?;
+        let most = self.queues.get(name).map_or(MAXIMUM_MESSAGE_SIZE, |queue| queue.maximum_message_size);
+        if message_size(input) > most {
+            let message =
+                format!("One or more parameters are invalid. Reason: Message must be shorter than {most} bytes.");
+            return Err(ApiError::new("InvalidParameterValue", message));
         }
         let delay = input["DelaySeconds"].as_i64().unwrap_or(0);
         if !(0..=900).contains(&delay) {
@@ -305,6 +338,7 @@ impl Sqs {
         let delayed = queue.messages.iter().filter(hidden).filter(|message| message.receives == 0).count();
         let visible = queue.messages.len() - in_flight - delayed;
         attributes.insert("QueueArn".into(), self.arn(name).into());
+        attributes.insert("MaximumMessageSize".into(), queue.maximum_message_size.to_string().into());
         attributes.insert("VisibilityTimeout".into(), queue.visibility_timeout.to_string().into());
         attributes.insert("ApproximateNumberOfMessages".into(), visible.to_string().into());
         attributes.insert("ApproximateNumberOfMessagesNotVisible".into(), in_flight.to_string().into());
@@ -370,6 +404,46 @@ fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().unwrap_or_default()
 }
 
+/// The bytes of a message: its body, and each attribute's name, type and value (SQS developer guide, "Message metadata").
+fn message_size(entry: &Value) -> usize {
+    let attributes = entry["MessageAttributes"].as_object().into_iter().flatten();
+    let size =
+        |(key, value): (&String, &Value)| key.len() + text(value, "DataType").len() + text(value, "StringValue").len();
+    text(entry, "MessageBody").len() + attributes.map(size).sum::<usize>()
+}
+
+/// Up to ten attributes of the types String, Number or Binary, each perhaps with a label of its own behind a dot
+/// (`API_MessageAttributeValue`). Of Binary, nobody here sends any.
+fn read_attributes(input: &Value, allowed: &dyn Fn(char) -> bool) -> Result<BTreeMap<String, String>, ApiError> {
+    let mut attributes = BTreeMap::new();
+    for (key, given) in input.as_object().into_iter().flatten() {
+        let (value, data_type) = (text(given, "StringValue"), text(given, "DataType"));
+        let reserved = |prefix: &&str| key.to_ascii_lowercase().starts_with(prefix);
+        let named = (1..=256).contains(&key.len())
+            && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))
+            && !key.starts_with('.')
+            && !key.ends_with('.')
+            && !key.contains("..")
+            && !["aws.", "amazon."].iter().any(reserved);
+        let typed = match data_type.split('.').next() {
+            Some("String") => !value.is_empty() && value.chars().all(allowed),
+            Some("Number") => value.parse::<f64>().is_ok(),
+            _ => false,
+        };
+        if !named || !typed || data_type.len() > 256 {
+            let message =
+                format!("The message attribute '{key}' with type '{data_type}' has no valid name, type or value.");
+            return Err(ApiError::new("InvalidParameterValue", message));
+        }
+        attributes.insert(key.clone(), value.to_owned());
+    }
+    if attributes.len() > 10 {
+        let message = format!("Number of message attributes [{}] exceeds the allowed maximum [10].", attributes.len());
+        return Err(ApiError::new("InvalidParameterValue", message));
+    }
+    Ok(attributes)
+}
+
 /// The names in one of several lists of the input.
 fn names<'a>(input: &'a Value, lists: &[&str]) -> BTreeSet<&'a str> {
     lists.iter().filter_map(|list| input[list].as_array()).flatten().filter_map(Value::as_str).collect()
@@ -388,6 +462,16 @@ fn batch(input: &Value, mut one: impl FnMut(&Value) -> Result<Value, ApiError>) 
             return Err(ApiError::new("BatchEntryIdsNotDistinct", "Two entries of the batch request have one id."));
         }
         _ => {}
+    }
+    // "alphanumeric characters, hyphens, and underscores", up to 80.
+    let valid = |id: &&str| {
+        (1..=80).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte))
+    };
+    if !ids.iter().all(valid) {
+        return Err(ApiError::new(
+            "InvalidBatchEntryId",
+            "A batch entry id can have letters, numbers, hyphens, underscores.",
+        ));
     }
     let (mut good, mut bad) = (Vec::new(), Vec::new());
     for entry in entries {
@@ -537,6 +621,62 @@ mod tests {
             let error = call(&mut sqs, "SendMessageBatch", "requests", json!({"Entries": entries}), 0).unwrap_err();
             assert_eq!(error.code, code);
         }
+    }
+
+    #[test]
+    fn what_is_too_long_is_refused_with_its_attributes_counted() {
+        let mut sqs = queues();
+        let send = |sqs: &mut Sqs, body: usize, attributes: Value| {
+            let input = json!({"MessageBody": "x".repeat(body), "MessageAttributes": attributes});
+            call(sqs, "SendMessage", "letters", input, 0).map(drop).map_err(|error| error.code)
+        };
+        let reason = json!({"reason": {"DataType": "String", "StringValue": "because"}});
+        // reason, String, because: 6 + 6 + 7.
+        for (size, body) in [(1024 * 1024, 1024 * 1024 - 19), (262_144, 262_144 - 19)] {
+            sqs.queues.get_mut("letters").unwrap().maximum_message_size = size;
+            assert_eq!(send(&mut sqs, body, reason.clone()), Ok(()));
+            assert_eq!(send(&mut sqs, body + 1, reason.clone()), Err("InvalidParameterValue".into()));
+            assert_eq!(send(&mut sqs, size, json!({})), Ok(()));
+        }
+        let entry = |id: &str| json!({"Id": id, "MessageBody": "x".repeat(600 * 1024)});
+        let batch = json!({"Entries": [entry("a"), entry("b")]});
+        assert_eq!(call(&mut sqs, "SendMessageBatch", "requests", batch, 0).unwrap_err().code, "BatchRequestTooLong");
+        for attributes in [
+            json!({"a": {"StringValue": "no type"}}),
+            json!({"a": {"DataType": "Text", "StringValue": "x"}}),
+            json!({"a": {"DataType": "Number", "StringValue": "x"}}),
+            json!({"a": {"DataType": "String", "StringValue": ""}}),
+            json!({"aws.a": {"DataType": "String", "StringValue": "x"}}),
+            json!({"a b": {"DataType": "String", "StringValue": "x"}}),
+            (0..11).map(|n| (format!("a{n}"), json!({"DataType": "String", "StringValue": "x"}))).collect(),
+        ] {
+            assert_eq!(send(&mut sqs, 1, attributes.clone()), Err("InvalidParameterValue".into()), "{attributes}");
+        }
+        assert_eq!(send(&mut sqs, 1, json!({"a": {"DataType": "Number.int", "StringValue": "1"}})), Ok(()));
+        let batch = json!({"Entries": [{"Id": "a b", "MessageBody": "x"}]});
+        assert_eq!(call(&mut sqs, "SendMessageBatch", "requests", batch, 0).unwrap_err().code, "InvalidBatchEntryId");
+    }
+
+    #[test]
+    fn a_receipt_that_never_was_is_refused_and_an_old_one_does_nothing() {
+        let mut sqs = queues();
+        sqs.send("requests", "x", at(0));
+        let old = sqs.receive("requests", 1, None, at(0)).remove(0).receipt;
+        sqs.receive("requests", 1, None, at(30));
+        for receipt in ["garbage", "garbage#9999999", "#0"] {
+            for (action, more) in [("DeleteMessage", 0), ("ChangeMessageVisibility", 5)] {
+                let input = json!({"ReceiptHandle": receipt, "VisibilityTimeout": more});
+                assert_eq!(call(&mut sqs, action, "requests", input, 31).unwrap_err().code, "ReceiptHandleIsInvalid");
+            }
+            let batch = json!({"Entries": [{"Id": "a", "ReceiptHandle": receipt}]});
+            let answer = call(&mut sqs, "DeleteMessageBatch", "requests", batch, 31).unwrap();
+            assert_eq!(answer["Failed"][0]["Code"], "ReceiptHandleIsInvalid");
+        }
+        call(&mut sqs, "DeleteMessage", "requests", json!({"ReceiptHandle": old}), 31).unwrap();
+        assert_eq!(sqs.messages("requests").len(), 1);
+        let hide = json!({"ReceiptHandle": old, "VisibilityTimeout": 500});
+        assert!(call(&mut sqs, "ChangeMessageVisibility", "requests", hide, 31).is_err());
+        assert_eq!(sqs.next_visible("requests"), Some(at(60)), "an old receipt hides nothing");
     }
 
     #[test]

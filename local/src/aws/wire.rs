@@ -61,7 +61,7 @@ impl Asked {
         self.scope.as_ref().map_or("", |scope| &scope.access_key)
     }
 
-    fn speaks_json(&self) -> bool {
+    pub fn speaks_json(&self) -> bool {
         !matches!(self.service, "autoscaling" | "ec2" | "sts")
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::input::{client, invalid, list, short, strings, text};
+use super::input::{client, includes_tags, invalid, short, strings, text};
 use super::tags::{Tags, read_tags};
 use super::{ApiError, Ecs, Status, tags};
 
@@ -89,7 +89,7 @@ impl Ecs {
         if names.len() > 100 {
             return Err(invalid("Clusters cannot have more than 100 elements."));
         }
-        let with_tags = list(&input["include"]).iter().any(|field| field == "TAGS");
+        let with_tags = includes_tags(input, &["ATTACHMENTS", "CONFIGURATIONS", "SETTINGS", "STATISTICS"])?;
         let (known, unknown): (Vec<_>, Vec<_>) =
             names.into_iter().map(short).partition(|name| self.clusters.contains_key(*name));
         let clusters: Vec<_> = known.into_iter().map(|name| self.describe_cluster(name, with_tags)).collect();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::input::{client, invalid, list, number, short, text, without, without_nulls};
+use super::input::{client, includes_tags, invalid, list, number, short, text, without, without_nulls};
 use super::tags::{Tags, describe, read_tags};
 use super::{ApiError, Ecs};
 
@@ -348,7 +348,7 @@ impl Ecs {
         let name = text(input, "taskDefinition").unwrap_or_default();
         let definition = self.definition(name).ok_or_else(|| client("Unable to describe task definition."))?;
         let mut answer = json!({"taskDefinition": definition.shown});
-        if list(&input["include"]).iter().any(|field| field == "TAGS") {
+        if includes_tags(input, &[])? {
             answer["tags"] = describe(&definition.tags);
         }
         Ok(answer)

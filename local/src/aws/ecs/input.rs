@@ -58,6 +58,30 @@ pub(super) fn client(message: impl Into<String>) -> ApiError {
     ApiError::new("ClientException", message)
 }
 
+/// An enum's value; none where it is not set.
+///
+/// # Errors
+/// When the enum has no such value.
+pub(super) fn one_of<'a>(input: &'a Value, name: &str, values: &[&str]) -> Result<Option<&'a str>, ApiError> {
+    match text(input, name) {
+        Some(value) if !values.contains(&value) => {
+            Err(invalid(format!("{name} should be one of [{}], and not {value}.", values.join(", "))))
+        }
+        value => Ok(value),
+    }
+}
+
+/// Whether a call asks for tags too.
+///
+/// # Errors
+/// When it asks for something that there is not.
+pub(super) fn includes_tags(input: &Value, others: &[&str]) -> Result<bool, ApiError> {
+    match strings(&input["include"]).find(|field| *field != "TAGS" && !others.contains(field)) {
+        Some(unknown) => Err(invalid(format!("include has no value {unknown}."))),
+        None => Ok(strings(&input["include"]).any(|field| field == "TAGS")),
+    }
+}
+
 /// A list of names that a call takes at most so many of.
 ///
 /// # Errors

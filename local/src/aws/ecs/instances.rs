@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::definitions::PortMapping;
-use super::input::{invalid, list, names, object, short, text};
+use super::input::{includes_tags, invalid, list, names, object, one_of, short, text};
 use super::query::Query;
 use super::settings::Addressing;
 use super::tags::{Tags, describe as describe_tags};
@@ -350,7 +350,9 @@ impl Ecs {
     /// API_ListContainerInstances: a hundred a page, all but INACTIVE ones, or those of a status.
     pub(super) fn list_container_instances(&self, input: &Value) -> Result<Value, ApiError> {
         let cluster = self.cluster(input)?;
-        let status = text(input, "status");
+        // API_ListContainerInstances.
+        let states = ["ACTIVE", "DRAINING", "REGISTERING", "DEREGISTERING", "REGISTRATION_FAILED"];
+        let status = one_of(input, "status", &states)?;
         let filter = text(input, "filter").map(Query::parse).transpose()?;
         let arns = self.instances.values().filter(|instance| {
             instance.cluster == cluster
@@ -364,7 +366,7 @@ impl Ecs {
     pub(super) fn describe_container_instances(&self, input: &Value) -> Result<Value, ApiError> {
         let cluster = self.cluster(input)?;
         let (known, failures) = self.named_instances(&cluster, &names(input, "containerInstances", 100)?);
-        let with_tags = list(&input["include"]).iter().any(|field| field == "TAGS");
+        let with_tags = includes_tags(input, &["CONTAINER_INSTANCE_HEALTH"])?;
         let known = known.iter().filter_map(|arn| self.instances.get(arn));
         let described: Vec<_> = known.map(|instance| self.describe_instance(instance, with_tags)).collect();
         Ok(object([("containerInstances", described.into()), ("failures", failures.into())]))

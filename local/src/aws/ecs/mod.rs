@@ -354,6 +354,9 @@ fn page<'a>(arns: impl Iterator<Item = &'a str>, input: &Value, name: &str) -> R
     let most = if input["maxResults"].is_null() { Some(100) } else { number(&input["maxResults"]) };
     let most = most.filter(|most| (1..=100).contains(most)).ok_or_else(|| invalid("maxResults: 1 to 100"))?;
     let after = text(input, "nextToken").unwrap_or_default();
+    if !after.is_empty() && !after.starts_with("arn:") {
+        return Err(invalid("Invalid token: the nextToken is not one that was given out."));
+    }
     let mut rest = arns.skip_while(|arn| *arn <= after);
     let page: Vec<&str> = rest.by_ref().take(most as usize).collect();
     let next = rest.next().and(page.last()).copied();

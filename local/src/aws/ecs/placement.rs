@@ -6,7 +6,7 @@ use std::cmp::Reverse;
 use serde_json::{Value, json};
 
 use super::definitions::{Network, TaskDefinition};
-use super::input::{client, invalid, list, number, strings, text};
+use super::input::{client, invalid, list, number, one_of, strings, text};
 use super::instances::{Instance, InstanceStatus};
 use super::query::Query;
 use super::{ApiError, Ecs, mix};
@@ -78,6 +78,7 @@ impl Launch {
                 "Network Configuration is not valid for the given networkMode of this task definition.",
             ));
         }
+        one_of(network, "assignPublicIp", &["ENABLED", "DISABLED"])?;
         // "There's a limit of 16 subnets" and of 5 security groups (API_AwsVpcConfiguration).
         let subnets: Vec<&str> = strings(&network["subnets"]).collect();
         if awsvpc && subnets.is_empty() {

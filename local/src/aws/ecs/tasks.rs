@@ -6,7 +6,7 @@ use std::ops::Bound;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::input::{invalid, list, names, object, short, text};
+use super::input::{includes_tags, invalid, names, object, one_of, short, text};
 use super::tags::describe as describe_tags;
 use super::{ApiError, Clock, Ecs, page};
 
@@ -404,7 +404,7 @@ impl Ecs {
     /// API_DescribeTasks: up to 100; what ECS no longer knows is a failure MISSING.
     pub(super) fn describe_tasks(&self, input: &Value) -> Result<Value, ApiError> {
         let cluster = self.cluster(input)?;
-        let with_tags = list(&input["include"]).iter().any(|field| field == "TAGS");
+        let with_tags = includes_tags(input, &[])?;
         let (mut tasks, mut failures) = (Vec::new(), Vec::new());
         for given in names(input, "tasks", 100)? {
             let arn = self.task_arn(&cluster, given)?;
@@ -421,15 +421,15 @@ impl Ecs {
         let cluster = self.cluster(input)?;
         let [family, instance, service, launch_type] =
             ["family", "containerInstance", "serviceName", "launchType"].map(|name| text(input, name));
+        one_of(input, "launchType", &["EC2", "FARGATE", "EXTERNAL", "MANAGED_INSTANCES"])?;
         let started_by = text(input, "startedBy");
         if started_by.is_some() && [family, instance, service, launch_type].iter().any(Option::is_some) {
             return Err(invalid("startedBy can be combined with no other filter."));
         }
-        let candidates = match text(input, "desiredStatus") {
-            None | Some("RUNNING") => Some(&self.active),
+        let candidates = match one_of(input, "desiredStatus", &["RUNNING", "PENDING", "STOPPED"])? {
             Some("STOPPED") => Some(&self.ended),
             Some("PENDING") => None,
-            Some(other) => return Err(invalid(format!("Invalid desiredStatus: {other}"))),
+            _ => Some(&self.active),
         };
         let matches = |task: &&Task| {
             task.cluster == cluster

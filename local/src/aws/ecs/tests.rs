@@ -811,8 +811,20 @@ fn lists_are_filtered_and_paged() {
         json!({"startedBy": "a", "launchType": "EC2"}),
         json!({"maxResults": 101}),
         json!({"desiredStatus": "GONE"}),
+        json!({"launchType": "CLOUD"}),
+        json!({"nextToken": "garbage"}),
     ] {
         assert_eq!(ecs.call("ListTasks", &input, at(0)).unwrap_err().code, "InvalidParameterException", "{input}");
+    }
+    for (action, input) in [
+        ("ListContainerInstances", json!({"status": "GONE"})),
+        ("ListContainerInstances", json!({"nextToken": "garbage"})),
+        ("DescribeContainerInstances", json!({"containerInstances": [place], "include": ["TAG"]})),
+        ("DescribeTasks", json!({"tasks": ["0".repeat(32)], "include": ["EVENTS"]})),
+        ("DescribeClusters", json!({"include": ["tags"]})),
+        ("DescribeTaskDefinition", json!({"taskDefinition": "small", "include": ["ALL"]})),
+    ] {
+        assert_eq!(ecs.call(action, &input, at(0)).unwrap_err().code, "InvalidParameterException", "{action} {input}");
     }
     let many: Vec<String> = (0..101).map(|n| format!("{n:032}")).collect();
     assert!(ecs.call("DescribeTasks", &json!({"tasks": many}), at(0)).is_err());

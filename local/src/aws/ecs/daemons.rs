@@ -1,7 +1,7 @@
 //! Services of the scheduling strategy DAEMON: one task on each container instance ("Amazon ECS services", Daemon).
 
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::input::invalid;
 use super::placement::Launch;
@@ -46,6 +46,20 @@ impl Ecs {
         let places: Vec<String> = self.instances.keys().cloned().collect();
         places.iter().for_each(|place| self.keep_daemons(place, now));
         Ok(())
+    }
+
+    /// API_ListServices. All services here are daemons.
+    pub(super) fn list_services(&self, input: &Value) -> Result<Value, ApiError> {
+        let cluster = self.cluster(input)?;
+        let strategy = input["schedulingStrategy"].as_str().unwrap_or("DAEMON");
+        if !["DAEMON", "REPLICA"].contains(&strategy) {
+            return Err(invalid(format!("Invalid scheduling strategy: {strategy}")));
+        }
+        let daemons = self.daemons.iter().filter(|daemon| daemon.cluster == cluster && strategy == "DAEMON");
+        let arn = |daemon: &Daemon| {
+            format!("arn:aws:ecs:{}:{}:service/{cluster}/{}", self.region, self.account, daemon.service)
+        };
+        Ok(json!({"serviceArns": daemons.map(arn).collect::<Vec<_>>()}))
     }
 
     /// Starts the daemons that an ACTIVE instance lacks. Of a DRAINING one they are the last to go: the scheduler stops

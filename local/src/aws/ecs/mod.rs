@@ -283,6 +283,7 @@ impl Ecs {
             "StopTask" => self.stop_task(input, now),
             "DescribeTasks" => self.describe_tasks(input),
             "ListTasks" => self.list_tasks(input),
+            "ListServices" => self.list_services(input),
             "ListContainerInstances" => self.list_container_instances(input),
             "DescribeContainerInstances" => self.describe_container_instances(input),
             "UpdateContainerInstancesState" => self.update_container_instances(input, now),

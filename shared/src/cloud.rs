@@ -48,6 +48,12 @@ impl Cloud {
         &self.config.name
     }
 
+    /// Clouds with the same key share a cluster.
+    pub fn cluster_key(&self) -> (&str, &str, Option<&str>) {
+        let config = &self.config;
+        (&config.region, &config.cluster, config.assume_role_arn.as_deref())
+    }
+
     pub fn template(&self, name: &str) -> Option<&Template> {
         self.config.templates.iter().find(|template| template.name == name)
     }
@@ -82,10 +88,7 @@ impl Clouds {
     /// One cloud for each cluster.
     pub fn distinct_clusters(&self) -> impl Iterator<Item = &Cloud> {
         let mut seen = HashSet::new();
-        self.iter().filter(move |cloud| {
-            let config = &cloud.config;
-            seen.insert((&config.region, &config.cluster, &config.assume_role_arn))
-        })
+        self.iter().filter(move |cloud| seen.insert(cloud.cluster_key()))
     }
 
     /// The clouds of a cluster. Where clouds of several accounts have clusters of one name in one region, those that assume

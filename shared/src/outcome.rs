@@ -53,6 +53,12 @@ pub fn is_ours(task: &Task, controller: &str) -> bool {
     task.tags.get(CONTROLLER_TAG).is_some_and(|tag| tag == controller)
 }
 
+/// Whether a task of our name is, or was, an agent of this controller: one that was told to stop may have lost its tags
+/// (API_StopTask).
+pub fn is_or_was_ours(task: &Task, controller: &str) -> bool {
+    if task.is_ending() { !is_anothers(task, controller) } else { is_ours(task, controller) }
+}
+
 /// What a stopped task comes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ended {

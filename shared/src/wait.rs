@@ -1,15 +1,18 @@
 //! Requests that wait for room: the SQS message is their record, and nothing polls the queue.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::future::join_all;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::aws::queues::Queues;
 use crate::config::{Cloud, Limit, Size};
 use crate::fault::Fault;
-use crate::message::{Failure, FailureCode, RequestId};
+use crate::message::{Failure, FailureCode, MOST_AGENTS, RequestId};
 
 /// The message attribute that travels with a request between the queues, as JSON: SQS takes ten attributes at most.
 pub const ATTRIBUTE: &str = "wait";
@@ -17,8 +20,18 @@ pub const ATTRIBUTE: &str = "wait";
 /// The most messages that one look at the waiting queue takes.
 const LOOK: usize = 500;
 
-/// A look hides the messages for so long: enough to decide and to send some back.
-const HIDDEN: Duration = Duration::from_secs(30);
+/// The most that the sweep takes; beyond that, the next sweeps see the rest.
+const LOOK_AT_ALL: usize = 10_000;
+
+/// What the messages of one look may hold in all, in bytes of a function's 256 MiB.
+const LOOK_BYTES: usize = 32 * 1024 * 1024;
+
+/// Receives that go out at once.
+const READERS: usize = 10;
+
+/// A look hides the messages for so long: longer than any function may take, so that what is still worked on is hidden
+/// from all others. Whatever is not sent back is released before that.
+const HIDDEN: Duration = Duration::from_secs(90);
 
 /// What a request has been through.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +46,7 @@ pub struct Wait {
     /// How often ECS has answered definitely that there is no room: part of the next RunTask's token.
     pub attempt: u32,
     /// Which of its agents still wait.
+    #[serde(deserialize_with = "agents")]
     pub agents: Vec<u32>,
     /// The cloud that serves it.
     pub cloud: String,
@@ -44,6 +58,15 @@ pub struct Wait {
     pub waits_for: WaitsFor,
     /// Why, in ECS' words.
     pub reason: String,
+}
+
+/// Whoever may send to a queue can write the attribute: no more agents are believed than a request can have.
+fn agents<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D::Error> {
+    let agents = Vec::<u32>::deserialize(deserializer)?;
+    match agents.len() <= MOST_AGENTS as usize && agents.iter().all(|&index| index < MOST_AGENTS) {
+        true => Ok(agents),
+        false => Err(D::Error::custom(format!("{} agents of a request", agents.len()))),
+    }
 }
 
 /// What a request waits for.
@@ -79,27 +102,28 @@ pub struct Waiting {
     pub receipt: String,
 }
 
-/// Takes what waits, oldest first. What is not sent back has to be released.
+/// Takes some of what waits, oldest first. What is not sent back has to be released.
 ///
 /// # Errors
 /// When nothing could be received.
 pub async fn look(queues: &Queues) -> Result<Vec<Waiting>, Fault> {
-    let mut waiting = Vec::new();
-    while waiting.len() < LOOK {
-        let received = match queues.receive(&queues.urls.waiting, ATTRIBUTE, HIDDEN).await {
-            Ok(received) => received,
-            Err(fault) if waiting.is_empty() => return Err(fault),
-            Err(_) => break,
-        };
-        // A short page is not the end: SQS answers as soon as it has found a message (API_ReceiveMessage).
-        if received.is_empty() {
-            break;
-        }
-        waiting.extend(received.into_iter().map(|message| Waiting {
-            wait: message.attribute.as_deref().and_then(|json| serde_json::from_str(json).ok()),
-            body: message.body,
-            receipt: message.receipt,
-        }));
+    look_at(queues, LOOK).await
+}
+
+/// The same for the sweep: as much of what waits as one invocation can work on.
+///
+/// # Errors
+/// When nothing could be received.
+pub async fn look_at_all(queues: &Queues) -> Result<Vec<Waiting>, Fault> {
+    look_at(queues, LOOK_AT_ALL).await
+}
+
+async fn look_at(queues: &Queues, most: usize) -> Result<Vec<Waiting>, Fault> {
+    let mut waiting = receive(queues).await?;
+    if !waiting.is_empty() {
+        let rest = Mutex::new(waiting);
+        join_all((0..READERS).map(|_| read(queues, most, &rest))).await;
+        waiting = rest.into_inner().unwrap_or_else(PoisonError::into_inner);
     }
     waiting.sort_by_key(|message| message.wait.as_ref().map(|wait| wait.since));
     // Copies of a request wait since the first of them did.
@@ -108,6 +132,36 @@ pub async fn look(queues: &Queues) -> Result<Vec<Waiting>, Fault> {
         wait.since = *first.entry(wait.request_id.clone()).or_insert(wait.since);
     }
     Ok(waiting)
+}
+
+/// Receives until nothing more comes, or enough is there. After a fault, what is there has to do.
+async fn read(queues: &Queues, most: usize, waiting: &Mutex<Vec<Waiting>>) {
+    let is_enough = || {
+        let waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes: usize = waiting.iter().map(|message| message.body.len()).sum();
+        waiting.len() >= most || bytes >= LOOK_BYTES
+    };
+    while !is_enough() {
+        match receive(queues).await {
+            // A short page is not the end: SQS answers as soon as it has found a message (API_ReceiveMessage).
+            Ok(received) if received.is_empty() => return,
+            Ok(received) => waiting.lock().unwrap_or_else(PoisonError::into_inner).extend(received),
+            Err(fault) => {
+                tracing::warn!(error = %fault, "not all waiting requests were read");
+                return;
+            }
+        }
+    }
+}
+
+async fn receive(queues: &Queues) -> Result<Vec<Waiting>, Fault> {
+    let received = queues.receive(&queues.urls.waiting, ATTRIBUTE, HIDDEN).await?;
+    let waiting = received.into_iter().map(|message| Waiting {
+        wait: message.attribute.as_deref().and_then(|json| serde_json::from_str(json).ok()),
+        body: message.body,
+        receipt: message.receipt,
+    });
+    Ok(waiting.collect())
 }
 
 /// Puts a request into the waiting queue.

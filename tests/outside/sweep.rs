@@ -561,6 +561,7 @@ async fn somebody_else_s_tasks_are_never_stopped() {
     };
     run("ecs-svc/1234567890123456789", json!([]));
     run("somebody", json!([]));
+    run("ecs-node-ba9876543210", json!([]));
     run(
         "ecs-node-0123456789ab",
         json!([{"key": "jenkins-ecs-agents:controller", "value": "https://another.example.com/"}]),
@@ -572,6 +573,207 @@ async fn somebody_else_s_tasks_are_never_stopped() {
         sweep_in(&mut stack, later).await;
     }
     let active = stack.active_tasks();
-    assert_eq!(active.len(), 3, "ours alone is past its time");
+    assert_eq!(active.len(), 4, "ours alone is past its time");
     assert!(active.iter().all(|task| task.started_by != stack.inputs("RunTask")[0]["startedBy"].as_str().unwrap()));
+}
+
+/// Puts requests into the waiting queue that have waited since then.
+fn wait(stack: &Stack, ids: impl Iterator<Item = String>, template: &str, waits_for: &str, since: Timestamp) {
+    let mut aws = stack.aws();
+    for id in ids {
+        let wait = json!({"requestId": id, "requestedAt": since, "since": since, "attempt": 1, "agents": [0],
+            "cloud": "linux", "template": template, "size": {"cpu": 1024, "memory": 2048}, "waitsFor": waits_for,
+            "reason": "RESOURCE:MEMORY"});
+        aws.sqs.send("waiting", &json!({"version": 1, "requestId": id, "label": template}).to_string(), since);
+        let message = aws.sqs.queues.get_mut("waiting").unwrap().messages.last_mut().unwrap();
+        message.attributes.insert("wait".to_owned(), wait.to_string());
+    }
+}
+
+#[tokio::test]
+async fn what_fits_is_woken_whatever_waits_before_it() {
+    let mut stack = Stack::with(|config| config["clouds"][0]["templates"][0]["maxAgents"] = 1.into()).await.unwrap();
+    stack.agent("one", "maven").await.unwrap();
+    stack.aws().ecs.fill_group(GROUP, 3, Timestamp::now());
+    let now = Timestamp::now();
+    wait(
+        &stack,
+        (0..1500).map(|number| format!("limited-{number}")),
+        "maven",
+        "maxAgents",
+        now - Duration::from_secs(60),
+    );
+    wait(&stack, (0..5).map(|number| format!("fits-{number}")), "dial", "instance", now - Duration::from_secs(30));
+    stack.sweep_at(now).await.unwrap().unwrap();
+    let woken = stack.bodies("requests");
+    assert_eq!(woken.len(), 5, "{woken:?}");
+    assert!(woken.iter().all(|body| body.contains("fits-")));
+    assert_eq!(stack.bodies("waiting").len(), 1500);
+    let aws = stack.aws();
+    assert!(aws.sqs.messages("waiting").iter().all(|message| message.visible_at <= Timestamp::now()), "and released");
+}
+
+#[tokio::test]
+async fn two_thousand_overdue_requests_are_told_once_each_by_one_sweep() {
+    let mut stack = Stack::start().await.unwrap();
+    let long_ago = Timestamp::now() - Duration::from_secs(3600);
+    wait(&stack, (0..2000).map(|number| format!("late-{number}")), "maven", "maxAgents", long_ago);
+    // A copy of one, and one whose other copy has found room.
+    wait(&stack, std::iter::once("late-7".to_owned()), "maven", "maxAgents", long_ago);
+    stack.agent("placed", "maven").await.unwrap();
+    wait(&stack, std::iter::once("placed".to_owned()), "maven", "maxAgents", long_ago);
+    for _ in 0..2 {
+        stack.sweep_at(Timestamp::now()).await.unwrap().unwrap();
+        assert!(stack.bodies("waiting").is_empty(), "{} are left", stack.bodies("waiting").len());
+        let failed: Vec<_> =
+            stack.all_notices().into_iter().filter(|notice| notice.code() == "CAPACITY_TIMEOUT").collect();
+        let ids: std::collections::BTreeSet<_> =
+            failed.iter().map(|notice| notice.body["requestId"].as_str().unwrap().to_owned()).collect();
+        assert_eq!((failed.len(), ids.len()), (2000, 2000));
+        assert!(!ids.contains("placed"));
+    }
+    assert_eq!(stack.active_tasks().len(), 1);
+}
+
+#[tokio::test]
+async fn what_a_sweep_works_on_stays_hidden_for_longer_than_a_sweep_takes() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.sweep_at(Timestamp::now()).await.unwrap().unwrap();
+    let looks = stack.aws().calls("sqs", "ReceiveMessage").iter().map(|call| call.input.clone()).collect::<Vec<_>>();
+    let waiting = looks.iter().filter(|input| input["QueueUrl"].as_str().unwrap().ends_with("/waiting"));
+    assert!(waiting.clone().count() > 0);
+    assert!(waiting.clone().all(|input| input["VisibilityTimeout"].as_i64().unwrap() > 60), "{looks:?}");
+}
+
+#[tokio::test]
+async fn a_failed_request_is_told_why_its_group_got_no_instance() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.aws().ecs.group_mut(GROUP).unwrap().lacks_capacity();
+    let now = Timestamp::now();
+    wait(&stack, std::iter::once("young".to_owned()), "maven", "instance", now);
+    stack.aws().ecs.fill_group(GROUP, 3, now);
+    stack.sweep_at(now).await.unwrap().unwrap();
+    assert_eq!(stack.count("autoscaling:DescribeScalingActivities"), 0, "only where a request fails");
+    wait(&stack, (0..3).map(|number| format!("late-{number}")), "maven", "instance", now - Duration::from_secs(3600));
+    stack.sweep_at(now).await.unwrap().unwrap();
+    let notices = stack.all_notices();
+    let failed: Vec<_> = notices.iter().filter(|notice| notice.code() == "CAPACITY_TIMEOUT").collect();
+    assert_eq!(failed.len(), 3);
+    let message = failed[0].body["failure"]["message"].as_str().unwrap();
+    assert!(message.contains(GROUP) && message.contains("sufficient m6i.large capacity"), "{message}");
+    assert_eq!(stack.count("autoscaling:DescribeScalingActivities"), 1);
+}
+
+/// A cloud whose idle instances go after ten minutes, with so many of them.
+async fn idle_instances(count: u32) -> Stack {
+    let stack = Stack::with(|config| config["clouds"][0]["idleInstanceTimeout"] = "10m".into()).await.unwrap();
+    stack.aws().ecs.fill_group(GROUP, count, Timestamp::now());
+    stack
+}
+
+fn members(stack: &Stack) -> Vec<String> {
+    stack.aws().ecs.group(GROUP).unwrap().members.iter().map(|member| member.id.clone()).collect()
+}
+
+#[tokio::test]
+async fn an_instance_that_has_to_stay_keeps_none_of_the_others() {
+    let mut stack = idle_instances(3).await;
+    stack.aws().ecs.group_mut(GROUP).unwrap().minimum = 2;
+    let kept = members(&stack).remove(0);
+    stack.aws().ecs.tag_machine(&kept, "jenkins-ecs-agents:keep", "");
+    for later in [0, 11] {
+        sweep_in(&mut stack, later).await;
+    }
+    assert_eq!(members(&stack).len(), 2);
+    assert!(members(&stack).contains(&kept));
+    assert!(stack.aws().ecs.instances().all(|instance| instance.status.as_str() == "ACTIVE"));
+}
+
+#[tokio::test]
+async fn an_instance_that_cannot_be_ended_takes_tasks_again_and_the_others_go() {
+    let mut stack = idle_instances(3).await;
+    sweep_in(&mut stack, 0).await;
+    let refusal = local::aws::ApiError::new("ValidationError", "Instance cannot be terminated.");
+    let faults = [Some(Fault::Error(refusal)), None, None];
+    stack.aws().faults.script("autoscaling", "TerminateInstanceInAutoScalingGroup", faults);
+    sweep_in(&mut stack, 11).await;
+    assert_eq!(members(&stack).len(), 1, "the others went");
+    let statuses: Vec<_> = stack.aws().ecs.instances().map(|instance| instance.status.as_str().to_owned()).collect();
+    assert_eq!(statuses, ["ACTIVE"]);
+    assert!(stack.output().contains("cannot be ended"), "it is told");
+}
+
+#[tokio::test]
+async fn daemons_keep_no_idle_instance() {
+    let mut stack = idle_instances(2).await;
+    stack.aws().ecs.create_daemon(CLUSTER, "logs", "jenkins-dial", Timestamp::now()).unwrap();
+    stack.advance().clear();
+    assert_eq!(stack.active_tasks().len(), 2);
+    for later in [0, 11, 12] {
+        sweep_in(&mut stack, later).await;
+    }
+    assert_eq!(members(&stack), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn weighted_instances_are_given_back_in_the_groups_units() {
+    let mut stack = Stack::with(|config| config["clouds"][0]["idleInstanceTimeout"] = "10m".into()).await.unwrap();
+    {
+        let mut aws = stack.aws();
+        aws.ecs.fill_group(GROUP, 0, Timestamp::now());
+        let group = aws.ecs.group_mut(GROUP).unwrap();
+        (group.weight, group.maximum, group.minimum) = (Some(4), 40, 4);
+        aws.ecs.fill_group(GROUP, 12, Timestamp::now());
+    }
+    stack.advance().clear();
+    assert_eq!(members(&stack).len(), 3);
+    for later in [0, 11] {
+        sweep_in(&mut stack, later).await;
+    }
+    assert_eq!(members(&stack).len(), 1);
+    assert_eq!(stack.aws().ecs.group(GROUP).unwrap().desired, 4);
+    assert!(stack.aws().ecs.instances().all(|instance| instance.status.as_str() == "ACTIVE"));
+}
+
+#[tokio::test]
+async fn an_instance_that_never_registers_is_given_back() {
+    let mut stack = Stack::with(|config| config["clouds"][0]["idleInstanceTimeout"] = "10m".into()).await.unwrap();
+    stack.aws().ecs.group_mut(GROUP).unwrap().broken = 1;
+    stack.aws().ecs.fill_group(GROUP, 2, Timestamp::now());
+    let registered = stack.aws().ecs.instances().next().unwrap().arn.clone();
+    stack.aws().ecs.instance_mut(&registered).unwrap().tags.insert("jenkins-ecs-agents:keep".into(), String::new());
+    for later in [0, 9, 19] {
+        sweep_in(&mut stack, later).await;
+        assert_eq!(members(&stack).len(), 2, "after {later} minutes");
+    }
+    sweep_in(&mut stack, 21).await;
+    assert_eq!(members(&stack).len(), 1);
+    assert_eq!(stack.aws().ecs.group(GROUP).unwrap().desired, 1);
+}
+
+#[tokio::test]
+async fn an_instance_in_standby_is_not_given_back() {
+    let mut stack = idle_instances(2).await;
+    let standby = members(&stack).remove(0);
+    stack.aws().ecs.enter_standby(&standby, true, Timestamp::now());
+    for later in [0, 11, 12] {
+        sweep_in(&mut stack, later).await;
+    }
+    assert_eq!(members(&stack), [standby]);
+}
+
+#[tokio::test]
+async fn giving_back_leaves_the_group_no_zones_to_even_out() {
+    let mut stack = idle_instances(4).await;
+    stack.aws().ecs.settings().rebalance = Some(Duration::ZERO);
+    stack.agent("busy", "maven").await.unwrap();
+    let node = stack.nodes().remove(0);
+    stack.jenkins().connect_ssh(&node);
+    assert!(stack.jenkins().start_build_on(&node, "app/main #1"));
+    for later in [0, 11, 12, 13] {
+        sweep_in(&mut stack, later).await;
+    }
+    assert_eq!(members(&stack).len(), 1);
+    assert_eq!(stack.active_tasks().len(), 1, "the busy instance was not ended for its zone");
+    assert!(!stack.told_all().iter().any(|told| told.starts_with("agent.stopped")), "{:?}", stack.told_all());
 }

@@ -352,3 +352,104 @@ async fn stop_task_is_tried_until_it_works() {
     assert!(stack.nodes().is_empty());
     assert!(stack.bodies("completions").is_empty());
 }
+
+/// Thirty templates in five clouds, each with a cluster of its own but the first two, which share one.
+async fn thirty_templates_in_five_clouds() -> Stack {
+    let stack = Stack::with(|config| {
+        let fargate = config["clouds"][1].clone();
+        for cloud in 0..5 {
+            if cloud > 1 {
+                let mut another = fargate.clone();
+                another["name"] = format!("cloud-{cloud}").into();
+                another["cluster"] = format!("cluster-{cloud}").into();
+                config["clouds"].as_array_mut().unwrap().push(another);
+            }
+            let template = config["clouds"][cloud]["templates"][0].clone();
+            let templates = config["clouds"][cloud]["templates"].as_array_mut().unwrap();
+            for number in templates.len()..6 {
+                let mut another = template.clone();
+                another["name"] = format!("template-{cloud}-{number}").into();
+                another["labels"] = json!([format!("label-{cloud}-{number}")]);
+                templates.push(another);
+            }
+        }
+    })
+    .await
+    .unwrap();
+    for cluster in ["cluster-2", "cluster-3", "cluster-4"] {
+        stack.aws().ecs.create_cluster(cluster);
+    }
+    stack
+}
+
+#[tokio::test]
+async fn a_request_that_nobody_knows_costs_one_listing_of_each_cluster_for_the_whole_batch() {
+    let mut stack = thirty_templates_in_five_clouds().await;
+    stack.forget_calls();
+    for number in 0..10 {
+        stack.complete(json!({"requestId": format!("unknown-{number}")}));
+    }
+    stack.poll(Binary::Teardown, "completions").await.unwrap();
+    assert_eq!(stack.count("ecs:ListTasks"), 8, "four clusters, running and stopped tasks");
+    let others = stack.calls().into_iter().filter(|call| call.starts_with("ecs:") && call != "ecs:ListTasks").count();
+    assert_eq!(others, 0, "{:?}", stack.calls());
+    assert_eq!(stack.bodies("completions").len(), 10, "they may still be placed");
+}
+
+#[tokio::test]
+async fn a_request_id_finds_its_agents_among_thirty_templates() {
+    let mut stack = thirty_templates_in_five_clouds().await;
+    stack.ask(json!({"requestId": "many", "label": "label-1-5", "count": 3}));
+    stack.agent("other", "node").await.unwrap();
+    assert_eq!(stack.active_tasks().len(), 4);
+    stack.forget_calls();
+    stack.complete(json!({"requestId": "many"}));
+    stack.poll(Binary::Teardown, "completions").await.unwrap();
+    assert_eq!(stack.active_tasks().len(), 1);
+    assert_eq!(stack.count("ecs:StopTask"), 3);
+    assert!(stack.count("ecs:ListTasks") <= 4, "{:?}", stack.calls());
+    assert!(stack.bodies("completions").is_empty());
+}
+
+#[tokio::test]
+async fn a_completion_whose_time_is_over_does_not_come_back_though_ecs_cannot_be_asked() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.aws().faults.always("ecs", "ListTasks", Some(Fault::throttled()));
+    stack.complete(json!({"requestId": "never-was"}));
+    stack.poll(Binary::Teardown, "completions").await.unwrap();
+    assert_eq!(stack.bodies("completions").len(), 1);
+    stack.aws().sqs.queues.get_mut("completions").unwrap().messages[0].sent_at -= SignedDuration::from_mins(15);
+    stack.unhide("completions");
+    stack.poll(Binary::Teardown, "completions").await.unwrap();
+    assert!(stack.bodies("completions").is_empty() && stack.rejected().is_empty());
+    assert!(stack.output().contains("given up"), "it is logged");
+}
+
+#[tokio::test]
+async fn a_completion_that_ecs_refuses_to_look_up_is_rejected_with_the_reason() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.aws().faults.always("ecs", "ListTasks", Some(Fault::denied()));
+    stack.complete(json!({"requestId": "denied"}));
+    stack.settle().await.unwrap();
+    assert!(stack.bodies("completions").is_empty());
+    let rejected = stack.rejected();
+    assert!(rejected.len() == 1 && rejected[0].1.contains("AccessDenied"), "{rejected:?}");
+}
+
+/// A name of our form is no proof: whoever may run tasks in the cluster can give it.
+#[tokio::test]
+async fn a_task_of_our_name_without_our_tag_is_not_stopped_by_name() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.agent("ours", "node").await.unwrap();
+    let mut input = stack.inputs("RunTask").remove(0);
+    let name = shared::name::AgentName::new("ecs-", "node", "theirs", 0).to_string();
+    input["startedBy"] = name.clone().into();
+    input["tags"] = json!([]);
+    input.as_object_mut().unwrap().remove("clientToken");
+    stack.aws().ecs.call("RunTask", &input, Timestamp::now()).unwrap();
+    stack.complete(json!({"agent": name}));
+    stack.complete(json!({"requestId": "theirs"}));
+    stack.poll(Binary::Teardown, "completions").await.unwrap();
+    assert_eq!(stack.active_tasks().len(), 2);
+    assert_eq!(stack.count("ecs:StopTask"), 0);
+}

@@ -1,21 +1,49 @@
 //! A build is over: its agent's task is stopped, before anything that could fail, and its node goes.
 
-use std::collections::BTreeSet;
-use std::ops::Range;
+use std::collections::{BTreeSet, HashSet};
 
 use futures::future::join_all;
 use shared::app::App;
 use shared::aws::ecs::{DesiredStatus, Task, TaskFilter};
 use shared::batch::{Invocation, Item};
 use shared::cloud::Cloud;
-use shared::config::Template;
 use shared::fault::{Fault, Kind};
-use shared::message::{AgentRequest, BuildCompleted, MOST_AGENTS, Record, RequestId};
+use shared::message::{BuildCompleted, MOST_AGENTS};
 use shared::name::AgentName;
+use shared::outcome;
 use shared::stop::Stop;
 use shared::wait::{self, Waiting};
+use tokio::sync::{Mutex, OnceCell};
 
 use crate::plan::completion as plan;
+
+/// The most tasks of a cluster and a desired status that are searched for agents whose names are not known.
+const MOST_TASKS: usize = 1000;
+
+/// What the completions of one batch share: each cluster is listed once at most for all of them.
+pub struct Batch {
+    /// By the clouds' place in the configuration.
+    running: Vec<OnceCell<Vec<Task>>>,
+    stopped: Vec<OnceCell<Vec<Task>>>,
+    /// Held by whoever looks at the waiting queue, which hides its messages from the others.
+    waiting: Mutex<()>,
+}
+
+impl Batch {
+    pub fn new(app: &App) -> Self {
+        let cells = || app.clouds.iter().map(|_| OnceCell::new()).collect();
+        Self { running: cells(), stopped: cells(), waiting: Mutex::new(()) }
+    }
+
+    async fn tasks(&self, cloud: &Cloud, status: DesiredStatus) -> Result<&[Task], Fault> {
+        let cells = if status == DesiredStatus::Running { &self.running } else { &self.stopped };
+        let list = async || {
+            let arns = cloud.cluster.list_tasks_at_most(TaskFilter::All, status, MOST_TASKS).await?;
+            cloud.cluster.describe_tasks(&arns).await
+        };
+        cells[cloud.index].get_or_try_init(list).await.map(Vec::as_slice)
+    }
+}
 
 /// What a completion has come to.
 enum Outcome {
@@ -23,6 +51,8 @@ enum Outcome {
     Over,
     /// Agents that it names may still be placed.
     Pending,
+    /// ECS could not be asked what there is of it.
+    Unknown(Fault),
     /// It can never work.
     Refused(String),
 }
@@ -31,25 +61,33 @@ enum Outcome {
 ///
 /// # Errors
 /// When it has to come back.
-pub async fn complete(app: &App, invocation: &Invocation, item: &Item) -> Result<(), Fault> {
+pub async fn complete(app: &App, invocation: &Invocation, batch: &Batch, item: &Item) -> Result<(), Fault> {
     let completion = match BuildCompleted::parse(&item.body) {
         Ok(completion) => completion,
         Err(reason) => return reject(app, item, &reason).await,
     };
-    let stop = plan::completed(&completion);
+    let work = Work { app, batch, completion: &completion, stop: plan::completed(&completion) };
     let ended = match &completion.task_arn {
-        Some(arn) => end_task(app, invocation, item, (&completion, arn), &stop).await,
-        None => end_named(app, &completion, &stop).await,
+        Some(arn) => end_task(&work, invocation, item, arn).await,
+        None => end_named(&work).await,
     };
     let now = app.now();
+    let is_young = plan::may_still_be_placed(&app.config().clouds, item.sent_at.unwrap_or(now), now);
     match ended {
         Ok(Outcome::Over) => Ok(()),
         Ok(Outcome::Refused(reason)) => reject(app, item, &reason).await,
-        Ok(Outcome::Pending) if plan::may_still_be_placed(&app.config().clouds, item.sent_at.unwrap_or(now), now) => {
+        Ok(Outcome::Pending) if is_young => {
             Err(Fault::passing("ECS does not know all agents that are over; they may still be placed"))
         }
         Ok(Outcome::Pending) => {
             tracing::info!(message.id = item.id, "ECS does not know all agents that are over, nor will it");
+            Ok(())
+        }
+        Ok(Outcome::Unknown(fault)) if fault.is_final() => reject(app, item, &fault.to_string()).await,
+        Ok(Outcome::Unknown(fault)) if is_young => Err(fault),
+        Ok(Outcome::Unknown(fault)) => {
+            let consequence = "given up: the sweep stops what is left of it once it is idle";
+            tracing::error!(message.id = item.id, error = %fault, "{consequence}");
             Ok(())
         }
         Err(fault) if fault.is_final() => reject(app, item, &fault.to_string()).await,
@@ -62,14 +100,24 @@ async fn reject(app: &App, item: &Item, reason: &str) -> Result<(), Fault> {
     app.queues.reject(&item.body, reason).await
 }
 
+/// One completion.
+struct Work<'a> {
+    app: &'a App,
+    batch: &'a Batch,
+    completion: &'a BuildCompleted,
+    stop: Stop,
+}
+
+/// An agent of which ECS knows a task, running or stopped.
+struct Found<'a> {
+    cloud: &'a Cloud,
+    name: AgentName,
+    task: Task,
+}
+
 /// Stops a task by its ARN. StopTask goes out before anything that can fail.
-async fn end_task(
-    app: &App,
-    invocation: &Invocation,
-    item: &Item,
-    (completion, arn): (&BuildCompleted, &str),
-    stop: &Stop,
-) -> Result<Outcome, Fault> {
+async fn end_task(work: &Work<'_>, invocation: &Invocation, item: &Item, arn: &str) -> Result<Outcome, Fault> {
+    let app = work.app;
     let clouds = &app.config().clouds;
     let queue = &app.queues.urls.completions;
     let accounts = |cloud| plan::accounts(cloud, &invocation.function_arn, queue, &item.source_arn);
@@ -78,162 +126,188 @@ async fn end_task(
         Ok(index) => app.clouds.at(index),
         Err(reason) => return Ok(Outcome::Refused(reason)),
     };
-    let task = match cloud.cluster.stop_task(arn, &stop.to_string()).await {
-        Ok(task) if task.started_by.is_some() => Some(task),
-        Ok(_) => cloud.cluster.describe_task(arn).await?,
-        Err(fault) if fault.kind == Kind::Missing => None,
-        Err(fault) if fault.is_final() => match ended_already(app, cloud, arn).await {
-            Some(task) => Some(task),
-            None => return Err(fault),
-        },
-        Err(fault) => return Err(fault),
-    };
-    tracing::info!(task.arn = arn, reason = %stop, "task stopped");
+    let task = stop_task(work, cloud, arn).await?;
     let started_by = task.as_ref().and_then(|task| task.started_by.clone());
-    let name = started_by.or_else(|| completion.agent.clone()).and_then(|name| app.agent_name(&name));
+    let name = started_by.or_else(|| work.completion.agent.clone()).and_then(|name| app.agent_name(&name));
     if let Some(name) = &name {
-        remove_node(app, name, stop).await?;
+        remove_node(work, name).await?;
     }
     match (task, name) {
-        (Some(task), Some(name)) => end_rest(app, completion, &[(cloud, name, task)], stop).await,
+        (Some(task), Some(name)) => end_rest(work, vec![Found { cloud, name, task }]).await,
         // ECS has forgotten this agent; the request may have others.
-        (None, _) if completion.request_id.is_some() => match end_named(app, completion, stop).await? {
-            Outcome::Pending => Ok(Outcome::Over),
-            outcome => Ok(outcome),
-        },
+        (None, _) if work.completion.request_id.is_some() => Ok(match end_named(work).await? {
+            Outcome::Pending => Outcome::Over,
+            outcome => outcome,
+        }),
         _ => Ok(Outcome::Over),
     }
 }
 
-/// The task, if it is an agent of ours that is over or will be. StopTask deletes a task's tags, so that a second one is
-/// refused by the condition on the tag in the function's role.
-async fn ended_already(app: &App, cloud: &Cloud, arn: &str) -> Option<Task> {
-    let task = cloud.cluster.describe_task(arn).await.ok()??;
-    (task.is_ending() && app.owner(&task).is_some()).then_some(task)
+/// Stops a task. Answers it, unless ECS has forgotten it.
+async fn stop_task(work: &Work<'_>, cloud: &Cloud, arn: &str) -> Result<Option<Task>, Fault> {
+    let stopped = cloud.cluster.stop_task(arn, &work.stop.to_string()).await;
+    let task = match stopped {
+        Ok(task) if task.started_by.is_some() => Some(task),
+        Ok(_) => cloud.cluster.describe_task(arn).await?,
+        Err(fault) if fault.kind == Kind::Missing => None,
+        // StopTask deletes a task's tags, so that a second one is refused by the condition on the tag in the function's
+        // role.
+        Err(fault) if fault.is_final() => {
+            let task = cloud.cluster.describe_task(arn).await.ok().flatten();
+            let task = task.filter(|task| task.is_ending() && work.app.owner(task).is_some());
+            return task.map(Some).ok_or(fault);
+        }
+        Err(fault) => return Err(fault),
+    };
+    tracing::info!(task.arn = arn, reason = %work.stop, "task stopped");
+    Ok(task)
 }
 
-/// An agent of which ECS knows a task, running or stopped.
-type Known<'a> = (&'a Cloud, AgentName, Task);
-
-/// Stops the agents that a completion names.
-async fn end_named(app: &App, completion: &BuildCompleted, stop: &Stop) -> Result<Outcome, Fault> {
-    let request = completion.request_id.as_ref();
-    let mut names = Vec::new();
-    if let Some(agent) = &completion.agent {
-        match app.agent_name(agent) {
-            Some(name) => names.extend(clouds_of(app, &name).into_iter().map(|cloud| (cloud, name.clone()))),
-            None if request.is_some() => tracing::warn!(agent.name = agent, "not the name of an agent of ours"),
-            None => return Ok(Outcome::Refused(format!("agent: {agent:?} is not the name of an agent of ours"))),
+/// Stops the agents that a completion names by request or name.
+async fn end_named(work: &Work<'_>) -> Result<Outcome, Fault> {
+    let app = work.app;
+    let agent = match &work.completion.agent {
+        Some(agent) => match app.agent_name(agent) {
+            None if work.completion.request_id.is_none() => {
+                return Ok(Outcome::Refused(format!("agent: {agent:?} is not the name of an agent of ours")));
+            }
+            None => {
+                tracing::warn!(agent.name = agent, "not the name of an agent of ours");
+                None
+            }
+            name => name,
+        },
+        None => None,
+    };
+    let found = match &work.completion.request_id {
+        Some(id) => {
+            let prefix = &app.settings.agent_name_prefix;
+            let templates = app.clouds.iter().flat_map(|cloud| &cloud.config.templates);
+            let names = templates.flat_map(|template| {
+                (0..MOST_AGENTS).map(|index| AgentName::new(prefix, &template.name, id.as_str(), index))
+            });
+            find(work, &names.chain(agent).collect()).await
+        }
+        None => match &agent {
+            Some(name) => find_by_name(work, name).await,
+            None => Ok(Vec::new()),
+        },
+    };
+    match found {
+        Err(fault) => Ok(Outcome::Unknown(fault)),
+        Ok(found) => {
+            stop_each(work, &found).await?;
+            end_rest(work, found).await
         }
     }
-    names.extend(request.iter().flat_map(|id| agents_of(app, id, |template| 0..template.agents_per_request)));
-    names.sort_by(|a, b| (a.0.index, &a.1).cmp(&(b.0.index, &b.1)));
-    names.dedup_by(|a, b| (a.0.index, &a.1) == (b.0.index, &b.1));
-    let mut known = stop_each(app, &names, stop).await?;
-    if known.is_empty() && withdraw(app, completion, stop).await? {
-        return Ok(Outcome::Over);
+}
+
+/// Whether a task is an agent of ours that has one of these names.
+fn named<'a>(work: &Work<'a>, task: &Task, names: &HashSet<AgentName>) -> Option<(&'a Cloud, AgentName)> {
+    let (cloud, name) = work.app.owner(task)?;
+    (names.contains(&name) && outcome::is_or_was_ours(task, work.app.controller())).then_some((cloud, name))
+}
+
+/// The agents of these names that ECS knows: each cluster is listed, however many names there are.
+async fn find<'a>(work: &Work<'a>, names: &HashSet<AgentName>) -> Result<Vec<Found<'a>>, Fault> {
+    let mut found: Vec<Found<'_>> = Vec::new();
+    let mut last = None;
+    for status in [DesiredStatus::Running, DesiredStatus::Stopped] {
+        for cloud in work.app.clouds.distinct_clusters() {
+            match work.batch.tasks(cloud, status.clone()).await {
+                Err(fault) => last = Some(fault),
+                Ok(tasks) => {
+                    for task in tasks {
+                        let Some((cloud, name)) = named(work, task, names) else { continue };
+                        // A name may have run twice: those that run all end, and one that ended stands for the others.
+                        if status == DesiredStatus::Running || found.iter().all(|other| other.name != name) {
+                            found.push(Found { cloud, name, task: task.clone() });
+                        }
+                    }
+                }
+            }
+        }
+        if !found.is_empty() && plan::without_task(work.completion, &with_templates(work, &found)).is_empty() {
+            break;
+        }
     }
-    if let Some(id) = request.filter(|_| known.is_empty()) {
-        // Its first agents may never have been placed, or have gone long ago.
-        let further = agents_of(app, id, |template| template.agents_per_request..MOST_AGENTS);
-        known = stop_each(app, &further, stop).await?;
-    }
-    match known.is_empty() {
-        true => Ok(Outcome::Pending),
-        false => end_rest(app, completion, &known, stop).await,
+    match last {
+        Some(fault) if found.is_empty() => Err(fault),
+        _ => Ok(found),
     }
 }
 
-/// The clouds that an agent may be in, by its template.
-fn clouds_of<'a>(app: &'a App, name: &AgentName) -> Vec<&'a Cloud> {
-    let serves = |cloud: &&Cloud| cloud.template(app.template_name(name)).is_some();
-    let (serving, others): (Vec<_>, Vec<_>) = app.clouds.iter().partition(serves);
-    if serving.is_empty() { others } else { serving }
+/// The tasks of an agent, in the clusters whose clouds have its template, or else in all.
+async fn find_by_name<'a>(work: &Work<'a>, name: &AgentName) -> Result<Vec<Found<'a>>, Fault> {
+    let app = work.app;
+    let serves = |cloud: &Cloud| cloud.template(app.template_name(name)).is_some();
+    let is_served = app.clouds.iter().any(serves);
+    let mut found = Vec::new();
+    let mut seen = HashSet::new();
+    for cloud in app.clouds.iter().filter(|cloud| !is_served || serves(cloud)) {
+        if !seen.insert(cloud.cluster_key()) {
+            continue;
+        }
+        let arns = cloud.cluster.tasks_named(name.as_str()).await?;
+        let tasks = cloud.cluster.describe_tasks(&arns).await?;
+        let ours = tasks.into_iter().filter(|task| outcome::is_or_was_ours(task, app.controller()));
+        found.extend(ours.map(|task| Found { cloud, name: name.clone(), task }));
+    }
+    Ok(found)
 }
 
-/// The names that a request's agents can have, whichever template served it.
-fn agents_of<'a>(
-    app: &'a App,
-    id: &RequestId,
-    indexes: impl Fn(&Template) -> Range<u32>,
-) -> Vec<(&'a Cloud, AgentName)> {
-    let prefix = &app.settings.agent_name_prefix;
-    let templates = app.clouds.iter().flat_map(|cloud| cloud.config.templates.iter().map(move |one| (cloud, one)));
-    let names = templates.flat_map(|(cloud, template)| {
-        indexes(template).map(move |index| (cloud, AgentName::new(prefix, &template.name, id.as_str(), index)))
-    });
-    names.collect()
+/// The tasks, each with its agent's template.
+fn with_templates<'f>(work: &Work<'_>, found: &'f [Found<'_>]) -> Vec<(&'f str, &'f Task)> {
+    found.iter().map(|agent| (work.app.template_name(&agent.name), &agent.task)).collect()
+}
+
+/// Stops the tasks that are to run; a fault with one does not keep the others from it. The nodes of all go.
+///
+/// # Errors
+/// After all was done that could be done: first what another try may do.
+async fn stop_each(work: &Work<'_>, found: &[Found<'_>]) -> Result<(), Fault> {
+    let ended = join_all(found.iter().map(|agent| async move {
+        if !agent.task.is_ending() {
+            stop_task(work, agent.cloud, &agent.task.arn).await?;
+        }
+        remove_node(work, &agent.name).await
+    }));
+    let mut faults: Vec<Fault> = ended.await.into_iter().filter_map(Result::err).collect();
+    faults.sort_by_key(Fault::is_final);
+    faults.into_iter().next().map_or(Ok(()), Err)
 }
 
 /// Ends the agents of a request beside those whose tasks are known, where the completion names the request. Those without
 /// a task wait, or are on their way to be placed.
-async fn end_rest(app: &App, completion: &BuildCompleted, known: &[Known<'_>], stop: &Stop) -> Result<Outcome, Fault> {
-    let is_of_request = |record: &Record| completion.request_id.as_ref() == Some(&record.request_id);
-    let found = known.iter().find_map(|(cloud, name, task)| Some((cloud, name, task.record().filter(is_of_request)?)));
-    let Some((cloud, name, record)) = found else { return Ok(Outcome::Over) };
-    let (prefix, template) = (&app.settings.agent_name_prefix, app.template_name(name));
-    let rest: Vec<_> = (0..record.count)
-        .map(|index| AgentName::new(prefix, template, record.request_id.as_str(), index))
-        .filter(|name| !known.iter().any(|(_, known, _)| known == name))
-        .map(|name| (*cloud, name))
-        .collect();
-    let have_tasks = stop_each(app, &rest, stop).await?.len();
-    match have_tasks == rest.len() || withdraw(app, completion, stop).await? {
-        true => Ok(Outcome::Over),
-        false => Ok(Outcome::Pending),
-    }
-}
-
-/// Stops the tasks of each agent; a fault with one does not keep the others from it.
-///
-/// # Errors
-/// After all was done that could be done, what could not: first what another try may do.
-async fn stop_each<'a>(app: &App, agents: &[(&'a Cloud, AgentName)], stop: &Stop) -> Result<Vec<Known<'a>>, Fault> {
-    let stopped = join_all(agents.iter().map(|(cloud, name)| stop_agent(app, cloud, name, stop))).await;
-    let mut known = Vec::new();
-    let mut faults = Vec::new();
-    for ((cloud, name), stopped) in agents.iter().zip(stopped) {
-        match stopped {
-            Ok(task) => known.extend(task.map(|task| (*cloud, name.clone(), task))),
-            Err(fault) => faults.push(fault),
-        }
-    }
-    faults.sort_by_key(Fault::is_final);
-    match faults.into_iter().next() {
-        Some(fault) => Err(fault),
-        None => Ok(known),
-    }
-}
-
-/// Stops an agent's tasks and removes its node. Answers one of its tasks, running or stopped, if ECS knows any.
-async fn stop_agent(app: &App, cloud: &Cloud, name: &AgentName, stop: &Stop) -> Result<Option<Task>, Fault> {
-    let cluster = &cloud.cluster;
-    let running = cluster.list_tasks(TaskFilter::StartedBy(name.as_str()), DesiredStatus::Running).await?;
-    for arn in &running {
-        match cluster.stop_task(arn, &stop.to_string()).await {
-            Err(fault) if fault.kind != Kind::Missing && ended_already(app, cloud, arn).await.is_none() => {
-                return Err(fault);
-            }
-            _ => tracing::info!(agent.name = name.as_str(), task.arn = arn, reason = %stop, "task stopped"),
-        }
-    }
-    let known = match running.is_empty() {
-        true => cluster.list_tasks(TaskFilter::StartedBy(name.as_str()), DesiredStatus::Stopped).await?,
-        false => running,
+async fn end_rest(work: &Work<'_>, mut found: Vec<Found<'_>>) -> Result<Outcome, Fault> {
+    let prefix = &work.app.settings.agent_name_prefix;
+    let names = |found: &[Found<'_>]| -> HashSet<AgentName> {
+        let rest = plan::without_task(work.completion, &with_templates(work, found));
+        rest.into_iter().map(|(template, id, index)| AgentName::new(prefix, &template, id.as_str(), index)).collect()
     };
-    let Some(arn) = known.first() else { return Ok(None) };
-    let task = cluster.describe_task(arn).await?;
-    if task.is_some() {
-        remove_node(app, name, stop).await?;
+    // A task that was named by its ARN says how many agents the request has.
+    let rest = names(&found);
+    if !rest.is_empty() && work.completion.task_arn.is_some() {
+        match find(work, &rest).await {
+            Err(fault) => return Ok(Outcome::Unknown(fault)),
+            Ok(others) => {
+                stop_each(work, &others).await?;
+                found.extend(others);
+            }
+        }
     }
-    Ok(task)
+    if !found.is_empty() && names(&found).is_empty() {
+        return Ok(Outcome::Over);
+    }
+    Ok(if withdraw(work, &found).await? { Outcome::Over } else { Outcome::Pending })
 }
 
 /// The node goes offline, so that nothing new begins there, and is deleted. Jenkins is not waited for: what it cannot
 /// do now is kept for later.
-async fn remove_node(app: &App, name: &AgentName, stop: &Stop) -> Result<(), Fault> {
+async fn remove_node(work: &Work<'_>, name: &AgentName) -> Result<(), Fault> {
+    let app = work.app;
     if app.jenkins.registers_nodes()
-        && let Err(fault) = app.jenkins.set_offline(name.as_str(), &stop.text).await
+        && let Err(fault) = app.jenkins.set_offline(name.as_str(), &work.stop.text).await
     {
         tracing::debug!(agent.name = name.as_str(), error = %fault, "not taken offline");
     }
@@ -241,9 +315,10 @@ async fn remove_node(app: &App, name: &AgentName, stop: &Stop) -> Result<(), Fau
 }
 
 /// Takes a request that still waits out of the queue. Answers whether there was one.
-async fn withdraw(app: &App, completion: &BuildCompleted, stop: &Stop) -> Result<bool, Fault> {
+async fn withdraw(work: &Work<'_>, found: &[Found<'_>]) -> Result<bool, Fault> {
+    let (app, completion) = (work.app, work.completion);
     let prefix = &app.settings.agent_name_prefix;
-    let concerned = |message: &Waiting| {
+    let is_named = |message: &Waiting| {
         message.wait.as_ref().is_some_and(|wait| {
             let by_name = |index: &u32| {
                 let name = AgentName::new(prefix, &wait.template, wait.request_id.as_str(), *index);
@@ -252,29 +327,23 @@ async fn withdraw(app: &App, completion: &BuildCompleted, stop: &Stop) -> Result
             completion.request_id.as_ref() == Some(&wait.request_id) || wait.agents.iter().all(by_name)
         })
     };
-    let (ours, others): (Vec<_>, Vec<_>) = wait::look(&app.queues).await?.into_iter().partition(concerned);
-    wait::release(&app.queues, &others).await;
+    let ours = {
+        let _turn = work.batch.waiting.lock().await;
+        let (ours, others): (Vec<_>, Vec<_>) = wait::look_at_all(&app.queues).await?.into_iter().partition(is_named);
+        wait::release(&app.queues, &others).await;
+        ours
+    };
     for message in &ours {
-        // Only the message knows how many agents the request has; those that found room end before it goes.
-        if let Some(placed) = placed(app, completion, message) {
-            stop_each(app, &placed, stop).await?;
+        let Some(wait) = &message.wait else { continue };
+        // Agents that found room since the clusters were listed end before the message goes, which alone knows of them.
+        for index in plan::placed(completion, wait, &message.body, &app.config().clouds) {
+            let name = AgentName::new(prefix, &wait.template, wait.request_id.as_str(), index);
+            if found.iter().all(|known| known.name != name) {
+                stop_each(work, &find_by_name(work, &name).await?).await?;
+            }
         }
         wait::forget(&app.queues, message).await?;
-        tracing::info!(
-            request.id = message.wait.as_ref().map(|wait| wait.request_id.as_str()),
-            "request withdrawn: its build is over"
-        );
+        tracing::info!(request.id = wait.request_id.as_str(), "request withdrawn: its build is over");
     }
     Ok(!ours.is_empty())
-}
-
-/// The agents of a waiting request that found room already, where the completion names the request.
-fn placed<'a>(app: &'a App, completion: &BuildCompleted, message: &Waiting) -> Option<Vec<(&'a Cloud, AgentName)>> {
-    let wait = message.wait.as_ref().filter(|wait| completion.request_id.as_ref() == Some(&wait.request_id))?;
-    let cloud = app.clouds.named(&wait.cloud)?;
-    let asked = AgentRequest::parse(&message.body).ok().and_then(|request| request.count);
-    let count = asked.or_else(|| Some(cloud.template(&wait.template)?.agents_per_request))?;
-    let (prefix, id) = (&app.settings.agent_name_prefix, wait.request_id.as_str());
-    let placed = (0..count).filter(|index| !wait.agents.contains(index));
-    Some(placed.map(|index| (cloud, AgentName::new(prefix, &wait.template, id, index))).collect())
 }

@@ -5,7 +5,7 @@ use serde_json::Value;
 use shared::app::App;
 use shared::batch::{self, Invocation};
 
-use crate::completion;
+use crate::completion::{self, Batch};
 use crate::plan::{self, Event};
 use crate::sweep;
 
@@ -17,7 +17,8 @@ pub async fn handle(app: &App, invocation: &Invocation, event: Value) -> Result<
     match plan::event(event, app.now()) {
         Event::Batch(batch) => {
             let queue = &app.queues.urls.completions;
-            let work = async |item: &_| completion::complete(app, invocation, item).await;
+            let shared = Batch::new(app);
+            let work = async |item: &_| completion::complete(app, invocation, &shared, item).await;
             batch::each(&app.queues, invocation, queue, batch, work).await
         }
         Event::Sweep(time) => {

@@ -1,7 +1,7 @@
 //! Amazon EC2 Auto Scaling.
 
 use aws_sdk_autoscaling::Client;
-use aws_sdk_autoscaling::types as sdk;
+use aws_sdk_autoscaling::types::{self as sdk, ScalingActivityStatusCode};
 
 use super::open_enum::open_enum;
 use crate::fault::Fault;
@@ -49,12 +49,30 @@ pub struct Group {
     pub instances: Vec<GroupInstance>,
 }
 
+impl Group {
+    /// Whether it has less in service than it is to have.
+    pub fn is_short(&self) -> bool {
+        let in_service = self.instances.iter().filter(|member| member.lifecycle == Lifecycle::InService);
+        in_service.map(|member| member.weight).sum::<u32>() < self.desired
+    }
+}
+
 /// An instance of a group.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GroupInstance {
     /// Its id in EC2.
     pub id: String,
     pub lifecycle: Lifecycle,
+    /// Its Availability Zone.
+    pub zone: String,
+    /// The units of the desired capacity that it counts for; 1 where instances are counted.
+    pub weight: u32,
+}
+
+impl Default for GroupInstance {
+    fn default() -> Self {
+        Self { id: String::new(), lifecycle: Lifecycle::default(), zone: String::new(), weight: 1 }
+    }
 }
 
 /// The Auto Scaling groups of one region and account.
@@ -75,6 +93,22 @@ impl Groups {
         let answer = answer.map_err(|error| Fault::from_sdk("autoscaling:DescribeAutoScalingGroups", error))?;
         let groups = answer.auto_scaling_groups.unwrap_or_default();
         Ok(groups.into_iter().find(|group| group.auto_scaling_group_name() == Some(name)).map(Group::from))
+    }
+
+    /// Why the group's last launch of an instance failed; none where it did not (API_DescribeScalingActivities, newest
+    /// first).
+    ///
+    /// # Errors
+    /// When the call failed.
+    pub async fn last_launch_failure(&self, name: &str) -> Result<Option<String>, Fault> {
+        let call = self.0.describe_scaling_activities().auto_scaling_group_name(name).max_records(20);
+        let answer = call.send().await;
+        let answer = answer.map_err(|error| Fault::from_sdk("autoscaling:DescribeScalingActivities", error))?;
+        let is_launch =
+            |activity: &&sdk::Activity| activity.description().is_some_and(|it| it.starts_with("Launching"));
+        let last = answer.activities().iter().find(is_launch);
+        let failed = last.filter(|activity| activity.status_code() == Some(&ScalingActivityStatusCode::Failed));
+        Ok(failed.and_then(|activity| activity.status_message()).map(str::to_owned))
     }
 
     /// SetDesiredCapacity to an absolute number, without waiting for a cooldown.
@@ -116,6 +150,8 @@ impl From<sdk::AutoScalingGroup> for Group {
                 .map(|instance| GroupInstance {
                     id: instance.instance_id.unwrap_or_default(),
                     lifecycle: instance.lifecycle_state.map(|state| state.as_str().into()).unwrap_or_default(),
+                    zone: instance.availability_zone.unwrap_or_default(),
+                    weight: instance.weighted_capacity.and_then(|weight| weight.parse().ok()).unwrap_or(1),
                 })
                 .collect(),
         }

@@ -10,6 +10,7 @@ use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningSettings, si
 use aws_sigv4::sign::v4;
 use aws_types::service_config::ServiceConfigKey;
 use bytes::Bytes;
+use jiff::Timestamp;
 
 use crate::fault::Fault;
 use crate::http::Http;
@@ -52,28 +53,33 @@ impl Client {
     /// # Errors
     /// When the call failed or EC2 does not know the instance.
     pub async fn instance(&self, id: &str) -> Result<(Addresses, Vec<(String, String)>), Fault> {
-        const ACTION: &str = "ec2:DescribeInstances";
-        let text = self.call(ACTION, &[("Action", "DescribeInstances"), ("InstanceId.1", id)]).await?;
-        let document = parse(ACTION, &text)?;
-        let instance = document
-            .descendants()
-            .find(|node| node.has_tag_name_any("instanceId") && node.text() == Some(id))
-            .and_then(|node| node.parent())
-            .ok_or_else(|| fault(ACTION, None, format!("no instance {id} in the answer")))?;
-        let child = |name: &str| {
-            instance.children().find(|node| node.has_tag_name_any(name)).and_then(|node| node.text()).map(str::to_owned)
-        };
+        let text = self.describe_instance(id).await?;
+        let document = parse(DESCRIBE_INSTANCES, &text)?;
+        let instance = find_instance(&document, id)?;
         let tags = instance
             .children()
             .filter(|node| node.has_tag_name_any("tagSet"))
             .flat_map(|set| set.children())
-            .filter_map(|item| {
-                let text =
-                    |name: &str| item.children().find(|node| node.has_tag_name_any(name)).and_then(|node| node.text());
-                Some((text("key")?.to_owned(), text("value").unwrap_or_default().to_owned()))
-            })
+            .filter_map(|item| Some((item.text_of("key")?, item.text_of("value").unwrap_or_default())))
             .collect();
-        Ok((Addresses { private: child("privateIpAddress"), public: child("ipAddress") }, tags))
+        let addresses =
+            Addresses { private: instance.text_of("privateIpAddress"), public: instance.text_of("ipAddress") };
+        Ok((addresses, tags))
+    }
+
+    /// When an instance was launched.
+    ///
+    /// # Errors
+    /// When the call failed or EC2 does not know the instance.
+    pub async fn launched_at(&self, id: &str) -> Result<Option<Timestamp>, Fault> {
+        let text = self.describe_instance(id).await?;
+        let document = parse(DESCRIBE_INSTANCES, &text)?;
+        let launched_at = find_instance(&document, id)?.text_of("launchTime");
+        Ok(launched_at.and_then(|time| time.parse().ok()))
+    }
+
+    async fn describe_instance(&self, id: &str) -> Result<String, Fault> {
+        self.call(DESCRIBE_INSTANCES, &[("Action", "DescribeInstances"), ("InstanceId.1", id)]).await
     }
 
     /// The public address of a network interface (API_DescribeNetworkInterfaces).
@@ -140,6 +146,16 @@ impl Client {
     }
 }
 
+const DESCRIBE_INSTANCES: &str = "ec2:DescribeInstances";
+
+fn find_instance<'d, 'i>(document: &'d roxmltree::Document<'i>, id: &str) -> Result<roxmltree::Node<'d, 'i>, Fault> {
+    document
+        .descendants()
+        .find(|node| node.has_tag_name_any("instanceId") && node.text() == Some(id))
+        .and_then(|node| node.parent())
+        .ok_or_else(|| fault(DESCRIBE_INSTANCES, None, format!("no instance {id} in the answer")))
+}
+
 fn parse<'a>(action: &'static str, text: &'a str) -> Result<roxmltree::Document<'a>, Fault> {
     roxmltree::Document::parse(text).map_err(|error| fault(action, None, format!("not XML: {error}")))
 }
@@ -150,10 +166,17 @@ fn fault(action: &'static str, code: Option<String>, message: String) -> Fault {
 
 trait AnyNamespace {
     fn has_tag_name_any(&self, name: &str) -> bool;
+
+    /// The text of the first child of this name.
+    fn text_of(&self, name: &str) -> Option<String>;
 }
 
 impl AnyNamespace for roxmltree::Node<'_, '_> {
     fn has_tag_name_any(&self, name: &str) -> bool {
         self.is_element() && self.tag_name().name() == name
+    }
+
+    fn text_of(&self, name: &str) -> Option<String> {
+        Some(self.children().find(|node| node.has_tag_name_any(name))?.text()?.to_owned())
     }
 }

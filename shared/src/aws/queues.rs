@@ -6,6 +6,7 @@ use std::time::Duration;
 use aws_sdk_sqs::Client;
 pub use aws_sdk_sqs::types::QueueAttributeName;
 use aws_sdk_sqs::types::{ChangeMessageVisibilityBatchRequestEntry, MessageAttributeValue};
+use futures::stream::{self, StreamExt as _};
 
 use crate::config::QueueUrls;
 use crate::fault::Fault;
@@ -104,16 +105,19 @@ impl Queues {
 
     /// Makes messages visible again at once. A message that stays hidden after a fault comes back by itself.
     pub async fn release(&self, queue: &str, receipts: &[String]) {
-        for receipts in receipts.chunks(10) {
-            let entries = receipts.iter().enumerate().filter_map(|(index, receipt)| {
-                let entry = ChangeMessageVisibilityBatchRequestEntry::builder().id(index.to_string());
-                entry.receipt_handle(receipt).visibility_timeout(0).build().ok()
-            });
-            let call = self.client.change_message_visibility_batch().queue_url(queue);
-            if let Err(error) = call.set_entries(Some(entries.collect())).send().await {
-                let fault = Fault::from_sdk("sqs:ChangeMessageVisibilityBatch", error);
-                tracing::warn!(error = %fault, "waiting messages stay hidden until their visibility timeout ends");
-            }
+        let batches = receipts.chunks(10).map(|receipts| self.release_batch(queue, receipts));
+        stream::iter(batches).buffer_unordered(10).collect::<()>().await;
+    }
+
+    async fn release_batch(&self, queue: &str, receipts: &[String]) {
+        let entries = receipts.iter().enumerate().filter_map(|(index, receipt)| {
+            let entry = ChangeMessageVisibilityBatchRequestEntry::builder().id(index.to_string());
+            entry.receipt_handle(receipt).visibility_timeout(0).build().ok()
+        });
+        let call = self.client.change_message_visibility_batch().queue_url(queue);
+        if let Err(error) = call.set_entries(Some(entries.collect())).send().await {
+            let fault = Fault::from_sdk("sqs:ChangeMessageVisibilityBatch", error);
+            tracing::warn!(error = %fault, "waiting messages stay hidden until their visibility timeout ends");
         }
     }
 

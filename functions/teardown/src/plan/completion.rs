@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use shared::arn::{self, ClusterArn, TaskArn};
+use shared::aws::ecs::Task;
 use shared::config::Cloud;
 use shared::config::duration::elapsed;
-use shared::message::BuildCompleted;
+use shared::message::{AgentRequest, BuildCompleted, MOST_AGENTS, RequestId};
 use shared::stop::{Cause, Stop};
+use shared::wait::Wait;
 
 /// Why a task is stopped when its build is over.
 pub fn completed(completion: &BuildCompleted) -> Stop {
@@ -66,6 +68,34 @@ pub fn may_still_be_placed(clouds: &[Cloud], sent_at: Timestamp, now: Timestamp)
         .max()
         .unwrap_or(DAY);
     elapsed(sent_at, now) < longest
+}
+
+/// The agents of the completion's request that have no task, by template, request and index: those beside the ones that
+/// are known, each with its template. Empty where none of these is the request's.
+pub fn without_task(completion: &BuildCompleted, known: &[(&str, &Task)]) -> Vec<(String, RequestId, u32)> {
+    let records = known.iter().filter_map(|(template, task)| Some((*template, task.record()?)));
+    let mut of_request = records.filter(|(_, record)| completion.request_id.as_ref() == Some(&record.request_id));
+    let Some((template, first)) = of_request.next() else { return Vec::new() };
+    let mut has_task: BTreeSet<u32> = of_request.map(|(_, record)| record.index).collect();
+    has_task.insert(first.index);
+    let count = first.count.min(MOST_AGENTS);
+    let rest = (0..count).filter(|index| !has_task.contains(index));
+    rest.map(|index| (template.to_owned(), first.request_id.clone(), index)).collect()
+}
+
+/// Which agents of a waiting request have found room already, where the completion names the request.
+pub fn placed(completion: &BuildCompleted, wait: &Wait, body: &str, clouds: &[Cloud]) -> Vec<u32> {
+    if completion.request_id.as_ref() != Some(&wait.request_id) {
+        return Vec::new();
+    }
+    let asked = AgentRequest::parse(body).ok().and_then(|request| request.count);
+    let of_template = || {
+        let cloud = clouds.iter().find(|cloud| cloud.name == wait.cloud)?;
+        let template = cloud.templates.iter().find(|template| template.name == wait.template)?;
+        Some(template.agents_per_request)
+    };
+    let count = asked.or_else(of_template).unwrap_or_default().min(MOST_AGENTS);
+    (0..count).filter(|index| !wait.agents.contains(index)).collect()
 }
 
 #[cfg(test)]

@@ -1,95 +1,205 @@
 //! Which container instances the sweep gives back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use jiff::Timestamp;
-use shared::aws::autoscaling::{Group, Lifecycle};
+use shared::aws::autoscaling::{Group, GroupInstance, Lifecycle};
 use shared::aws::ecs::{IDLE_SINCE_TAG, Instance, InstanceStatus, KEEP_TAG};
 use shared::config::{Cloud, Limit};
 
-/// What the sweep does about one container instance.
+/// A group and its instances, as they stand.
+#[derive(Debug, Default)]
+pub struct Observed {
+    pub group: Group,
+    /// All container instances of the cluster.
+    pub instances: Vec<Instance>,
+    /// Tasks of daemon services, by the ARN of their container instance.
+    pub daemons: HashMap<String, u32>,
+    /// When instances were launched that are in service and have not registered in the cluster, by their id in EC2.
+    pub launched: BTreeMap<String, Timestamp>,
+}
+
+impl Observed {
+    /// The instances that are in service and have not registered.
+    pub fn unregistered(&self) -> impl Iterator<Item = &str> {
+        let registered: HashSet<&str> = self.instances.iter().filter_map(|it| it.ec2_id.as_deref()).collect();
+        let members = self.group.instances.iter().filter(|member| member.lifecycle == Lifecycle::InService);
+        members.map(|member| member.id.as_str()).filter(move |id| !registered.contains(id))
+    }
+}
+
+/// What the sweep does about a container instance that stays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InstanceStep {
     /// It has had nothing to do, from now on.
     MarkIdle,
     /// It has something to do again.
     MarkBusy,
-    /// It takes no more tasks, and goes if none came meanwhile.
-    DrainAndTerminate {
-        /// Whether the desired capacity goes down with it.
-        lowers: bool,
-    },
     /// Its drain was cut short, and it may go on.
     Undrain,
 }
 
-/// Which instances of a group are given back. `needed` says that requests wait: nothing goes then.
-pub fn instance_steps(
-    cloud: &Cloud,
-    group: &Group,
-    instances: &[Instance],
-    needed: bool,
-    now: Timestamp,
-) -> BTreeMap<String, InstanceStep> {
+/// An instance that has had nothing to do for long enough.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Due {
+    /// Its id in EC2.
+    pub id: String,
+    /// None where it has not registered.
+    pub arn: Option<String>,
+    pub is_draining: bool,
+    /// The units of the desired capacity that it counts for.
+    pub weight: u32,
+    zone: String,
+    since: Timestamp,
+}
+
+/// What the sweep does about the instances of a group.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct InstancePlan {
+    /// By the container instances' ARNs.
+    pub steps: BTreeMap<String, InstanceStep>,
+    /// The instances that may go, in this order: the fullest zone first, so that the group has no zones to even out, which
+    /// could end a busy instance (API_TerminateInstanceInAutoScalingGroup); then those that have been idle for longest.
+    pub due: Vec<Due>,
+    /// How much of them may go.
+    pub budget: Budget,
+}
+
+/// How many units of a group's capacity may go.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Budget {
+    /// Those beyond the desired capacity.
+    beyond: u32,
+    /// Those beyond the minimum.
+    spare: u32,
+}
+
+impl Budget {
+    /// Scale-in lowers the desired capacity of a group whose instances are all protected, and ends none of them ("Use
+    /// instance scale-in protection"): they are beyond it until we end them.
+    fn new(group: &Group) -> Self {
+        let living: u32 = group.instances.iter().filter(|member| counts(member)).map(|member| member.weight).sum();
+        Self {
+            beyond: if group.protects_new { living.saturating_sub(group.desired) } else { 0 },
+            spare: group.desired.saturating_sub(group.minimum),
+        }
+    }
+
+    /// Whether the desired capacity goes down with an instance of this weight; none if it has to stay.
+    pub fn take(&mut self, weight: u32) -> Option<bool> {
+        for (units, lowers) in [(&mut self.beyond, false), (&mut self.spare, true)] {
+            if let Some(left) = units.checked_sub(weight) {
+                *units = left;
+                return Some(lowers);
+            }
+        }
+        None
+    }
+
+    /// An instance stays that was to go.
+    pub fn put_back(&mut self, weight: u32, lowers: bool) {
+        *(if lowers { &mut self.spare } else { &mut self.beyond }) += weight;
+    }
+}
+
+/// Whether an instance counts towards the desired capacity: in standby, in the warm pool and on its way out it does not.
+fn counts(member: &GroupInstance) -> bool {
+    use Lifecycle::{InService, Pending, PendingProceed, PendingWait};
+    matches!(member.lifecycle, InService | Pending | PendingProceed | PendingWait)
+}
+
+/// Plans which instances of a group are given back. `is_needed` says that requests wait: nothing that could serve them goes
+/// then. Only instances in service go.
+pub fn plan(cloud: &Cloud, observed: &Observed, is_needed: bool, now: Timestamp) -> InstancePlan {
     let limit = cloud.idle_instance_timeout;
-    let mut steps = BTreeMap::new();
+    let mut plan = InstancePlan { budget: Budget::new(&observed.group), ..InstancePlan::default() };
     if limit == Limit::NEVER {
-        return steps;
+        return plan;
     }
-    let ours = |instance: &&Instance| {
-        instance.ec2_id.as_deref().is_some_and(|id| {
-            group.instances.iter().any(|member| member.id == id && member.lifecycle == Lifecycle::InService)
-        })
-    };
-    let mut spare = group.desired.saturating_sub(group.minimum);
-    // Scale-in lowers the desired capacity of a group whose instances are all protected, and ends none of them ("Use
-    // instance scale-in protection"): they are beyond it until we end them.
-    let living = group.instances.iter().filter(|member| !member.lifecycle.is_ending()).count();
-    let mut beyond =
-        if group.protects_new { u32::try_from(living).unwrap_or_default().saturating_sub(group.desired) } else { 0 };
-    let mut candidates: Vec<_> = instances.iter().filter(ours).collect();
-    let idle_since =
-        |instance: &Instance| instance.tags.get(IDLE_SINCE_TAG).and_then(|time| time.parse::<Timestamp>().ok());
-    candidates.sort_by_key(|instance| (idle_since(instance), instance.arn.clone()));
-    for instance in candidates {
-        let since = idle_since(instance);
-        // Only we drain an instance that carries our tag; another's drain is its own.
-        let drained_by_us = instance.status == InstanceStatus::Draining && since.is_some();
-        if instance.status != InstanceStatus::Active && !drained_by_us {
+    let members: HashMap<&str, &GroupInstance> =
+        observed.group.instances.iter().map(|member| (member.id.as_str(), member)).collect();
+    let in_service = |id: &str| members.get(id).filter(|member| member.lifecycle == Lifecycle::InService);
+    for instance in &observed.instances {
+        let Some(member) = instance.ec2_id.as_deref().and_then(in_service) else { continue };
+        let daemons = observed.daemons.get(&instance.arn).copied().unwrap_or_default();
+        let is_busy = instance.tasks > daemons || is_needed;
+        match registered(instance, is_busy, limit, now) {
+            Some(Registered::Step(step)) => drop(plan.steps.insert(instance.arn.clone(), step)),
+            Some(Registered::Due(since)) => plan.due.push(Due {
+                id: member.id.clone(),
+                arn: Some(instance.arn.clone()),
+                is_draining: instance.status == InstanceStatus::Draining,
+                weight: member.weight,
+                zone: member.zone.clone(),
+                since,
+            }),
+            None => {}
+        }
+    }
+    // One that has not registered in time serves nobody, whoever waits.
+    let registration = cloud.registration_timeout();
+    for id in observed.unregistered() {
+        let (Some(member), Some(&launched), Some(within)) = (in_service(id), observed.launched.get(id), registration.0)
+        else {
             continue;
-        }
-        let step = match since {
-            _ if instance.tags.contains_key(KEEP_TAG) => drained_by_us.then_some(InstanceStep::Undrain),
-            _ if instance.tasks > 0 || needed => {
-                if drained_by_us {
-                    Some(InstanceStep::Undrain)
-                } else {
-                    since.map(|_| InstanceStep::MarkBusy)
-                }
-            }
-            None => Some(InstanceStep::MarkIdle),
-            Some(since) if limit.is_over(since, now) && beyond > 0 => {
-                beyond -= 1;
-                Some(InstanceStep::DrainAndTerminate { lowers: false })
-            }
-            Some(since) if limit.is_over(since, now) && spare > 0 => {
-                spare -= 1;
-                Some(InstanceStep::DrainAndTerminate { lowers: true })
-            }
-            Some(_) if drained_by_us => Some(InstanceStep::Undrain),
-            Some(_) => None,
         };
-        if let Some(step) = step {
-            steps.insert(instance.arn.clone(), step);
+        let since = launched + within;
+        if limit.is_over(since, now) {
+            let (zone, weight) = (member.zone.clone(), member.weight);
+            plan.due.push(Due { id: id.to_owned(), arn: None, is_draining: false, weight, zone, since });
         }
     }
-    steps
+    plan.due = fullest_zone_first(plan.due, &observed.group);
+    plan
+}
+
+/// What becomes of a registered instance.
+enum Registered {
+    Step(InstanceStep),
+    /// It has been idle since then, for long enough.
+    Due(Timestamp),
+}
+
+fn registered(instance: &Instance, is_busy: bool, limit: Limit, now: Timestamp) -> Option<Registered> {
+    let since = instance.tags.get(IDLE_SINCE_TAG).and_then(|time| time.parse::<Timestamp>().ok());
+    // Only we drain an instance that carries our tag; another's drain is its own.
+    let drained_by_us = instance.status == InstanceStatus::Draining && since.is_some();
+    if instance.status != InstanceStatus::Active && !drained_by_us {
+        return None;
+    }
+    let undrain = drained_by_us.then_some(Registered::Step(InstanceStep::Undrain));
+    match since {
+        _ if instance.tags.contains_key(KEEP_TAG) => undrain,
+        _ if is_busy => undrain.or(since.map(|_| Registered::Step(InstanceStep::MarkBusy))),
+        None => Some(Registered::Step(InstanceStep::MarkIdle)),
+        Some(since) if limit.is_over(since, now) => Some(Registered::Due(since)),
+        Some(_) => undrain,
+    }
+}
+
+fn fullest_zone_first(mut due: Vec<Due>, group: &Group) -> Vec<Due> {
+    let mut zones: HashMap<&str, u32> = HashMap::new();
+    for member in group.instances.iter().filter(|member| counts(member)) {
+        *zones.entry(&member.zone).or_default() += 1;
+    }
+    // The longest idle last: it is the first of those that are equal from the end.
+    due.sort_by(|a, b| (b.since, &b.id).cmp(&(a.since, &a.id)));
+    let mut ordered = Vec::with_capacity(due.len());
+    while let Some((next, _)) =
+        due.iter().enumerate().max_by_key(|(index, due)| (zones.get(due.zone.as_str()).copied(), *index))
+    {
+        let next = due.remove(next);
+        if let Some(count) = zones.get_mut(next.zone.as_str()) {
+            *count = count.saturating_sub(1);
+        }
+        ordered.push(next);
+    }
+    ordered
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use shared::aws::autoscaling::GroupInstance;
     use shared::config::Size;
 
     use super::*;
@@ -121,70 +231,150 @@ mod tests {
                 .map(|instance| GroupInstance {
                     id: instance.ec2_id.clone().unwrap_or_default(),
                     lifecycle: "InService".into(),
+                    ..GroupInstance::default()
                 })
                 .collect(),
             ..Group::default()
         }
     }
 
+    /// The plan for these, whose tasks are all agents, at 1000.
+    fn planned(group: Group, instances: &[Instance], is_needed: bool) -> InstancePlan {
+        let observed = Observed { group, instances: instances.to_vec(), ..Observed::default() };
+        plan(&config().clouds[0], &observed, is_needed, at(1000))
+    }
+
+    /// The ids of those that go as long as none refuses, each with whether it lowers the desired capacity.
+    fn gone(mut plan: InstancePlan) -> Vec<(String, bool)> {
+        plan.due.iter().filter_map(|due| Some((due.id.clone(), plan.budget.take(due.weight)?))).collect()
+    }
+
+    fn ids(plan: InstancePlan) -> Vec<String> {
+        gone(plan).into_iter().map(|(id, _)| id).collect()
+    }
+
     #[test]
-    fn idle_instances_are_given_back_one_by_one() {
+    fn idle_instances_are_given_back_after_their_time() {
         use InstanceStep::*;
-        let config = config();
-        let cloud = &config.clouds[0];
-        let one = |instance: Instance, minimum, needed| {
+        let one = |instance: Instance, minimum, is_needed| {
             let instances = [instance];
-            instance_steps(cloud, &group(&instances, minimum), &instances, needed, at(1000)).get("arn-0").copied()
+            let plan = planned(group(&instances, minimum), &instances, is_needed);
+            (plan.steps.get("arn-0").copied(), gone(plan).first().map(|(_, lowers)| *lowers))
         };
-        assert_eq!(one(instance(0, 0, "ACTIVE", None), 0, false), Some(MarkIdle));
-        assert_eq!(one(instance(0, 0, "ACTIVE", Some(500)), 0, false), None);
-        assert_eq!(one(instance(0, 0, "ACTIVE", Some(400)), 0, false), Some(DrainAndTerminate { lowers: true }));
-        assert_eq!(one(instance(0, 1, "ACTIVE", Some(400)), 0, false), Some(MarkBusy));
-        assert_eq!(one(instance(0, 0, "ACTIVE", Some(400)), 1, false), None, "never below the minimum");
-        assert_eq!(one(instance(0, 0, "ACTIVE", Some(400)), 0, true), Some(MarkBusy), "requests wait");
-        assert_eq!(one(instance(0, 1, "DRAINING", Some(400)), 0, false), Some(Undrain), "a task came after all");
-        assert_eq!(
-            one(instance(0, 0, "DRAINING", Some(400)), 0, false),
-            Some(DrainAndTerminate { lowers: true }),
-            "a drain cut short"
-        );
-        assert_eq!(one(instance(0, 0, "DRAINING", None), 0, false), None, "another's drain");
+        assert_eq!(one(instance(0, 0, "ACTIVE", None), 0, false), (Some(MarkIdle), None));
+        assert_eq!(one(instance(0, 0, "ACTIVE", Some(500)), 0, false), (None, None));
+        assert_eq!(one(instance(0, 0, "ACTIVE", Some(400)), 0, false), (None, Some(true)));
+        assert_eq!(one(instance(0, 1, "ACTIVE", Some(400)), 0, false), (Some(MarkBusy), None));
+        assert_eq!(one(instance(0, 0, "ACTIVE", Some(400)), 1, false), (None, None), "never below the minimum");
+        assert_eq!(one(instance(0, 0, "ACTIVE", Some(400)), 0, true), (Some(MarkBusy), None), "requests wait");
+        assert_eq!(one(instance(0, 1, "DRAINING", Some(400)), 0, false), (Some(Undrain), None), "a task came");
+        assert_eq!(one(instance(0, 0, "DRAINING", Some(400)), 0, false), (None, Some(true)), "a drain cut short");
+        assert_eq!(one(instance(0, 0, "DRAINING", None), 0, false), (None, None), "another's drain");
         let mut kept = instance(0, 0, "ACTIVE", Some(400));
         kept.tags.insert(KEEP_TAG.into(), String::new());
-        assert_eq!(one(kept, 0, false), None);
+        assert_eq!(one(kept, 0, false), (None, None));
+    }
+
+    #[test]
+    fn only_instances_in_service_are_given_back() {
+        for lifecycle in ["Standby", "Pending:Wait", "Terminating:Wait", "Warmed:Running", "Detaching", "Anything"] {
+            let instances = [instance(0, 0, "ACTIVE", Some(100))];
+            let mut group = group(&instances, 0);
+            group.instances[0].lifecycle = lifecycle.into();
+            assert_eq!(planned(group, &instances, false).due, [], "{lifecycle}");
+        }
+    }
+
+    #[test]
+    fn daemons_keep_no_instance() {
+        let instances = [instance(0, 2, "ACTIVE", Some(100)), instance(1, 2, "ACTIVE", Some(100))];
+        let daemons = HashMap::from([("arn-0".to_owned(), 2), ("arn-1".to_owned(), 1)]);
+        let observed =
+            Observed { group: group(&instances, 0), instances: instances.to_vec(), daemons, ..Observed::default() };
+        assert_eq!(ids(plan(&config().clouds[0], &observed, false, at(1000))), ["i-0"]);
+    }
+
+    #[test]
+    fn an_instance_that_never_registered_is_idle_once_both_its_times_are_over() {
+        let mut group = group(&[instance(0, 0, "ACTIVE", None)], 0);
+        group.instances[0].id = "i-lost".into();
+        let after = |seconds: i64, is_needed| {
+            let launched = BTreeMap::from([("i-lost".to_owned(), at(1000 - seconds))]);
+            let observed = Observed { group: group.clone(), launched, ..Observed::default() };
+            ids(plan(&config().clouds[0], &observed, is_needed, at(1000)))
+        };
+        assert_eq!(after(1199, false), [""; 0]);
+        assert_eq!(after(1200, false), ["i-lost"], "ten minutes to register, ten of idleness");
+        assert_eq!(after(1200, true), ["i-lost"], "it serves nobody who waits");
+    }
+
+    #[test]
+    fn weights_are_counted_in_the_groups_units() {
+        let instances: Vec<_> = (0..3).map(|number| instance(number, 0, "ACTIVE", Some(100))).collect();
+        let weighted = |minimum| {
+            let mut group = Group { desired: 12, ..group(&instances, minimum) };
+            group.instances.iter_mut().for_each(|member| member.weight = 4);
+            ids(planned(group, &instances, false)).len()
+        };
+        assert_eq!([weighted(0), weighted(4), weighted(5), weighted(8), weighted(9)], [3, 2, 1, 1, 0]);
+    }
+
+    #[test]
+    fn the_fullest_zone_goes_first() {
+        let instances: Vec<_> = (0..4).map(|number| instance(number, 0, "ACTIVE", Some(100 + number as i64))).collect();
+        let mut group = Group { minimum: 1, ..group(&instances, 1) };
+        for (member, zone) in group.instances.iter_mut().zip(["a", "b", "b", "b"]) {
+            member.zone = zone.into();
+        }
+        assert_eq!(ids(planned(group, &instances, false)), ["i-1", "i-2", "i-0"]);
+    }
+
+    #[test]
+    fn one_that_stays_leaves_its_share_to_the_others() {
+        let instances: Vec<_> = (0..2).map(|number| instance(number, 0, "ACTIVE", Some(100))).collect();
+        let mut plan = planned(group(&instances, 1), &instances, false);
+        let lowers = plan.budget.take(1).expect("one may go");
+        assert_eq!(plan.budget.take(1), None);
+        plan.budget.put_back(1, lowers);
+        assert_eq!((plan.due.len(), plan.budget.take(1)), (2, Some(true)));
     }
 
     #[test]
     fn those_beyond_the_desired_capacity_go_first_and_do_not_lower_it() {
-        let config = config();
         let instances: Vec<_> = (0..4).map(|number| instance(number, 0, "ACTIVE", Some(100))).collect();
         let lowered = |protects_new| {
             let group = Group { desired: 2, protects_new, ..group(&instances, 1) };
-            let steps = instance_steps(&config.clouds[0], &group, &instances, false, at(1000));
-            steps.into_values().collect::<Vec<_>>()
+            gone(planned(group, &instances, false)).into_iter().map(|(_, lowers)| lowers).collect::<Vec<_>>()
         };
-        let go = |lowers| InstanceStep::DrainAndTerminate { lowers };
-        assert_eq!(lowered(true), [go(false), go(false), go(true)]);
-        assert_eq!(lowered(false), [go(true)], "the group ends its surplus itself");
+        assert_eq!(lowered(true), [false, false, true]);
+        assert_eq!(lowered(false), [true], "the group ends its surplus itself");
     }
 
     proptest! {
         #[test]
         fn never_below_the_minimum_and_never_with_a_task(
-            loads in prop::collection::vec((0u32..3, prop::option::of(0i64..1000), any::<bool>()), 0..40), minimum in 0u32..40, needed: bool
+            loads in prop::collection::vec((0u32..3, prop::option::of(0i64..1000), any::<bool>(), 1u32..4), 0..40),
+            minimum in 0u32..40,
+            is_needed: bool,
         ) {
-            let config = config();
+            let drains = |drains: bool| if drains { "DRAINING" } else { "ACTIVE" };
             let instances: Vec<_> = loads
                 .iter()
                 .enumerate()
-                .map(|(number, (tasks, since, drains))| instance(number, *tasks, if *drains { "DRAINING" } else { "ACTIVE" }, *since))
+                .map(|(number, (tasks, since, drain, _))| instance(number, *tasks, drains(*drain), *since))
                 .collect();
-            let group = group(&instances, minimum.min(instances.len() as u32));
-            let steps = instance_steps(&config.clouds[0], &group, &instances, needed, at(1000));
-            let gone: Vec<_> = instances.iter().filter(|instance| matches!(steps.get(&instance.arn), Some(InstanceStep::DrainAndTerminate { .. }))).collect();
-            prop_assert!(gone.iter().all(|instance| instance.tasks == 0));
-            prop_assert!(group.desired - gone.len() as u32 >= group.minimum);
-            prop_assert!(!needed || gone.is_empty());
+            let mut group = group(&instances, 0);
+            for (member, (.., weight)) in group.instances.iter_mut().zip(&loads) {
+                member.weight = *weight;
+            }
+            group.desired = group.instances.iter().map(|member| member.weight).sum();
+            group.minimum = minimum.min(group.desired);
+            let gone = ids(planned(group.clone(), &instances, is_needed));
+            let gone: Vec<_> = (0..instances.len()).filter(|number| gone.contains(&format!("i-{number}"))).collect();
+            prop_assert!(gone.iter().all(|&number| instances[number].tasks == 0));
+            let units: u32 = gone.iter().map(|&number| group.instances[number].weight).sum();
+            prop_assert!(group.desired - units >= group.minimum);
+            prop_assert!(!is_needed || gone.is_empty());
         }
     }
 }

@@ -1,12 +1,13 @@
 //! What the sweep does about requests that wait: those whose time is up fail, those that find room go back to the
 //! requests queue, and the groups are raised for the rest.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use jiff::Timestamp;
 use shared::capacity::Observed;
-use shared::config::{Cloud, Size};
+use shared::config::{Cloud, Size, Template};
 use shared::message::{AgentRequest, Failure};
+use shared::name::AgentName;
 use shared::wait::{self, Wait, Waiting, WaitsFor};
 
 /// What becomes of one waiting message.
@@ -42,18 +43,20 @@ pub struct WaitingPlan {
     pub needed: BTreeSet<usize>,
 }
 
-/// How many agents there are, in each cloud and of each of its templates.
+/// The agents that there are, and how many of each cloud and each of its templates.
 #[derive(Debug, Clone, Default)]
-pub struct AgentCounts {
+pub struct Agents {
+    /// Those that have a task, running or stopped within the hour.
+    pub names: HashSet<AgentName>,
+    /// The clouds, by their place in the configuration, whose cluster could not be asked.
+    pub unknown: BTreeSet<usize>,
     clouds: HashMap<usize, u32>,
     templates: HashMap<(usize, String), u32>,
-    /// Whether a cluster could not be asked, so that nobody knows whether a limit is reached.
-    pub incomplete: bool,
 }
 
-impl AgentCounts {
+impl Agents {
     /// Counts one more agent of the cloud at this place of the configuration.
-    pub fn add(&mut self, index: usize, template: &str) {
+    pub fn count(&mut self, index: usize, template: &str) {
         *self.clouds.entry(index).or_default() += 1;
         *self.templates.entry((index, template.to_owned())).or_default() += 1;
     }
@@ -61,18 +64,28 @@ impl AgentCounts {
     /// Whether one more agent may exist; it is counted if so.
     fn take(&mut self, index: usize, cloud: &Cloud, template: &str) -> bool {
         let below = |limit: Option<u32>, count: Option<&u32>| limit.is_none_or(|limit| *count.unwrap_or(&0) < limit);
-        let configured = cloud.templates.iter().find(|found| found.name == template);
-        let is_free = !self.incomplete
+        let of_template = self.templates.get(&(index, template.to_owned()));
+        let limit_of_template = template_of(cloud, template).and_then(|template| template.max_agents);
+        let is_free = !self.unknown.contains(&index)
             && below(cloud.max_agents, self.clouds.get(&index))
-            && below(
-                configured.and_then(|template| template.max_agents),
-                self.templates.get(&(index, template.to_owned())),
-            );
+            && below(limit_of_template, of_template);
         if is_free {
-            self.add(index, template);
+            self.count(index, template);
         }
         is_free
     }
+}
+
+/// A cloud in which something waits for an instance.
+#[derive(Debug, Clone, Default)]
+pub struct Observation {
+    pub observed: Observed,
+    /// Why its group's last launch failed, where that was asked.
+    pub launch_failure: Option<String>,
+}
+
+fn template_of<'a>(cloud: &'a Cloud, name: &str) -> Option<&'a Template> {
+    cloud.templates.iter().find(|template| template.name == name)
 }
 
 /// Plans what becomes of the messages, which come oldest first. A cloud that is not among the observed could not be asked:
@@ -80,8 +93,8 @@ impl AgentCounts {
 pub fn waiting(
     clouds: &[Cloud],
     messages: &[Waiting],
-    mut observed: BTreeMap<usize, Observed>,
-    mut agents: AgentCounts,
+    mut observed: BTreeMap<usize, Observation>,
+    mut agents: Agents,
     now: Timestamp,
 ) -> WaitingPlan {
     let mut plan = WaitingPlan::default();
@@ -91,55 +104,93 @@ pub fn waiting(
             plan.steps.push(MessageStep::Wake);
             continue;
         };
-        let found = clouds.iter().enumerate().find(|(_, cloud)| cloud.name == wait.cloud);
-        if let Some(failure) = time_is_up(message, wait, found.map(|(_, cloud)| cloud), now) {
-            plan.steps.push(MessageStep::Fail(failure));
+        let Some((index, cloud)) = clouds.iter().enumerate().find(|(_, cloud)| cloud.name == wait.cloud) else {
+            let failure = time_is_up(message, None, &wait.reason, now);
+            plan.steps.push(failure.map_or(MessageStep::Wake, MessageStep::Fail));
+            continue;
+        };
+        if let Some(failure) = time_is_up(message, Some(cloud), &reason(wait, observed.get(&index)), now) {
+            // Whether it was placed, nobody knows before its cluster answers.
+            let is_unknown = agents.unknown.contains(&index);
+            plan.steps.push(if is_unknown { MessageStep::Keep } else { MessageStep::Fail(failure) });
             continue;
         }
-        let step = match (found, wait.waits_for) {
-            (None, _) | (_, WaitsFor::Fargate) => MessageStep::Wake,
-            (Some((index, cloud)), WaitsFor::MaxAgents) => match agents.take(index, cloud, &wait.template) {
-                true => {
-                    let template = cloud.templates.iter().find(|template| template.name == wait.template);
-                    if template.is_some_and(|template| !template.on_fargate()) {
-                        plan.needed.insert(index);
-                    }
-                    MessageStep::Wake
+        let is_free = match wait.waits_for {
+            WaitsFor::Fargate => true,
+            WaitsFor::MaxAgents => agents.take(index, cloud, &wait.template),
+            WaitsFor::Instance => {
+                let observed = observed.get_mut(&index);
+                let has_room = observed.is_some_and(|it| take_room(cloud, wait, &mut it.observed));
+                if !has_room {
+                    without_room.entry(index).or_default().push(message);
                 }
-                false => MessageStep::Keep,
-            },
-            (Some((index, cloud)), WaitsFor::Instance) => {
-                // Those that fit need the instances that they are about to go to.
-                plan.needed.insert(index);
-                match observed.get_mut(&index).is_some_and(|observed| take_room(cloud, wait, observed)) {
-                    true => MessageStep::Wake,
-                    false => {
-                        without_room.entry(index).or_default().push(message);
-                        MessageStep::Keep
-                    }
-                }
+                has_room
             }
         };
-        plan.steps.push(step);
+        if needs_instance(cloud, wait, is_free) {
+            plan.needed.insert(index);
+        }
+        plan.steps.push(if is_free { MessageStep::Wake } else { MessageStep::Keep });
     }
     plan.raises = without_room
         .into_iter()
-        .filter_map(|(index, waiting)| raise(index, &clouds[index], observed.get(&index)?, &waiting))
+        .filter_map(|(index, waiting)| raise(index, &clouds[index], &observed.get(&index)?.observed, &waiting))
         .collect();
     plan
 }
 
-fn time_is_up(message: &Waiting, wait: &Wait, cloud: Option<&Cloud>, now: Timestamp) -> Option<Failure> {
+/// The clouds, by their place in the configuration, in which something has waited for an instance until its time is up.
+pub fn overdue(clouds: &[Cloud], messages: &[Waiting], now: Timestamp) -> BTreeSet<usize> {
+    let index = |message: &Waiting| {
+        let wait = message.wait.as_ref().filter(|wait| wait.waits_for == WaitsFor::Instance)?;
+        let (index, cloud) = clouds.iter().enumerate().find(|(_, cloud)| cloud.name == wait.cloud)?;
+        time_is_up(message, Some(cloud), &wait.reason, now).map(|_| index)
+    };
+    messages.iter().filter_map(index).collect()
+}
+
+fn time_is_up(message: &Waiting, cloud: Option<&Cloud>, reason: &str, now: Timestamp) -> Option<Failure> {
+    let wait = message.wait.as_ref()?;
     let expires_at = AgentRequest::parse(&message.body).ok().and_then(|request| request.expires_at);
-    wait::too_long(wait.since, &wait.reason, cloud, expires_at, now)
+    wait::too_long(wait.since, reason, cloud, expires_at, now)
+}
+
+/// Why a request waits now: what keeps its group from having an instance for it, or else what ECS said last.
+fn reason(wait: &Wait, observation: Option<&Observation>) -> String {
+    let said = || wait.reason.clone();
+    let Some(observation) = observation.filter(|_| wait.waits_for == WaitsFor::Instance) else { return said() };
+    let Some(group) = &observation.observed.group else { return said() };
+    let name = &group.name;
+    match &observation.launch_failure {
+        Some(failure) => format!("group {name} could not launch an instance: {failure}"),
+        None if group.desired >= group.maximum => format!("group {name} is at its maximum of {}", group.maximum),
+        None => said(),
+    }
+}
+
+/// Whether an instance of the cloud's group has to stay for a request: one that it goes to, or one that it waits for.
+fn needs_instance(cloud: &Cloud, wait: &Wait, is_free: bool) -> bool {
+    match wait.waits_for {
+        WaitsFor::Fargate => false,
+        WaitsFor::Instance => true,
+        WaitsFor::MaxAgents => is_free && template_of(cloud, &wait.template).is_some_and(|it| !it.on_fargate()),
+    }
 }
 
 /// Takes room on the cloud's instances for as many of a request's agents as fit. False if none does.
 fn take_room(cloud: &Cloud, wait: &Wait, observed: &mut Observed) -> bool {
-    let template = cloud.templates.iter().find(|template| template.name == wait.template);
-    let is_external = template.is_some_and(|template| template.is_external());
-    let instances = observed.instances.iter_mut();
-    let serve = instances.filter(|instance| instance.takes_tasks() && instance.is_external() == is_external);
+    let is_external = template_of(cloud, &wait.template).is_some_and(|template| template.is_external());
+    let leaving: HashSet<String> = observed
+        .group
+        .iter()
+        .flat_map(|group| &group.instances)
+        .filter(|member| member.lifecycle.is_ending())
+        .map(|member| member.id.clone())
+        .collect();
+    let serve = observed.instances.iter_mut().filter(|instance| {
+        let leaves = instance.ec2_id.as_ref().is_some_and(|id| leaving.contains(id));
+        instance.takes_tasks() && instance.is_external() == is_external && !leaves
+    });
     wait::take_room(wait, serve.map(|instance| &mut instance.free))
 }
 
@@ -150,4 +201,124 @@ fn raise(index: usize, cloud: &Cloud, observed: &Observed, waiting: &[&Waiting])
     let desired = observed.plan(&demand).raise_to?;
     let (group, desired_before) = (group.name.clone(), group.desired);
     Some(Raise { cloud: index, group, desired_before, desired, agents: demand.len() })
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::aws::autoscaling::{Group, GroupInstance};
+    use shared::aws::ecs::{Instance, InstanceStatus};
+
+    use super::*;
+    use crate::plan::tests::{at, config};
+
+    const SIZE: Size = Size { cpu: 1024, memory: 2048 };
+
+    /// A request that began to wait so many seconds ago, at 1000.
+    fn message(id: &str, waited: i64, waits_for: WaitsFor) -> Waiting {
+        let wait = Wait {
+            request_id: id.parse().expect("an id"),
+            requested_at: at(1000 - waited),
+            since: at(1000 - waited),
+            attempt: 1,
+            agents: vec![0],
+            cloud: "linux".into(),
+            template: "maven".into(),
+            size: Some(SIZE),
+            waits_for,
+            reason: "RESOURCE:MEMORY".into(),
+        };
+        Waiting { body: r#"{"version": 1, "label": "maven"}"#.into(), wait: Some(wait), receipt: id.into() }
+    }
+
+    fn observation(instances: usize, free: Size, maximum: u32) -> Observation {
+        let instance = |index: usize| Instance {
+            arn: format!("arn-{index}"),
+            ec2_id: Some(format!("i-{index}")),
+            status: InstanceStatus::Active,
+            connected: true,
+            free,
+            total: Size { cpu: 4096, memory: 8192 },
+            ..Instance::default()
+        };
+        let member = |index: usize| GroupInstance {
+            id: format!("i-{index}"),
+            lifecycle: "InService".into(),
+            ..GroupInstance::default()
+        };
+        let group = Group {
+            name: "group".into(),
+            desired: instances as u32,
+            maximum,
+            instances: (0..instances).map(member).collect(),
+            ..Group::default()
+        };
+        let instances = (0..instances).map(instance).collect();
+        let observed = Observed { group: Some(group), instances, ..Observed::default() };
+        Observation { observed, launch_failure: None }
+    }
+
+    fn plan(messages: &[Waiting], observation: Option<Observation>, agents: Agents) -> WaitingPlan {
+        let observed = observation.map(|observation| (0, observation)).into_iter().collect();
+        waiting(&config().clouds, messages, observed, agents, at(1000))
+    }
+
+    fn failure(step: &MessageStep) -> &str {
+        match step {
+            MessageStep::Fail(failure) => &failure.message,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn wakes_the_oldest_that_fit_and_raises_for_the_rest() {
+        let messages = ["a", "b", "c", "d"].map(|id| message(id, 100, WaitsFor::Instance));
+        let plan = plan(&messages, Some(observation(1, Size { cpu: 2048, memory: 4096 }, 10)), Agents::default());
+        use MessageStep::{Keep, Wake};
+        assert_eq!(plan.steps, [Wake, Wake, Keep, Keep]);
+        assert_eq!(plan.raises.iter().map(|raise| (raise.desired, raise.agents)).collect::<Vec<_>>(), [(2, 2)]);
+        assert_eq!(plan.needed, BTreeSet::from([0]));
+    }
+
+    #[test]
+    fn an_instance_that_is_being_terminated_is_no_room() {
+        let mut observation = observation(1, Size { cpu: 2048, memory: 4096 }, 10);
+        observation.observed.group.as_mut().expect("a group").instances[0].lifecycle = "Terminating:Wait".into();
+        let plan = plan(&[message("a", 100, WaitsFor::Instance)], Some(observation), Agents::default());
+        assert_eq!(plan.steps, [MessageStep::Keep]);
+    }
+
+    #[test]
+    fn a_failed_request_is_told_why_it_still_waits() {
+        let late = [message("a", 901, WaitsFor::Instance)];
+        let of = |observation: Observation| plan(&late, Some(observation), Agents::default()).steps.remove(0);
+        let at_maximum = of(observation(1, Size::default(), 1));
+        assert_eq!(failure(&at_maximum), "no room within 15m: group group is at its maximum of 1");
+        let none_to_be_had =
+            Observation { launch_failure: Some("no m6i.large".into()), ..observation(1, Size::default(), 1) };
+        let none_to_be_had = of(none_to_be_had);
+        assert_eq!(
+            failure(&none_to_be_had),
+            "no room within 15m: group group could not launch an instance: no m6i.large"
+        );
+        let growing = of(observation(1, Size::default(), 2));
+        assert_eq!(failure(&growing), "no room within 15m: RESOURCE:MEMORY");
+        assert_eq!(overdue(&config().clouds, &late, at(1000)), BTreeSet::from([0]));
+        assert_eq!(overdue(&config().clouds, &late, at(900)), BTreeSet::new());
+    }
+
+    #[test]
+    fn nothing_fails_on_a_guess() {
+        let agents = Agents { unknown: BTreeSet::from([0]), ..Agents::default() };
+        let messages = [message("a", 901, WaitsFor::Instance), message("b", 10, WaitsFor::MaxAgents)];
+        assert_eq!(plan(&messages, None, agents).steps, [MessageStep::Keep, MessageStep::Keep]);
+    }
+
+    #[test]
+    fn what_nobody_serves_goes_back_until_its_time_is_up() {
+        let mut foreign = message("a", 100, WaitsFor::Instance);
+        foreign.wait.as_mut().expect("a wait").cloud = "gone".into();
+        let unknown = Waiting { wait: None, ..message("b", 0, WaitsFor::Instance) };
+        let plan = plan(&[foreign, unknown], None, Agents::default());
+        assert_eq!(plan.steps, [MessageStep::Wake, MessageStep::Wake]);
+    }
 }

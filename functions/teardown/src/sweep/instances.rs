@@ -1,27 +1,38 @@
 //! Container instances that have had nothing to do for long enough are given back.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use futures::future::join_all;
 use jiff::Timestamp;
 use shared::app::App;
-use shared::aws::ecs::{IDLE_SINCE_TAG, Instance, InstanceStatus, KEEP_TAG};
+use shared::aws::ecs::{IDLE_SINCE_TAG, InstanceStatus, KEEP_TAG};
 use shared::batch::{Invocation, guarded};
 use shared::cloud::Cloud;
 use shared::config::Limit;
 use shared::fault::Fault;
 
-use super::{each, log};
-use crate::plan::instances::{self as plan, InstanceStep};
+use super::{CONCURRENCY, each, log};
+use crate::plan::instances::{self as plan, Due, InstancePlan, InstanceStep, Observed};
+
+/// The names of the services that have a task on a container instance, by its ARN; one for each task.
+pub(super) type Services = HashMap<String, Vec<String>>;
+
+/// Instances that did not register are asked for one by one; the next sweeps ask for more.
+const MOST_UNREGISTERED: usize = 20;
 
 /// Gives back idle instances, but in the clouds whose instances are `needed`.
-pub(super) async fn sweep(app: &App, invocation: &Invocation, needed: &BTreeSet<usize>, now: Timestamp) {
+pub(super) async fn sweep(
+    app: &App,
+    invocation: &Invocation,
+    needed: &BTreeSet<usize>,
+    services: &Services,
+    now: Timestamp,
+) {
     for cloud in app.clouds.iter().filter(|cloud| cloud.config.idle_instance_timeout != Limit::NEVER) {
         let Some(name) = &cloud.config.auto_scaling_group else { continue };
-        let observed =
-            guarded(invocation, async { Ok((cloud.groups.describe(name).await?, cloud.cluster.instances().await?)) });
-        let (group, instances) = match observed.await {
-            Ok((Some(group), instances)) => (group, instances),
-            Ok((None, _)) => {
+        let (observed, daemons) = match guarded(invocation, observe(cloud, name, services)).await {
+            Ok(Some(observed)) => observed,
+            Ok(None) => {
                 let advice = "there is no such Auto Scaling group: change autoScalingGroup";
                 tracing::error!(cloud = cloud.name(), group = name, "{advice}");
                 continue;
@@ -31,44 +42,127 @@ pub(super) async fn sweep(app: &App, invocation: &Invocation, needed: &BTreeSet<
                 continue;
             }
         };
-        let is_needed = needed.contains(&cloud.index);
-        let steps = plan::instance_steps(&cloud.config, &group, &instances, is_needed, now);
-        let due: Vec<_> =
-            instances.iter().filter_map(|instance| Some((instance, *steps.get(&instance.arn)?))).collect();
-        each(invocation, &due, |(instance, step)| carry_out(cloud, instance, *step, now)).await;
+        let mut plan = plan::plan(&cloud.config, &observed, needed.contains(&cloud.index), now);
+        let steps: Vec<_> = std::mem::take(&mut plan.steps).into_iter().collect();
+        each(invocation, CONCURRENCY, &steps, |(arn, step)| carry_out(cloud, arn, *step, now)).await;
+        give_back(cloud, invocation, plan, &daemons).await;
     }
 }
 
-async fn carry_out(cloud: &Cloud, instance: &Instance, step: InstanceStep, now: Timestamp) -> Result<(), Fault> {
-    match step {
-        InstanceStep::MarkIdle => cloud.cluster.tag(&instance.arn, IDLE_SINCE_TAG, &now.to_string()).await,
-        InstanceStep::MarkBusy => cloud.cluster.untag(&instance.arn, IDLE_SINCE_TAG).await,
-        InstanceStep::Undrain => undrain(cloud, instance).await,
-        InstanceStep::DrainAndTerminate { lowers } => terminate(cloud, instance, lowers).await,
-    }
-}
-
-async fn terminate(cloud: &Cloud, instance: &Instance, lowers: bool) -> Result<(), Fault> {
-    let Some(id) = instance.ec2_id.as_deref() else { return Ok(()) };
-    let (_, tags) = cloud.ec2.instance(id).await?;
-    if tags.iter().any(|(key, _)| key == KEEP_TAG) {
-        return match instance.status {
-            InstanceStatus::Draining => undrain(cloud, instance).await,
-            _ => Ok(()),
+/// The group and its instances as they stand, with the names of the daemon services; none if there is no such group.
+async fn observe(
+    cloud: &Cloud,
+    group: &str,
+    services: &Services,
+) -> Result<Option<(Observed, BTreeSet<String>)>, Fault> {
+    let Some(group) = cloud.groups.describe(group).await? else { return Ok(None) };
+    let mut observed = Observed { group, instances: cloud.cluster.instances().await?, ..Observed::default() };
+    let mut daemons = BTreeSet::new();
+    if observed.instances.iter().any(|instance| services.contains_key(&instance.arn)) {
+        daemons = cloud.cluster.daemon_services().await.unwrap_or_else(|fault| {
+            log(&fault, cloud.name(), "instances with tasks of services are not given back");
+            BTreeSet::new()
+        });
+        let is_daemon = |service: &&String| daemons.contains(*service);
+        let counted = |(arn, services): (&String, &Vec<String>)| {
+            (arn.clone(), u32::try_from(services.iter().filter(is_daemon).count()).unwrap_or_default())
         };
+        observed.daemons = services.iter().map(counted).collect();
     }
-    cloud.cluster.set_instance_status(&instance.arn, InstanceStatus::Draining).await?;
-    // Only now can no task come any more: what came until here keeps the instance.
-    if cloud.cluster.is_occupied(&instance.arn).await? {
-        return undrain(cloud, instance).await;
+    let unregistered: Vec<String> = observed.unregistered().take(MOST_UNREGISTERED).map(str::to_owned).collect();
+    let asked = join_all(unregistered.iter().map(|id| cloud.ec2.launched_at(id))).await;
+    let mut launched = BTreeMap::new();
+    for (id, asked) in unregistered.into_iter().zip(asked) {
+        match asked {
+            Ok(at) => launched.extend(at.map(|at| (id, at))),
+            Err(fault) => log(&fault, cloud.name(), "nobody knows when an instance was launched that did not register"),
+        }
     }
-    cloud.groups.terminate(id, lowers).await?;
-    let group = cloud.config.auto_scaling_group.as_deref();
-    tracing::info!(cloud = cloud.name(), group, ec2.instance = id, "idle instance given back");
-    Ok(())
+    observed.launched = launched;
+    Ok(Some((observed, daemons)))
 }
 
-async fn undrain(cloud: &Cloud, instance: &Instance) -> Result<(), Fault> {
-    cloud.cluster.set_instance_status(&instance.arn, InstanceStatus::Active).await?;
-    cloud.cluster.untag(&instance.arn, IDLE_SINCE_TAG).await
+async fn carry_out(cloud: &Cloud, arn: &str, step: InstanceStep, now: Timestamp) -> Result<(), Fault> {
+    match step {
+        InstanceStep::MarkIdle => cloud.cluster.tag(arn, IDLE_SINCE_TAG, &now.to_string()).await,
+        InstanceStep::MarkBusy => cloud.cluster.untag(arn, IDLE_SINCE_TAG).await,
+        InstanceStep::Undrain => undrain(cloud, arn).await,
+    }
+}
+
+/// Ends the instances that are due, as many as may go, some at once. One that stays keeps none of the others.
+async fn give_back(cloud: &Cloud, invocation: &Invocation, plan: InstancePlan, daemons: &BTreeSet<String>) {
+    let InstancePlan { due, mut budget, .. } = plan;
+    let mut due = due.into_iter().peekable();
+    while due.peek().is_some() && !invocation.is_over() {
+        let mut wave = Vec::new();
+        while wave.len() < CONCURRENCY
+            && let Some(lowers) = due.peek().and_then(|next| budget.take(next.weight))
+        {
+            wave.extend(due.next().map(|next| (next, lowers)));
+        }
+        if wave.is_empty() {
+            // It may not go: the group needs it for its minimum.
+            if let Some(stays) = due.next()
+                && let Err(fault) = guarded(invocation, stay(cloud, &stays)).await
+            {
+                log(&fault, cloud.name(), "an instance stays draining until the next sweep");
+            }
+            continue;
+        }
+        let ended = wave.iter().map(|(due, lowers)| guarded(invocation, end(cloud, due, *lowers, daemons)));
+        for ((due, lowers), ended) in wave.iter().zip(join_all(ended).await) {
+            let is_gone = ended.unwrap_or_else(|fault| {
+                log(&fault, cloud.name(), "an instance is given back by a later sweep");
+                false
+            });
+            if !is_gone {
+                budget.put_back(due.weight, *lowers);
+            }
+        }
+    }
+}
+
+/// Drains an instance and ends it, unless it has to stay. Answers whether it went.
+async fn end(cloud: &Cloud, due: &Due, lowers: bool, daemons: &BTreeSet<String>) -> Result<bool, Fault> {
+    let (_, tags) = cloud.ec2.instance(&due.id).await?;
+    if tags.iter().any(|(key, _)| key == KEEP_TAG) {
+        return stay(cloud, due).await.map(|()| false);
+    }
+    if let Some(arn) = &due.arn {
+        cloud.cluster.set_instance_status(arn, InstanceStatus::Draining).await?;
+        // Only now can no task come any more: what came until here keeps the instance.
+        let tasks = cloud.cluster.tasks_on(arn).await?;
+        if tasks.iter().any(|task| !task.service().is_some_and(|service| daemons.contains(service))) {
+            return undrain(cloud, arn).await.map(|()| false);
+        }
+    }
+    let group = cloud.config.auto_scaling_group.as_deref();
+    match cloud.groups.terminate(&due.id, lowers).await {
+        Ok(()) => {
+            tracing::info!(cloud = cloud.name(), group, ec2.instance = due.id, "idle instance given back");
+            Ok(true)
+        }
+        Err(fault) => {
+            let consequence = "an idle instance cannot be ended; it takes tasks again";
+            tracing::error!(cloud = cloud.name(), group, ec2.instance = due.id, error = %fault, "{consequence}");
+            if let Some(arn) = &due.arn {
+                undrain(cloud, arn).await?;
+            }
+            Ok(false)
+        }
+    }
+}
+
+/// Puts an instance back to work that was to go and stays.
+async fn stay(cloud: &Cloud, due: &Due) -> Result<(), Fault> {
+    match &due.arn {
+        Some(arn) if due.is_draining => undrain(cloud, arn).await,
+        _ => Ok(()),
+    }
+}
+
+async fn undrain(cloud: &Cloud, arn: &str) -> Result<(), Fault> {
+    cloud.cluster.set_instance_status(arn, InstanceStatus::Active).await?;
+    cloud.cluster.untag(arn, IDLE_SINCE_TAG).await
 }

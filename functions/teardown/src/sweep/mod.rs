@@ -14,37 +14,46 @@ use shared::app::App;
 use shared::batch::{Invocation, guarded};
 use shared::fault::Fault;
 use shared::name::AgentName;
+use shared::wait;
 
+use self::instances::Services;
 use self::nodes::Nodes;
 use self::tasks::ClusterTasks;
-use crate::plan::waiting::AgentCounts;
+use crate::plan::waiting::Agents;
 
-/// Calls that go out at once; more would only meet AWS' limits.
+/// Things that are done at once; more would only meet AWS' limits.
 const CONCURRENCY: usize = 10;
 
 /// Does all that is due at `time`. The parts go side by side: a slow Jenkins does not keep requests waiting.
 pub async fn sweep(app: &App, invocation: &Invocation, time: Timestamp) {
-    let nodes = Nodes::ask(app, invocation).await;
+    // What waits is hidden from all others before the tasks are listed: nothing that is not among them is placed meanwhile.
+    let (nodes, messages) =
+        tokio::join!(Nodes::ask(app, invocation), guarded(invocation, wait::look_at_all(&app.queues)));
     let mut found = Vec::new();
+    let mut services = Services::new();
     let mut running = HashSet::<AgentName>::new();
-    let mut counts = AgentCounts::default();
+    let mut agents = Agents::default();
     for cloud in app.clouds.distinct_clusters() {
         match guarded(invocation, ClusterTasks::ask(app, cloud)).await {
             Err(fault) => {
-                counts.incomplete = true;
+                agents
+                    .unknown
+                    .extend(app.clouds.iter().filter(|it| it.cluster_key() == cloud.cluster_key()).map(|it| it.index));
                 log(&fault, cloud.name(), "the cluster could not be asked; nothing is stopped there");
             }
-            Ok(tasks) => {
+            Ok(mut tasks) => {
                 for task in &tasks.running {
                     running.insert(task.name.clone());
-                    counts.add(task.cloud.index, app.template_name(&task.name));
+                    agents.count(task.cloud.index, app.template_name(&task.name));
                 }
+                agents.names.extend(tasks.running.iter().chain(&tasks.stopped).map(|task| task.name.clone()));
+                services.extend(std::mem::take(&mut tasks.services));
                 found.push(tasks);
             }
         }
     }
-    let all_known = !counts.incomplete;
-    let agents = async {
+    let all_known = agents.unknown.is_empty();
+    let ends = async {
         for tasks in &found {
             tasks::sweep(app, invocation, &tasks.running, &nodes, time).await;
             tasks::sweep_ends(app, invocation, &tasks.stopped, time).await;
@@ -58,20 +67,26 @@ pub async fn sweep(app: &App, invocation: &Invocation, time: Timestamp) {
         }
     };
     let capacity = async {
-        let needed = waiting::sweep(app, invocation, counts, time).await;
-        instances::sweep(app, invocation, &needed, time).await;
+        let needed = match messages {
+            Ok(messages) => waiting::sweep(app, invocation, messages, agents, time).await,
+            Err(fault) => {
+                tracing::warn!(error = %fault, "the waiting queue could not be read; no instance is given back");
+                app.clouds.iter().map(|cloud| cloud.index).collect()
+            }
+        };
+        instances::sweep(app, invocation, &needed, &services, time).await;
     };
-    tokio::join!(agents, orphans, capacity);
+    tokio::join!(ends, orphans, capacity);
 }
 
-/// Does something for each, ten at a time, until the time is over; what fails is done by the next sweep.
-async fn each<'a, T, F>(invocation: &Invocation, all: &'a [T], work: impl Fn(&'a T) -> F)
+/// Does something for each, some at once, until the time is over; what fails is done by the next sweep.
+async fn each<'a, T, F>(invocation: &Invocation, at_once: usize, all: &'a [T], work: impl Fn(&'a T) -> F)
 where
     F: Future<Output = Result<(), Fault>> + 'a,
 {
     stream::iter(all)
         .map(|one| guarded(invocation, work(one)))
-        .buffer_unordered(CONCURRENCY)
+        .buffer_unordered(at_once)
         .for_each(|result| async {
             match result {
                 Ok(()) => {}

@@ -13,7 +13,7 @@ use shared::fault::{Fault, Kind};
 use shared::jenkins::NodeState;
 use shared::name::AgentName;
 
-use super::each;
+use super::{CONCURRENCY, each};
 use crate::plan::nodes::{self as plan, NodeStep};
 use crate::plan::tasks::Seen;
 
@@ -68,7 +68,7 @@ pub(super) async fn sweep<'a>(
             (is_known && !is_elsewhere(app, node)).then_some((node, name))
         })
         .collect();
-    each(invocation, &ours, |(node, name)| step(app, node, name, running.contains(name), now)).await;
+    each(invocation, CONCURRENCY, &ours, |(node, name)| step(app, node, name, running.contains(name), now)).await;
 }
 
 async fn step(app: &App, node: &NodeState, name: &AgentName, is_alive: bool, now: Timestamp) -> Result<(), Fault> {

@@ -13,8 +13,9 @@ use shared::outcome;
 use shared::report::{self, OurAgent, Reported};
 use shared::stop::{Cause, Stop};
 
-use super::each;
+use super::instances::Services;
 use super::nodes::Nodes;
+use super::{CONCURRENCY, each};
 use crate::plan::tasks::{self as plan, TaskStep};
 
 /// A task of an agent of ours.
@@ -24,35 +25,47 @@ pub(super) struct OurTask<'a> {
     pub(super) task: Task,
 }
 
-impl OurTask<'_> {
+impl<'a> OurTask<'a> {
+    /// None where the task is not ours.
+    fn new(app: &'a App, task: Task) -> Option<Self> {
+        let (cloud, name) = app.owner(&task).filter(|_| outcome::is_or_was_ours(&task, app.controller()))?;
+        Some(Self { cloud, name, task })
+    }
+
     fn agent(&self, app: &App) -> OurAgent<'_> {
         OurAgent::new(app, self.cloud, &self.name)
     }
 }
 
-/// Our tasks of a cluster: those that are to run, and those that ended within the last hour.
+/// The tasks of a cluster.
 pub(super) struct ClusterTasks<'a> {
+    /// Ours that are to run.
     pub(super) running: Vec<OurTask<'a>>,
+    /// Ours that ended within the last hour.
     pub(super) stopped: Vec<OurTask<'a>>,
+    /// Those of services that are to run.
+    pub(super) services: Services,
 }
 
 impl<'a> ClusterTasks<'a> {
     pub(super) async fn ask(app: &'a App, cloud: &Cloud) -> Result<Self, Fault> {
-        Ok(Self {
-            running: our_tasks(app, cloud, DesiredStatus::Running).await?,
-            stopped: our_tasks(app, cloud, DesiredStatus::Stopped).await?,
-        })
+        let mut tasks = Self { running: Vec::new(), stopped: Vec::new(), services: Services::new() };
+        for task in list(cloud, DesiredStatus::Running).await? {
+            if let (Some(instance), Some(service)) = (&task.container_instance_arn, task.service()) {
+                tasks.services.entry(instance.clone()).or_default().push(service.to_owned());
+            } else {
+                tasks.running.extend(OurTask::new(app, task));
+            }
+        }
+        let stopped = list(cloud, DesiredStatus::Stopped).await?.into_iter();
+        tasks.stopped.extend(stopped.filter_map(|task| OurTask::new(app, task)));
+        Ok(tasks)
     }
 }
 
-async fn our_tasks<'a>(app: &'a App, cloud: &Cloud, status: DesiredStatus) -> Result<Vec<OurTask<'a>>, Fault> {
+async fn list(cloud: &Cloud, status: DesiredStatus) -> Result<Vec<Task>, Fault> {
     let arns = cloud.cluster.list_tasks(TaskFilter::All, status).await?;
-    let tasks = cloud.cluster.describe_tasks(&arns).await?.into_iter();
-    let ours = tasks.filter_map(|task| {
-        let (cloud, name) = app.owner(&task).filter(|_| !outcome::is_anothers(&task, app.controller()))?;
-        Some(OurTask { cloud, name, task })
-    });
-    Ok(ours.collect())
+    cloud.cluster.describe_tasks(&arns).await
 }
 
 /// Takes one step with each task that is to run.
@@ -61,7 +74,7 @@ pub(super) async fn sweep(app: &App, invocation: &Invocation, running: &[OurTask
         .into_iter()
         .map(|(task, stop)| (task.arn.as_str(), stop))
         .collect();
-    each(invocation, running, |ours| {
+    each(invocation, CONCURRENCY, running, |ours| {
         let duplicate = twice.get(ours.task.arn.as_str()).filter(|_| !ours.task.tags.contains_key(KEEP_TAG));
         async move {
             match duplicate {
@@ -125,7 +138,7 @@ async fn is_still_idle(app: &App, name: &AgentName, stop: &Stop) -> Result<bool,
 /// Makes up for last events that never came.
 pub(super) async fn sweep_ends(app: &App, invocation: &Invocation, stopped: &[OurTask<'_>], now: Timestamp) {
     let unreported: Vec<_> = stopped.iter().filter(|ours| plan::is_unreported_end(&ours.task, now)).collect();
-    each(invocation, &unreported, |ours| async move {
+    each(invocation, CONCURRENCY, &unreported, |ours| async move {
         let agent = ours.agent(app);
         match report::stopped(app, agent, &ours.task).await {
             Err(_) if plan::is_last_sight(&ours.task, now) => report::keep(app, agent, &ours.task).await,

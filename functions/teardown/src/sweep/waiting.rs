@@ -15,21 +15,23 @@ use shared::name::AgentName;
 use shared::notifier::Target;
 use shared::wait::{self, Wait, Waiting, WaitsFor};
 
-use super::{each, log};
-use crate::plan::waiting::{self as plan, AgentCounts, MessageStep, Raise};
+use super::{CONCURRENCY, each, log};
+use crate::plan::waiting::{self as plan, Agents, MessageStep, Observation, Raise};
+
+/// Calls of SQS that go out at once, which throttles nobody who stays below thousands a second.
+const QUEUE_CALLS: usize = 50;
 
 /// Fails what has waited too long, sends back what has room, raises the groups for the rest. Answers the clouds whose
 /// instances are needed.
-pub(super) async fn sweep(app: &App, invocation: &Invocation, agents: AgentCounts, now: Timestamp) -> BTreeSet<usize> {
-    let messages = match guarded(invocation, wait::look(&app.queues)).await {
-        Ok(messages) => messages,
-        Err(fault) => {
-            tracing::warn!(error = %fault, "the waiting queue could not be read");
-            // Nothing is given back while something may wait.
-            return app.clouds.iter().map(|cloud| cloud.index).collect();
-        }
-    };
-    let observed = observe_all(app, invocation, &messages).await;
+pub(super) async fn sweep(
+    app: &App,
+    invocation: &Invocation,
+    messages: Vec<Waiting>,
+    agents: Agents,
+    now: Timestamp,
+) -> BTreeSet<usize> {
+    let names = agents.names.clone();
+    let observed = observe_all(app, invocation, &messages, now).await;
     let plan = plan::waiting(&app.config().clouds, &messages, observed, agents, now);
     for raise in &plan.raises {
         if let Err(fault) = guarded(invocation, carry_out(app, raise)).await {
@@ -45,36 +47,50 @@ pub(super) async fn sweep(app: &App, invocation: &Invocation, agents: AgentCount
         }
     }
     wait::release(&app.queues, &kept).await;
-    each(invocation, &woken, |message| wait::wake(&app.queues, message)).await;
+    each(invocation, QUEUE_CALLS, &woken, |message| wait::wake(&app.queues, message)).await;
     let told = Told::default();
-    each(invocation, &late, |(message, failure)| fail(app, message, failure, &told)).await;
+    each(invocation, CONCURRENCY, &late, |(message, failure)| fail(app, message, failure, (&names, &told))).await;
     plan.needed
 }
 
 /// The clouds in which something waits for an instance, as they stand; without those that could not be asked.
-async fn observe_all(app: &App, invocation: &Invocation, messages: &[Waiting]) -> BTreeMap<usize, Observed> {
+async fn observe_all(
+    app: &App,
+    invocation: &Invocation,
+    messages: &[Waiting],
+    now: Timestamp,
+) -> BTreeMap<usize, Observation> {
     let waits = |cloud: &Cloud| {
         let waits = |wait: &Wait| wait.waits_for == WaitsFor::Instance && wait.cloud == cloud.name();
         messages.iter().filter_map(|message| message.wait.as_ref()).any(waits)
     };
+    let overdue = plan::overdue(&app.config().clouds, messages, now);
     let mut all = BTreeMap::new();
     for cloud in app.clouds.iter().filter(|cloud| waits(cloud)) {
-        match guarded(invocation, observe(cloud)).await {
-            Ok(observed) => drop(all.insert(cloud.index, observed)),
+        match guarded(invocation, observe(cloud, overdue.contains(&cloud.index))).await {
+            Ok(observation) => drop(all.insert(cloud.index, observation)),
             Err(fault) => log(&fault, cloud.name(), "the cloud could not be observed; what waits there waits on"),
         }
     }
     all
 }
 
-async fn observe(cloud: &Cloud) -> Result<Observed, Fault> {
+async fn observe(cloud: &Cloud, is_overdue: bool) -> Result<Observation, Fault> {
     let instances = cloud.cluster.instances().await?;
     // Last, as in `request`: what another has raised meanwhile must not be lowered.
     let group = match &cloud.config.auto_scaling_group {
         Some(name) => cloud.groups.describe(name).await?,
         None => None,
     };
-    Ok(Observed { group, instances, configured: cloud.config.instance_capacity, ..Observed::default() })
+    let mut launch_failure = None;
+    if let Some(group) = group.as_ref().filter(|group| is_overdue && group.is_short()) {
+        launch_failure = cloud.groups.last_launch_failure(&group.name).await.unwrap_or_else(|fault| {
+            log(&fault, cloud.name(), "nobody knows why the group has too few instances");
+            None
+        });
+    }
+    let configured = cloud.config.instance_capacity;
+    Ok(Observation { observed: Observed { group, instances, configured, ..Observed::default() }, launch_failure })
 }
 
 async fn carry_out(app: &App, raise: &Raise) -> Result<(), Fault> {
@@ -94,22 +110,24 @@ async fn carry_out(app: &App, raise: &Raise) -> Result<(), Fault> {
 /// What this sweep has told, and whom: copies of a request are told once.
 type Told = Mutex<HashSet<(String, Target)>>;
 
-/// Tells the build of a request that has waited too long.
-async fn fail(app: &App, message: &Waiting, failure: &Failure, told: &Told) -> Result<(), Fault> {
+/// Tells the build of a request that has waited too long, unless a copy of it has found room.
+async fn fail(
+    app: &App,
+    message: &Waiting,
+    failure: &Failure,
+    (placed, told): (&HashSet<AgentName>, &Told),
+) -> Result<(), Fault> {
     let Some(wait) = &message.wait else { return Ok(()) };
     let request = AgentRequest::parse(&message.body).ok();
-    let cloud = app.clouds.named(&wait.cloud);
+    let template = app.clouds.named(&wait.cloud).and_then(|cloud| cloud.template(&wait.template));
     for &index in &wait.agents {
         let name = AgentName::new(&app.settings.agent_name_prefix, &wait.template, wait.request_id.as_str(), index);
-        // A copy of the request may have found room.
-        if let Some(cloud) = cloud
-            && !cloud.cluster.tasks_named(name.as_str()).await?.is_empty()
-        {
+        if placed.contains(&name) {
             continue;
         }
         let subject = Subject {
             name: &name,
-            template: cloud.and_then(|cloud| cloud.template(&wait.template)),
+            template,
             request_id: Some(&wait.request_id),
             build: request.as_ref().and_then(|request| request.build.as_ref()),
             requested_at: Some(wait.requested_at),

@@ -1,6 +1,6 @@
 //! Tasks: as DescribeTasks and the events show them, and the calls about them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aws_sdk_ecs::types::{self as sdk, TaskField};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
@@ -57,6 +57,8 @@ pub struct Task {
     /// Its container instance's ARN, on EC2.
     pub container_instance_arn: Option<String>,
     pub started_by: Option<String>,
+    /// `service:NAME` for a task of a service, `family:NAME` for one that RunTask started.
+    pub group: Option<String>,
     pub last_status: TaskStatus,
     pub desired_status: DesiredStatus,
     /// Grows with each change.
@@ -166,6 +168,11 @@ pub struct ContainerOverride {
 }
 
 impl Task {
+    /// The service that started it.
+    pub fn service(&self) -> Option<&str> {
+        self.group.as_deref()?.strip_prefix("service:")
+    }
+
     /// The environment that the task was started with.
     pub fn environment(&self) -> impl Iterator<Item = (&str, &str)> {
         self.overrides
@@ -235,6 +242,7 @@ impl From<sdk::Task> for Task {
             task_definition_arn: task.task_definition_arn,
             container_instance_arn: task.container_instance_arn,
             started_by: task.started_by,
+            group: task.group,
             last_status: task.last_status.unwrap_or_default().into(),
             desired_status: task.desired_status.unwrap_or_default().into(),
             version: task.version,
@@ -356,6 +364,19 @@ impl Cluster {
     /// # Errors
     /// When a call failed.
     pub async fn list_tasks(&self, filter: TaskFilter<'_>, desired: DesiredStatus) -> Result<Vec<String>, Fault> {
+        self.list_tasks_at_most(filter, desired, usize::MAX).await
+    }
+
+    /// ARNs of tasks by their desired status; no further page once there are so many.
+    ///
+    /// # Errors
+    /// When a call failed.
+    pub async fn list_tasks_at_most(
+        &self,
+        filter: TaskFilter<'_>,
+        desired: DesiredStatus,
+        most: usize,
+    ) -> Result<Vec<String>, Fault> {
         let mut arns = Vec::new();
         let mut next = None;
         loop {
@@ -369,7 +390,7 @@ impl Cluster {
             let answer = call.send().await.map_err(|error| Fault::from_sdk("ecs:ListTasks", error))?;
             arns.extend(answer.task_arns.unwrap_or_default());
             next = answer.next_token.filter(|token| !token.is_empty());
-            if next.is_none() {
+            if next.is_none() || arns.len() >= most {
                 return Ok(arns);
             }
         }
@@ -387,18 +408,36 @@ impl Cluster {
         }
     }
 
-    /// Whether a container instance has a task on it that has not stopped. Its counts of running and pending tasks leave
-    /// out those that are on their way up or down (`pendingTasksCount` in API_ContainerInstance is that of status
-    /// PENDING).
+    /// The tasks on a container instance that have not stopped. Its counts of running and pending tasks leave out those
+    /// that are on their way up or down (`pendingTasksCount` in API_ContainerInstance is that of status PENDING).
     ///
     /// # Errors
     /// When a call failed.
-    pub async fn is_occupied(&self, instance: &str) -> Result<bool, Fault> {
-        if !self.list_tasks(TaskFilter::Instance(instance), DesiredStatus::Running).await?.is_empty() {
-            return Ok(true);
+    pub async fn tasks_on(&self, instance: &str) -> Result<Vec<Task>, Fault> {
+        let mut arns = self.list_tasks(TaskFilter::Instance(instance), DesiredStatus::Running).await?;
+        arns.extend(self.list_tasks(TaskFilter::Instance(instance), DesiredStatus::Stopped).await?);
+        let tasks = self.describe_tasks(&arns).await?;
+        Ok(tasks.into_iter().filter(|task| !task.is_stopped()).collect())
+    }
+
+    /// The names of the cluster's services of the scheduling strategy DAEMON.
+    ///
+    /// # Errors
+    /// When a call failed.
+    pub async fn daemon_services(&self) -> Result<BTreeSet<String>, Fault> {
+        let call = self.client.list_services().cluster(&self.name).scheduling_strategy(sdk::SchedulingStrategy::Daemon);
+        let mut names = BTreeSet::new();
+        let mut next = None;
+        loop {
+            let call = call.clone().max_results(100).set_next_token(next);
+            let answer = call.send().await.map_err(|error| Fault::from_sdk("ecs:ListServices", error))?;
+            let arns = answer.service_arns.unwrap_or_default();
+            names.extend(arns.iter().filter_map(|arn| Some(arn.rsplit_once('/')?.1.to_owned())));
+            next = answer.next_token.filter(|token| !token.is_empty());
+            if next.is_none() {
+                return Ok(names);
+            }
         }
-        let ending = self.list_tasks(TaskFilter::Instance(instance), DesiredStatus::Stopped).await?;
-        Ok(self.describe_tasks(&ending).await?.iter().any(|task| !task.is_stopped()))
     }
 
     /// Stops a task. The reason is cut to the 255 characters that ECS takes (API_StopTask). A task that is gone is a fault

@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::aws::{Answer, Aws};
-use crate::jenkins::Jenkins;
+use crate::jenkins::{Delay, Jenkins};
 
 /// More than any request here has.
 const MOST: usize = 16 * 1024 * 1024;
@@ -103,7 +103,12 @@ pub fn serve_aws(aws: Arc<Mutex<Aws>>, listener: TcpListener) -> Result<Server> 
 pub fn serve_jenkins(jenkins: Arc<Mutex<Jenkins>>, listener: TcpListener) -> Result<Server> {
     serve_on(listener, move |request| {
         let response = lock(&jenkins).handle(request, Timestamp::now());
-        async move { response.map(Body::from) }
+        async move {
+            if let Some(Delay(duration)) = response.extensions().get() {
+                tokio::time::sleep(*duration).await;
+            }
+            response.map(Body::from)
+        }
     })
 }
 

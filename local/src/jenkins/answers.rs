@@ -20,6 +20,8 @@ pub(super) enum Refusal {
     NotFound,
     /// A method annotated `@RequirePOST`: 405.
     PostOnly,
+    /// `HttpResponses.status`: nothing but the status; it does not name Jenkins.
+    Plain(StatusCode),
     /// `HttpServletResponse.sendError`: a page of Jetty's, which does not name Jenkins.
     Jetty(StatusCode, &'static str),
 }
@@ -30,7 +32,8 @@ impl Jenkins {
     /// A page of Jenkins' own (`lib/layout/layout.jelly`).
     pub(super) fn page(&self, status: StatusCode, title: &str, body: &str) -> Response<Bytes> {
         let title = escape(title);
-        let html = format!("<!DOCTYPE html><html><head><title>{title}</title></head><body>{body}</body></html>");
+        let html =
+            format!("<!DOCTYPE html><html><head><title>{title} - Jenkins</title></head><body>{body}</body></html>");
         let mut response = answer(status, "text/html;charset=utf-8", html);
         self.name_jenkins(&mut response);
         set(&mut response, header::X_CONTENT_TYPE_OPTIONS, "nosniff");
@@ -45,53 +48,66 @@ impl Jenkins {
         set(response, HeaderName::from_static("x-jenkins-session"), &self.digest("instance", "")[..8]);
     }
 
-    /// `ResponseImpl.sendRedirect`, 302.
+    /// `ResponseImpl.sendRedirect`, 302: `Location` has no host, since Jetty 12 leaves a path as it is.
     pub(super) fn redirect(&self, path: &str) -> Response<Bytes> {
         let mut response = plain(StatusCode::FOUND);
-        set(&mut response, header::LOCATION, &self.url(path));
+        set(&mut response, header::LOCATION, &format!("{}/{path}", self.context));
         response
     }
 
     pub(super) fn refuse(&self, refusal: Refusal, caller: &Caller) -> Response<Bytes> {
         match refusal {
             Refusal::Denied(permission) => self.denied(permission, caller),
-            // `hudson.model.Failure` and `AbstractModelObject/error.jelly`.
+            // `hudson.model.Failure` and `AbstractModelObject/error.jelly`, written as HTML: a paragraph has no end. The
+            // exception's trace stands in a comment. A header that Latin-1 cannot hold is left out.
             Refusal::Failure(message) => {
-                let body = format!("<h1>Error</h1><p>{}</p>", escape(&message));
+                let text = message.replace('&', "&amp;").replace('<', "&lt;");
+                let body = format!(
+                    "<div id=\"main-panel\"><h1>Error</h1><p>{text}<!--hudson.model.Failure: {text}\n\tat \
+                     java.base/java.lang.Thread.run--></div>"
+                );
                 let mut response = self.page(StatusCode::BAD_REQUEST, "Jenkins", &body);
-                set(&mut response, HeaderName::from_static("x-error"), &message);
+                if message.chars().all(|letter| u8::try_from(letter).is_ok()) {
+                    set(&mut response, HeaderName::from_static("x-error"), &message);
+                }
                 response
             }
-            // `Jenkins/oops.jelly`, which has the reason only where stack traces are shown.
-            Refusal::Oops(_) => {
-                let body = "<h1>Oops!</h1><h2>A problem occurred while processing the request</h2>";
-                self.page(StatusCode::INTERNAL_SERVER_ERROR, "Jenkins", body)
-            }
-            // `Jenkins.generateNotFoundResponse` and `Jenkins/_404.jelly`.
-            Refusal::NotFound => self.page(StatusCode::NOT_FOUND, "Not Found", "<h1>Oops!</h1><h2>Not Found</h2>"),
-            // `CrumbFilter/retry.jelly`.
+            Refusal::Oops(_) => self.oops(),
+            // `Jenkins.generateNotFoundResponse` and `Jenkins/_404.jelly`, whose title is a message that is not there.
+            Refusal::NotFound => self.page(StatusCode::NOT_FOUND, "", "<h1>Oops!</h1><h2></h2>"),
+            // `CrumbFilter/retry.jelly`, which takes the place of Stapler's own page and its header `Allow`.
             Refusal::PostOnly => {
                 let body = "<h1>This URL requires POST</h1>";
-                let mut response = self.page(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed", body);
-                set(&mut response, header::ALLOW, "POST");
-                response
+                self.page(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed", body)
             }
+            Refusal::Plain(status) => plain(status),
             Refusal::Jetty(status, message) => jetty(status, message),
         }
     }
 
-    /// `AccessDeniedException3.reportAsHeaders`; for somebody known `AccessDeniedHandlerImpl` and `accessDenied.jelly`, for
-    /// an anonymous caller `HudsonAuthenticationEntryPoint`, which sends a browser to the login with a 403.
+    /// `Jenkins/oops.jelly`, which has the reason only where stack traces are shown.
+    pub(super) fn oops(&self) -> Response<Bytes> {
+        let body = "<h1>Oops!</h1><h2>A problem occurred while processing the request</h2>";
+        self.page(StatusCode::INTERNAL_SERVER_ERROR, "Jenkins", body)
+    }
+
+    /// For an anonymous caller `HudsonAuthenticationEntryPoint`, which sends a browser to the login with a 403 and names
+    /// no permission; for somebody known `AccessDeniedHandlerImpl`, `accessDenied.jelly` and
+    /// `AccessDeniedException3.reportAsHeaders`.
     fn denied(&self, permission: Permission, caller: &Caller) -> Response<Bytes> {
-        let mut response = if caller.is_anonymous() {
-            let login = self.url("login");
-            let body = format!("<meta http-equiv='refresh' content='1;url={login}'/>Authentication required");
-            self.page(StatusCode::FORBIDDEN, "", &body)
-        } else {
-            let message = format!("{} is missing the {} permission", caller.name, permission.title());
-            let body = format!("<h1>Access Denied</h1><p class=\"error\">{}</p>", escape(&message));
-            self.page(StatusCode::FORBIDDEN, "Jenkins", &body)
-        };
+        if caller.is_anonymous() {
+            let login = format!("{}/login?from=", self.context);
+            let body = format!(
+                "<html><head><meta http-equiv='refresh' content='1;url={login}'/></head><body style='background-color:\
+                 white; color:white;'>\nAuthentication required\n<!--\n-->\n\n</body></html>"
+            );
+            let mut response = answer(StatusCode::FORBIDDEN, "text/html;charset=utf-8", body);
+            self.name_jenkins(&mut response);
+            return response;
+        }
+        let message = format!("{} is missing the {} permission", caller.name, permission.title());
+        let body = format!("<h1>Access Denied</h1><p class=\"error\">{}", escape(&message));
+        let mut response = self.page(StatusCode::FORBIDDEN, "Jenkins", &body);
         set(&mut response, HeaderName::from_static("x-you-are-authenticated-as"), &caller.name);
         set(&mut response, HeaderName::from_static("x-required-permission"), permission.id());
         for id in &permission.chain()[1..] {

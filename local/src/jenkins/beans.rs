@@ -1,5 +1,7 @@
 //! What can be read.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use http::{Response, StatusCode, header};
 use serde_json::{Map, Value, json};
@@ -9,13 +11,15 @@ use super::answers::{Answered, Refusal, answer, encode, set};
 use super::computers::oops;
 use super::requests::Ask;
 use super::tree::Tree;
-use super::{ANONYMOUS, Jenkins, Launcher, Node, OfflineCause, Permission};
+use super::{ANONYMOUS, Jenkins, Launcher, Node, Permission};
+
+const SIMPLE_CAUSE: &str = "hudson.slaves.OfflineCause$SimpleOfflineCause";
 
 impl Jenkins {
     /// `ComputerSet`, with what it exports. The controller's own node comes first: nodes are sorted by name, and it has
     /// none.
     pub(super) fn computers_bean(&self, caller: &Caller, details: bool) -> Value {
-        let agents = self.nodes.values().filter(|node| node.executors > 0);
+        let agents = self.nodes.values().filter(|node| node.executors > 0).chain(self.removed.values());
         let online = agents.clone().filter(|node| !node.is_offline());
         let computers: Vec<_> = std::iter::once(self.built_in_bean(caller))
             .chain(agents.map(|node| self.computer_bean(node, caller, details)))
@@ -32,11 +36,12 @@ impl Jenkins {
     /// What `hudson.model.Computer` and `SlaveComputer` export. When it became idle is not among it.
     pub(super) fn computer_bean(&self, node: &Node, caller: &Caller, details: bool) -> Value {
         let is_inbound = matches!(node.launcher, Launcher::Inbound(_));
-        let labels: Vec<_> = node.labels().into_iter().map(|label| json!({"name": label})).collect();
+        let labels = if node.removed.is_some() { BTreeSet::new() } else { node.labels() };
+        let labels: Vec<_> = labels.into_iter().map(|label| json!({"name": label})).collect();
         let executor = |number: usize| match node.builds.get(number) {
             _ if !details => json!({}),
             Some(build) => json!({
-                "currentExecutable": {"_class": "hudson.model.FreeStyleBuild", "fullDisplayName": build},
+                "currentExecutable": {"_class": "hudson.model.FreeStyleBuild", "fullDisplayName": build.name},
                 "idle": false, "likelyStuck": false, "number": number, "progress": -1,
             }),
             None => json!({
@@ -49,13 +54,27 @@ impl Jenkins {
             None => "symbol-computer",
         };
         let cause = node.temporarily_offline.as_ref();
+        let simple = || node.disconnected.map(|text| json!({"_class": SIMPLE_CAUSE, "description": text}));
+        let offline_cause = cause.map(|cause| {
+            json!({
+                "_class": "hudson.slaves.OfflineCause$UserCause",
+                "timestamp": cause.at.as_millisecond(),
+                "description": cause.description(),
+            })
+        });
+        let offline_cause = offline_cause.or_else(simple);
+        // `Computer.kill` takes those away that are idle.
+        let executors = match node.removed {
+            Some(_) => node.builds.len(),
+            None => usize::try_from(node.executors).unwrap_or(0),
+        };
         json!({
             "_class": "hudson.slaves.SlaveComputer",
             "actions": [],
             "assignedLabels": labels,
-            "description": node.description,
+            "description": if node.removed.is_some() { "" } else { &node.description },
             "displayName": node.name,
-            "executors": (0..usize::try_from(node.executors).unwrap_or(0)).map(executor).collect::<Vec<_>>(),
+            "executors": (0..executors).map(executor).collect::<Vec<_>>(),
             "icon": icon,
             "iconClassName": icon,
             "idle": node.is_idle(),
@@ -64,14 +83,10 @@ impl Jenkins {
             "loadStatistics": {"_class": "hudson.model.Label$1"},
             "manualLaunchAllowed": true,
             "monitorData": monitor_data(caller),
-            "numExecutors": node.executors,
+            "numExecutors": executors,
             "offline": node.is_offline(),
-            "offlineCause": cause.map(|cause| json!({
-                "_class": "hudson.slaves.OfflineCause$UserCause",
-                "timestamp": cause.at.as_millisecond(),
-                "description": cause.description(),
-            })),
-            "offlineCauseReason": cause.map(OfflineCause::reason).unwrap_or_default(),
+            "offlineCause": offline_cause,
+            "offlineCauseReason": node.offline_reason(),
             "oneOffExecutors": [],
             "temporarilyOffline": cause.is_some(),
             // `SlaveComputer.getAbsoluteRemotePath`
@@ -119,7 +134,7 @@ impl Jenkins {
             "overallLoad": {},
             "primaryView": {"_class": "hudson.model.AllView", "name": "all", "url": self.root},
             "quietDownReason": null,
-            "quietingDown": false,
+            "quietingDown": self.is_quieting_down,
             "slaveAgentPort": -1,
             "unlabeledLoad": {"_class": "jenkins.model.UnlabeledLoadStatistics"},
             "url": self.root,

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::access::Caller;
 use super::answers::{Answered, Refusal, answer, encode, escape, plain};
 use super::file::{Element, bind_xml};
-use super::form::{bind_form, blank};
+use super::form::{Reading, bind_form, blank};
 use super::requests::Ask;
 use super::{Jenkins, Launcher, OfflineCause, Permission, XML_SINCE};
 
@@ -14,7 +14,14 @@ impl Jenkins {
     /// `ComputerSet.doDoCreateItem`, what the page for a new permanent agent submits to: 302 to the list of nodes.
     pub(super) fn do_create_item(&mut self, ask: &Ask<'_>, caller: &Caller) -> Answered {
         caller.check(Permission::Create)?;
-        let name = self.check_name(fix_empty_and_trim(ask.parameter("name")))?;
+        let name = fix_empty_and_trim(ask.parameter("name"));
+        let name = match name.filter(|name| self.racing_creations > 0 && self.nodes.contains_key(name)) {
+            Some(name) => {
+                self.racing_creations -= 1;
+                name
+            }
+            None => self.check_name(fix_empty_and_trim(ask.parameter("name")))?,
+        };
         // `RequestImpl.getSubmittedForm`.
         let form = ask.parameter("json").filter(|form| !form.is_empty());
         let form = form.ok_or(Refusal::Jetty(StatusCode::BAD_REQUEST, "This page expects a form submission"))?;
@@ -24,7 +31,8 @@ impl Jenkins {
             return Err(Refusal::Oops(format!("no node type {:?}", ask.parameter("type"))));
         }
         let blank = blank(&name, ask.at, &caller.name);
-        let node = bind_form(blank, &form).map_err(Refusal::Oops)?;
+        let reading = Reading { is_file: false, has_ssh: self.has_plugin("ssh-slaves") };
+        let node = bind_form(blank, &form, reading).map_err(Refusal::Oops)?;
         self.nodes.insert(name, node);
         Ok(self.redirect("computer/"))
     }
@@ -45,7 +53,8 @@ impl Jenkins {
         }
         let xml = std::str::from_utf8(ask.body).map_err(|error| oops("not UTF-8", error))?;
         let element = Element::parse(xml).map_err(Refusal::Oops)?;
-        let mut node = bind_xml(blank("", ask.at, &caller.name), &element).map_err(Refusal::Oops)?;
+        let reading = Reading { is_file: true, has_ssh: self.has_plugin("ssh-slaves") };
+        let mut node = bind_xml(blank("", ask.at, &caller.name), &element, reading).map_err(Refusal::Oops)?;
         if let Some(name) = fix_empty_and_trim(ask.parameter("name")) {
             node.name = name;
         }
@@ -110,13 +119,11 @@ impl Jenkins {
         Ok(self.redirect(&format!("computer/{}/", encode(name))))
     }
 
-    /// `Computer.doDoDelete`: the node and, at once, the connection (`Nodes.removeNode`). Jenkins keeps the computer until
-    /// its last build has ended; here the build ends at once.
+    /// `Computer.doDoDelete`.
     pub(super) fn do_delete(&mut self, name: &str, ask: &Ask<'_>, caller: &Caller) -> Answered {
         ask.post_only()?;
         caller.check(Permission::Delete)?;
-        let mut node = self.nodes.remove(name).ok_or(Refusal::NotFound)?;
-        self.killed.append(&mut node.builds);
+        self.remove_node(name, ask.at);
         Ok(self.redirect("computer/"))
     }
 
@@ -129,18 +136,22 @@ impl Jenkins {
         caller.check(Permission::Connect)?;
         let node = self.nodes.get(name).ok_or(Refusal::NotFound)?;
         let mut arguments = vec![self.secret(name), node.name.clone()];
-        if let Launcher::Inbound(launcher) = &node.launcher {
-            if launcher.web_socket {
-                arguments.push("-webSocket".into());
-            }
-            if let Some(tunnel) = &launcher.tunnel {
-                arguments.extend(["-tunnel".into(), tunnel.clone()]);
-            }
-            if let Some(work_dir) = &launcher.work_dir {
-                let path = work_dir.path.as_ref().unwrap_or(&node.remote_fs);
-                arguments.extend(["-workDir", path, "-internalDir", &work_dir.internal_dir].map(str::to_owned));
-                if work_dir.must_exist {
-                    arguments.push("-failIfWorkDirIsMissing".into());
+        match &node.launcher {
+            // `launcher.workDirSettings` is nothing then, and not disabled.
+            Launcher::Ssh(_) => arguments.extend(["-workDir", "", "-internalDir", ""].map(str::to_owned)),
+            Launcher::Inbound(launcher) => {
+                if launcher.web_socket {
+                    arguments.push("-webSocket".into());
+                }
+                if let Some(tunnel) = &launcher.tunnel {
+                    arguments.extend(["-tunnel".into(), tunnel.clone()]);
+                }
+                if let Some(work_dir) = &launcher.work_dir {
+                    let path = work_dir.path.as_ref().unwrap_or(&node.remote_fs);
+                    arguments.extend(["-workDir", path, "-internalDir", &work_dir.internal_dir].map(str::to_owned));
+                    if work_dir.must_exist {
+                        arguments.push("-failIfWorkDirIsMissing".into());
+                    }
                 }
             }
         }

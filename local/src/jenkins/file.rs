@@ -5,11 +5,14 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::Node;
-use super::form::{ENVIRONMENT, bind_launcher, class, number, parse_mode, part, retention_strategy, text};
+use super::form::{
+    ENVIRONMENT, Reading, bind_launcher, class, default_launcher, number, parse_mode, part, retention_strategy, text,
+};
 
 /// A node's file, as `Jenkins.XSTREAM2` reads it: fields, not setters, and no constructor, so that what is not there is 0,
-/// false or null. What XStream does not know it leaves out (`RobustReflectionConverter`).
-pub(super) fn bind_xml(blank: Node, slave: &Element) -> Result<Node, String> {
+/// false or null. What it cannot read, an unknown class or constant among it, is left out as well
+/// (`RobustReflectionConverter`), and the answer is 200.
+pub(super) fn bind_xml(blank: Node, slave: &Element, reading: Reading) -> Result<Node, String> {
     if !matches!(slave.name.as_str(), "slave" | "hudson.slaves.DumbSlave") {
         return Err(format!("{} is no node", slave.name));
     }
@@ -19,13 +22,14 @@ pub(super) fn bind_xml(blank: Node, slave: &Element) -> Result<Node, String> {
     node.description = text(&fields, "description")?.unwrap_or_default();
     node.remote_fs = text(&fields, "remoteFS")?.unwrap_or_default();
     node.label_string = text(&fields, "label")?.unwrap_or_default().trim().to_owned();
-    node.executors = i32::try_from(number(&fields, "numExecutors")?.unwrap_or(0)).map_err(|error| error.to_string())?;
-    node.mode = parse_mode(&text(&fields, "mode")?.ok_or("no mode")?)?;
+    node.executors =
+        number(&fields, "numExecutors").ok().flatten().and_then(|number| i32::try_from(number).ok()).unwrap_or(0);
+    node.mode = text(&fields, "mode")?.and_then(|mode| parse_mode(&mode).ok()).unwrap_or_default();
     if let Some(launcher) = part(&fields, "launcher")? {
-        node.launcher = bind_launcher(launcher, true)?;
+        node.launcher = bind_launcher(launcher, reading).unwrap_or_else(|_| default_launcher());
     }
     if let Some(strategy) = part(&fields, "retentionStrategy")? {
-        node.retention_strategy = Some(retention_strategy(class(strategy)?)?);
+        node.retention_strategy = class(strategy).and_then(retention_strategy).ok();
     }
     if let Some(environment) = slave.find(&["nodeProperties", ENVIRONMENT, "envVars"]) {
         node.environment = bind_environment(environment)?;

@@ -19,6 +19,15 @@ const RETENTION_STRATEGIES: [&str; 3] = [
     "hudson.slaves.SimpleScheduledRetentionStrategy",
 ];
 
+/// What a node is read from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Reading {
+    /// A file: what cannot be read is left out (`RobustReflectionConverter`). A form: it is an exception.
+    pub is_file: bool,
+    /// Whether ssh-slaves is there.
+    pub has_ssh: bool,
+}
+
 /// A node of which nothing is known but its name: the defaults of `hudson.model.Slave`.
 pub(super) fn blank(name: &str, created: Timestamp, created_by: &str) -> Node {
     Node {
@@ -35,7 +44,9 @@ pub(super) fn blank(name: &str, created: Timestamp, created_by: &str) -> Node {
         created_by: created_by.to_owned(),
         temporarily_offline: None,
         is_connected: false,
+        disconnected: None,
         builds: Vec::new(),
+        removed: None,
     }
 }
 
@@ -47,7 +58,7 @@ pub(super) fn default_launcher() -> Launcher {
 
 /// The form of a permanent agent, bound as `RequestImpl.bindJSON` does: the constructor of `DumbSlave` and the setters of
 /// `Slave`, all of them by name; what has no setter is ignored. Any fault is an exception, and so a 500.
-pub(super) fn bind_form(blank: Node, form: &Value) -> Result<Node, String> {
+pub(super) fn bind_form(blank: Node, form: &Value, reading: Reading) -> Result<Node, String> {
     let fields = form.as_object().ok_or("the form is not an object")?;
     let mut node = blank;
     node.description = text(fields, "nodeDescription")?.unwrap_or_default();
@@ -60,7 +71,7 @@ pub(super) fn bind_form(blank: Node, form: &Value) -> Result<Node, String> {
         node.mode = parse_mode(&mode)?;
     }
     if let Some(launcher) = part(fields, "launcher")? {
-        node.launcher = bind_launcher(launcher, false)?;
+        node.launcher = bind_launcher(launcher, reading)?;
     }
     if let Some(strategy) = part(fields, "retentionStrategy")? {
         node.retention_strategy = Some(retention_strategy(class(strategy)?)?);
@@ -127,12 +138,12 @@ pub(super) fn retention_strategy(class: &str) -> Result<String, String> {
 }
 
 /// A launcher: the form's names are those of the file. Only the two that this project uses are known here.
-pub(super) fn bind_launcher(fields: &Map<String, Value>, is_file: bool) -> Result<Launcher, String> {
+pub(super) fn bind_launcher(fields: &Map<String, Value>, reading: Reading) -> Result<Launcher, String> {
     match class(fields)? {
-        SSH_LAUNCHER => bind_ssh(fields, is_file).map(Launcher::Ssh),
+        SSH_LAUNCHER if reading.has_ssh => bind_ssh(fields, reading).map(Launcher::Ssh),
         INBOUND_LAUNCHER => {
             let work_dir = match part(fields, "workDirSettings")? {
-                None if is_file => None, // `JNLPLauncher.readResolve`
+                None if reading.is_file => None, // `JNLPLauncher.readResolve`
                 None => match default_launcher() {
                     Launcher::Inbound(launcher) => launcher.work_dir,
                     Launcher::Ssh(_) => None,
@@ -153,7 +164,7 @@ pub(super) fn bind_launcher(fields: &Map<String, Value>, is_file: bool) -> Resul
 }
 
 /// `SSHLauncher`: its constructor and setters, or `readResolve` for a file.
-fn bind_ssh(fields: &Map<String, Value>, is_file: bool) -> Result<SshLauncher, String> {
+fn bind_ssh(fields: &Map<String, Value>, reading: Reading) -> Result<SshLauncher, String> {
     let optional = |name| text(fields, name).map(|text| text.filter(|text| !text.is_empty()));
     let at_least = |name, least, default| {
         Ok::<_, String>(number(fields, name)?.filter(|number| *number >= least).unwrap_or(default))
@@ -164,7 +175,7 @@ fn bind_ssh(fields: &Map<String, Value>, is_file: bool) -> Result<SshLauncher, S
         port: number(fields, "port")?.filter(|port| *port != 0).unwrap_or(22),
         credentials_id: text(fields, "credentialsId")?,
         // JENKINS-58589: 210 was the default once, and is taken for it.
-        launch_timeout_seconds: if is_file && timeout == 210 { 60 } else { timeout },
+        launch_timeout_seconds: if reading.is_file && timeout == 210 { 60 } else { timeout },
         max_num_retries: at_least("maxNumRetries", 0, 10)?,
         retry_wait_time: at_least("retryWaitTime", 0, 15)?,
         java_path: optional("javaPath")?,
@@ -172,9 +183,9 @@ fn bind_ssh(fields: &Map<String, Value>, is_file: bool) -> Result<SshLauncher, S
         prefix_start_command: optional("prefixStartSlaveCmd")?,
         suffix_start_command: optional("suffixStartSlaveCmd")?,
         tcp_no_delay: flag(fields, "tcpNoDelay")?.unwrap_or(true),
-        host_key_verification: match part(fields, "sshHostKeyVerificationStrategy")? {
-            Some(strategy) => Some(bind_verification(strategy)?),
-            None => None,
+        host_key_verification: match part(fields, "sshHostKeyVerificationStrategy")?.map(bind_verification) {
+            Some(Err(_)) if reading.is_file => None,
+            verification => verification.transpose()?,
         },
     })
 }

@@ -20,15 +20,17 @@ mod tests;
 mod tree;
 mod webhooks;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::Response;
 
 pub use access::{Permission, User};
 pub use nodes::{
-    ConnectionRefused, HostKeyVerification, InboundLauncher, Launcher, Mode, Node, OfflineCause, SshLauncher, WorkDir,
+    Build, ConnectionRefused, HostKeyVerification, InboundLauncher, Launcher, Mode, Node, OfflineCause, SshLauncher,
+    WorkDir,
 };
 pub use requests::Exchange;
 pub use webhooks::Arrival;
@@ -56,11 +58,34 @@ pub struct Jenkins {
     endpoints: BTreeMap<String, Option<String>>,
     arrivals: Vec<Arrival>,
     scripts: Vec<(String, VecDeque<Response<Bytes>>)>,
-    is_starting: bool,
+    startup: Startup,
+    is_quieting_down: bool,
+    missing_plugins: BTreeSet<String>,
+    /// Computers without a node.
+    removed: BTreeMap<String, Node>,
+    /// How many creations by form overlook a node of their name.
+    racing_creations: u32,
+    /// By path as in `scripts`: how long the next answer takes.
+    delays: Vec<(String, Duration)>,
     registered: u64,
     exchanges: Vec<Exchange>,
     killed: Vec<String>,
+    hung: Vec<String>,
 }
+
+/// How far a start has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Startup {
+    /// `hudson.util.HudsonIsLoading`.
+    Loading,
+    /// The next request comes too early all the same.
+    Unready,
+    Done,
+}
+
+/// An extension of an answer: how long it takes, though it has taken effect.
+#[derive(Debug, Clone, Copy)]
+pub struct Delay(pub Duration);
 
 impl Jenkins {
     /// A controller at this URL, context path and all, without users and nodes. Anonymous callers may do nothing.
@@ -79,10 +104,16 @@ impl Jenkins {
             endpoints: BTreeMap::new(),
             arrivals: Vec::new(),
             scripts: Vec::new(),
-            is_starting: false,
+            startup: Startup::Done,
+            is_quieting_down: false,
+            missing_plugins: BTreeSet::new(),
+            removed: BTreeMap::new(),
+            racing_creations: 0,
+            delays: Vec::new(),
             registered: 0,
             exchanges: Vec::new(),
             killed: Vec::new(),
+            hung: Vec::new(),
         }
     }
 
@@ -110,9 +141,40 @@ impl Jenkins {
     }
 
     /// Whether everything is answered with 503 and the page of a controller that starts (`hudson.util.HudsonIsLoading`),
-    /// which does not name Jenkins. A controller that is down refuses the connection: that is the HTTP server's to do.
+    /// which does not name Jenkins; the first request after that with 500 and Jenkins' own page, as seen on a real
+    /// controller. One that is down refuses the connection: that is the HTTP server's to do.
     pub fn set_starting(&mut self, is_starting: bool) {
-        self.is_starting = is_starting;
+        self.startup = match self.startup {
+            _ if is_starting => Startup::Loading,
+            Startup::Loading => Startup::Unready,
+            startup => startup,
+        };
+    }
+
+    /// Whether nothing may start (`Jenkins.doQuietDown`). Nodes are created and deleted as always.
+    pub fn set_quieting_down(&mut self, is_quieting_down: bool) {
+        self.is_quieting_down = is_quieting_down;
+    }
+
+    /// A plugin that is not installed: `ssh-slaves` or `webhook-step`; all others are.
+    pub fn remove_plugin(&mut self, plugin: &str) {
+        self.missing_plugins.insert(plugin.to_owned());
+    }
+
+    fn has_plugin(&self, plugin: &str) -> bool {
+        !self.missing_plugins.contains(plugin)
+    }
+
+    /// The next creation by form does not see a node of its name and takes its place: `Jenkins.getComputer` makes a new
+    /// `ComputerSet` each time, so that its `synchronized` keeps nobody out.
+    pub fn race_next_creation(&mut self) {
+        self.racing_creations += 1;
+    }
+
+    /// The next request for a path (as in [`Jenkins::script`]) takes effect at once and is answered after this time: a
+    /// creation waits for the queue's lock (`Queue.withLock`).
+    pub fn delay(&mut self, path: &str, duration: Duration) {
+        self.delays.push((path.to_owned(), duration));
     }
 
     /// A restart: agents are cut off until they connect again, and webhook-step forgets what it had in memory: what was
@@ -125,6 +187,8 @@ impl Jenkins {
         for node in self.nodes.values_mut() {
             node.is_connected = false;
         }
+        // Computers are made from the nodes that are there.
+        self.removed.clear();
     }
 
     /// Answers the next requests for a path (relative to the root, as it is asked, without its query; `*` at the end

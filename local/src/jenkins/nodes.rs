@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::Jenkins;
 use super::answers::escape;
@@ -36,14 +36,40 @@ pub struct Node {
     pub temporarily_offline: Option<OfflineCause>,
     /// Whether the agent is connected.
     pub is_connected: bool,
+    /// Why it is not, in Jenkins' words (`SimpleOfflineCause`); none where nobody has tried yet.
+    pub disconnected: Option<&'static str>,
     /// The builds that run on it.
-    pub builds: Vec<String>,
+    pub builds: Vec<Build>,
+    /// Since when there is only its computer left (`Computer.getNode` is null).
+    pub(super) removed: Option<Timestamp>,
 }
+
+/// A build on a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Build {
+    /// As people see it: `app #1`.
+    pub name: String,
+    /// Whether it is a pipeline's block: it outlives the node by [`BLOCK_OUTLIVES_NODE`].
+    pub is_pipeline: bool,
+}
+
+/// How long a pipeline's block goes on after its node was deleted (workflow-durable-task-step,
+/// `ExecutorStepExecution.TIMEOUT_WAITING_FOR_NODE_MILLIS`).
+const BLOCK_OUTLIVES_NODE: SignedDuration = SignedDuration::from_secs(300);
+
+/// `Hudson.NodeBeingRemoved`.
+const BEING_REMOVED: &str = "Node is being removed";
+
+/// `OfflineCause.LaunchFailed`.
+const LAUNCH_FAILED: &str = "This agent is offline because Jenkins failed to launch the agent process on it.";
+
+/// `OfflineCause.connection_was_broken_simple`.
+const CONNECTION_BROKEN: &str = "Connection was broken";
 
 impl Node {
     /// `Computer.isOffline`.
     pub fn is_offline(&self) -> bool {
-        self.temporarily_offline.is_some() || !self.is_connected
+        self.temporarily_offline.is_some() || !self.is_connected || self.removed.is_some()
     }
 
     /// `Computer.isIdle`.
@@ -54,6 +80,12 @@ impl Node {
     /// Whether a build would start on it now.
     pub fn can_build(&self) -> bool {
         !self.is_offline() && usize::try_from(self.executors).is_ok_and(|executors| self.builds.len() < executors)
+    }
+
+    /// `Computer.getOfflineCauseReason`: also where nobody took it offline.
+    pub fn offline_reason(&self) -> String {
+        let disconnected = self.disconnected.map(escape);
+        self.temporarily_offline.as_ref().map(OfflineCause::reason).or(disconnected).unwrap_or_default()
     }
 
     /// The labels, its own name among them (`Node.getAssignedLabels`). Quoted labels with spaces are left out here.
@@ -155,14 +187,14 @@ pub struct OfflineCause {
 }
 
 impl OfflineCause {
-    /// `SlaveComputer.DisconnectedBy` in `hudson.slaves.Messages`.
+    /// `UserCause.toString`: `SlaveComputer.DisconnectedBy` in `hudson.slaves.Messages`, as HTML.
     pub(super) fn description(&self) -> String {
         let message = self.message.as_ref().map(|message| format!(" : {message}")).unwrap_or_default();
-        format!("Disconnected by {}{message}", self.user)
+        escape(&format!("Disconnected by {}{message}", self.user))
     }
 
     /// `IOfflineCause.getReason`, which is exported as `offlineCauseReason`: the description without all up to its *last*
-    /// ` : `, and as HTML.
+    /// ` : `, and as HTML once more.
     pub fn reason(&self) -> String {
         self.description().rsplit_once(" : ").map(|(_, reason)| escape(reason)).unwrap_or_default()
     }
@@ -210,7 +242,7 @@ impl Jenkins {
             Launcher::Ssh(_) => Err(ConnectionRefused::NotInbound),
             Launcher::Inbound(_) if node.is_connected => Err(ConnectionRefused::AlreadyConnected),
             Launcher::Inbound(_) => {
-                node.is_connected = true;
+                (node.is_connected, node.disconnected) = (true, None);
                 Ok(())
             }
         }
@@ -220,24 +252,41 @@ impl Jenkins {
     pub fn connect_ssh(&mut self, name: &str) -> bool {
         let node = self.nodes.get_mut(name).filter(|node| matches!(node.launcher, Launcher::Ssh(_)));
         node.is_some_and(|node| {
-            node.is_connected = true;
+            (node.is_connected, node.disconnected) = (true, None);
             true
         })
+    }
+
+    /// The launcher has given up (`OfflineCause.LaunchFailed`).
+    pub fn fail_launch(&mut self, name: &str) {
+        if let Some(node) = self.nodes.get_mut(name) {
+            (node.is_connected, node.disconnected) = (false, Some(LAUNCH_FAILED));
+        }
     }
 
     /// The connection to an agent is lost, and with it the builds on it.
     pub fn disconnect(&mut self, name: &str) {
         if let Some(node) = self.nodes.get_mut(name) {
-            node.is_connected = false;
-            self.killed.append(&mut node.builds);
+            (node.is_connected, node.disconnected) = (false, Some(CONNECTION_BROKEN));
+            self.killed.extend(node.builds.drain(..).map(|build| build.name));
         }
     }
 
-    /// Starts a build on a node. Answers false if the node cannot take one.
+    /// Starts a freestyle build on a node. Answers false if the node cannot take one, or nothing starts in quiet-down
+    /// (`Queue.isBlockedByShutdown`).
     pub fn start_build_on(&mut self, name: &str, build: &str) -> bool {
-        let node = self.nodes.get_mut(name).filter(|node| node.can_build());
+        self.start(name, Build { name: build.to_owned(), is_pipeline: false })
+    }
+
+    /// Starts a pipeline's block on a node, as [`Jenkins::start_build_on`] does a freestyle build.
+    pub fn start_pipeline_on(&mut self, name: &str, build: &str) -> bool {
+        self.start(name, Build { name: build.to_owned(), is_pipeline: true })
+    }
+
+    fn start(&mut self, name: &str, build: Build) -> bool {
+        let node = self.nodes.get_mut(name).filter(|node| node.can_build() && !self.is_quieting_down);
         node.is_some_and(|node| {
-            node.builds.push(build.to_owned());
+            node.builds.push(build);
             true
         })
     }
@@ -245,11 +294,48 @@ impl Jenkins {
     /// Ends the oldest build on a node. Answers which.
     pub fn finish_build(&mut self, name: &str) -> Option<String> {
         let node = self.nodes.get_mut(name).filter(|node| !node.builds.is_empty())?;
-        Some(node.builds.remove(0))
+        Some(node.builds.remove(0).name)
+    }
+
+    /// Jenkins has lost a node and still lists its computer, idle: a race of its own when many are deleted at once.
+    pub fn lose_node(&mut self, name: &str, now: Timestamp) {
+        let Some(node) = self.nodes.get(name).cloned() else { return };
+        self.remove_node(name, now);
+        let computer = Node { is_connected: false, removed: Some(now), builds: Vec::new(), ..node };
+        self.removed.entry(name.to_owned()).or_insert(computer);
+    }
+
+    /// `Nodes.removeNode`: the connection ends, and a freestyle build with it. The computer stays while a build is left.
+    pub(super) fn remove_node(&mut self, name: &str, now: Timestamp) {
+        let Some(mut node) = self.nodes.remove(name) else { return };
+        let (left, killed): (Vec<_>, Vec<_>) = node.builds.into_iter().partition(|build| build.is_pipeline);
+        self.killed.extend(killed.into_iter().map(|build| build.name));
+        node.builds = left;
+        (node.is_connected, node.disconnected, node.temporarily_offline) = (false, Some(BEING_REMOVED), None);
+        node.removed = Some(now);
+        if !node.builds.is_empty() {
+            self.removed.insert(name.to_owned(), node);
+        }
+    }
+
+    /// Blocks whose node was deleted end at last, and their computers with them.
+    pub(super) fn end_blocks(&mut self, now: Timestamp) {
+        let is_over = |node: &Node| {
+            !node.builds.is_empty() && node.removed.is_some_and(|removed| now >= removed + BLOCK_OUTLIVES_NODE)
+        };
+        let over: Vec<_> = self.removed.values().filter(|node| is_over(node)).map(|node| node.name.clone()).collect();
+        for node in over.iter().filter_map(|name| self.removed.remove(name)).collect::<Vec<_>>() {
+            self.killed.extend(node.builds.into_iter().map(|build| build.name));
+        }
     }
 
     /// The builds that lost their agent.
     pub fn killed_builds(&self) -> &[String] {
         &self.killed
+    }
+
+    /// The pipelines that never end, since their computer was deleted under them.
+    pub fn hung_builds(&self) -> &[String] {
+        &self.hung
     }
 }

@@ -6,9 +6,9 @@ use jiff::Timestamp;
 use percent_encoding::percent_decode_str;
 
 use super::access::Caller;
-use super::answers::{Answered, Refusal, encode, jetty, plain, starting, unauthenticated};
+use super::answers::{Answered, Refusal, answer, encode, jetty, plain, set, starting, unauthenticated};
 use super::beans::{shows_details, who_am_i};
-use super::{Jenkins, Permission};
+use super::{Delay, Jenkins, Permission, Startup};
 
 /// A request that was answered.
 #[derive(Debug, Clone)]
@@ -61,11 +61,22 @@ impl Ask<'_> {
     }
 }
 
+/// Whether a path, as it is asked, is the one that is meant, or begins as it does before a `*`.
+fn fits(pattern: &str, path: &str) -> bool {
+    let path = path.trim_start_matches('/');
+    pattern.strip_suffix('*').map_or_else(|| path == pattern, |start| path.starts_with(start))
+}
+
 impl Jenkins {
     /// Answers a request.
     pub fn handle(&mut self, request: Request<Bytes>, now: Timestamp) -> Response<Bytes> {
         let (parts, body) = request.into_parts();
-        let (user, response) = self.answer(&parts, &body, now);
+        self.end_blocks(now);
+        let (user, mut response) = self.answer(&parts, &body, now);
+        let path = parts.uri.path().strip_prefix(&self.context).unwrap_or_default();
+        if let Some(index) = self.delays.iter().position(|(pattern, _)| fits(pattern, path)) {
+            response.extensions_mut().insert(Delay(self.delays.remove(index).1));
+        }
         self.exchanges.push(Exchange {
             at: now,
             method: parts.method,
@@ -92,8 +103,13 @@ impl Jenkins {
         if let Some(answer) = self.scripted(path) {
             return (None, answer);
         }
-        if self.is_starting {
-            return (None, starting());
+        match self.startup {
+            Startup::Loading => return (None, starting()),
+            Startup::Unready => {
+                self.startup = Startup::Done;
+                return (None, self.oops());
+            }
+            Startup::Done => {}
         }
         if path.contains(';') {
             return (None, jetty(StatusCode::BAD_REQUEST, "Semicolons are not allowed in the request URI"));
@@ -114,12 +130,7 @@ impl Jenkins {
     }
 
     fn scripted(&mut self, path: &str) -> Option<Response<Bytes>> {
-        let path = path.trim_start_matches('/');
-        let fits = |pattern: &str| match pattern.strip_suffix('*') {
-            Some(start) => path.starts_with(start),
-            None => path == pattern,
-        };
-        let mut scripts = self.scripts.iter_mut().filter(|(pattern, _)| fits(pattern));
+        let mut scripts = self.scripts.iter_mut().filter(|(pattern, _)| fits(pattern, path));
         scripts.find_map(|(_, answers)| answers.pop_front())
     }
 
@@ -142,7 +153,8 @@ impl Jenkins {
             ["whoAmI", "api", "json"] => self.export(ask, who_am_i(caller)),
             ["me", "api", "json"] => self.export(ask, self.user_bean(caller)?),
             ["crumbIssuer", "api", "json"] => self.issue_crumb(ask, caller),
-            ["webhook-step", ..] if ask.is_post() => self.post_webhook(ask),
+            ["webhook-step", ..] if ask.is_post() && self.has_plugin("webhook-step") => self.post_webhook(ask),
+            ["descriptorByName", class, "help"] => self.help(class),
             _ if ask.is_post() && self.endpoints.contains_key(ask.path.trim_matches('/')) => self.post_endpoint(ask),
             ["computer"] => Ok(self.redirect("computer/")),
             ["computer", ""] => Ok(self.page(StatusCode::OK, "Nodes", "")),
@@ -157,6 +169,9 @@ impl Jenkins {
             // `Jenkins.getComputer`: the controller's own node has the empty name.
             ["computer", "(built-in)" | "(master)", rest @ ..] => self.built_in(rest, ask, caller),
             ["computer", name, rest @ ..] if self.has_computer(name) => self.computer(name, rest, ask, caller),
+            ["computer", name, rest @ ..] if self.removed.contains_key(*name) => {
+                self.removed_computer(name, rest, ask, caller)
+            }
             _ => Err(Refusal::NotFound),
         }
     }
@@ -191,5 +206,49 @@ impl Jenkins {
             ["jenkins-agent.jnlp" | "slave-agent.jnlp"] => self.agent_jnlp(name, ask, caller),
             _ => Err(Refusal::NotFound),
         }
+    }
+    /// A computer without a node (`Computer.getNode` is null). `doToggleOffline` has no such node,
+    /// `setTemporaryOfflineCause` throws an `IllegalStateException`, and `doDoDelete` removes the computer
+    /// (`AbstractCIBase.removeComputer`): a pipeline's block on it never ends then.
+    fn removed_computer(&mut self, name: &str, rest: &[&str], ask: &Ask<'_>, caller: &Caller) -> Answered {
+        let actions = ["toggleOffline", "changeOfflineCause", "doDelete"];
+        if rest.first().is_some_and(|action| actions.contains(action)) {
+            ask.post_only()?;
+        }
+        match rest {
+            [""] => Ok(self.computer_page(name, caller)),
+            ["api", "json"] => {
+                let details = shows_details(ask)?;
+                let computer = self.removed.get(name).ok_or(Refusal::NotFound)?;
+                self.export(ask, self.computer_bean(computer, caller, details))
+            }
+            ["toggleOffline"] => Err(Refusal::Plain(StatusCode::NOT_FOUND)),
+            ["changeOfflineCause"] => {
+                caller.check(Permission::Disconnect)?;
+                Err(Refusal::Oops("Can't set a temporary offline cause if the node has been removed".into()))
+            }
+            ["doDelete"] => {
+                caller.check(Permission::Delete)?;
+                let computer = self.removed.remove(name).ok_or(Refusal::NotFound)?;
+                self.hung.extend(computer.builds.into_iter().map(|build| build.name));
+                Ok(self.redirect("computer/"))
+            }
+            _ => Err(Refusal::NotFound),
+        }
+    }
+
+    /// `Descriptor.doHelp`: both classes have a page of help, and Stapler finds no descriptor of a class that is not there.
+    fn help(&self, class: &str) -> Answered {
+        let plugin = match class {
+            "hudson.plugins.sshslaves.SSHLauncher" => "ssh-slaves",
+            "org.jenkinsci.plugins.webhookstep.RegisterWebhookStep" => "webhook-step",
+            _ => return Err(Refusal::NotFound),
+        };
+        if !self.has_plugin(plugin) {
+            return Err(Refusal::NotFound);
+        }
+        let mut response = answer(StatusCode::OK, "text/html;charset=utf-8", "<div><p>Help</p></div>".into());
+        set(&mut response, HeaderName::from_static("x-plugin-short-name"), plugin);
+        Ok(response)
     }
 }

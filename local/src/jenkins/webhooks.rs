@@ -83,10 +83,11 @@ impl Jenkins {
         &self.arrivals
     }
 
-    /// `WebhookRootAction.doDynamic`: 403 to a wrong `Authorization`; 200 if a pipeline waits; else 202, whether anybody
-    /// will ever ask for it or not: an unknown token is kept as well. A secret that nobody asked for is only logged.
+    /// `WebhookRootAction.doDynamic`: 500 without a token; 403 to a wrong `Authorization`; 200 if a pipeline waits; else 202, whether anybody
+    /// will ever ask for it or not: an unknown token is kept as well, and a later POST takes the place of an earlier one. A secret that nobody asked for is only logged.
     pub(super) fn post_webhook(&mut self, ask: &Ask<'_>) -> Answered {
-        let token = ask.path.strip_prefix("/webhook-step/").ok_or(Refusal::Oops("no token".into()))?.to_owned();
+        let token = ask.path.strip_prefix("/webhook-step/").filter(|token| !token.is_empty());
+        let token = token.ok_or(Refusal::Oops("no token".into()))?.to_owned();
         let authorization = ask.header(header::AUTHORIZATION);
         let webhook = self.webhooks.entry(token).or_default();
         let (status, result) = match &webhook.authorization {

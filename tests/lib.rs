@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use local::aws::Aws;
 use local::aws::ecs::Task;
 use local::http::{Server, lock, serve_aws, serve_on};
-use local::jenkins::{Jenkins, Permission};
+use local::jenkins::{Delay, Jenkins, Permission};
 use local::lambda::{Function, Outcome};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -526,7 +526,11 @@ fn serve_jenkins(jenkins: &Arc<Mutex<Jenkins>>, slow: &Slow, listener: TcpListen
         let jenkins = jenkins.clone();
         async move {
             tokio::time::sleep(delay).await;
-            lock(&jenkins).handle(request, Timestamp::now()).map(Into::into)
+            let response = lock(&jenkins).handle(request, Timestamp::now());
+            if let Some(Delay(duration)) = response.extensions().get() {
+                tokio::time::sleep(*duration).await;
+            }
+            response.map(Into::into)
         }
     })
 }

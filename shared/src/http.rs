@@ -9,16 +9,13 @@ use aws_smithy_runtime_api::client::http::{
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::http::{Request, Response};
 use aws_smithy_types::body::SdkBody;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::{Client, connect::HttpConnector as Tcp};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use rustls::{ClientConfig, RootCertStore, crypto};
-
-/// What of an answer is read at the most; enough for every page that we ask for.
-const ANSWER_LIMIT: usize = 32 * 1024 * 1024;
 
 /// A bound on reaching a host; the whole call has its own.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -94,7 +91,8 @@ impl Http {
         Ok(Self(SharedHttpConnector::new(Network(client))))
     }
 
-    /// Sends a request and reads the whole answer, whatever its status.
+    /// Sends a request and reads the answer, whatever its status, up to so many bytes and what came with the last of them;
+    /// the rest is never taken.
     ///
     /// # Errors
     /// When no complete answer came within the timeout.
@@ -102,19 +100,23 @@ impl Http {
         &self,
         request: http::Request<Bytes>,
         timeout: Duration,
+        limit: usize,
     ) -> Result<http::Response<Bytes>, HttpFault> {
         let host = request.uri().host().unwrap_or("?").to_owned();
         let unreachable = |reason: String| HttpFault::Unreachable { host: host.clone(), reason };
         let request = Request::try_from(request.map(SdkBody::from)).map_err(|error| unreachable(error.to_string()))?;
         let exchange = async {
             let response = self.0.call(request).await.map_err(|error| unreachable(root_cause(&error)))?;
-            let (parts, body) =
+            let (parts, mut rest) =
                 response.try_into_http1x().map_err(|error| unreachable(error.to_string()))?.into_parts();
-            let body = http_body_util::Limited::new(body, ANSWER_LIMIT)
-                .collect()
-                .await
-                .map_err(|error| unreachable(error.to_string()))?;
-            Ok(http::Response::from_parts(parts, body.to_bytes()))
+            let mut body = BytesMut::new();
+            while body.len() < limit
+                && let Some(frame) = rest.frame().await
+            {
+                let frame = frame.map_err(|error| unreachable(error.to_string()))?;
+                body.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+            }
+            Ok(http::Response::from_parts(parts, body.freeze()))
         };
         match tokio::time::timeout(timeout, exchange).await {
             Ok(answer) => answer,
@@ -213,7 +215,7 @@ mod tests {
 
     async fn ask(http: &Http, url: &str) -> Result<http::StatusCode, HttpFault> {
         let request = http::Request::get(url).body(Bytes::new()).expect("a request");
-        http.send(request, TIMEOUT).await.map(|answer| answer.status())
+        http.send(request, TIMEOUT, 1024).await.map(|answer| answer.status())
     }
 
     #[tokio::test]

@@ -6,6 +6,7 @@ mod config;
 mod convert;
 mod faults;
 mod hostile;
+mod jenkins;
 mod request;
 mod secrets;
 mod simulator;

@@ -512,6 +512,7 @@ async fn notices_wait_while_jenkins_is_down_and_keep_their_id() {
 
 #[tokio::test]
 async fn each_way_of_jenkins_to_be_unwell_is_waited_out() {
+    // A 404 that does not name Jenkins is a proxy's.
     for answer in [page(503, &[]), page(500, &[]), page(502, &[]), page(429, &[]), page(404, &[])] {
         let status = answer.status();
         let mut stack = Stack::start().await.unwrap();

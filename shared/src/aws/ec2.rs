@@ -18,6 +18,9 @@ use crate::http::Http;
 /// A bound on one call; EC2's reads take tens of milliseconds.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
+/// What of an answer is read, in bytes: a page of instances has a few kilobytes each.
+const LIMIT: usize = 4 * 1024 * 1024;
+
 /// Calls EC2 in one region.
 #[derive(Debug, Clone)]
 pub struct Client {
@@ -111,7 +114,7 @@ impl Client {
             .body(Bytes::from(body))
             .map_err(|error| failed(error.to_string()))?;
         self.sign(&mut request).await.map_err(failed)?;
-        let answer = self.http.send(request, TIMEOUT).await.map_err(|error| failed(error.to_string()))?;
+        let answer = self.http.send(request, TIMEOUT, LIMIT).await.map_err(|error| failed(error.to_string()))?;
         let text = String::from_utf8_lossy(answer.body()).into_owned();
         if answer.status().is_success() {
             return Ok(text);

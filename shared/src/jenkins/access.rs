@@ -4,9 +4,10 @@ use bytes::Bytes;
 use http::StatusCode;
 use serde::Deserialize;
 use serde_json::Value;
+use url::Url;
 
 use super::nodes::encode;
-use super::{Call, Jenkins, is_refusal, not_jenkins, version};
+use super::{Call, FORM, Jenkins, is_refusal, not_jenkins, version};
 use crate::fault::Fault;
 
 /// Whom Jenkins takes us for.
@@ -102,6 +103,64 @@ impl Jenkins {
             found.extend(delete.map(|granted| ("Agent/Delete", granted)));
         }
         found
+    }
+
+    /// Whether Jenkins lets us post. With a password in the place of an API token it does not: each POST needs a crumb then
+    /// (`hudson.security.csrf.CrumbFilter`). The check of an empty name changes nothing.
+    ///
+    /// # Errors
+    /// When Jenkins could not be asked.
+    pub async fn lets_us_post(&self) -> Result<bool, Fault> {
+        let call = Call::post("computer/checkName?value=", FORM, "");
+        let answer = self.call_once(call).await?;
+        match answer.status() {
+            StatusCode::OK => Ok(true),
+            // Refused by Jenkins itself, past the filter, for want of Agent/Create.
+            status if is_refusal(status) => Ok(answer.headers().contains_key("x-required-permission")),
+            _ => Err(self.unexpected(call, &answer)),
+        }
+    }
+
+    /// Jenkins' own URL, which those of its builds and webhooks begin with; an empty one where none is set, and none where we
+    /// may not see it.
+    ///
+    /// # Errors
+    /// When Jenkins could not be asked.
+    pub async fn own_url(&self) -> Result<Option<String>, Fault> {
+        #[derive(Deserialize)]
+        struct Root {
+            url: Option<String>,
+        }
+        let Some(answer) = self.look("api/json?tree=url").await? else { return Ok(None) };
+        let Root { url } = serde_json::from_slice(answer.body()).map_err(not_jenkins)?;
+        Ok(Some(url.unwrap_or_default()))
+    }
+
+    /// Whether a URL is Jenkins' root as it is configured here.
+    pub fn is_root(&self, url: &str) -> bool {
+        let path = |url: &Url| url.path().trim_end_matches('/').to_owned();
+        Url::parse(url).is_ok_and(|url| url.origin() == self.root.origin() && path(&url) == path(&self.root))
+    }
+
+    /// Whether a class of a plugin is there (`Descriptor.doHelp`); none where we may not see it.
+    ///
+    /// # Errors
+    /// When Jenkins could not be asked.
+    pub async fn has_class(&self, class: &str) -> Result<Option<bool>, Fault> {
+        let path = format!("descriptorByName/{class}/help");
+        match self.look(&path).await {
+            Ok(answer) => Ok(answer.map(|_| true)),
+            Err(fault) if fault.is_final() => Ok(Some(false)),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// Whether the webhook's `Authorization` is a user's for Jenkins, which then refuses whom it does not know and never
+    /// passes it on (`jenkins.security.BasicHeaderProcessor`).
+    pub fn webhook_logs_in(&self) -> bool {
+        let secrets = self.secrets.current();
+        let scheme = secrets.webhook_authorization.as_ref().and_then(|secret| secret.expose().get(..6));
+        scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("basic "))
     }
 
     /// What is there; nothing if we may not see it.

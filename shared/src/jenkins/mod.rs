@@ -30,6 +30,9 @@ use crate::secret::SecretStore;
 /// A bound on one API call: Jenkins answers them in milliseconds, or is in trouble.
 const API_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// What of an API's answer is read, in bytes: a page of nodes with long descriptions fits many times.
+const API_LIMIT: usize = 4 * 1024 * 1024;
+
 const USER_AGENT: &str = concat!("jenkins-ecs-agents/", env!("CARGO_PKG_VERSION"));
 
 const FORM: &str = "application/x-www-form-urlencoded";
@@ -187,7 +190,7 @@ impl Jenkins {
             request = request.header(header::CONTENT_TYPE, content_type);
         }
         let request = request.body(Bytes::from(call.body.to_owned())).map_err(|error| broken(&error))?;
-        let answer = self.send(request, API_TIMEOUT).await?;
+        let answer = self.send(request, API_TIMEOUT, API_LIMIT).await?;
         let status = answer.status();
         if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
             return Err(Fault::jenkins(
@@ -208,8 +211,13 @@ impl Jenkins {
     }
 
     /// Sends whatever it is, and notes the version.
-    async fn send(&self, request: http::Request<Bytes>, timeout: Duration) -> Result<http::Response<Bytes>, HttpFault> {
-        let answer = self.http.send(request, timeout).await?;
+    async fn send(
+        &self,
+        request: http::Request<Bytes>,
+        timeout: Duration,
+        limit: usize,
+    ) -> Result<http::Response<Bytes>, HttpFault> {
+        let answer = self.http.send(request, timeout, limit).await?;
         if let Some(version) = Version::of(&answer) {
             *self.version.lock().unwrap_or_else(PoisonError::into_inner) = Some(version);
         }
@@ -248,22 +256,32 @@ impl Jenkins {
         )
     }
 
-    /// What an answer says in words, with a colon before it: the paragraph of an error page
-    /// (`hudson/model/AbstractModelObject/error.jelly`), its title, or a plain text; and none of our secrets, should
-    /// somebody repeat them.
+    /// What an answer says in words, with a colon before it: the header `X-Error`, the paragraph of an error page
+    /// (`hudson/model/AbstractModelObject/error.jelly`, which Jenkins writes without its end), its title, or a plain text;
+    /// and none of our secrets, should somebody repeat them.
     fn said(&self, answer: &http::Response<Bytes>) -> String {
         let body = String::from_utf8_lossy(&answer.body()[..answer.body().len().min(64 * 1024)]);
         let element = |name: &str| {
             let (_, rest) = body.split_once(&format!("<{name}>"))?;
-            Some(rest.split_once(&format!("</{name}>"))?.0)
+            let end = format!("</{name}>");
+            let ends = [end.as_str(), "<!--", "</div>"].into_iter().filter_map(|end| rest.find(end));
+            Some(&rest[..ends.min()?])
         };
         let is_page = body.trim_start().starts_with('<');
-        let text = if is_page { element("p").or_else(|| element("title")) } else { Some(&*body) };
+        // Jenkins' own name says nothing.
+        let title = || {
+            let title = element("title")?;
+            Some(title.strip_suffix(" - Jenkins").unwrap_or(title)).filter(|title| *title != "Jenkins")
+        };
+        let text = if is_page { element("p").or_else(title) } else { Some(&*body) };
         // Tags go, and what stands between them stays.
         let mut parts = text.unwrap_or_default().split('<');
         let first = parts.next().unwrap_or_default();
         let rest = parts.filter_map(|part| Some(part.split_once('>')?.1));
-        let text = self.redact(std::iter::once(first).chain(rest).collect());
+        // A header is Latin-1.
+        let header = answer.headers().get("x-error").map(|value| value.as_bytes().iter().map(|byte| char::from(*byte)));
+        let text = header.map_or_else(|| std::iter::once(first).chain(rest).collect(), Iterator::collect);
+        let text = self.redact(text);
         let words = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
         let text: String = words.collect::<Vec<_>>().join(" ").chars().take(200).collect();
         if text.is_empty() { text } else { format!(": {text}") }
@@ -360,7 +378,7 @@ pub(crate) mod tests {
                 .expect("a response")
         };
         let scripted = scripted(vec![forbidden(), forbidden()]);
-        let fault = scripted.jenkins.delete_node("a").await.expect_err("403");
+        let fault = scripted.jenkins.set_offline("a", "x").await.expect_err("403");
         assert!(fault.to_string().contains("Agent/Create"), "{fault}");
     }
 
@@ -374,12 +392,12 @@ pub(crate) mod tests {
             "/jenkins/login?from=%2F",
             "https://ci.example.com/jenkins/securityRealm/commenceLogin",
         ] {
-            let fault = scripted(vec![redirect(location)]).jenkins.delete_node("a").await.expect_err(location);
+            let fault = scripted(vec![redirect(location)]).jenkins.set_offline("a", "x").await.expect_err(location);
             assert!(fault.kind == Kind::Setting && fault.message.contains("jenkins.url"), "{fault}");
         }
         let own = "https://ci.example.com/jenkins/computer/";
         for location in ["..", ".", own, "http://ci.example.com/jenkins/computer/"] {
-            assert_eq!(scripted(vec![redirect(location)]).jenkins.delete_node("a").await, Ok(true), "{location}");
+            assert_eq!(scripted(vec![redirect(location)]).jenkins.set_offline("a", "x").await, Ok(true), "{location}");
         }
     }
 
@@ -389,6 +407,10 @@ pub(crate) mod tests {
         for (body, words) in [
             (page, ": Starting Jenkins"),
             ("<html><p>Agent called <b>‘a’</b> already exists</p>", ": Agent called ‘a’ already exists"),
+            ("<html><h1>Error</h1><p>Node 'a' is bad<!--at x.Y--></div>", ": Node 'a' is bad"),
+            ("<html><title>Jenkins - Jenkins</title>", ""),
+            ("<html><title> - Jenkins</title>", ""),
+            ("<html><title>Sign in - Jenkins</title>", ": Sign in"),
             (
                 "you sent Basic Ym90OnQwa2Vu, t0ken and\u{7} raw authorization",
                 ": you sent Basic [secret], [secret] and [secret]",

@@ -69,15 +69,42 @@ pub struct NodeState {
     pub offline: bool,
     /// Whether somebody took it offline.
     pub temporarily_offline: bool,
-    /// Why it is offline, in words.
+    /// Why it is offline, in words; empty where whoever took it offline said nothing.
     #[serde(rename = "offlineCauseReason")]
     pub offline_cause: Option<String>,
     /// Whether nothing runs there.
     pub idle: Option<bool>,
+    /// Whether the agent dials Jenkins.
+    pub jnlp_agent: bool,
+    /// Its labels, its own name among them.
+    pub assigned_labels: Option<Vec<serde_json::Value>>,
+    /// Who or what took it offline.
+    #[serde(rename = "offlineCause")]
+    pub cause: Option<Cause>,
+}
+
+/// What `hudson.slaves.OfflineCause` exports.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Cause {
+    /// `Disconnected by USER : MESSAGE`, of a person.
+    pub description: Option<String>,
+}
+
+impl NodeState {
+    /// Whether only the node's computer is left: Jenkins keeps that while a build runs on it, and sometimes for ever. A node
+    /// has its own name as a label at least (`Computer.getAssignedLabels`).
+    pub fn is_removed(&self) -> bool {
+        self.assigned_labels.as_ref().is_some_and(Vec::is_empty)
+    }
 }
 
 /// What of a node is asked for.
-const FIELDS: &str = "displayName,description,offline,temporarilyOffline,offlineCauseReason,idle";
+const FIELDS: &str = "displayName,description,offline,temporarilyOffline,offlineCauseReason,offlineCause[description],\
+                      idle,jnlpAgent,assignedLabels[name]";
+
+/// Nodes in one answer.
+const PAGE: usize = 500;
 
 /// From this version on `ComputerSet.doCreateItem` takes a node as XML.
 const TAKES_XML: Version = Version(2, 539);
@@ -101,6 +128,22 @@ impl Jenkins {
         self.create_from_form(node).await
     }
 
+    /// Looks at a node that was just created. Jenkins drops what it cannot read in XML, and answers 200: without the plugin
+    /// ssh-slaves the launcher becomes an inbound one, and the agent would never connect. Such a node is deleted.
+    ///
+    /// # Errors
+    /// When it is such a node, or could not be looked at.
+    async fn verify(&self, node: &Node) -> Result<(), Fault> {
+        let is_inbound = matches!(node.launcher, Launcher::Inbound);
+        if is_inbound || self.node(&node.name).await?.is_none_or(|state| !state.jnlp_agent) {
+            return Ok(());
+        }
+        self.delete_node(&node.name).await?;
+        let text = "created the node without its SSH launcher: install the plugin ssh-slaves (SSH Build Agents)";
+        tracing::error!(agent.name = node.name, error = text, "Jenkins cannot start SSH agents");
+        Err(Fault::jenkins(Kind::Setting, text))
+    }
+
     /// Whether the controller takes XML by its version, which is asked for if no answer has told it yet. Who cannot say
     /// gets the form.
     async fn takes_xml(&self) -> bool {
@@ -116,7 +159,11 @@ impl Jenkins {
     async fn create_from_xml(&self, node: &Node) -> Result<Created, Fault> {
         let path = format!("computer/createItem?name={}", encode(&node.name));
         let xml = definition::xml(node);
-        self.create(node, Call::post(&path, "application/xml; charset=UTF-8", &xml)).await
+        let created = self.create(node, Call::post(&path, "application/xml; charset=UTF-8", &xml)).await?;
+        if created == Created::New {
+            self.verify(node).await?;
+        }
+        Ok(created)
     }
 
     /// `ComputerSet.doDoCreateItem`, which answers with a redirect to the list of nodes.
@@ -162,55 +209,79 @@ impl Jenkins {
         }
     }
 
-    /// All nodes, the controller's own among them.
+    /// All nodes, the controller's own among them, page by page; of computers whose node is gone the idle ones, which
+    /// Jenkins has forgotten. It drops the busy ones itself once their builds have ended.
     ///
     /// # Errors
     /// When Jenkins could not be asked.
     pub async fn nodes(&self) -> Result<Vec<NodeState>, Fault> {
         #[derive(Deserialize)]
-        struct All {
+        struct Page {
             computer: Vec<NodeState>,
         }
-        let path = format!("computer/api/json?tree=computer[{FIELDS}]");
-        let call = Call::get(&path);
-        let answer = self.call(call).await?;
-        match answer.status() {
-            StatusCode::OK => serde_json::from_slice(answer.body()).map(|all: All| all.computer).map_err(not_jenkins),
-            _ => Err(self.unexpected(call, &answer)),
+        let mut nodes = Vec::new();
+        for from in (0..).step_by(PAGE) {
+            let path = format!("computer/api/json?tree=computer[{FIELDS}]%7B{from},{}%7D", from + PAGE);
+            let call = Call::get(&path);
+            let answer = self.call(call).await?;
+            if answer.status() != StatusCode::OK {
+                return Err(self.unexpected(call, &answer));
+            }
+            let Page { computer } = serde_json::from_slice(answer.body()).map_err(not_jenkins)?;
+            let is_last = computer.len() < PAGE;
+            nodes.extend(computer.into_iter().filter(|node| !node.is_removed() || node.idle == Some(true)));
+            if is_last {
+                break;
+            }
         }
+        Ok(nodes)
     }
 
-    /// Takes a node offline with this message. `Computer.doToggleOffline` toggles, so that the state is read first; one
-    /// that is offline already stays so and gets the message (`Computer.doChangeOfflineCause`). Answers false if there is
-    /// no such node. Needs Agent/Disconnect.
+    /// Takes a node offline with this message, whatever its state (`Computer.doChangeOfflineCause`): two that do so at once
+    /// do not undo each other. Answers false if there is no such node. Needs Agent/Disconnect.
     ///
     /// # Errors
     /// When Jenkins could not be asked.
     pub async fn set_offline(&self, name: &str, message: &str) -> Result<bool, Fault> {
-        let Some(node) = self.node(name).await? else { return Ok(false) };
-        let action = if node.temporarily_offline { "changeOfflineCause" } else { "toggleOffline" };
-        self.node_action(name, &format!("{action}?offlineMessage={}", encode(message))).await
+        self.node_action(name, &format!("changeOfflineCause?offlineMessage={}", encode(message))).await
     }
 
-    /// Lets a node take builds again that was taken offline. Answers false if there is no such node, or it was not.
-    /// Needs Agent/Connect.
+    /// Lets a node take builds again that was taken offline. Jenkins can only toggle that: two that do so at once leave it
+    /// offline without a message, so that the state is looked at again, and the sweep mends what still went wrong. Answers
+    /// false if there is no such node, or it was online. Needs Agent/Connect.
     ///
     /// # Errors
     /// When Jenkins could not be asked.
     pub async fn set_online(&self, name: &str) -> Result<bool, Fault> {
-        match self.node(name).await? {
-            Some(node) if node.temporarily_offline => self.node_action(name, "toggleOffline").await,
-            _ => Ok(false),
+        let was_offline = match self.node(name).await? {
+            Some(node) if node.temporarily_offline => self.node_action(name, "toggleOffline").await?,
+            _ => return Ok(false),
+        };
+        if self.node(name).await?.is_some_and(|node| self.took_offline_silently(&node)) {
+            self.node_action(name, "toggleOffline").await?;
         }
+        Ok(was_offline)
     }
 
-    /// Deletes a node (`Computer.doDoDelete`), which ends a build on it at once. Answers false if there is no such node.
-    /// Needs Agent/Delete.
+    /// Whether our own user took a node offline without a message, which we never mean to
+    /// (`hudson.slaves.Messages`, `SlaveComputer.DisconnectedBy`).
+    pub fn took_offline_silently(&self, node: &NodeState) -> bool {
+        let description = node.cause.as_ref().and_then(|cause| cause.description.as_deref());
+        let user = description.and_then(|text| text.strip_prefix("Disconnected by "));
+        node.temporarily_offline && user.is_some() && user == self.user.as_deref()
+    }
+
+    /// Deletes a node (`Computer.doDoDelete`), which ends a build on it. Answers false if there is no such node. What is
+    /// left of a node that was deleted under a build is let alone: a pipeline would wait for ever. Needs Agent/Delete.
     ///
     /// # Errors
     /// When Jenkins could not be asked.
     pub async fn delete_node(&self, name: &str) -> Result<bool, Fault> {
-        self.node_action(name, "doDelete").await
+        match self.node(name).await? {
+            None => Ok(false),
+            Some(node) if node.is_removed() && node.idle != Some(true) => Ok(false),
+            Some(_) => self.node_action(name, "doDelete").await,
+        }
     }
 
     async fn node_action(&self, name: &str, action: &str) -> Result<bool, Fault> {
@@ -315,7 +386,7 @@ mod tests {
     async fn whoever_takes_no_xml_after_all_gets_the_form() {
         let scripted = scripted(vec![
             of_version("2.541.1", 200, "{}"),
-            of_version("2.541.1", 400, "<p>No mode given</p>"),
+            of_version("2.541.1", 400, "<p>No mode given<!--x--></div>"),
             answer(404, ""),
             answer(302, ""),
         ]);
@@ -327,7 +398,7 @@ mod tests {
     async fn a_node_that_is_there_is_no_fault_and_a_bad_one_is() {
         let there = scripted(vec![answer(200, "{}"), answer(400, ""), answer(200, "{\"displayName\": \"x\"}")]);
         assert_eq!(there.jenkins.create_node(&node()).await, Ok(Created::Existed));
-        let page = "<h1>Error</h1><p>‘<b>*</b>’ is an unsafe character</p>";
+        let page = "<h1>Error</h1><p>‘<b>*</b>’ is an unsafe character<!--hudson.model.Failure: x--></div></div>";
         let bad = scripted(vec![answer(200, "{}"), answer(400, page), answer(404, "")]);
         let fault = bad.jenkins.create_node(&node()).await.expect_err("400");
         assert!(fault.kind == Kind::Permanent && fault.message.contains("‘*’ is an unsafe character"), "{fault}");
@@ -357,43 +428,61 @@ mod tests {
             temporarily_offline: true,
             offline_cause: Some("build over".into()),
             idle: Some(false),
+            ..NodeState::default()
         };
         assert_eq!(scripted.jenkins.nodes().await.expect("nodes")[1], expected);
         assert_eq!(scripted.asked.lock().expect("asked").len(), 1);
     }
 
     #[tokio::test]
-    async fn offline_is_read_before_it_is_toggled() {
-        let online = scripted(vec![answer(200, "{\"temporarilyOffline\": false}"), answer(302, "")]);
-        assert_eq!(online.jenkins.set_offline("a", "x y").await, Ok(true));
-        let toggled = online.asked.lock().expect("asked")[1].uri().to_string();
-        assert!(toggled.ends_with("/toggleOffline?offlineMessage=x%20y"), "{toggled}");
-        let offline = scripted(vec![answer(200, "{\"temporarilyOffline\": true}"), answer(302, "")]);
-        assert_eq!(offline.jenkins.set_offline("a", "x").await, Ok(true));
-        assert!(offline.asked.lock().expect("asked")[1].uri().path().ends_with("/changeOfflineCause"));
-        let gone = scripted(vec![answer(404, "")]);
-        assert_eq!(gone.jenkins.set_offline("a", "x").await, Ok(false));
+    async fn takes_offline_whatever_the_state() {
+        let scripted = scripted(vec![answer(302, ""), answer(404, "")]);
+        assert_eq!(scripted.jenkins.set_offline("a", "x y").await, Ok(true));
+        assert_eq!(scripted.jenkins.set_offline("a", "x").await, Ok(false));
+        let asked = scripted.asked.lock().expect("asked")[0].uri().to_string();
+        assert!(asked.ends_with("/computer/a/changeOfflineCause?offlineMessage=x%20y"), "{asked}");
+    }
+
+    const ONLINE: &str = "{\"temporarilyOffline\": false}";
+    const SILENT: &str = "{\"temporarilyOffline\": true, \"offlineCause\": {\"description\": \"Disconnected by bot\"}}";
+
+    #[tokio::test]
+    async fn lets_in_what_is_offline_and_looks_again() {
+        let offline =
+            "{\"temporarilyOffline\": true, \"offlineCause\": {\"description\": \"Disconnected by bot : x\"}}";
+        let once = scripted(vec![answer(200, offline), answer(302, ""), answer(200, ONLINE)]);
+        assert_eq!(once.jenkins.set_online("a").await, Ok(true));
+        assert_eq!(scripted(vec![answer(200, ONLINE)]).jenkins.set_online("a").await, Ok(false));
+        assert_eq!(scripted(vec![answer(404, "")]).jenkins.set_online("a").await, Ok(false));
+        // Another toggled at the same time.
+        let answers = vec![answer(200, offline), answer(302, ""), answer(200, SILENT), answer(302, "")];
+        let raced = scripted(answers);
+        assert_eq!(raced.jenkins.set_online("a").await, Ok(true));
+        assert_eq!(raced.asked.lock().expect("asked").len(), 4);
+        // Somebody took it offline since.
+        let taken = "{\"temporarilyOffline\": true, \"offlineCause\": {\"description\": \"Disconnected by ann\"}}";
+        let taken = scripted(vec![answer(200, offline), answer(302, ""), answer(200, taken)]);
+        assert_eq!(taken.jenkins.set_online("a").await, Ok(true));
+        assert_eq!(taken.asked.lock().expect("asked").len(), 3);
     }
 
     #[tokio::test]
-    async fn only_what_is_offline_goes_online() {
-        let offline = scripted(vec![answer(200, "{\"temporarilyOffline\": true}"), answer(302, "")]);
-        assert_eq!(offline.jenkins.set_online("a").await, Ok(true));
-        let online = scripted(vec![answer(200, "{\"temporarilyOffline\": false}")]);
-        assert_eq!(online.jenkins.set_online("a").await, Ok(false));
-    }
-
-    #[tokio::test]
-    async fn what_is_gone_need_not_be_deleted() {
+    async fn deletes_a_node_but_never_the_computer_under_a_build() {
+        let there = "{\"assignedLabels\": [{}], \"idle\": false}";
         for (status, deleted) in [(302, true), (200, true), (404, false)] {
-            let scripted = scripted(vec![answer(status, "")]);
+            let scripted = scripted(vec![answer(200, there), answer(status, "")]);
             assert_eq!(scripted.jenkins.delete_node("a b").await, Ok(deleted));
             let asked = scripted.asked.lock().expect("asked");
             assert_eq!(
-                (asked[0].method().as_str(), asked[0].uri().path()),
+                (asked[1].method().as_str(), asked[1].uri().path()),
                 ("POST", "/jenkins/computer/a%20b/doDelete")
             );
         }
+        assert_eq!(scripted(vec![answer(404, "")]).jenkins.delete_node("a").await, Ok(false));
+        let removed = scripted(vec![answer(200, "{\"assignedLabels\": [], \"idle\": false}")]);
+        assert_eq!(removed.jenkins.delete_node("a").await, Ok(false));
+        let forgotten = scripted(vec![answer(200, "{\"assignedLabels\": [], \"idle\": true}"), answer(302, "")]);
+        assert_eq!(forgotten.jenkins.delete_node("a").await, Ok(true));
     }
 
     #[tokio::test]

@@ -16,6 +16,9 @@ use crate::secret::{Secrets, SigningKey};
 /// A bound on one notice: longer than on an API call, since a controller under load takes seconds to let a pipeline go on.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What of a webhook's answer is read, in bytes: nothing but a few words of it is of use.
+const LIMIT: usize = 64 * 1024;
+
 /// What Jenkins makes of a notice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Receipt {
@@ -57,7 +60,7 @@ impl Jenkins {
             tracing::error!(notice.id = id, error = text, "notice not delivered yet");
             Fault::jenkins(Kind::Setting, text)
         })?;
-        Ok(self.send(request, TIMEOUT).await?)
+        Ok(self.send(request, TIMEOUT, LIMIT).await?)
     }
 
     /// What an answer means, with a log entry where somebody has to change a setting.
@@ -71,7 +74,9 @@ impl Jenkins {
             // Without that header it is a proxy's, before a Jenkins that is away.
             404 | 429 | 500..=599 => Err(Fault::jenkins(Kind::Passing, text)),
             401 | 403 => {
-                let text = format!("{text}: change jenkins.webhook.authorization");
+                // Without the plugin, Jenkins itself refuses: its filter wants a crumb for what nobody takes.
+                let advice = "change jenkins.webhook.authorization, or install the plugin of that URL (webhook-step)";
+                let text = format!("{text}: {advice}");
                 tracing::error!(notice.id = id, error = text, "notice not delivered yet");
                 Err(Fault::jenkins(Kind::Setting, text))
             }

@@ -73,8 +73,12 @@ pub(super) async fn sweep<'a>(
 
 async fn step(app: &App, node: &NodeState, name: &AgentName, is_alive: bool, now: Timestamp) -> Result<(), Fault> {
     let jenkins = &app.jenkins;
+    if node.is_removed() {
+        tracing::info!(agent.name = name.as_str(), "computer deleted: Jenkins has lost its node");
+        return jenkins.delete_node(name.as_str()).await.map(drop);
+    }
     match plan::node_step(node, now) {
-        NodeStep::Mark if is_alive => Ok(()),
+        NodeStep::Mark if is_alive && !jenkins.took_offline_silently(node) => Ok(()),
         _ if is_alive => jenkins.set_online(name.as_str()).await.map(drop),
         NodeStep::Wait => Ok(()),
         // An inbound agent's node is there before its task, which may have come since the tasks were listed.

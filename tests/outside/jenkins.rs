@@ -1,0 +1,144 @@
+//! What a real controller does, and what follows from it.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use http::{Request, Response};
+use jiff::{SignedDuration, Timestamp};
+use serde_json::json;
+use tests::{Binary, Stack};
+
+/// One agent that Jenkins has connected to.
+async fn connected(stack: &mut Stack) -> String {
+    stack.agent("connected", "node").await.unwrap();
+    let name = stack.nodes().remove(0);
+    assert!(stack.jenkins().connect_ssh(&name));
+    name
+}
+
+/// Asks Jenkins as our user.
+fn ask(stack: &Stack, method: &str, path: &str) -> u16 {
+    let basic = BASE64.encode(format!("ecs-agents:{}", tests::API_TOKEN));
+    let request = Request::builder().method(method).uri(format!("/ci/{path}"));
+    let request = request.header("authorization", format!("Basic {basic}")).body(Bytes::new()).unwrap();
+    stack.jenkins().handle(request, Timestamp::now()).status().as_u16()
+}
+
+/// How often something of Jenkins was asked for whose path and query hold this.
+fn count(stack: &Stack, part: &str) -> usize {
+    stack.jenkins().exchanges().iter().filter(|exchange| exchange.target.contains(part)).count()
+}
+
+#[tokio::test]
+async fn never_deletes_the_computer_under_a_pipelines_block() {
+    let mut stack = Stack::start().await.unwrap();
+    let name = connected(&mut stack).await;
+    assert!(stack.jenkins().start_pipeline_on(&name, "app/main #1"));
+    let arn = stack.active_tasks()[0].arn.clone();
+    stack.aws().ecs.exit(&arn, 0, Timestamp::now());
+    stack.settle().await.unwrap();
+    assert!(stack.nodes().is_empty());
+    // The last event comes again, the completion as well, and the sweep twice.
+    let last = stack.history.last().unwrap().clone();
+    stack.invoke(Binary::TaskState, last).await.unwrap().unwrap();
+    stack.complete(json!({"agent": name, "taskArn": arn}));
+    stack.settle().await.unwrap();
+    for minutes in [0, 2] {
+        stack.sweep_at(Timestamp::now() + SignedDuration::from_mins(minutes)).await.unwrap().unwrap();
+    }
+    assert_eq!(stack.jenkins().hung_builds(), Vec::<String>::new());
+    assert_eq!(count(&stack, "/doDelete"), 1);
+}
+
+#[tokio::test]
+async fn deletes_a_computer_that_jenkins_has_forgotten() {
+    let mut stack = Stack::start().await.unwrap();
+    let name = connected(&mut stack).await;
+    stack.jenkins().lose_node(&name, Timestamp::now());
+    let arn = stack.active_tasks()[0].arn.clone();
+    stack.aws().ecs.exit(&arn, 0, Timestamp::now());
+    stack.sweep().await.unwrap();
+    assert_eq!(ask(&stack, "GET", &format!("computer/{name}/api/json")), 404);
+}
+
+#[tokio::test]
+async fn lets_in_a_live_node_that_two_toggles_left_offline() {
+    let mut stack = Stack::start().await.unwrap();
+    let name = connected(&mut stack).await;
+    ask(&stack, "POST", &format!("computer/{name}/toggleOffline"));
+    assert!(stack.jenkins().node(&name).unwrap().is_offline());
+    stack.sweep().await.unwrap();
+    assert!(!stack.jenkins().node(&name).unwrap().is_offline());
+    // What people say is theirs.
+    ask(&stack, "POST", &format!("computer/{name}/changeOfflineCause?offlineMessage=a+look"));
+    stack.sweep().await.unwrap();
+    assert!(stack.jenkins().node(&name).unwrap().is_offline());
+}
+
+#[tokio::test]
+async fn takes_a_node_offline_without_toggling() {
+    let mut stack = Stack::start().await.unwrap();
+    let name = connected(&mut stack).await;
+    stack.complete(json!({"agent": name}));
+    stack.settle().await.unwrap();
+    assert!(stack.nodes().is_empty());
+    assert_eq!((count(&stack, "changeOfflineCause"), count(&stack, "toggleOffline")), (1, 0));
+}
+
+#[tokio::test]
+async fn an_ssh_node_without_its_launcher_is_no_agent() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.jenkins().remove_plugin("ssh-slaves");
+    let url = stack.webhook();
+    stack.ask(json!({"requestId": "plugin", "label": "node", "webhookUrl": url}));
+    stack.settle().await.unwrap();
+    assert_eq!(stack.told(&url), Vec::<String>::new());
+    assert!(stack.nodes().is_empty(), "it could never connect");
+    assert!(stack.output().contains("install the plugin ssh-slaves"), "{}", stack.output());
+}
+
+#[tokio::test]
+async fn says_why_jenkins_refuses_a_node_in_its_own_words() {
+    let mut stack = Stack::start().await.unwrap();
+    let page = "<!DOCTYPE html><html><head><title>Jenkins - Jenkins</title></head><body><div><h1>Error</h1>\
+                <p>‘ecs’ is not allowed here<!--hudson.model.Failure--></div></body></html>";
+    let refused = || Response::builder().status(400).header("x-jenkins", "2.579").body(page.into()).unwrap();
+    stack.jenkins().script("computer/createItem", [refused()]);
+    stack.jenkins().script("computer/doCreateItem", [refused()]);
+    let url = stack.webhook();
+    stack.ask(json!({"requestId": "words", "label": "node", "webhookUrl": url}));
+    stack.settle().await.unwrap();
+    let failed = stack.notices(Some(&url)).remove(0).body["failure"]["message"].to_string();
+    assert!(failed.contains("‘ecs’ is not allowed here") && !failed.contains("Jenkins - Jenkins"), "{failed}");
+}
+
+#[tokio::test]
+async fn a_creation_that_outlasts_its_time_limit_has_taken_effect() {
+    let mut stack = Stack::start().await.unwrap();
+    let url = stack.webhook();
+    stack.jenkins().delay("computer/createItem", Duration::from_secs(6));
+    stack.ask(json!({"requestId": "slow", "label": "node", "webhookUrl": url}));
+    stack.settle().await.unwrap();
+    for _ in 0..2 {
+        stack.unhide("undelivered");
+        stack.settle().await.unwrap();
+    }
+    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert_eq!(stack.nodes().len(), 1);
+    assert_eq!(stack.active_tasks().len(), 1);
+}
+
+#[tokio::test]
+async fn a_webhooks_answer_is_read_no_further_than_it_is_of_use() {
+    let mut stack = Stack::start().await.unwrap();
+    let url = stack.webhook();
+    let endless = Response::builder().status(200).body(vec![b'x'; 40 * 1024 * 1024].into()).unwrap();
+    let path = url.strip_prefix(stack.jenkins_root()).unwrap().to_owned();
+    stack.jenkins().script(&path, [endless]);
+    stack.ask(json!({"requestId": "endless", "label": "node", "webhookUrl": url}));
+    stack.settle().await.unwrap();
+    assert_eq!(count(&stack, &path), 1, "delivered, whatever else is said");
+    assert!(stack.bodies("undelivered").is_empty());
+}

@@ -1,7 +1,7 @@
 //! The check (contract, section 8).
 
 use local::aws::Fault;
-use local::jenkins::Permission;
+use local::jenkins::{Permission, User};
 use serde_json::{Value, json};
 use tests::{Binary, CLUSTER, GROUP, REGION, Stack};
 
@@ -44,7 +44,9 @@ async fn where_all_is_well_the_check_says_what_it_found_and_changes_nothing() {
         assert!(["Get", "List", "Describe"].iter().any(|verb| action.starts_with(verb)), "{call}");
     }
     for exchange in stack.jenkins().exchanges() {
-        assert_eq!(exchange.method, http::Method::GET, "{exchange:?}");
+        // It checks an empty name; that it lets us post is what is asked.
+        let is_check = exchange.target.ends_with("/computer/checkName?value=");
+        assert!(exchange.method == http::Method::GET || is_check, "{exchange:?}");
     }
     assert!(stack.nodes().is_empty());
 }
@@ -133,6 +135,56 @@ async fn what_is_missing_outside_aws_is_found_too() {
         let found = faults(&check(&mut stack).await);
         assert!(found.iter().any(|fault| fault.contains(&missing.title())), "{missing:?}: {found:#?}");
     }
+}
+
+/// Another URL for the same controller.
+fn move_jenkins(config: &mut Value, from: &str, to: &str) {
+    for url in ["/jenkins/url", "/jenkins/webhook/url"] {
+        let url = config.pointer_mut(url).unwrap();
+        *url = format!("{}/", url.as_str().unwrap()).replace(from, to).trim_end_matches('/').into();
+    }
+}
+
+#[tokio::test]
+async fn finds_what_jenkins_itself_would_hide() {
+    // A password reads and cannot post.
+    let mut stack = Stack::start().await.unwrap();
+    let password = User {
+        api_token: None,
+        password: Some(tests::API_TOKEN.into()),
+        permissions: Permission::FOR_AGENTS.into_iter().collect(),
+    };
+    stack.jenkins().set_user("ecs-agents", password);
+    let found = faults(&check(&mut stack).await);
+    assert!(found.iter().any(|fault| fault.contains("jenkins.apiToken") && fault.contains("password")), "{found:#?}");
+
+    // createItem drops the launcher and answers 200.
+    let mut stack = Stack::start().await.unwrap();
+    stack.jenkins().remove_plugin("ssh-slaves");
+    let found = faults(&check(&mut stack).await);
+    assert!(found.iter().any(|fault| fault.contains("install the plugin ssh-slaves")), "{found:#?}");
+
+    // Jenkins answers under a name that its webhooks do not begin with.
+    let mut stack = Stack::with(|config| move_jenkins(config, "127.0.0.1", "localhost")).await.unwrap();
+    let found = faults(&check(&mut stack).await);
+    assert!(found.iter().any(|fault| fault.contains("holds http://127.0.0.1")), "{found:#?}");
+
+    // A server without Jenkins at this path.
+    let mut stack = Stack::with(|config| move_jenkins(config, "/ci/", "/elsewhere/")).await.unwrap();
+    let found = faults(&check(&mut stack).await);
+    assert!(found.iter().any(|fault| fault.contains("not at this path") && !fault.contains("VPC")), "{found:#?}");
+}
+
+#[tokio::test]
+async fn asks_for_the_webhook_step_where_no_other_webhook_is_configured() {
+    let mut stack = Stack::with(|config| {
+        config["jenkins"]["webhook"].as_object_mut().unwrap().remove("url");
+    })
+    .await
+    .unwrap();
+    stack.jenkins().remove_plugin("webhook-step");
+    let found = faults(&check(&mut stack).await);
+    assert!(found.iter().any(|fault| fault.contains("install the plugin webhook-step")), "{found:#?}");
 }
 
 #[tokio::test]

@@ -306,30 +306,37 @@ async fn check_queues(app: &App) -> Vec<Item> {
 async fn check_jenkins(app: &App) -> Vec<Item> {
     let url = app.config().jenkins.url.as_written();
     let mut items: Vec<Item> = check_webhook(app).into_iter().collect();
-    match app.jenkins.who_am_i().await {
-        Ok(who) => {
-            let version = who.version.as_deref();
-            items.push(Item::judged(
-                version.is_some(),
-                "jenkins.url",
-                format!("{url} answers as Jenkins {}", version.unwrap_or("of no version")),
-                "something else answers there: mend jenkins.url",
-            ));
-            if app.jenkins.registers_nodes() {
-                items.push(Item::judged(
-                    who.is_authenticated,
-                    "jenkins.user",
-                    format!("Jenkins takes us for {}", who.user),
-                    "mend jenkins.user and jenkins.apiToken",
-                ));
-                items.extend(check_permissions(app).await);
-            }
-        }
+    let who = match app.jenkins.who_am_i().await {
+        Ok(who) => who,
         Err(fault) => {
-            let mend = "check that the function reaches Jenkins (VPC, security groups, caCertificate) and that jenkins.user and jenkins.apiToken are right";
+            let mend = match fault.kind {
+                Kind::Setting => "change jenkins.user and jenkins.apiToken, or what stands before Jenkins",
+                _ if fault.is_final() => "there is a server, but Jenkins is not at this path of it: change jenkins.url",
+                _ => "check that the function reaches Jenkins: VPC, security groups, caCertificate",
+            };
             items.push(Item::bad("jenkins.url", format!("{url}: {fault}"), mend));
+            return items;
         }
+    };
+    let version = who.version.as_deref();
+    items.push(Item::judged(
+        version.is_some(),
+        "jenkins.url",
+        format!("{url} answers as Jenkins {}", version.unwrap_or("of no version")),
+        "something else answers there: mend jenkins.url",
+    ));
+    if app.jenkins.registers_nodes() {
+        items.push(Item::judged(
+            who.is_authenticated,
+            "jenkins.user",
+            format!("Jenkins takes us for {}", who.user),
+            "mend jenkins.user and jenkins.apiToken",
+        ));
+        items.extend(check_token(app).await);
+        items.extend(check_permissions(app).await);
     }
+    items.extend(check_own_url(app).await);
+    items.extend(check_plugins(app).await);
     items
 }
 
@@ -342,6 +349,66 @@ fn check_webhook(app: &App) -> Option<Item> {
         if is_basic { "begins with Basic: Jenkins takes it for a user's password" } else { "is there" },
         "let it be a random text, here and in Jenkins' credentials",
     ))
+}
+
+/// A password does for reading, and is refused at each POST.
+async fn check_token(app: &App) -> Option<Item> {
+    let item = "jenkins.apiToken";
+    match app.jenkins.lets_us_post().await {
+        Ok(true) => Some(Item::good(item, "Jenkins lets us post with it")),
+        Ok(false) => Some(Item::bad(
+            item,
+            "Jenkins lets us read with it and not post: it is a password, or belongs to nobody",
+            "make an API token for jenkins.user (its page in Jenkins, Security), and store that",
+        )),
+        Err(fault) => Some(Item::bad(item, fault, "could not be found out; see the message")),
+    }
+}
+
+/// Webhooks' URLs begin with what Jenkins holds for its own, and are called only on `jenkins.url`.
+async fn check_own_url(app: &App) -> Option<Item> {
+    let item = "jenkins.url.own";
+    match app.jenkins.own_url().await {
+        Ok(None) => None,
+        Ok(Some(own)) if own.is_empty() => {
+            Some(Item::bad(item, "Jenkins has no URL of its own", "set Jenkins URL in Manage Jenkins, System"))
+        }
+        Ok(Some(own)) => Some(Item::judged(
+            app.jenkins.is_root(&own),
+            item,
+            format!("Jenkins holds {own} for its own URL"),
+            "webhooks begin with that URL and are refused as another origin's: make jenkins.url the same, or mend Jenkins \
+             URL in Manage Jenkins, System",
+        )),
+        Err(fault) => Some(Item::bad(item, fault, "could not be found out; see the message")),
+    }
+}
+
+/// What has to be installed, by a class of it.
+async fn check_plugins(app: &App) -> Vec<Item> {
+    let mut templates = app.clouds.iter().flat_map(|cloud| &cloud.config.templates);
+    let logs_in = app.jenkins.registers_nodes() && templates.any(|template| template.connect == Connect::Ssh);
+    let plugins = [
+        ("ssh-slaves", "hudson.plugins.sshslaves.SSHLauncher", logs_in),
+        // Without it, notices can still go to jenkins.webhook.
+        (
+            "webhook-step",
+            "org.jenkinsci.plugins.webhookstep.RegisterWebhookStep",
+            app.config().jenkins.webhook.url.is_none(),
+        ),
+    ];
+    let items = plugins.into_iter().map(|(plugin, class, is_needed)| async move {
+        let item = format!("jenkins.plugins.{plugin}");
+        match app.jenkins.has_class(class).await {
+            Ok(Some(true)) => Some(Item::good(item, "installed")),
+            Ok(Some(false)) => {
+                Some(Item::judged(!is_needed, item, "not installed", format!("install the plugin {plugin} in Jenkins")))
+            }
+            Ok(None) => None,
+            Err(fault) => Some(Item::bad(item, fault, "could not be found out; see the message")),
+        }
+    });
+    join_all(items).await.into_iter().flatten().collect()
 }
 
 /// What the REST calls need: create, read the inbound secret and let in again, take offline, delete.

@@ -155,14 +155,6 @@ impl Jenkins {
         }
     }
 
-    /// Whether the webhook's `Authorization` is a user's for Jenkins, which then refuses whom it does not know and never
-    /// passes it on (`jenkins.security.BasicHeaderProcessor`).
-    pub fn webhook_logs_in(&self) -> bool {
-        let secrets = self.secrets.current();
-        let scheme = secrets.webhook_authorization.as_ref().and_then(|secret| secret.expose().get(..6));
-        scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("basic "))
-    }
-
     /// What is there; nothing if we may not see it.
     async fn look(&self, path: &str) -> Result<Option<http::Response<Bytes>>, Fault> {
         let call = Call::get(path);

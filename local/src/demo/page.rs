@@ -36,6 +36,10 @@ pub async fn serve(shop: Arc<Shop>, world: Arc<World>, outputs: &BTreeMap<String
     let look = Look { shop, world, urls };
     let changed = states.clone();
     tokio::spawn(async move { look.go_on(&changed).await });
+    server(states).await
+}
+
+async fn server(states: Arc<watch::Sender<String>>) -> Result<Server> {
     serve_http(move |request| {
         let states = states.clone();
         async move {
@@ -112,5 +116,48 @@ impl Look {
             "name": name, "messages": count("ApproximateNumberOfMessages"),
             "inFlight": count("ApproximateNumberOfMessagesNotVisible"),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    /// What is served there, line by line.
+    async fn get(server: &Server, path: &str) -> Result<tokio::io::Lines<BufReader<TcpStream>>> {
+        let mut stream = TcpStream::connect(server.address).await?;
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: page\r\n\r\n").as_bytes()).await?;
+        Ok(BufReader::new(stream).lines())
+    }
+
+    async fn line_with(lines: &mut tokio::io::Lines<BufReader<TcpStream>>, text: &str) -> Result<bool> {
+        while let Some(line) = lines.next_line().await? {
+            if line.contains(text) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    #[tokio::test]
+    async fn a_page_that_is_opened_sees_the_present_state_and_each_change() -> Result<()> {
+        let states = Arc::new(watch::Sender::new(r#"{"state": 1}"#.to_owned()));
+        let server = server(states.clone()).await?;
+        let mut events = get(&server, "/events").await?;
+        assert!(line_with(&mut events, r#"data: {"state": 1}"#).await?);
+        states.send_replace(r#"{"state": 2}"#.to_owned());
+        assert!(line_with(&mut events, r#"data: {"state": 2}"#).await?);
+        assert!(line_with(&mut get(&server, "/").await?, "new EventSource(\"events\")").await?);
+        assert!(line_with(&mut get(&server, "/other").await?, "404").await?);
+        Ok(())
+    }
+
+    #[test]
+    fn the_page_loads_nothing_from_elsewhere() {
+        assert!(!PAGE.contains("//cdn") && !PAGE.contains("http:") && !PAGE.contains("https:"));
+        assert!(!PAGE.contains("innerHTML"));
     }
 }

@@ -4,6 +4,8 @@
 //! environment. What EventBridge, the event sources and the minute do on AWS, [`Stack::settle`] and [`Stack::sweep`] do
 //! here. A test looks at what came of it: AWS' journal, the queues, Jenkins' nodes and what arrived at its webhooks.
 
+pub mod edge;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use anyhow::Context as _;
 use aws_config::SdkConfig;
 use lambda_runtime::{LambdaEvent, service_fn};
 use serde_json::Value;
@@ -51,9 +52,16 @@ where
 }
 
 async fn start(environment: Environment) -> Result<App, SettingsFaults> {
-    let http = Http::with_tls(None).map_err(|error| SettingsFaults(vec![error.to_string()]))?;
+    let http = http(&environment).map_err(|error| SettingsFaults(vec![format!("{error:#}")]))?;
     let sdk = aws::sdk_config(&environment, &http);
     build(&sdk, environment, Clock::system(), http).await
+}
+
+/// Trusts the public authorities, and those of `AWS_CA_BUNDLE`, as the SDKs for other languages do.
+fn http(environment: &Environment) -> anyhow::Result<Http> {
+    let Some(path) = environment("AWS_CA_BUNDLE") else { return Http::with_tls(None) };
+    let pem = std::fs::read_to_string(&path).with_context(|| format!("AWS_CA_BUNDLE: cannot read {path}"))?;
+    Http::with_tls(Some(&pem)).with_context(|| format!("AWS_CA_BUNDLE: {path}"))
 }
 
 /// Builds what an invocation works with. `http` is for what does not go through the SDK.

@@ -1,6 +1,7 @@
 //! The environment and the configuration, as a start meets them (contract, sections 1 and 2).
 
 use serde_json::{Value, json};
+use tests::edge::Edge;
 use tests::{Binary, Stack};
 
 /// What a start that fails says, and its exit code.
@@ -222,4 +223,27 @@ async fn several_regions_and_accounts_stand_side_by_side() {
     }
     assert!(stack.nodes().is_empty());
     assert!(stack.active_tasks().is_empty());
+}
+
+/// As where AWS is reached through a proxy that inspects TLS.
+#[tokio::test]
+async fn aws_is_trusted_by_the_authority_of_aws_ca_bundle() {
+    let mut stack = Stack::start().await.unwrap();
+    let (edge, authority) = Edge::tls(stack.env("AWS_ENDPOINT_URL")).await.unwrap();
+    stack.set_env("AWS_ENDPOINT_URL", Some(&edge.url));
+    let said = failed_start(&mut stack, Binary::Request).await;
+    assert!(said.contains("UnknownIssuer"), "{said}");
+
+    let bundle = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&bundle, authority).unwrap();
+    stack.kill(Binary::Request);
+    stack.set_env("AWS_CA_BUNDLE", bundle.path().to_str());
+    stack.ask(json!({"requestId": "over-tls", "label": "maven"}));
+    assert_eq!(stack.poll(Binary::Request, "requests").await.unwrap(), 1);
+    assert_eq!(stack.active_tasks().len(), 1);
+
+    stack.kill(Binary::Request);
+    stack.set_env("AWS_CA_BUNDLE", Some("/nowhere/bundle.pem"));
+    let said = failed_start(&mut stack, Binary::Request).await;
+    assert!(said.contains("AWS_CA_BUNDLE: cannot read /nowhere/bundle.pem"), "{said}");
 }

@@ -40,6 +40,8 @@ pub fn sdk_config(environment: &Environment, http: &Http) -> SdkConfig {
         .time_source(SystemTimeSource::new())
         .service_config(Endpoints(environment.clone()));
     sdk.set_sleep_impl(default_async_sleep());
+    // Lambda keeps the clock.
+    sdk.set_disable_clock_skew_correction(Some(true));
     sdk.set_endpoint_url(environment("AWS_ENDPOINT_URL"));
     sdk.set_use_fips(is_set("AWS_USE_FIPS_ENDPOINT"));
     sdk.set_use_dual_stack(is_set("AWS_USE_DUALSTACK_ENDPOINT"));

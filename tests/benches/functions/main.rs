@@ -8,7 +8,6 @@
 
 mod beside;
 mod callgrind;
-mod edge;
 mod guard;
 mod world;
 

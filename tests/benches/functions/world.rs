@@ -7,10 +7,10 @@ use anyhow::{Context as _, Result, ensure};
 use local::aws::Fault;
 use local::lambda::Function;
 use serde_json::{Value, json};
+use tests::edge::Edge;
 use tests::{Binary, Stack};
 
 use crate::FLOOR;
-use crate::edge::Edge;
 
 /// The folder of the functions that are measured.
 const BINARIES: &str = "BENCHMARK_FUNCTIONS";

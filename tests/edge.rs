@@ -22,11 +22,17 @@ pub struct Edge {
 
 impl Edge {
     /// Opens one to `url`, plain.
+    ///
+    /// # Errors
+    /// When no port could be had.
     pub async fn plain(url: &str) -> Result<Self> {
         Self::open(url, None).await
     }
 
     /// Opens one to `url` over TLS: with it, the PEM certificate of its authority.
+    ///
+    /// # Errors
+    /// When no port could be had.
     pub async fn tls(url: &str) -> Result<(Self, String)> {
         let key = KeyPair::generate()?;
         let mut authority = CertificateParams::default();

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use crate::aws::Lazy;
 use crate::aws::queues::Queues;
 use crate::cloud::{Cloud, Clouds};
 use crate::config::{Config, Settings};
@@ -41,7 +42,7 @@ pub struct App {
     pub queues: Queues,
     pub jenkins: Arc<Jenkins>,
     pub notifier: Notifier,
-    pub sts: aws_sdk_sts::Client,
+    pub sts: Lazy<aws_sdk_sts::Client>,
     pub clock: Clock,
     pub memory: Memory,
 }

@@ -112,7 +112,8 @@ pub async fn each(
     work: impl AsyncFn(&Item) -> Result<(), Fault>,
 ) -> Result<Value> {
     let results = items(event)?.into_iter().map(|item| async {
-        let result = guarded(invocation, work(&item)).await;
+        // Boxed: a message's way is long, and would be copied whenever the batch is.
+        let result = guarded(invocation, Box::pin(work(&item))).await;
         (item, result)
     });
     let results = futures::future::join_all(results).await;

@@ -7,6 +7,7 @@ use aws_config::{Region, SdkConfig};
 use aws_credential_types::provider::SharedCredentialsProvider;
 
 use crate::arn::{ClusterArn, TaskArn};
+use crate::aws::Lazy;
 use crate::aws::autoscaling::Groups;
 use crate::aws::ec2;
 use crate::aws::ecs::Cluster;
@@ -37,8 +38,8 @@ impl Cloud {
         let regional = regional.build();
         Self {
             index,
-            cluster: Cluster::new(aws_sdk_ecs::Client::new(&regional), &config.cluster),
-            groups: Groups::new(aws_sdk_autoscaling::Client::new(&regional)),
+            cluster: Cluster::new(Lazy::new(&regional, aws_sdk_ecs::Client::new), &config.cluster),
+            groups: Groups::new(Lazy::new(&regional, aws_sdk_autoscaling::Client::new)),
             ec2: ec2::Client::new(&regional, http),
             config,
         }

@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use aws_sdk_ssm::types::Parameter;
 use base64::Engine as _;
 
+use crate::aws::Lazy;
 use crate::config::{Config, SecretRef};
 use crate::fault::Fault;
 
@@ -101,7 +102,7 @@ pub type Environment = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
 /// Where the secrets come from, and what they were when last read.
 pub struct SecretStore {
     references: Vec<(&'static str, SecretRef)>,
-    ssm: Option<aws_sdk_ssm::Client>,
+    ssm: Option<Lazy<aws_sdk_ssm::Client>>,
     environment: Environment,
     current: RwLock<Arc<Secrets>>,
 }
@@ -124,7 +125,7 @@ impl SecretStore {
     /// One line for each secret that could not be read.
     pub async fn read(
         config: &Config,
-        ssm: aws_sdk_ssm::Client,
+        ssm: impl Into<Lazy<aws_sdk_ssm::Client>>,
         environment: Environment,
     ) -> Result<Self, Vec<String>> {
         let jenkins = &config.jenkins;
@@ -137,7 +138,7 @@ impl SecretStore {
         let references = references.into_iter().filter_map(|(path, reference)| Some((path, reference.clone()?)));
         // What names nothing is a fault of the configuration, which tells it.
         let references = references.filter(|(_, reference)| !reference.name().trim().is_empty()).collect();
-        let store = Self { references, ssm: Some(ssm), environment, current: RwLock::default() };
+        let store = Self { references, ssm: Some(ssm.into()), environment, current: RwLock::default() };
         store.refresh().await?;
         Ok(store)
     }

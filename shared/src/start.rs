@@ -9,9 +9,9 @@ use lambda_runtime::{LambdaEvent, service_fn};
 use serde_json::Value;
 
 use crate::app::{App, Clock};
-use crate::aws;
 use crate::aws::bus::Bus;
 use crate::aws::queues::Queues;
+use crate::aws::{self, Lazy};
 use crate::batch::Invocation;
 use crate::cloud::Clouds;
 use crate::config::settings::{self, SettingsFaults};
@@ -69,7 +69,7 @@ fn http(environment: &Environment) -> anyhow::Result<Http> {
 /// # Errors
 /// Every setting that is missing or wrong.
 pub async fn build(sdk: &SdkConfig, environment: Environment, clock: Clock, http: Http) -> Result<App, SettingsFaults> {
-    let ssm = aws_sdk_ssm::Client::new(sdk);
+    let ssm = Lazy::new(sdk, aws_sdk_ssm::Client::new);
     let (settings, secrets) = settings::load(environment, ssm).await?;
     let to_jenkins = match &secrets.current().ca_certificate {
         Some(pem) => Http::with_tls(Some(pem.expose()))
@@ -78,8 +78,8 @@ pub async fn build(sdk: &SdkConfig, environment: Environment, clock: Clock, http
     };
     let config = &settings.config;
     let jenkins = Arc::new(Jenkins::new(to_jenkins, &config.jenkins, Arc::new(secrets)));
-    let queues = Queues::new(aws_sdk_sqs::Client::new(sdk), settings.queues.clone());
-    let bus = config.event_bus.as_ref().map(|name| Bus::new(aws_sdk_eventbridge::Client::new(sdk), name));
+    let queues = Queues::new(Lazy::new(sdk, aws_sdk_sqs::Client::new), settings.queues.clone());
+    let bus = config.event_bus.as_ref().map(|name| Bus::new(Lazy::new(sdk, aws_sdk_eventbridge::Client::new), name));
     Ok(App {
         clouds: Clouds::new(sdk, &http, &config.clouds).await,
         notifier: Notifier {
@@ -91,7 +91,7 @@ pub async fn build(sdk: &SdkConfig, environment: Environment, clock: Clock, http
         },
         queues,
         jenkins,
-        sts: aws_sdk_sts::Client::new(sdk),
+        sts: Lazy::new(sdk, aws_sdk_sts::Client::new),
         clock,
         memory: Memory::default(),
         settings,

@@ -32,6 +32,8 @@ pub async fn handle(app: &App, invocation: &Invocation, event: Value) -> Result<
 }
 
 /// Every record for itself, but for what they share: how many agents there are, and room.
+///
+/// What a record's way can come to is boxed: it is 100 KB and more, and would be copied at each step.
 async fn answer(app: &App, invocation: &Invocation, items: Vec<Item>) -> SqsBatchResponse {
     let admitted: Vec<_> = items.iter().map(|item| admit(app, item)).collect();
     let mut counts = count(app, invocation, &admitted).await;
@@ -40,8 +42,8 @@ async fn answer(app: &App, invocation: &Invocation, items: Vec<Item>) -> SqsBatc
     let placed = items.iter().zip(&admitted).zip(splits).map(|((item, admitted), split)| async move {
         guarded(invocation, async {
             match admitted {
-                Ok(order) => placing::place(app, item, order, split?).await,
-                Err(refused) => failure::refuse(app, item, refused).await.map(|()| Placed::default()),
+                Ok(order) => Box::pin(placing::place(app, item, order, split?)).await,
+                Err(refused) => Box::pin(failure::refuse(app, item, refused)).await.map(|()| Placed::default()),
             }
         })
         .await
@@ -56,12 +58,16 @@ async fn answer(app: &App, invocation: &Invocation, items: Vec<Item>) -> SqsBatc
     let rooms = &rooms;
     let finished = items.iter().zip(&admitted).zip(placed).map(|((item, admitted), placed)| async move {
         let result = match (admitted, placed) {
-            (Ok(order), Ok(placed)) => guarded(invocation, room::wait(app, item, order, placed.blocked, rooms)).await,
+            (Ok(order), Ok(placed)) => {
+                guarded(invocation, Box::pin(room::wait(app, item, order, placed.blocked, rooms))).await
+            }
             (Err(_), Ok(_)) => Ok(()),
             (_, Err(fault)) => Err(fault),
         };
         match result {
-            Err(fault) => guarded(invocation, failure::give_up_or_retry(app, item, admitted.as_ref(), fault)).await,
+            Err(fault) => {
+                guarded(invocation, Box::pin(failure::give_up_or_retry(app, item, admitted.as_ref(), fault))).await
+            }
             done => done,
         }
     });

@@ -62,7 +62,7 @@ pub(crate) async fn place(app: &App, item: &Item, order: &Order<'_>, split: Spli
     let ends = join_all(split.placeable.into_iter().map(|index| async move {
         let name = order.name(&app.settings.agent_name_prefix, index);
         let agent = Agent { order, index, name: &name, cloud };
-        (index, start(app, item, agent, container).await)
+        (index, Box::pin(start(app, item, agent, container)).await)
     }))
     .await;
     let mut placed = Placed::default();

@@ -65,7 +65,7 @@ async fn task_changed(app: &App, invocation: &Invocation, task: &Task) -> Result
         }
     };
     let (name, arn) = (name.as_str(), &task.arn);
-    match guarded(invocation, work).await {
+    match guarded(invocation, Box::pin(work)).await {
         Ok(()) => Ok(()),
         Err(fault) if fault.is_final() => {
             tracing::error!(agent.name = name, task.arn = arn, error = %fault, "not reported; the sweep makes up for it");

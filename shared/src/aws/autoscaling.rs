@@ -3,6 +3,7 @@
 use aws_sdk_autoscaling::Client;
 use aws_sdk_autoscaling::types::{self as sdk, ScalingActivityStatusCode};
 
+use super::Lazy;
 use super::open_enum::open_enum;
 use crate::fault::Fault;
 
@@ -77,11 +78,11 @@ impl Default for GroupInstance {
 
 /// The Auto Scaling groups of one region and account.
 #[derive(Debug, Clone)]
-pub struct Groups(Client);
+pub struct Groups(Lazy<Client>);
 
 impl Groups {
-    pub fn new(client: Client) -> Self {
-        Self(client)
+    pub fn new(client: impl Into<Lazy<Client>>) -> Self {
+        Self(client.into())
     }
 
     /// DescribeAutoScalingGroups for one group; none if there is no such group.

@@ -3,18 +3,19 @@
 use aws_sdk_eventbridge::Client;
 use aws_sdk_eventbridge::types::PutEventsRequestEntry;
 
+use super::Lazy;
 use crate::fault::Fault;
 
 /// An event bus and the client that reaches it.
 #[derive(Debug, Clone)]
 pub struct Bus {
-    client: Client,
+    client: Lazy<Client>,
     name: String,
 }
 
 impl Bus {
-    pub fn new(client: Client, name: impl Into<String>) -> Self {
-        Self { client, name: name.into() }
+    pub fn new(client: impl Into<Lazy<Client>>, name: impl Into<String>) -> Self {
+        Self { client: client.into(), name: name.into() }
     }
 
     /// Puts a notice on the bus.

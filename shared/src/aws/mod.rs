@@ -5,8 +5,11 @@ pub mod autoscaling;
 pub mod bus;
 pub mod ec2;
 pub mod ecs;
+mod lazy;
 mod open_enum;
 pub mod queues;
+
+pub use lazy::Lazy;
 
 use std::time::Duration;
 

@@ -8,6 +8,7 @@ pub use aws_sdk_sqs::types::QueueAttributeName;
 use aws_sdk_sqs::types::{ChangeMessageVisibilityBatchRequestEntry, MessageAttributeValue};
 use futures::stream::{self, StreamExt as _};
 
+use super::Lazy;
 use crate::config::QueueUrls;
 use crate::fault::Fault;
 
@@ -28,13 +29,13 @@ pub struct Received {
 /// The queues of the stack.
 #[derive(Debug, Clone)]
 pub struct Queues {
-    client: Client,
+    client: Lazy<Client>,
     pub urls: QueueUrls,
 }
 
 impl Queues {
-    pub fn new(client: Client, urls: QueueUrls) -> Self {
-        Self { client, urls }
+    pub fn new(client: impl Into<Lazy<Client>>, urls: QueueUrls) -> Self {
+        Self { client: client.into(), urls }
     }
 
     /// Puts a message that can never work into the rejected queue, as it is, with the reason.

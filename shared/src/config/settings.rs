@@ -5,6 +5,7 @@ use std::fmt;
 use aws_sdk_ssm::Client;
 
 use super::{Config, Document, from_documents, is_word};
+use crate::aws::Lazy;
 use crate::fault::Fault;
 use crate::secret::{Environment, SecretStore};
 
@@ -63,7 +64,11 @@ const _: () = assert!(LONGEST_PREFIX + 64 + 1 + 12 <= 128);
 ///
 /// # Errors
 /// Every setting and every secret at fault.
-pub async fn load(environment: Environment, ssm: Client) -> Result<(Settings, SecretStore), SettingsFaults> {
+pub async fn load(
+    environment: Environment,
+    ssm: impl Into<Lazy<Client>>,
+) -> Result<(Settings, SecretStore), SettingsFaults> {
+    let ssm = ssm.into();
     let mut faults = Vec::new();
     let mut queue = |name: &str| match environment(name) {
         Some(url) if url::Url::parse(&url).is_ok_and(|url| url.has_host()) => url,

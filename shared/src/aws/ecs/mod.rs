@@ -19,6 +19,7 @@ pub use task::{
     Pair, Task, TaskFilter, TaskStatus,
 };
 
+use super::Lazy;
 use crate::fault::Fault;
 
 /// The tag that says whose a task is.
@@ -33,14 +34,14 @@ pub const IDLE_SINCE_TAG: &str = "jenkins-ecs-agents:idle-since";
 /// A cluster and the client that reaches it.
 #[derive(Debug, Clone)]
 pub struct Cluster {
-    client: Client,
+    client: Lazy<Client>,
     /// Name or ARN, as configured.
     name: String,
 }
 
 impl Cluster {
-    pub fn new(client: Client, name: impl Into<String>) -> Self {
-        Self { client, name: name.into() }
+    pub fn new(client: impl Into<Lazy<Client>>, name: impl Into<String>) -> Self {
+        Self { client: client.into(), name: name.into() }
     }
 
     /// Name or ARN, as configured.

@@ -41,7 +41,7 @@ pub struct PlacementFailure {
 impl Cluster {
     /// Starts a task.
     pub async fn run_task(&self, input: RunTaskInputBuilder) -> RunTaskOutcome {
-        match input.cluster(&self.name).send_with(&self.client).await {
+        match Box::pin(input.cluster(&self.name).send_with(&self.client)).await {
             Ok(answer) => match answer.tasks.unwrap_or_default().into_iter().next() {
                 Some(task) => RunTaskOutcome::Started(Box::new(task.into())),
                 None => of_failures(answer.failures.unwrap_or_default()),

@@ -1,7 +1,9 @@
 //! The local stack: AWS and Jenkins on one machine, for the demo, the tests and the benchmark alike.
 
 pub mod aws;
+pub mod cloudformation;
 pub mod demo;
 pub mod http;
+pub mod iam;
 pub mod jenkins;
 pub mod lambda;

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::Ecs;
 use super::ecs::input::{list, short, strings, text};
 use super::wire::Asked;
+use super::{ApiError, Ecs};
 
 /// One question to IAM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +43,15 @@ impl Access {
             let value = text(tag, "value").unwrap_or_default();
             access.with(format!("aws:RequestTag/{key}"), value).with("aws:TagKeys", key)
         })
+    }
+}
+
+/// How a service says that IAM denied a call: in its protocol's own words ("Common Errors", EC2's "Error codes").
+pub(super) fn denied(service: &str, message: String) -> ApiError {
+    match service {
+        "autoscaling" | "sqs" | "sts" => ApiError { status: 403, ..ApiError::new("AccessDenied", message) },
+        "ec2" => ApiError { status: 403, ..ApiError::new("UnauthorizedOperation", message) },
+        _ => ApiError::new("AccessDeniedException", message),
     }
 }
 

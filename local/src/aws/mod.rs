@@ -74,6 +74,9 @@ pub struct Call {
     pub lost: bool,
 }
 
+/// Decides whether an access key may do what it asks for.
+pub type Guard = Box<dyn FnMut(&str, &[Access]) -> Result<(), String> + Send>;
+
 /// An answer and what is to become of it on its way.
 #[derive(Debug)]
 pub struct Answer {
@@ -100,6 +103,8 @@ pub struct Aws {
     pub bus: Bus,
     /// What goes wrong.
     pub faults: Faults,
+    /// IAM: answers why an access key may not do what it asks for. Without one, everybody may do everything.
+    pub guard: Option<Guard>,
     /// Every call.
     pub journal: Vec<Call>,
     region: String,
@@ -116,6 +121,7 @@ impl Aws {
             parameters: Parameters::default(),
             bus: Bus::default(),
             faults: Faults::default(),
+            guard: None,
             journal: Vec::new(),
             region: region.to_owned(),
             account: account.to_owned(),
@@ -140,8 +146,10 @@ impl Aws {
         let scene = Scene { ecs, region: &region, account: &account, key: self.parameters.key.as_deref() };
         let accesses = scene.accesses(&asked);
         let fault = self.faults.next(asked.service, &asked.action);
-        let result = match &fault {
-            Some(Fault::Error(error)) => Err(error.clone()),
+        let guarded = self.guard.as_mut().map_or(Ok(()), |guard| guard(asked.access_key(), &accesses));
+        let result = match (&fault, guarded) {
+            (_, Err(message)) => Err(access::denied(asked.service, message)),
+            (Some(Fault::Error(error)), _) => Err(error.clone()),
             _ => self.call(&asked, &region, &account, now),
         };
         let lost = matches!(fault, Some(Fault::Lost));

@@ -1,0 +1,331 @@
+//! IAM's decision about one access: allowed where a statement allows it and none denies it ("Policy evaluation logic").
+//! An operator or element that is not known here is an error: a policy that nobody can evaluate proves nothing.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::aws::Access;
+use crate::cloudformation::Stack;
+
+/// One statement of a role's policies.
+#[derive(Debug, Clone)]
+pub struct Statement {
+    /// Its Sid, unique in its role.
+    pub sid: String,
+    allows: bool,
+    /// As they are written, stars and all.
+    pub actions: Vec<String>,
+    /// As they are written, stars and all.
+    pub resources: Vec<String>,
+    conditions: Vec<Condition>,
+}
+
+#[derive(Debug, Clone)]
+struct Condition {
+    key: String,
+    quantifier: Quantifier,
+    operator: Operator,
+    if_exists: bool,
+    values: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Quantifier {
+    /// The request's key has one value.
+    One,
+    /// `ForAllValues:`, true where the key is missing.
+    All,
+    /// `ForAnyValue:`, false where the key is missing.
+    Any,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Operator {
+    Equals,
+    NotEquals,
+    Like,
+    NotLike,
+    Null,
+}
+
+/// What a role may do.
+#[derive(Debug, Clone, Default)]
+pub struct Role {
+    /// Its statements, those of its managed policies too.
+    pub statements: Vec<Statement>,
+}
+
+impl Role {
+    /// A role of a stack, with the managed policies of the same stack.
+    ///
+    /// # Errors
+    /// When a policy is not understood.
+    pub fn of(stack: &Stack, id: &str) -> Result<Self> {
+        let properties = stack.properties(id)?;
+        let mut documents: Vec<Value> = properties["Policies"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|policy| policy["PolicyDocument"].clone())
+            .collect();
+        for arn in properties["ManagedPolicyArns"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+            let ids = stack.of_type("AWS::IAM::ManagedPolicy")?;
+            let policy = ids.into_iter().find(|id| stack.attribute(id, "Ref").is_ok_and(|own| own == arn));
+            documents.push(
+                stack.properties(policy.with_context(|| format!("{arn} is of another stack"))?)?["PolicyDocument"]
+                    .clone(),
+            );
+        }
+        let mut role = Self::default();
+        for document in &documents {
+            for statement in document["Statement"].as_array().context("a policy without statements")? {
+                let statement = Statement::read(statement).with_context(|| format!("{id}: {statement}"))?;
+                ensure!(
+                    role.statements.iter().all(|other| other.sid != statement.sid),
+                    "{id} has {} twice",
+                    statement.sid
+                );
+                role.statements.push(statement);
+            }
+        }
+        Ok(role)
+    }
+
+    /// The statements that allow an access.
+    ///
+    /// # Errors
+    /// When none does, or one denies it.
+    pub fn decide(&self, access: &Access) -> Result<Vec<&Statement>, String> {
+        let matching: Vec<_> = self.statements.iter().filter(|statement| statement.matches(access)).collect();
+        let denied = || {
+            let near =
+                self.statements.iter().filter(|statement| statement.names(access)).map(|statement| &statement.sid);
+            let keys = access.keys.iter().map(|(key, values)| format!(" {key}={}", values.join(",")));
+            let near: Vec<_> = near.cloned().collect();
+            format!(
+                "not authorized to perform: {} on resource: {}{} (statements with that action: {})",
+                access.action,
+                access.resource,
+                keys.collect::<String>(),
+                if near.is_empty() { "none".into() } else { near.join(", ") }
+            )
+        };
+        if matching.is_empty() || matching.iter().any(|statement| !statement.allows) {
+            Err(denied())
+        } else {
+            Ok(matching)
+        }
+    }
+}
+
+impl Statement {
+    fn read(statement: &Value) -> Result<Self> {
+        for element in statement.as_object().context("no statement")?.keys() {
+            ensure!(
+                ["Sid", "Effect", "Action", "Resource", "Condition"].contains(&element.as_str()),
+                "{element} is not understood"
+            );
+        }
+        let mut conditions = Vec::new();
+        for (operator, keys) in statement["Condition"].as_object().into_iter().flatten() {
+            for (key, values) in keys.as_object().context("no condition")? {
+                conditions.push(Condition::read(operator, key, values)?);
+            }
+        }
+        Ok(Self {
+            sid: statement["Sid"].as_str().context("a statement without Sid")?.to_owned(),
+            allows: match statement["Effect"].as_str() {
+                Some("Allow") => true,
+                Some("Deny") => false,
+                other => bail!("Effect {other:?}"),
+            },
+            actions: texts(&statement["Action"])?,
+            resources: texts(&statement["Resource"])?,
+            conditions,
+        })
+    }
+
+    /// Whether one of its actions is meant. Actions know no case.
+    pub fn names(&self, access: &Access) -> bool {
+        let action = access.action.to_lowercase();
+        self.actions.iter().any(|pattern| like(&pattern.to_lowercase(), &action))
+    }
+
+    fn matches(&self, access: &Access) -> bool {
+        // A call on all resources of a kind is allowed only by a statement about all of them.
+        self.names(access)
+            && self.resources.iter().any(|pattern| like(pattern, &access.resource))
+            && self.conditions.iter().all(|condition| condition.holds(&access.keys))
+    }
+}
+
+impl Condition {
+    fn read(operator: &str, key: &str, values: &Value) -> Result<Self> {
+        let (quantifier, rest) = match operator.split_once(':') {
+            Some(("ForAllValues", rest)) => (Quantifier::All, rest),
+            Some(("ForAnyValue", rest)) => (Quantifier::Any, rest),
+            Some(_) => bail!("the condition operator {operator} is not understood"),
+            None => (Quantifier::One, operator),
+        };
+        let bare = rest.strip_suffix("IfExists").unwrap_or(rest);
+        let operator = match bare {
+            "StringEquals" | "Bool" => Operator::Equals,
+            "StringNotEquals" => Operator::NotEquals,
+            // "ArnEquals and ArnLike behave identically."
+            "StringLike" | "ArnLike" | "ArnEquals" => Operator::Like,
+            "StringNotLike" | "ArnNotLike" | "ArnNotEquals" => Operator::NotLike,
+            "Null" => Operator::Null,
+            _ => bail!("the condition operator {operator} is not understood"),
+        };
+        Ok(Self { key: key.to_owned(), quantifier, operator, if_exists: bare != rest, values: texts(values)? })
+    }
+
+    fn holds(&self, keys: &BTreeMap<String, Vec<String>>) -> bool {
+        // The names of condition keys know no case.
+        let given = keys.iter().find(|(key, _)| key.eq_ignore_ascii_case(&self.key)).map(|(_, values)| values);
+        if self.operator == Operator::Null {
+            return self.values == [given.is_none().to_string()];
+        }
+        let Some(given) = given else {
+            let negated = matches!(self.operator, Operator::NotEquals | Operator::NotLike);
+            return self.if_exists
+                || match self.quantifier {
+                    Quantifier::All => true,
+                    Quantifier::Any => false,
+                    Quantifier::One => negated,
+                };
+        };
+        match self.quantifier {
+            Quantifier::Any => given.iter().any(|value| self.fits(value)),
+            Quantifier::One | Quantifier::All => given.iter().all(|value| self.fits(value)),
+        }
+    }
+
+    fn fits(&self, value: &str) -> bool {
+        let mut values = self.values.iter();
+        match self.operator {
+            Operator::Equals => values.any(|wanted| wanted == value),
+            Operator::NotEquals => values.all(|wanted| wanted != value),
+            Operator::Like => values.any(|wanted| like(wanted, value)),
+            Operator::NotLike => values.all(|wanted| !like(wanted, value)),
+            Operator::Null => false,
+        }
+    }
+}
+
+/// A string, a Boolean, or a list of them.
+fn texts(value: &Value) -> Result<Vec<String>> {
+    let one = |value: &Value| match value {
+        Value::String(text) => Ok(text.clone()),
+        Value::Bool(value) => Ok(value.to_string()),
+        other => bail!("{other} is no text"),
+    };
+    match value {
+        Value::Array(values) => values.iter().map(one).collect(),
+        value => Ok(vec![one(value)?]),
+    }
+}
+
+/// Whether a text fits a pattern in which `*` stands for any characters and `?` for one.
+fn like(pattern: &str, text: &str) -> bool {
+    let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
+    let (mut at, mut position) = (0, 0);
+    let mut star = None;
+    while position < text.len() {
+        match pattern.get(at) {
+            Some('*') => {
+                star = Some((at, position));
+                at += 1;
+            }
+            Some(&wanted) if wanted == '?' || wanted == text[position] => {
+                at += 1;
+                position += 1;
+            }
+            _ => match star {
+                Some((back, taken)) => {
+                    star = Some((back, taken + 1));
+                    at = back + 1;
+                    position = taken + 1;
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[at..].iter().all(|&rest| rest == '*')
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test ends where something is not as it has to be")]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn access(action: &str, resource: &str, keys: &[(&str, &[&str])]) -> Access {
+        let keys = keys
+            .iter()
+            .map(|(key, values)| ((*key).to_owned(), values.iter().map(|&value| value.to_owned()).collect()));
+        Access { action: action.into(), resource: resource.into(), keys: keys.collect() }
+    }
+
+    fn role(statements: Value) -> Role {
+        let statements = statements.as_array().unwrap().iter().map(|statement| Statement::read(statement).unwrap());
+        Role { statements: statements.collect() }
+    }
+
+    #[test]
+    fn patterns_have_stars_and_question_marks() {
+        for (pattern, text, fits) in [
+            ("*", "", true),
+            ("a*c", "abbc", true),
+            ("a*c", "abcd", false),
+            ("a?c", "abc", true),
+            ("a?c", "ac", false),
+            ("*:task/*", "arn:aws:ecs:r:1:task/c/1", true),
+            ("jenkins-*", "jenkins", false),
+            ("a*b*c", "aXbYbZc", true),
+        ] {
+            assert_eq!(like(pattern, text), fits, "{pattern} {text}");
+        }
+    }
+
+    #[test]
+    fn conditions_hold_as_their_operators_say() {
+        let holds = |operator: &str, values: Value, given: &[(&str, &[&str])]| {
+            Condition::read(operator, "k", &values).unwrap().holds(&access("", "", given).keys)
+        };
+        assert!(holds("StringEquals", json!("v"), &[("k", &["v"])]));
+        assert!(!holds("StringEquals", json!("v"), &[("k", &["V"])]));
+        assert!(!holds("StringEquals", json!("v"), &[]), "a missing key fits nothing");
+        assert!(holds("StringEqualsIfExists", json!("v"), &[]));
+        assert!(holds("StringNotEquals", json!("v"), &[]), "a missing key differs");
+        assert!(holds("ArnEquals", json!(["x", "arn:*:c"]), &[("K", &["arn:a:c"])]), "keys know no case");
+        assert!(holds("ForAllValues:StringEquals", json!(["a", "b"]), &[("k", &["a", "b"])]));
+        assert!(!holds("ForAllValues:StringEquals", json!(["a"]), &[("k", &["a", "b"])]));
+        assert!(holds("ForAllValues:StringEquals", json!(["a"]), &[]), "true of no values");
+        assert!(holds("ForAnyValue:StringLike", json!("b*"), &[("k", &["a", "bc"])]));
+        assert!(!holds("ForAnyValue:StringLike", json!("b*"), &[]));
+        assert!(holds("Null", json!("false"), &[("k", &["a"])]));
+        assert!(!holds("Null", json!(false), &[]));
+        assert!(Condition::read("NumericEquals", "k", &json!("1")).is_err());
+    }
+
+    #[test]
+    fn a_denial_beats_what_allows() {
+        let role = role(json!([
+            {"Sid": "All", "Effect": "Allow", "Action": "sqs:*", "Resource": "*"},
+            {"Sid": "Not", "Effect": "Deny", "Action": "sqs:SendMessage", "Resource": "arn:b"},
+        ]));
+        assert_eq!(role.decide(&access("sqs:sendmessage", "arn:a", &[])).unwrap()[0].sid, "All");
+        assert!(role.decide(&access("sqs:SendMessage", "arn:b", &[])).is_err());
+        assert!(role.decide(&access("sns:Publish", "arn:a", &[])).unwrap_err().contains("none"));
+    }
+
+    #[test]
+    fn what_cannot_be_evaluated_is_no_policy() {
+        let statement = json!({"Sid": "S", "Effect": "Allow", "NotAction": "x", "Resource": "*"});
+        assert!(Statement::read(&statement).is_err());
+    }
+}

@@ -15,13 +15,17 @@ use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use http::HeaderMap;
 use jiff::Timestamp;
-use local::aws::Aws;
 use local::aws::ecs::Task;
+use local::aws::{Aws, Ecs};
 use local::http::{Server, lock, serve_aws, serve_on};
 use local::jenkins::{Delay, Jenkins, Permission};
 use local::lambda::{Function, Outcome};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+
+pub mod roles;
+
+use roles::{Roles, Seen};
 
 /// The home region.
 pub const REGION: &str = "eu-west-1";
@@ -129,6 +133,9 @@ pub struct Stack {
     jenkins_root: String,
     slow: Slow,
     webhook: String,
+    config: Value,
+    seen: Arc<Mutex<Seen>>,
+    allows_denials: bool,
     _aws_server: Server,
 }
 
@@ -159,6 +166,8 @@ impl Stack {
 
         let mut config = configuration(&root, &webhook);
         change(&mut config);
+        let (guard, seen) = Roles::guard(config.clone(), None);
+        aws.guard = Some(guard);
         let mut environment: BTreeMap<String, String> = [
             ("AGENTS_CONFIG", format!("inline:{config}")),
             ("AWS_REGION", REGION.into()),
@@ -183,6 +192,9 @@ impl Stack {
             jenkins_root: root,
             slow,
             webhook,
+            config,
+            seen,
+            allows_denials: false,
             aws,
             jenkins,
             environment,
@@ -247,6 +259,26 @@ impl Stack {
             Some(value) => self.environment.insert(name.into(), value.into()),
             None => self.environment.remove(name),
         };
+    }
+
+    /// Encrypts the parameters with a key of the customer's, which the stack is told.
+    pub fn encrypt_with(&mut self, key: &str) {
+        let (guard, seen) = Roles::guard(self.config.clone(), Some(key.to_owned()));
+        self.seen = seen;
+        let mut aws = self.aws();
+        aws.guard = Some(guard);
+        aws.parameters.key = Some(key.to_owned());
+    }
+
+    /// What the functions' roles were asked for so far.
+    pub fn seen(&self) -> MutexGuard<'_, Seen> {
+        lock(&self.seen)
+    }
+
+    /// That a role denies a call is what this test is about. In every other test it is a failure, whatever the function
+    /// makes of it.
+    pub fn allow_denials(&mut self) {
+        self.allows_denials = true;
     }
 
     /// A function's environment.
@@ -546,6 +578,9 @@ impl Drop for Stack {
                 self.output(),
                 self.calls().join("\n")
             );
+        } else if !self.allows_denials {
+            let denied = std::mem::take(&mut lock(&self.seen).denied);
+            assert!(denied.is_empty(), "the functions' roles denied: {denied:#?}");
         }
     }
 }
@@ -602,13 +637,16 @@ pub fn configuration(root: &str, webhook: &str) -> Value {
     })
 }
 
-/// Clusters, task definitions, a group with one instance, queues, parameters. Nothing takes time.
-fn build_world(aws: &mut Aws, now: Timestamp) -> Result<()> {
-    let settings = aws.ecs.settings();
+/// A cluster, task definitions, a group with one instance. Nothing takes time.
+///
+/// # Errors
+/// When ECS refuses a task definition.
+pub fn furnish(ecs: &mut Ecs, now: Timestamp) -> Result<()> {
+    let settings = ecs.settings();
     settings.without_delays();
     settings.run_task_rate = None;
     settings.spare_the_functions();
-    aws.ecs.create_cluster(CLUSTER);
+    ecs.create_cluster(CLUSTER);
     // A sidecar with a port of its own stands before the agent: the named container counts, not the first.
     let sidecar = json!({"name": "sidecar", "image": "proxy", "essential": true, "cpu": 64, "memory": 64,
         "portMappings": [{"containerPort": 22, "hostPort": 0}]});
@@ -629,12 +667,18 @@ fn build_world(aws: &mut Aws, now: Timestamp) -> Result<()> {
             {"name": "agent", "image": "jenkins/ssh-agent", "essential": true, "cpu": 1024, "memory": 2048,
              "healthCheck": {"command": ["CMD", "true"]}, "portMappings": [{"containerPort": 22, "hostPort": 0}]}]}),
     ] {
-        let registered = aws.ecs.register_definition(&definition);
+        let registered = ecs.register_definition(&definition);
         registered.map_err(|error| anyhow::anyhow!("{}: {}", error.code, error.message))?;
     }
-    aws.ecs.create_group(GROUP, CLUSTER, (0, 4), (4096, 7680), now);
-    aws.ecs.fill_group(GROUP, 1, now);
-    aws.ecs.take_events();
+    ecs.create_group(GROUP, CLUSTER, (0, 4), (4096, 7680), now);
+    ecs.fill_group(GROUP, 1, now);
+    ecs.take_events();
+    Ok(())
+}
+
+/// The same, queues and parameters.
+fn build_world(aws: &mut Aws, now: Timestamp) -> Result<()> {
+    furnish(&mut aws.ecs, now)?;
     for queue in ["requests", "undelivered", "completions"] {
         let letters = format!("{queue}-dead-letters");
         aws.sqs.create(&letters, 30, None);

@@ -103,6 +103,7 @@ async fn each_fault_is_found_and_how_to_mend_it() {
 async fn what_is_missing_outside_aws_is_found_too() {
     // A queue.
     let mut stack = Stack::start().await.unwrap();
+    stack.allow_denials();
     let url = format!("{}s", stack.env("WAITING_QUEUE_URL"));
     stack.set_env("WAITING_QUEUE_URL", Some(&url));
     let found = faults(&check(&mut stack).await);

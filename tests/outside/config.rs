@@ -115,8 +115,8 @@ async fn each_source_of_the_configuration_serves() {
     // One parameter.
     let mut stack = Stack::start().await.unwrap();
     let yaml = stack.env("AGENTS_CONFIG").strip_prefix("inline:").unwrap().to_owned();
-    stack.aws().parameters.values.insert("/agents/config".into(), yaml);
-    stack.set_env("AGENTS_CONFIG", Some("ssm:/agents/config"));
+    stack.aws().parameters.values.insert("/jenkins/agents/config".into(), yaml);
+    stack.set_env("AGENTS_CONFIG", Some("ssm:/jenkins/agents/config"));
     stack.agent("parameter", "node").await.unwrap();
     assert_eq!(stack.active_tasks().len(), 1);
 }
@@ -128,17 +128,17 @@ async fn the_parameters_under_a_path_are_joined_in_the_order_of_their_names() {
     {
         let mut aws = stack.aws();
         let values = &mut aws.parameters.values;
-        values.insert("/agents/clouds/00-jenkins".into(), json!({"jenkins": whole["jenkins"]}).to_string());
+        values.insert("/jenkins/agents/clouds/00-jenkins".into(), json!({"jenkins": whole["jenkins"]}).to_string());
         // More than a page of them; each serves `linux`, the first in the order of names is asked.
         for number in (1..=14).rev() {
             let mut cloud = whole["clouds"][1].clone();
             cloud["name"] = format!("cloud-{number}").into();
             cloud["templates"][0]["name"] = format!("node-{number:02}").into();
-            values.insert(format!("/agents/clouds/{number:02}"), json!({"clouds": [cloud]}).to_string());
+            values.insert(format!("/jenkins/agents/clouds/{number:02}"), json!({"clouds": [cloud]}).to_string());
         }
-        values.insert("/agents/other".into(), "not for us".into());
+        values.insert("/jenkins/agents/other".into(), "not for us".into());
     }
-    stack.set_env("AGENTS_CONFIG", Some("ssm:/agents/clouds/"));
+    stack.set_env("AGENTS_CONFIG", Some("ssm:/jenkins/agents/clouds/"));
     stack.agent("joined", "linux").await.unwrap();
     assert!(stack.tasks()[0].started_by.starts_with("ecs-node-01-"), "{}", stack.tasks()[0].started_by);
 }
@@ -159,19 +159,19 @@ async fn the_example_in_the_repository_is_a_configuration() {
 #[tokio::test]
 async fn a_source_or_a_secret_that_is_not_there_is_named() {
     let mut stack = Stack::start().await.unwrap();
-    stack.set_env("AGENTS_CONFIG", Some("ssm:/not/there"));
+    stack.set_env("AGENTS_CONFIG", Some("ssm:/jenkins/not/there"));
     let said = failed_start(&mut stack, Binary::Request).await;
     assert!(said.contains("AGENTS_CONFIG"), "{said}");
 
     let mut stack = Stack::with(|config| {
-        config["jenkins"]["apiToken"] = json!({"ssm": "/missing/token"});
+        config["jenkins"]["apiToken"] = json!({"ssm": "/jenkins/missing/token"});
         config["jenkins"]["webhook"]["authorization"] = json!({"env": "MISSING_VARIABLE"});
         config["jenkins"]["webhook"]["signingSecret"] = json!({"file": "/missing/file"});
     })
     .await
     .unwrap();
     let said = failed_start(&mut stack, Binary::TaskState).await;
-    for name in ["/missing/token", "MISSING_VARIABLE", "/missing/file"] {
+    for name in ["/jenkins/missing/token", "MISSING_VARIABLE", "/missing/file"] {
         assert!(said.contains(name), "{name}: {said}");
     }
 }

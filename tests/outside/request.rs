@@ -437,6 +437,7 @@ async fn what_no_waiting_can_mend_fails_at_once() {
     ];
     for (case, change, fault) in cases {
         let mut stack = Stack::with(change).await.unwrap();
+        stack.allow_denials();
         stack.aws().faults.always("ecs", "RunTask", fault);
         let url = stack.agent("hopeless", "maven").await.unwrap();
         assert_eq!(stack.told(&url), ["agent.failed LAUNCH_FAILED"], "{case}");

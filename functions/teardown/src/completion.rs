@@ -150,13 +150,11 @@ async fn stop_task(work: &Work<'_>, cloud: &Cloud, arn: &str) -> Result<Option<T
         Ok(task) if task.started_by.is_some() => Some(task),
         Ok(_) => cloud.cluster.describe_task(arn).await?,
         Err(fault) if fault.kind == Kind::Missing => None,
-        // StopTask deletes a task's tags, so that a second one is refused by the condition on the tag in the function's
-        // role.
-        Err(fault) if fault.is_final() => {
-            let task = cloud.cluster.describe_task(arn).await.ok().flatten();
-            let task = task.filter(|task| task.is_ending() && work.app.owner(task).is_some());
-            return task.map(Some).ok_or(fault);
-        }
+        // The role's condition is a tag, which neither a task that was stopped nor one that ECS has forgotten has.
+        Err(fault) if fault.is_final() => match cloud.cluster.describe_task(arn).await? {
+            Some(task) if !task.is_ending() || work.app.owner(&task).is_none() => return Err(fault),
+            task => task,
+        },
         Err(fault) => return Err(fault),
     };
     tracing::info!(task.arn = arn, reason = %work.stop, "task stopped");

@@ -1,0 +1,76 @@
+//! The templates' roles. Every other test runs under them too, and fails where one denies a call; here is what their
+//! conditions keep out.
+
+use local::aws::Access;
+use serde_json::json;
+use tests::roles::{Roles, Used};
+use tests::{ACCOUNT, Binary, CLUSTER, REGION, Stack};
+
+const KEY: &str = "arn:aws:kms:eu-west-1:123456789012:key/1234abcd";
+
+#[tokio::test]
+async fn a_task_in_our_cluster_that_is_not_ours_is_refused_by_the_role() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.agent("lookalike", "node").await.unwrap();
+    let arn = stack.tasks()[0].arn.clone();
+    for tags in [&[][..], &[("jenkins-ecs-agents:controller", "https://other.example.com/")]] {
+        let tags = tags.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
+        stack.aws().ecs.task_mut(&arn).unwrap().tags = tags;
+        stack.complete(json!({"taskArn": arn}));
+        stack.settle().await.unwrap();
+        assert!(stack.bodies("completions").is_empty());
+    }
+    assert_eq!((stack.active_tasks().len(), stack.rejected().len()), (1, 2));
+    assert_eq!(stack.seen().denied.len(), 1, "of the task with another controller's tag: {:#?}", stack.seen().denied);
+    stack.allow_denials();
+}
+
+/// Accesses that no function makes, which the conditions are there to deny.
+#[test]
+fn the_conditions_keep_out_what_they_are_there_for() {
+    let config = tests::configuration("https://jenkins.example.com/", "https://jenkins.example.com/notices");
+    let roles = Roles::deployed(&config, Some(KEY)).unwrap();
+    let task = format!("arn:aws:ecs:{REGION}:{ACCOUNT}:task/{CLUSTER}/0123");
+    let instance = format!("arn:aws:ecs:{REGION}:{ACCOUNT}:container-instance/{CLUSTER}/0123");
+    let ours = ("aws:ResourceTag/jenkins-ecs-agents:controller", "https://jenkins.example.com/");
+    let cluster = format!("arn:aws:ecs:{REGION}:{ACCOUNT}:cluster/{CLUSTER}");
+    let of_cluster = ("ecs:cluster", cluster.as_str());
+    let definition = format!("arn:aws:ecs:{REGION}:{ACCOUNT}:task-definition/jenkins-maven:3");
+    let foreign = format!("arn:aws:ecs:{REGION}:{ACCOUNT}:task-definition/payments:3");
+    let passed = ("iam:PassedToService", "ecs-tasks.amazonaws.com");
+    let admin = format!("arn:aws:iam::{ACCOUNT}:role/admin");
+    let agent = format!("arn:aws:iam::{ACCOUNT}:role/agent");
+    let (through_ssm, through_s3) = ("ssm.eu-west-1.amazonaws.com", "s3.eu-west-1.amazonaws.com");
+    let controller = "jenkins-ecs-agents:controller";
+    let set_by_us = ("aws:RequestTag/jenkins-ecs-agents:controller", "https://jenkins.example.com/");
+    let set_by_others = ("aws:RequestTag/jenkins-ecs-agents:controller", "https://other.example.com/");
+    let creating = ("ecs:CreateAction", "RunTask");
+    let tag_key = "aws:TagKeys";
+    type Case<'a> = (Binary, &'a str, &'a str, &'a [(&'a str, &'a str)], bool);
+    let cases: [Case<'_>; 18] = [
+        (Binary::Teardown, "ecs:StopTask", &task, &[ours], true),
+        (Binary::Teardown, "ecs:StopTask", &task, &[(ours.0, "https://other.example.com/")], false),
+        (Binary::TaskState, "ecs:TagResource", &task, &[ours, (tag_key, "jenkins-ecs-agents:reported")], true),
+        (Binary::TaskState, "ecs:TagResource", &task, &[ours, (tag_key, controller)], false),
+        (Binary::TaskState, "ecs:UntagResource", &task, &[ours, (tag_key, controller)], false),
+        (Binary::Teardown, "ecs:TagResource", &task, &[ours, (tag_key, "team")], false),
+        (Binary::Teardown, "ecs:UntagResource", &task, &[ours, (tag_key, "jenkins-ecs-agents:keep")], false),
+        (Binary::Teardown, "ecs:TagResource", &instance, &[(tag_key, "team")], false),
+        (Binary::Request, "ecs:TagResource", &task, &[creating, set_by_us, (tag_key, controller)], true),
+        (Binary::Request, "ecs:TagResource", &task, &[creating, set_by_others, (tag_key, controller)], false),
+        (Binary::Request, "ecs:TagResource", &task, &[set_by_us, (tag_key, controller)], false),
+        (Binary::Request, "ecs:RunTask", &definition, &[of_cluster], true),
+        (Binary::Request, "ecs:RunTask", &foreign, &[of_cluster], false),
+        (Binary::Request, "iam:PassRole", &agent, &[passed], true),
+        (Binary::Request, "iam:PassRole", &admin, &[passed], false),
+        (Binary::Request, "iam:PassRole", &agent, &[("iam:PassedToService", "ec2.amazonaws.com")], false),
+        (Binary::Request, "kms:Decrypt", KEY, &[("kms:ViaService", through_ssm)], true),
+        (Binary::Request, "kms:Decrypt", KEY, &[("kms:ViaService", through_s3)], false),
+    ];
+    for (binary, action, resource, keys, allowed) in cases {
+        let keys = keys.iter().map(|&(key, value)| (key.to_owned(), vec![value.to_owned()])).collect();
+        let access = Access { action: action.into(), resource: resource.into(), keys };
+        let decided = roles.decide(binary.access_key(), std::slice::from_ref(&access), &mut Used::new());
+        assert_eq!(decided.is_ok(), allowed, "{binary:?} {access:?}: {decided:?}");
+    }
+}

@@ -344,8 +344,8 @@ pub async fn stopped(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<(), 
 /// Whether a stopped task's tags say that it was told to be ready; none where nobody can say any more.
 fn known_readiness(task: &Task) -> Option<bool> {
     let is_ours = Stop::parse(task.stopped_reason.as_deref().unwrap_or_default()).is_some();
-    // Somebody else stopped it, and StopTask took its tags.
-    let lost_tags = task.stop_code.as_deref() == Some("UserInitiated") && !task.tags.contains_key(CONTROLLER_TAG);
+    // StopTask took its tags: somebody else's, or our own for a task that had ended by itself.
+    let lost_tags = !task.tags.contains_key(CONTROLLER_TAG) && !task.reported();
     (!is_ours && !lost_tags).then(|| task.reported_ready())
 }
 

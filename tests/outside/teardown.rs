@@ -453,3 +453,21 @@ async fn a_task_of_our_name_without_our_tag_is_not_stopped_by_name() {
     assert_eq!(stack.active_tasks().len(), 2);
     assert_eq!(stack.count("ecs:StopTask"), 0);
 }
+
+#[tokio::test]
+async fn a_completion_of_a_task_that_ended_by_itself_makes_no_failed_start_of_it() {
+    let mut stack = Stack::start().await.unwrap();
+    let url = stack.agent("ended", "node").await.unwrap();
+    let task = stack.active_tasks().remove(0);
+    stack.aws().ecs.exit(&task.arn, 0, Timestamp::now());
+    stack.settle().await.unwrap();
+    // StopTask deletes the tags, of which one says that the agent was ready.
+    stack.complete(json!({"agent": task.started_by, "taskArn": task.arn}));
+    stack.settle().await.unwrap();
+    for minutes in [0, 2] {
+        let time = Timestamp::now() + SignedDuration::from_mins(minutes);
+        stack.sweep_at(time).await.unwrap().unwrap();
+    }
+    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert!(!stack.told_all().iter().any(|told| told.contains("START_FAILED")), "{:?}", stack.told_all());
+}

@@ -50,6 +50,7 @@ fn day(faults: f64) -> (Cost, Vec<(f64, f64)>) {
         config: CONFIG.into(),
         bounds: (0, MAXIMUM as u32),
         boot: Duration::from_secs(100),
+        traits: Vec::new(),
     });
     let on_instances: Vec<_> =
         world.fates().into_iter().filter(|fate| fate.label == "ssh" && fate.waited.is_some()).collect();

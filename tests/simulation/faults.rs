@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::traits::Trait;
 use super::world::{Plan, World};
 
 pub const CONFIG: &str = "
@@ -61,13 +62,14 @@ fn plan(seed: u64, builds: u32, faults: f64) -> Plan {
         config: CONFIG.into(),
         bounds: (0, 60),
         boot: Duration::from_secs(100),
+        traits: Vec::new(),
     }
 }
 
 /// Runs a plan in paused time and holds the end against what has to be true of it.
 pub fn run(plan: Plan) -> World {
     let seed = plan.seed;
-    let (bounds, builds) = (plan.bounds, plan.builds);
+    let (bounds, builds, traits) = (plan.bounds, plan.builds, plan.traits.clone());
     let faultless = plan.faults == 0.0;
     fastrand::seed(seed);
     if std::env::var_os("SIMULATION_LOG").is_some() {
@@ -103,6 +105,7 @@ pub fn run(plan: Plan) -> World {
         let at_most = if fate.aborted { told.len() <= 1 } else { told.len() == 1 };
         hold(at_most, format!("{} has the outcomes {told:?}: {fate:?}", fate.request));
         if faultless {
+            hold(fate.astray.is_none(), format!("{} leads astray: {fate:?}", fate.request));
             hold(fate.built || fate.failure.is_some(), format!("{fate:?}"));
         }
     }
@@ -124,7 +127,7 @@ pub fn run(plan: Plan) -> World {
     }
     let built = fates.iter().filter(|fate| fate.built).count();
     println!(
-        "seed {seed}: {built} of {builds} built, {} aborted, {} failed, {} AWS calls, {} instances at most",
+        "seed {seed} with {traits:?}: {built} of {builds} built, {} aborted, {} failed, {} AWS calls, {} instances at most",
         fates.iter().filter(|fate| fate.aborted).count(),
         fates.iter().filter(|fate| fate.failure.is_some()).count(),
         sim.calls.values().sum::<usize>(),
@@ -132,7 +135,7 @@ pub fn run(plan: Plan) -> World {
     );
     assert!(
         wrong.is_empty(),
-        "{} things are wrong at the end of SIMULATION_SEED={seed}:\n{}",
+        "{} things are wrong at the end of SIMULATION_SEED={seed} with {traits:?}:\n{}",
         wrong.len(),
         wrong.iter().take(20).cloned().collect::<Vec<_>>().join("\n")
     );
@@ -160,6 +163,15 @@ fn without_faults_an_agent_takes_few_calls() {
     // Here one process serves several events at once, and the first two may both look.
     assert!(count("task-state ec2:DescribeInstances") <= 2 * instances, "an instance's address is looked up once");
     assert!(count("task-state ecs:DescribeTaskDefinition") <= 2 * 2, "a task definition is looked up once");
+}
+
+/// Worlds as the seeds draw them; more of them with `SIMULATION_WORLDS=50`.
+#[test]
+fn worlds_as_their_seeds_draw_them() {
+    let count = std::env::var("SIMULATION_WORLDS").ok().and_then(|count| count.parse().ok()).unwrap_or(1);
+    for seed in 200..200 + count {
+        run(Plan { traits: Trait::draw(seed), ..plan(seed, 200, 0.0) });
+    }
 }
 
 #[test]

@@ -5,4 +5,5 @@
 
 mod day;
 mod faults;
+mod traits;
 mod world;

@@ -11,7 +11,7 @@ use aws_smithy_async::rt::sleep::{SharedAsyncSleep, TokioSleep};
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use local::aws::Aws;
-use local::jenkins::{Jenkins, Permission};
+use local::jenkins::{Jenkins, Launcher, Permission};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::{Value, json};
@@ -20,6 +20,8 @@ use shared::batch::Invocation;
 use shared::http::Http;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, timeout};
+
+use super::traits::Trait;
 
 const REGION: &str = "eu-west-1";
 const ACCOUNT: &str = "123456789012";
@@ -45,6 +47,8 @@ pub struct Plan {
     pub bounds: (u32, u32),
     /// From a raised desired capacity to a running instance.
     pub boot: Duration,
+    /// What AWS is like.
+    pub traits: Vec<Trait>,
 }
 
 /// What became of a build.
@@ -66,6 +70,8 @@ pub struct Fate {
     pub built: bool,
     /// What a failure said.
     pub failure: Option<String>,
+    /// The address that Jenkins got, where it leads elsewhere.
+    pub astray: Option<String>,
 }
 
 /// AWS and Jenkins.
@@ -108,14 +114,19 @@ impl World {
                 "portMappings": [{"containerPort": port, "hostPort": 0, "protocol": "tcp"}]})
         };
         for (family, mode) in [("ssh", "bridge"), ("inbound", "awsvpc"), ("broken", "awsvpc")] {
+            let mut agent = container("agent", 22);
+            if plan.traits.contains(&Trait::Health) {
+                agent["healthCheck"] = json!({"command": ["CMD", "true"]});
+            }
             let definition = json!({"family": family, "networkMode": mode, "cpu": "1024", "memory": "2048",
-                "containerDefinitions": [container("agent", 22)]});
+                "runtimePlatform": {"cpuArchitecture": "X86_64"}, "containerDefinitions": [agent]});
             aws.ecs.register_definition(&definition).expect("a task definition");
         }
         aws.ecs.behave("broken", local::aws::ecs::Behaviour::ImageMissing);
         aws.ecs.create_group("ci", "ci", plan.bounds, (4096, 8192), epoch);
         aws.ecs.settings().boot = plan.boot;
         aws.ecs.settings().spare_the_functions();
+        plan.traits.iter().for_each(|it| it.apply(&mut aws, plan.seed, epoch));
         for (name, redrive) in [
             ("dead", None),
             ("requests", Some(("dead", 20))),
@@ -376,6 +387,7 @@ impl World {
             Some(notice) if notice["type"] == "agent.ready" => {
                 fate.waited = Some(asked.elapsed());
                 let name = notice["agent"]["name"].as_str().unwrap_or_default().to_owned();
+                fate.astray = self.astray(&name);
                 fate.built = self.run_build(&name, &request, takes).await;
                 completion["agent"] = json!(name);
                 completion["taskArn"] = notice["task"]["arn"].clone();
@@ -414,6 +426,21 @@ impl World {
             }
             sleep(Duration::from_secs(1)).await;
         }
+    }
+
+    /// Where a node leads, if that is not the IPv4 port of its agent's container.
+    fn astray(&self, name: &str) -> Option<String> {
+        let sim = self.sim();
+        let Some(Launcher::Ssh(launcher)) = sim.jenkins.node(name).map(|node| &node.launcher) else { return None };
+        let task = sim.aws.ecs.tasks().find(|task| task.started_by == name && task.desired_status == "RUNNING")?;
+        let binding =
+            task.containers.iter().flat_map(|container| &container.bindings).find(|binding| binding.ip == "0.0.0.0");
+        let place = task.instance.as_deref().and_then(|arn| sim.aws.ecs.instance(arn));
+        let (binding, place) = binding.zip(place)?;
+        let right = launcher.port == i64::from(binding.host) && launcher.host.as_ref() == Some(&place.private_address);
+        (!right).then(|| {
+            format!("{:?}:{} instead of {}:{}", launcher.host, launcher.port, place.private_address, binding.host)
+        })
     }
 
     /// The build runs on its node as long as that stays.

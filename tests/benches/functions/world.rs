@@ -109,6 +109,8 @@ impl World {
             stack.set_env(FLOOR, Some("yes"));
         }
         if matches!(subject, Subject::Python | Subject::Node) {
+            // Lambda sets both; boto3 reads this one.
+            stack.set_env("AWS_DEFAULT_REGION", Some(tests::REGION));
             stack.set_env("AGENTS", Some(&alternative_configuration(&stack).to_string()));
         }
         let trust = tempfile::NamedTempFile::new()?;

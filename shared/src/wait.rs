@@ -255,3 +255,43 @@ pub fn fitting(waiting: Vec<Waiting>, mut room: Size, serves: impl Fn(&Wait) -> 
         wait.is_some_and(|wait| take_room(wait, std::iter::once(&mut room)))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn believes_no_more_agents_than_a_request_can_have() {
+        let wait = |agents: &str| {
+            let json = format!(
+                r#"{{"requestId": "a", "requestedAt": "2026-11-24T18:00:00Z", "since": "2026-11-24T18:00:00Z", "attempt": 1,
+                    "agents": {agents}, "cloud": "linux", "template": "maven", "waitsFor": "instance", "reason": "AGENT"}}"#
+            );
+            serde_json::from_str::<Wait>(&json).is_ok()
+        };
+        assert!(wait("[0, 9]"));
+        assert!(!wait("[10]"));
+        assert!(!wait(&format!("[{}0]", "0,".repeat(10))));
+    }
+
+    #[test]
+    fn a_request_takes_room_for_as_many_of_its_agents_as_fit() {
+        let task = Size { cpu: 1024, memory: 2048 };
+        let wait = Wait {
+            request_id: "a".parse().expect("an id"),
+            requested_at: Timestamp::UNIX_EPOCH,
+            since: Timestamp::UNIX_EPOCH,
+            attempt: 1,
+            agents: vec![0, 1, 2],
+            cloud: "linux".into(),
+            template: "maven".into(),
+            size: Some(task),
+            waits_for: WaitsFor::Instance,
+            reason: "RESOURCE:MEMORY".into(),
+        };
+        let mut rooms = [task, Size { cpu: 4096, memory: 2048 }, Size { cpu: 512, memory: 8192 }];
+        assert!(take_room(&wait, rooms.iter_mut()));
+        assert_eq!(rooms, [Size { cpu: 0, memory: 0 }, Size { cpu: 3072, memory: 0 }, Size { cpu: 512, memory: 8192 }]);
+        assert!(!take_room(&wait, rooms.iter_mut()), "nothing is left");
+    }
+}

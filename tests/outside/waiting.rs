@@ -280,7 +280,7 @@ async fn copies_of_a_waiting_request_are_one_request() {
     let mut stack = slow_boot(|config| {
         // The queue's own count, which counts copies, is of no use where agents may wait for the end of others.
         config["clouds"][1]["maxAgents"] = 50.into();
-        config["clouds"][0]["instanceLaunchTimeout"] = "2s".into();
+        config["clouds"][0]["instanceLaunchTimeout"] = "1m".into();
     })
     .await;
     ask(&stack, "fill", 3);
@@ -291,15 +291,16 @@ async fn copies_of_a_waiting_request_are_one_request() {
     stack.ask(copy(&urls[0]));
     stack.settle().await.unwrap();
     assert_eq!((stack.bodies("waiting").len(), desired(&stack)), (2, 2), "three agents go on one instance");
-    tokio::time::sleep(Duration::from_millis(1200)).await;
+    let first = Timestamp::now();
+    tokio::time::sleep(Duration::from_secs(3)).await;
     stack.ask(copy(&urls[1]));
     stack.settle().await.unwrap();
     stack.unhide("waiting");
     stack.sweep().await.unwrap();
     assert_eq!((stack.bodies("waiting").len(), desired(&stack)), (3, 2), "for the sweep too");
-    tokio::time::sleep(Duration::from_millis(1000)).await;
     stack.unhide("waiting");
-    stack.sweep().await.unwrap();
+    // The first copies have waited for a minute, and the last has not.
+    stack.sweep_at(first + Duration::from_secs(62)).await.unwrap().unwrap();
     assert!(stack.bodies("waiting").is_empty(), "the last copy's time is over with the first's");
     for url in &urls {
         let told = stack.notices(Some(url));

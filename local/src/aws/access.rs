@@ -117,6 +117,7 @@ impl Scene<'_> {
                 let instance = text(input, "containerInstance").unwrap_or("*");
                 vec![on(self.in_cluster("container-instance", name, instance)).with("ecs:cluster", &cluster)]
             }
+            "ListServices" => vec![Access::new("ecs:ListServices", "*").with("ecs:cluster", &cluster)],
             "ListContainerInstances" | "DeregisterContainerInstance" => vec![on(cluster)],
             "DescribeClusters" => {
                 let names = strings(&input["clusters"]);

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use crate::arn::{Arn, TaskArn, cluster_name};
-use crate::aws::ecs::Task;
+use crate::aws::ec2::Addresses;
+use crate::aws::ecs::{Container, NetworkBinding, NetworkInterface, Task, port_range};
 use crate::cloud::Cloud;
 use crate::config::{self, Address, Connect, Template};
-use crate::fault::Fault;
+use crate::fault::{Fault, Kind};
 use crate::jenkins::{Launcher, Node};
 use crate::memory::Memory;
 use crate::message::{Agent, Build, Notice, NoticeType, Record, RequestId, Task as NoticeTask, Timings};
@@ -27,7 +28,7 @@ pub struct Endpoint {
 /// on the container instance otherwise.
 ///
 /// # Errors
-/// When that cannot be known, now or ever.
+/// When that cannot be known, now or ever. What is only not there yet is a passing fault of our own ([`is_not_yet`]).
 pub async fn endpoint(
     memory: &Memory,
     cloud: &Cloud,
@@ -35,33 +36,21 @@ pub async fn endpoint(
     container: &str,
     task: &Task,
 ) -> Result<Endpoint, Fault> {
-    let ssh = &template.ssh;
     let described = task.container(container).ok_or_else(|| {
         Fault::permanent(format!(
             "the task has no container {container}; mend `container` of template {}",
             template.name
         ))
     })?;
-    let own = described
-        .network_interfaces
-        .iter()
-        .find_map(|interface| interface.private_ipv4_address.as_deref())
-        .or_else(|| task.interface_detail("privateIPv4Address"));
-    if let Some(private) = own {
-        let host = match ssh.address {
-            Address::Private => private.to_owned(),
-            Address::Public => {
-                let interface = task
-                    .interface_detail("networkInterfaceId")
-                    .ok_or_else(|| Fault::passing("the task's network interface is not known yet"))?;
-                cloud.ec2.interface(interface).await?.public.ok_or_else(|| {
-                    Fault::permanent(format!(
-                        "network interface {interface} has no public address: set network.assignPublicIp, or ssh.address: private"
-                    ))
-                })?
-            }
+    if let Some(private) = own_addresses(task, described) {
+        let addresses = match template.ssh.address {
+            Address::Private => private,
+            Address::Public => public_addresses(cloud, task).await?,
         };
-        return Ok(Endpoint { host, port: ssh.port });
+        let host = addresses.host(template.ssh.address).ok_or_else(|| {
+            Fault::passing("the task has no public address (yet): set network.assignPublicIp, or ssh.address: private")
+        })?;
+        return Ok(Endpoint { host, port: template.ssh.port });
     }
     let Some(instance) = &task.container_instance_arn else {
         return Err(Fault::passing("the task has neither a network interface nor a container instance yet"));
@@ -71,33 +60,122 @@ pub async fn endpoint(
             "an external instance has no address in EC2: use `connect: inbound` for launch type external",
         ));
     }
-    let binding = described.network_bindings.iter().find(|binding| {
-        binding.container_port == Some(i32::from(ssh.port)) && binding.protocol.as_deref() != Some("udp")
-    });
-    let port = match binding.and_then(|binding| binding.host_port).and_then(|port| u16::try_from(port).ok()) {
-        Some(port) if port > 0 => port,
-        _ => {
-            // In host mode a port needs no mapping (ECS developer guide, "host network mode").
-            let definition = task.task_definition_arn.as_deref().unwrap_or(&template.task_definition);
-            match memory.task_definition(cloud, definition).await {
-                Ok(definition) if definition.network_mode == "host" => ssh.port,
-                Ok(definition) => {
-                    return Err(Fault::permanent(format!(
-                        "container {container} of {} maps no port {}: add a port mapping with host port 0, or mend ssh.port",
-                        definition.arn, ssh.port
-                    )));
-                }
-                Err(fault) => return Err(fault),
-            }
+    let mut ports = HostPorts::bound(described, template.ssh.port);
+    if ports == HostPorts::default() {
+        ports = mapped_port(memory, cloud, template, container, task).await?;
+    }
+    let addresses = match template.ssh.address {
+        Address::Private => memory.private_addresses(cloud, instance).await?,
+        Address::Public => memory.addresses_now(cloud, instance).await?,
+    };
+    ports.on(&addresses, template.ssh.address).ok_or_else(|| {
+        let kind = if template.ssh.address == Address::Private { "private" } else { "public" };
+        Fault::passing(format!("container instance {instance} has no {kind} address (yet)"))
+    })
+}
+
+/// Whether a fault of [`endpoint`] says that something is not there yet, rather than that it could not be asked for.
+pub fn is_not_yet(fault: &Fault) -> bool {
+    fault.kind == Kind::Passing && fault.action.is_empty()
+}
+
+/// The addresses of a task's own network interface; none without one.
+fn own_addresses(task: &Task, container: &Container) -> Option<Addresses> {
+    let first =
+        |of: fn(&NetworkInterface) -> Option<&String>| container.network_interfaces.iter().find_map(of).cloned();
+    let addresses = Addresses {
+        private: first(|interface| interface.private_ipv4_address.as_ref())
+            .or_else(|| task.interface_detail("privateIPv4Address").map(str::to_owned)),
+        ipv6: first(|interface| interface.ipv6_address.as_ref()),
+        public: None,
+    };
+    addresses.host(Address::Private).is_some().then_some(addresses)
+}
+
+async fn public_addresses(cloud: &Cloud, task: &Task) -> Result<Addresses, Fault> {
+    let interface = task
+        .interface_detail("networkInterfaceId")
+        .ok_or_else(|| Fault::passing("the task's network interface is not known yet"))?;
+    cloud.ec2.interface(interface).await
+}
+
+/// The ports of a container instance that lead to one port of a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct HostPorts {
+    ipv4: Option<u16>,
+    /// Docker may give it another one (moby 42288).
+    ipv6: Option<u16>,
+}
+
+impl HostPorts {
+    /// The same port on whatever address there is.
+    fn any(port: u16) -> Self {
+        Self { ipv4: Some(port), ipv6: Some(port) }
+    }
+
+    /// What is bound to a container's port, in whatever order.
+    fn bound(container: &Container, port: u16) -> Self {
+        let find = |is_ipv6: bool| {
+            let of_kind = container.network_bindings.iter().filter(|binding| {
+                binding.bind_ip.as_deref().is_some_and(|ip| ip.contains(':')) == is_ipv6
+                    && binding.protocol.as_deref() != Some("udp")
+            });
+            of_kind.into_iter().find_map(|binding| host_port(binding, port))
+        };
+        Self { ipv4: find(false), ipv6: find(true) }
+    }
+
+    /// IPv4 before IPv6. A port that is bound to `::` alone is reached by IPv4 where there is no IPv6.
+    fn on(self, addresses: &Addresses, kind: Address) -> Option<Endpoint> {
+        let ipv4 = match kind {
+            Address::Private => &addresses.private,
+            Address::Public => &addresses.public,
+        };
+        let ways = [(ipv4, self.ipv4), (&addresses.ipv6, self.ipv6), (ipv4, self.ipv6)];
+        let (host, port) = ways.into_iter().find_map(|(host, port)| host.clone().zip(port))?;
+        Some(Endpoint { host, port })
+    }
+}
+
+/// The host port of a binding, or of one of its range.
+fn host_port(binding: &NetworkBinding, port: u16) -> Option<u16> {
+    let found = match (&binding.container_port_range, &binding.host_port_range) {
+        (Some(inside), Some(outside)) => {
+            let (inside, outside) = (port_range(inside)?, port_range(outside)?);
+            let offset = inside.contains(&port).then(|| port - inside.start())?;
+            outside.start().checked_add(offset).filter(|port| outside.contains(port))
         }
+        _ if binding.container_port == Some(i32::from(port)) => u16::try_from(binding.host_port?).ok(),
+        _ => None,
     };
-    let addresses = memory.instance_addresses(cloud, instance).await?;
-    let (host, kind) = match ssh.address {
-        Address::Private => (addresses.private, "private"),
-        Address::Public => (addresses.public, "public"),
-    };
-    let host = host.ok_or_else(|| Fault::permanent(format!("container instance {instance} has no {kind} address")))?;
-    Ok(Endpoint { host, port })
+    found.filter(|port| *port > 0)
+}
+
+/// The host port where no binding shows: in host mode none is needed (ECS developer guide, "host network mode"), a static
+/// one is known beforehand.
+async fn mapped_port(
+    memory: &Memory,
+    cloud: &Cloud,
+    template: &Template,
+    container: &str,
+    task: &Task,
+) -> Result<HostPorts, Fault> {
+    let port = template.ssh.port;
+    let definition = task.task_definition_arn.as_deref().unwrap_or(&template.task_definition);
+    let definition = memory.task_definition(cloud, definition).await?;
+    let found = definition.containers.iter().find(|found| found.name == container);
+    let fixed = found.and_then(|container| container.host_ports.get(&port));
+    let is_mapped = found.is_some_and(|container| container.ports.contains(&i32::from(port)));
+    match (definition.network_mode.as_str(), fixed) {
+        ("host", _) => Ok(HostPorts::any(port)),
+        ("awsvpc", _) => Err(Fault::passing("the task's own address does not show yet")),
+        (_, Some(fixed)) => Ok(HostPorts::any(*fixed)),
+        _ if is_mapped => Err(Fault::passing(format!("the host port of container {container} does not show yet"))),
+        _ => Err(Fault::permanent(format!(
+            "container {container} of {} maps no port {port}: add a port mapping with host port 0, or mend ssh.port",
+            definition.arn
+        ))),
+    }
 }
 
 /// An agent that a notice is about.
@@ -249,6 +327,59 @@ pub fn described_cluster(description: &str) -> Option<(&str, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn binding(ip: &str, inside: &str, outside: &str) -> NetworkBinding {
+        let range = inside.contains('-');
+        let text = |text: &str| range.then(|| text.to_owned());
+        NetworkBinding {
+            bind_ip: Some(ip.into()),
+            container_port: inside.parse().ok(),
+            host_port: outside.parse().ok(),
+            container_port_range: text(inside),
+            host_port_range: text(outside),
+            protocol: Some("tcp".into()),
+        }
+    }
+
+    #[test]
+    fn ipv4_comes_before_ipv6_in_whatever_order_they_are_bound() {
+        let (v4, v6) = (binding("0.0.0.0", "22", "49153"), binding("::", "22", "49154"));
+        let udp = NetworkBinding { protocol: Some("udp".into()), ..binding("0.0.0.0", "22", "1") };
+        let addresses = |v4: Option<&str>, v6: Option<&str>| Addresses {
+            private: v4.map(Into::into),
+            public: None,
+            ipv6: v6.map(Into::into),
+        };
+        let at = |bindings: &[&NetworkBinding], addresses: Addresses| {
+            let network_bindings = bindings.iter().copied().cloned().collect();
+            let container = Container { network_bindings, ..Container::default() };
+            let found = HostPorts::bound(&container, 22).on(&addresses, Address::Private);
+            found.map(|endpoint| (endpoint.host, endpoint.port))
+        };
+        let (ip, ip6) = (Some("10.0.0.7"), Some("2001:db8::10"));
+        for (bindings, (has4, has6), expected) in [
+            (vec![&v6, &v4], (ip, None), Some(("10.0.0.7", 49153))),
+            (vec![&v4, &v6], (ip, ip6), Some(("10.0.0.7", 49153))),
+            (vec![&v6], (ip, None), Some(("10.0.0.7", 49154))),
+            (vec![&v6], (ip, ip6), Some(("2001:db8::10", 49154))),
+            (vec![&v6, &v4], (None, ip6), Some(("2001:db8::10", 49154))),
+            (vec![&udp], (ip, ip6), None),
+            (vec![], (ip, ip6), None),
+        ] {
+            let expected = expected.map(|(host, port): (&str, u16)| (host.to_owned(), port));
+            assert_eq!(at(&bindings, addresses(has4, has6)), expected, "{bindings:?}");
+        }
+    }
+
+    #[test]
+    fn a_port_of_a_range_is_as_far_into_the_range_outside() {
+        let range = binding("0.0.0.0", "20-25", "50000-50005");
+        for (port, expected) in [(20, Some(50000)), (22, Some(50002)), (25, Some(50005)), (19, None), (26, None)] {
+            assert_eq!(host_port(&range, port), expected, "{port}");
+        }
+        assert_eq!(host_port(&binding("0.0.0.0", "20-25", "50000-50001"), 22), None);
+        assert_eq!(host_port(&binding("0.0.0.0", "22", "0"), 22), None);
+    }
 
     #[test]
     fn a_node_says_which_cluster_it_is_of() {

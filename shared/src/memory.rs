@@ -11,12 +11,14 @@ use crate::aws::ec2::Addresses;
 use crate::aws::ecs::TaskDefinition;
 use crate::aws::queues::Queues;
 use crate::cloud::Cloud;
+use crate::config::Address;
 use crate::fault::Fault;
 
 /// Facts that are looked up once per process.
 #[derive(Default)]
 pub struct Memory {
     definitions: Lookups<(usize, String), Arc<TaskDefinition>>,
+    ec2_ids: Lookups<String, String>,
     addresses: Lookups<String, Addresses>,
     notices: Mutex<HashMap<String, NoticeState>>,
     waited: Mutex<HashMap<String, Timestamp>>,
@@ -49,17 +51,31 @@ impl Memory {
         known.get_or_try_init(describe).await.cloned()
     }
 
-    /// The addresses of a container instance, looked up once.
+    /// The addresses of a container instance, as EC2 tells them: public ones may change, or come late.
     ///
     /// # Errors
     /// When AWS could not be asked or does not know the instance.
-    pub async fn instance_addresses(&self, cloud: &Cloud, arn: &str) -> Result<Addresses, Fault> {
-        let known = lookup(&self.addresses, arn.to_owned());
+    pub async fn addresses_now(&self, cloud: &Cloud, arn: &str) -> Result<Addresses, Fault> {
+        let known = lookup(&self.ec2_ids, arn.to_owned());
         let look = async || {
             let instances = cloud.cluster.describe_instances(&[arn.to_owned()]).await?;
             let unknown = || Fault::passing(format!("container instance {arn} has no EC2 instance"));
-            let id = instances.into_iter().find_map(|instance| instance.ec2_id).ok_or_else(unknown)?;
-            Ok(cloud.ec2.instance(&id).await?.0)
+            instances.into_iter().find_map(|instance| instance.ec2_id).ok_or_else(unknown)
+        };
+        let id = known.get_or_try_init(look).await?;
+        Ok(cloud.ec2.instance(id).await?.0)
+    }
+
+    /// The addresses of a container instance that stay for its life, looked up once; no public one is among them.
+    ///
+    /// # Errors
+    /// When AWS could not be asked, does not know the instance, or the instance has none yet.
+    pub async fn private_addresses(&self, cloud: &Cloud, arn: &str) -> Result<Addresses, Fault> {
+        let known = lookup(&self.addresses, arn.to_owned());
+        let look = async || {
+            let found = Addresses { public: None, ..self.addresses_now(cloud, arn).await? };
+            let none = || Fault::passing(format!("container instance {arn} has no address yet"));
+            found.host(Address::Private).ok_or_else(none).map(|_| found)
         };
         known.get_or_try_init(look).await.cloned()
     }

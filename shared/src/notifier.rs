@@ -192,8 +192,16 @@ impl Notifier {
     /// # Errors
     /// When the undelivered queue could not take it.
     pub async fn keep(&self, undelivered: &Undelivered) -> Result<(), Fault> {
+        self.keep_for(undelivered, FIRST_RETRY).await
+    }
+
+    /// Keeps something for so long at least.
+    ///
+    /// # Errors
+    /// When the undelivered queue could not take it.
+    pub async fn keep_for(&self, undelivered: &Undelivered, delay: Duration) -> Result<(), Fault> {
         let body = serde_json::to_string(undelivered).unwrap_or_default();
-        self.queues.send(&self.queues.urls.undelivered, &body, &[], FIRST_RETRY).await
+        self.queues.send(&self.queues.urls.undelivered, &body, &[], delay).await
     }
 
     /// Deletes a node; what Jenkins cannot do now is kept for later.

@@ -44,8 +44,8 @@ impl<'a> OurAgent<'a> {
 pub enum Reported {
     /// Whoever had to be told was told.
     Done,
-    /// The task is not ready yet.
-    NotYet,
+    /// The task is not ready yet, for this reason.
+    NotYet(String),
     /// Jenkins does not let us create the node.
     Refused(Fault),
 }
@@ -57,7 +57,7 @@ impl Reported {
     /// When Jenkins does not let us create the node.
     pub fn done(self) -> Result<(), Fault> {
         match self {
-            Self::Done | Self::NotYet => Ok(()),
+            Self::Done | Self::NotYet(_) => Ok(()),
             Self::Refused(fault) => Err(fault),
         }
     }
@@ -107,11 +107,18 @@ async fn described(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<Report
     match outcome::of_running(task, app.controller(), container, has_health_check) {
         Running::Ready => ready(app, agent, task, record.as_ref()).await,
         Running::Stopped => stopped(app, agent, task).await.map(|()| Reported::Done),
-        Running::NotYet => Ok(Reported::NotYet),
+        Running::NotYet => Ok(Reported::NotYet(not_yet(task))),
         Running::Nothing(why) => {
             tracing::debug!(agent.name = agent.name.as_str(), task.arn = task.arn, "{why}");
             Ok(Reported::Done)
         }
+    }
+}
+
+fn not_yet(task: &Task) -> String {
+    match task.is_running() {
+        true => "the task runs but is not healthy".to_owned(),
+        false => format!("the task is {}", task.last_status),
     }
 }
 
@@ -153,6 +160,7 @@ async fn ready(app: &App, agent: OurAgent<'_>, task: &Task, record: Option<&Reco
         Connect::Ssh => match agents::endpoint(&app.memory, agent.cloud, template, &record.container, task).await {
             Ok(endpoint) => Some(endpoint),
             Err(fault) if fault.is_final() => return unusable(agent, task, &fault.to_string()).await,
+            Err(fault) if agents::is_not_yet(&fault) => return Ok(Reported::NotYet(fault.message)),
             Err(fault) => return Err(fault),
         },
     };

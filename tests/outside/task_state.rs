@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use jiff::{SignedDuration, Timestamp};
-use local::aws::ecs::Behaviour;
+use local::aws::ecs::{Addressing, Behaviour};
 use local::jenkins::{HostKeyVerification, Launcher, Mode};
 use serde_json::{Value, json};
 use sha2::Sha256;
@@ -255,12 +255,120 @@ async fn a_container_with_a_health_check_is_ready_when_it_is_healthy() {
     let url = stack.agent("checked", "maven").await.unwrap();
     assert_eq!(stack.tasks()[0].last_status, "RUNNING");
     assert_eq!(stack.told(&url), Vec::<String>::new());
+    // Looked at again, it is still not healthy, and is kept for another look within seconds.
+    stack.unhide("undelivered");
+    stack.settle().await.unwrap();
+    assert_eq!(stack.told(&url), Vec::<String>::new());
+    let next = stack.aws().sqs.messages("undelivered")[0].visible_at.duration_since(Timestamp::now()).as_secs();
+    assert!((0..15).contains(&next), "{next} s");
+    // No event tells of its health.
     let events = stack.aws().advance(Timestamp::now() + SignedDuration::from_hours(2));
-    assert!(!events.is_empty());
-    for event in events {
-        stack.invoke(Binary::TaskState, event).await.unwrap().unwrap();
-    }
+    assert!(events.is_empty(), "{events:?}");
+    stack.unhide("undelivered");
+    stack.settle().await.unwrap();
     assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert!(stack.bodies("undelivered").is_empty());
+}
+
+#[tokio::test]
+async fn bindings_of_both_kinds_are_told_apart_in_whatever_order() {
+    for (addressing, is_ipv6) in
+        [(Addressing::Dual, false), (Addressing::DualV6First, false), (Addressing::V6, true), (Addressing::V4, false)]
+    {
+        let mut stack = Stack::start().await.unwrap();
+        stack.aws().ecs.settings().instance_addresses = addressing;
+        let arn = new_instance(&stack);
+        let url = stack.agent("dual", "maven").await.unwrap();
+        let notice = stack.notices(Some(&url)).remove(0);
+        let task = stack.tasks().remove(0);
+        let instance = stack.aws().ecs.instance(&arn).unwrap().clone();
+        let shown =
+            stack.aws().ecs.call("DescribeTasks", &json!({"cluster": CLUSTER, "tasks": [task.arn]}), Timestamp::now());
+        let containers = shown.unwrap()["tasks"][0]["containers"].clone();
+        let agent =
+            containers.as_array().unwrap().iter().find(|container| container["name"] == "agent").unwrap().clone();
+        let bindings = agent["networkBindings"].as_array().unwrap();
+        let ip = if is_ipv6 { "::" } else { "0.0.0.0" };
+        let port = &bindings.iter().find(|binding| binding["bindIP"] == ip).unwrap()["hostPort"];
+        let host = if is_ipv6 { instance.ipv6_address.unwrap() } else { instance.private_address };
+        assert_eq!(
+            (&notice.body["agent"]["host"], &notice.body["agent"]["port"]),
+            (&json!(host), port),
+            "{addressing:?}"
+        );
+        let jenkins = stack.jenkins();
+        let Launcher::Ssh(ssh) = &jenkins.node(notice.agent()).unwrap().launcher else { panic!("not SSH") };
+        assert_eq!(ssh.host.as_deref(), Some(host.as_str()), "without brackets");
+    }
+}
+
+/// An instance with the addresses that are set now takes the place of those before.
+fn new_instance(stack: &Stack) -> String {
+    let (mut aws, now) = (stack.aws(), Timestamp::now());
+    let others: Vec<_> = aws.ecs.instances().map(|instance| instance.arn.clone()).collect();
+    for arn in others {
+        aws.ecs.instance_mut(&arn).unwrap().free = (0, 0);
+    }
+    let arn = aws.ecs.add_instance(CLUSTER, "i-0123456789abcdef0", (4096, 7680), 2, now);
+    aws.ecs.take_events();
+    arn
+}
+
+#[tokio::test]
+async fn a_task_of_an_ipv6_only_subnet_is_reached_by_ipv6() {
+    for (addressing, is_ipv6) in [(Addressing::V6, true), (Addressing::Dual, false)] {
+        let mut stack = Stack::start().await.unwrap();
+        stack.aws().ecs.settings().interface_addresses = addressing;
+        let url = stack.agent("six", "node").await.unwrap();
+        let notice = stack.notices(Some(&url)).remove(0);
+        let interface = stack.tasks().remove(0).interface.unwrap();
+        let host = if is_ipv6 { interface.ipv6_address.unwrap() } else { interface.private_address };
+        assert_eq!(notice.body["agent"]["host"], host, "{addressing:?}");
+    }
+}
+
+#[tokio::test]
+async fn bindings_that_come_late_are_waited_for_and_static_ones_are_not() {
+    for is_null in [false, true] {
+        for (family, is_static) in [("late-static", true), ("late-dynamic", false)] {
+            let mut stack = Stack::start().await.unwrap();
+            {
+                let mut aws = stack.aws();
+                let port = if is_static { 2200 } else { 0 };
+                let definition = json!({"family": "jenkins-maven", "networkMode": "bridge", "containerDefinitions": [
+                    {"name": "agent", "image": "a", "essential": true, "cpu": 512, "memory": 512,
+                     "portMappings": [{"containerPort": 22, "hostPort": port}]}]});
+                aws.ecs.register_definition(&definition).unwrap();
+                let settings = aws.ecs.settings();
+                settings.binding = Duration::from_secs(3600);
+                settings.bindings_are_null = is_null;
+            }
+            let url = stack.agent(family, "maven").await.unwrap();
+            if !is_static {
+                assert_eq!(stack.told(&url), Vec::<String>::new(), "{family}");
+                assert_eq!(stack.active_tasks().len(), 1, "{family}");
+                stack.aws().advance(Timestamp::now() + SignedDuration::from_hours(2));
+                stack.unhide("undelivered");
+                stack.settle().await.unwrap();
+            }
+            assert_eq!(stack.told(&url), ["agent.ready"], "{family}");
+            if is_static {
+                assert_eq!(stack.notices(Some(&url))[0].body["agent"]["port"], 2200);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_address_that_never_comes_ends_with_the_start_s_time() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.aws().ecs.settings().binding = Duration::from_secs(36_000);
+    let url = stack.agent("never", "maven").await.unwrap();
+    stack.sweep_at(Timestamp::now() + SignedDuration::from_mins(16)).await.unwrap().unwrap();
+    stack.settle().await.unwrap();
+    assert_eq!(stack.told(&url), ["agent.failed START_TIMEOUT"]);
+    let failure = stack.notices(Some(&url))[0].body["failure"].clone();
+    assert!(failure["message"].as_str().unwrap().contains("host port"), "{failure}");
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use shared::batch::{self, Invocation, Item, guarded};
 use shared::fault::Fault;
 use shared::message::{Notice, NoticeType};
 use shared::notifier::{Target, Undelivered, Work};
-use shared::report::{self, OurAgent};
+use shared::report::{self, OurAgent, Reported};
 use shared::wait::{self, WaitsFor};
 
 use crate::plan::{self, Concern, Event, Instance};
@@ -61,7 +61,10 @@ async fn task_changed(app: &App, invocation: &Invocation, task: &Task) -> Result
             Concern::Nothing => Ok(()),
             Concern::Ended => report::stopped(app, agent, task).await,
             Concern::ReportEnd => report::last_event(app, agent, task).await,
-            Concern::Report => report::task(app, agent, &task.arn, None).await?.done(),
+            Concern::Report => match report::task(app, agent, &task.arn, None).await? {
+                Reported::NotYet(why) => Err(Fault::passing(why)),
+                reported => reported.done(),
+            },
         }
     };
     let (name, arn) = (name.as_str(), &task.arn);
@@ -155,7 +158,11 @@ async fn work(app: &App, item: &Item, undelivered: &Undelivered) -> Result<(), F
                 report::lost(app, &name, otherwise.as_ref()).await?;
                 return reject(app, item, &format!("the cloud of task {arn} is no longer configured")).await;
             };
-            report::task(app, OurAgent::new(app, cloud, &name), arn, otherwise.as_ref()).await?.done()
+            let agent = OurAgent::new(app, cloud, &name);
+            match report::task(app, agent, arn, otherwise.as_ref()).await? {
+                Reported::NotYet(why) => look_again(app, agent, undelivered, &why).await,
+                reported => reported.done(),
+            }
         }
         Work::Notice { notice, .. } if !still_ready(app, notice).await? => {
             tracing::info!(notice.id = notice.id, "obsolete: the agent has ended, as its own notice says");
@@ -167,6 +174,18 @@ async fn work(app: &App, item: &Item, undelivered: &Undelivered) -> Result<(), F
             None => not_ours(app, item, name).await,
         },
     }
+}
+
+/// Keeps a task that is not ready yet for another look, within seconds: no event tells of a container's health, nor of an
+/// address that comes late. Past `containerStartTimeout` it is the sweep's.
+async fn look_again(app: &App, agent: OurAgent<'_>, undelivered: &Undelivered, why: &str) -> Result<(), Fault> {
+    let now = app.now();
+    if agent.template.is_none_or(|template| template.container_start_timeout.is_over(undelivered.since, now)) {
+        tracing::info!(agent.name = agent.name.as_str(), why, "not ready in time; the sweep stops it");
+        return Ok(());
+    }
+    tracing::debug!(agent.name = agent.name.as_str(), why, "looked at again");
+    app.notifier.keep_for(undelivered, plan::next_look(undelivered.since, now)).await
 }
 
 /// Delivers a notice to each target that has not got it yet.

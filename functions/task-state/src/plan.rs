@@ -1,5 +1,7 @@
 //! What an event comes to: pure, synchronous, time is an argument.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
@@ -119,6 +121,13 @@ pub fn is_given_up(since: Timestamp, now: Timestamp) -> bool {
     now.duration_since(since) > jiff::SignedDuration::from_hours(25)
 }
 
+/// How long until a task that is not ready yet is looked at again: a tenth of the time that it has taken, so that many
+/// slow ones do not use up what ECS lets us read.
+pub fn next_look(since: Timestamp, now: Timestamp) -> Duration {
+    let taken = Duration::try_from(now.duration_since(since)).unwrap_or_default();
+    (taken / 10).clamp(Duration::from_secs(3), Duration::from_secs(15))
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -154,6 +163,15 @@ mod tests {
         assert!(matches!(event(odd), Event::Unreadable(_)));
         let nulls = json!({"detail-type": "ECS Task State Change", "detail": {"taskArn": "arn", "containers": null}});
         assert!(matches!(event(nulls), Event::Task(task) if task.arn == "arn"));
+    }
+
+    #[test]
+    fn what_is_not_ready_is_looked_at_again_within_seconds() {
+        for (taken, expected) in [(-5, 3), (0, 3), (60, 6), (600, 15), (7200, 15)] {
+            let now = Timestamp::from_second(10_000 + taken).expect("a time");
+            let since = Timestamp::from_second(10_000).expect("a time");
+            assert_eq!(next_look(since, now), Duration::from_secs(expected), "{taken}");
+        }
     }
 
     #[test]

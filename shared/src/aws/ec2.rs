@@ -12,6 +12,7 @@ use aws_types::service_config::ServiceConfigKey;
 use bytes::Bytes;
 use jiff::Timestamp;
 
+use crate::config::Address;
 use crate::fault::Fault;
 use crate::http::Http;
 
@@ -32,10 +33,23 @@ pub struct Client {
 /// The addresses of an instance or a network interface.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Addresses {
-    /// Inside the VPC.
+    /// IPv4 inside the VPC.
     pub private: Option<String>,
-    /// From the internet.
+    /// IPv4 from the internet.
     pub public: Option<String>,
+    /// The same from everywhere; without brackets.
+    pub ipv6: Option<String>,
+}
+
+impl Addresses {
+    /// IPv4 of this kind, or IPv6 where there is no other.
+    pub fn host(&self, kind: Address) -> Option<String> {
+        match kind {
+            Address::Private => self.private.clone(),
+            Address::Public => self.public.clone(),
+        }
+        .or_else(|| self.ipv6.clone())
+    }
 }
 
 impl Client {
@@ -65,8 +79,11 @@ impl Client {
             .flat_map(|set| set.children())
             .filter_map(|item| Some((item.text_of("key")?, item.text_of("value").unwrap_or_default())))
             .collect();
-        let addresses =
-            Addresses { private: instance.text_of("privateIpAddress"), public: instance.text_of("ipAddress") };
+        let addresses = Addresses {
+            private: instance.text_of("privateIpAddress"),
+            public: instance.text_of("ipAddress"),
+            ipv6: instance.text_of("ipv6Address"),
+        };
         Ok((addresses, tags))
     }
 
@@ -85,7 +102,7 @@ impl Client {
         self.call(DESCRIBE_INSTANCES, &[("Action", "DescribeInstances"), ("InstanceId.1", id)]).await
     }
 
-    /// The public address of a network interface (API_DescribeNetworkInterfaces).
+    /// The addresses of a network interface (API_DescribeNetworkInterfaces).
     ///
     /// # Errors
     /// When the call failed.
@@ -100,7 +117,7 @@ impl Client {
                 .and_then(|node| node.text())
                 .map(str::to_owned)
         };
-        Ok(Addresses { private: first("privateIpAddress"), public: first("publicIp") })
+        Ok(Addresses { private: first("privateIpAddress"), public: first("publicIp"), ipv6: first("ipv6Address") })
     }
 
     async fn call(&self, action: &'static str, parameters: &[(&str, &str)]) -> Result<String, Fault> {

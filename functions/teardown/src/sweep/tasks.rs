@@ -96,7 +96,7 @@ async fn step(app: &App, ours: &OurTask<'_>, nodes: &Nodes, now: Timestamp) -> R
         TaskStep::ReportOrStop(mut stop) => {
             let why = match report::task(app, agent, &task.arn, None).await? {
                 Reported::Done => return Ok(()),
-                Reported::NotYet => "the task runs but is not healthy".to_owned(),
+                Reported::NotYet(why) => why,
                 Reported::Refused(fault) => fault.to_string(),
             };
             stop.text = format!("{}: {why}", stop.text);

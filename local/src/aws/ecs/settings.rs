@@ -142,8 +142,6 @@ impl Settings {
     pub fn spare_the_functions(&mut self) {
         // Agents are told ready twice, and a completion of an unknown request ends the batch.
         self.quotas = None;
-        // An agent with a health check is looked at again only by the sweep.
-        self.health_events = true;
         // Giving back an instance of the emptier zone ends a busy one of the other.
         self.rebalance = None;
     }

@@ -1,5 +1,8 @@
 //! Task definitions.
 
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+
 use aws_sdk_ecs::types as sdk;
 
 use super::Cluster;
@@ -32,8 +35,30 @@ pub struct ContainerDefinition {
     pub essential: bool,
     /// Whether ECS watches its health.
     pub health_check: bool,
-    /// Container ports that are mapped.
+    /// Container ports that are mapped, those of ranges too.
     pub ports: Vec<i32>,
+    /// The host ports of those TCP ports that have static ones.
+    pub host_ports: BTreeMap<u16, u16>,
+}
+
+/// A range of ports, `8000-8010`.
+pub(crate) fn port_range(text: &str) -> Option<RangeInclusive<u16>> {
+    let (first, last) = text.split_once('-')?;
+    Some(first.trim().parse().ok()?..=last.trim().parse().ok()?)
+}
+
+/// The container ports of a mapping: one, or a range.
+fn container_ports(mapping: &sdk::PortMapping) -> Vec<i32> {
+    match mapping.container_port_range().and_then(port_range) {
+        Some(range) => range.map(i32::from).collect(),
+        None => mapping.container_port().into_iter().collect(),
+    }
+}
+
+fn static_port(mapping: &sdk::PortMapping) -> Option<(u16, u16)> {
+    let is_udp = mapping.protocol() == Some(&sdk::TransportProtocol::Udp);
+    let port = |port: Option<i32>| port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0 && !is_udp);
+    port(mapping.container_port()).zip(port(mapping.host_port()))
 }
 
 impl TaskDefinition {
@@ -92,7 +117,8 @@ impl From<sdk::TaskDefinition> for TaskDefinition {
                     name: container.name().unwrap_or_default().to_owned(),
                     essential: container.essential().unwrap_or(true),
                     health_check: container.health_check().is_some(),
-                    ports: container.port_mappings().iter().filter_map(|mapping| mapping.container_port()).collect(),
+                    ports: container.port_mappings().iter().flat_map(container_ports).collect(),
+                    host_ports: container.port_mappings().iter().filter_map(static_port).collect(),
                 })
                 .collect(),
             arn: definition.task_definition_arn.unwrap_or_default(),

@@ -11,6 +11,7 @@ use aws_sdk_ecs::Client;
 use aws_sdk_ecs::types as sdk;
 use jiff::Timestamp;
 
+pub(crate) use definition::port_range;
 pub use definition::{ContainerDefinition, TaskDefinition};
 pub use instance::{Instance, InstanceStatus};
 pub use run_task::{PlacementFailure, RunTaskOutcome};

@@ -185,6 +185,11 @@ impl Size {
         self.cpu <= room.cpu && self.memory <= room.memory
     }
 
+    /// Both together.
+    pub fn with(self, other: Self) -> Self {
+        Self { cpu: self.cpu.saturating_add(other.cpu), memory: self.memory.saturating_add(other.memory) }
+    }
+
     /// What is left of it without `part`; nothing where that is more.
     pub fn without(self, part: Self) -> Self {
         Self { cpu: self.cpu.saturating_sub(part.cpu), memory: self.memory.saturating_sub(part.memory) }

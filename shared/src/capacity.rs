@@ -1,13 +1,35 @@
-//! How many instances the waiting work needs: one plan, for `request` and the sweep alike. Pure.
+//! How much capacity the waiting work needs: one plan, for `request` and the sweep alike. Pure.
 //!
 //! The answer is absolute and computed from what is observed, so two copies that run at once come to the same number;
-//! it is only ever a raise.
+//! it is only ever a raise. It is in the group's own units: instances, or what they weigh.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use crate::aws::autoscaling::{Group, Lifecycle};
+use crate::aws::autoscaling::Group;
 use crate::aws::ecs::Instance;
 use crate::config::Size;
+
+/// What one waiting agent takes.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Need {
+    pub size: Size,
+    pub gpus: u32,
+    /// What an instance has only once, a host port, say: no two agents with the same need share an instance.
+    pub exclusive: Option<String>,
+}
+
+impl Need {
+    /// Whether no two such agents may share an instance, as far as anything is known.
+    fn is_apart(&self) -> bool {
+        self.gpus > 0 || self.exclusive.is_some()
+    }
+}
+
+impl From<Size> for Need {
+    fn from(size: Size) -> Self {
+        Self { size, ..Self::default() }
+    }
+}
 
 /// A cloud as it stands.
 #[derive(Debug, Clone, Default)]
@@ -16,8 +38,12 @@ pub struct Observed {
     pub group: Option<Group>,
     /// All container instances of its cluster.
     pub instances: Vec<Instance>,
-    /// What one instance offers, as configured, until the first has registered.
+    /// What a new instance of the group offers, as configured; else what its largest registered one does.
     pub configured: Option<Size>,
+    /// What daemons take of each instance, and how many there are.
+    pub daemons: (Size, u32),
+    /// Ids of the group's instances that have not registered in time: neither booting nor room.
+    pub never_registered: BTreeSet<String>,
     /// Container instances that ECS named for another reason than CPU and memory, and whether their tasks tell how many
     /// an instance holds ([`crate::fault::Placement::Slots`]).
     pub unfit: BTreeMap<String, bool>,
@@ -26,118 +52,156 @@ pub struct Observed {
 /// What is to be done about the waiting work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Plan {
-    /// The new desired capacity, above the present one.
+    /// The new desired capacity, above the present one, in the group's units.
     pub raise_to: Option<u32>,
     /// Whether the group's maximum leaves some of the work without an instance.
     pub at_maximum: bool,
+    /// Whether nothing is raised, since so many of the group's instances never registered.
+    pub is_broken: bool,
 }
 
 /// A place for tasks: an instance that is there, boots or is to come.
+#[derive(Clone)]
 struct Bin {
     room: Size,
+    gpus: u32,
     slots: u32,
+    exclusive: BTreeSet<String>,
 }
 
 impl Bin {
-    fn take(&mut self, size: Size) -> bool {
-        let fits = self.slots > 0 && size.fits(self.room);
+    fn take(&mut self, need: &Need) -> bool {
+        let is_free = need.exclusive.as_ref().is_none_or(|what| !self.exclusive.contains(what));
+        let fits = self.slots > 0 && is_free && need.gpus <= self.gpus && need.size.fits(self.room);
         if fits {
-            self.room = self.room.without(size);
+            self.room = self.room.without(need.size);
+            self.gpus -= need.gpus;
             self.slots -= 1;
+            self.exclusive.extend(need.exclusive.clone());
         }
         fits
     }
 }
 
 impl Observed {
-    /// The group's own container instances, but for those that are being terminated: they do not count towards the desired
-    /// capacity any more.
+    /// The group's own container instances, but for those that are leaving it.
     fn registered(&self) -> impl Iterator<Item = &Instance> {
-        self.instances.iter().filter(|instance| self.lifecycle(instance).is_some_and(|state| !state.is_ending()))
+        let members = self.group.iter().flat_map(|group| &group.instances);
+        let staying = members.filter(|member| member.lifecycle.counts()).map(|member| member.id.as_str());
+        let staying: HashSet<&str> = staying.collect();
+        self.instances.iter().filter(move |instance| instance.is_one_of(&staying))
     }
 
     /// Whether a container instance belongs to the group.
     pub fn is_of_group(&self, arn: &str) -> bool {
-        self.instances.iter().any(|instance| instance.arn == arn && self.lifecycle(instance).is_some())
+        let Some(instance) = self.instances.iter().find(|instance| instance.arn == arn) else { return false };
+        let mut members = self.group.iter().flat_map(|group| &group.instances);
+        members.any(|member| Some(&member.id) == instance.ec2_id.as_ref())
     }
 
-    fn lifecycle(&self, instance: &Instance) -> Option<&Lifecycle> {
-        let members = &self.group.as_ref()?.instances;
-        let member = members.iter().find(|member| Some(&member.id) == instance.ec2_id.as_ref())?;
-        Some(&member.lifecycle)
-    }
-
-    /// What one instance of the group offers: the largest that has registered, until then what was configured.
-    fn instance_size(&self) -> Option<Size> {
+    /// What one new instance of the group has for agents.
+    fn new_instance(&self) -> Option<Size> {
         let totals = self.registered().map(|instance| instance.total).filter(|total| total.memory > 0);
-        totals.max_by_key(|size| (size.memory, size.cpu)).or(self.configured)
+        let size = self.configured.or_else(|| totals.max_by_key(|size| (size.memory, size.cpu)));
+        size.map(|size| size.without(self.daemons.0))
     }
 
     /// The instance that comes nearest to holding a task that is larger than any instance can be, as far as anything is
-    /// known; none if one may hold it.
+    /// known; none if one may hold it. In a cloud without a group every instance counts as its own.
     pub fn too_large(&self, size: Size) -> Option<Size> {
-        let of_group = self.instance_size();
-        if self.group.is_some() && of_group.is_none() {
-            return None;
+        let own: Vec<&Instance> = match &self.group {
+            Some(_) => self.registered().collect(),
+            None => self.instances.iter().filter(|instance| !instance.is_external()).collect(),
+        };
+        let totals = own.into_iter().map(|instance| instance.total).filter(|total| total.memory > 0);
+        let known: Vec<_> = totals.map(|total| total.without(self.daemons.0)).chain(self.new_instance()).collect();
+        match known.iter().any(|&total| size.fits(total)) {
+            true => None,
+            false => known.into_iter().max_by_key(|total| (total.memory, total.cpu)),
         }
-        let others = self.instances.iter().filter(|instance| !instance.is_external()).map(|instance| instance.total);
-        let known: Vec<_> = others.filter(|total| total.memory > 0).chain(of_group).collect();
-        if known.iter().any(|&total| size.fits(total)) {
-            return None;
-        }
-        known.into_iter().max_by_key(|total| (total.memory, total.cpu))
     }
 
-    /// The desired capacity that gives every task of `demand` a place.
-    pub fn plan(&self, demand: &[Size]) -> Plan {
+    /// The desired capacity that gives every agent of `demand` a place.
+    pub fn plan(&self, demand: &[Need]) -> Plan {
         let Some(group) = &self.group else { return Plan::default() };
         if demand.is_empty() {
             return Plan::default();
         }
-        let registered = self.registered().count() as u32;
-        let booting = group.desired.saturating_sub(registered);
-        let wanted = match self.instance_size() {
-            Some(size) => group.desired + self.instances_beyond(booting, size, demand),
-            // Nothing is known of an instance's size: the first to boot will tell.
-            None if booting == 0 => group.desired + 1,
-            None => group.desired,
+        let weight = group.weight_of_new();
+        let booting = self.booting(group).div_ceil(weight);
+        let needed = match self.new_instance() {
+            Some(size) => self.instances_beyond(booting, size, demand),
+            // Nothing is known of an instance's size: the first to boot will tell. Agents that share none need one each.
+            None => {
+                let each = demand.iter().filter(|need| need.is_apart()).count() as u32;
+                each.saturating_sub(booting).max(u32::from(booting == 0))
+            }
         };
+        // Whatever keeps its instances from the cluster would keep the next ones, too.
+        let is_broken = needed > 0 && self.never_registered.len() as u32 >= needed.saturating_mul(2);
+        let wanted = group.desired.saturating_add(needed.saturating_mul(weight));
         let target = wanted.min(group.maximum);
-        Plan { raise_to: (target > group.desired).then_some(target), at_maximum: wanted > group.maximum }
+        Plan {
+            raise_to: (target > group.desired && !is_broken).then_some(target),
+            at_maximum: wanted > group.maximum,
+            is_broken,
+        }
+    }
+
+    /// The units of the desired capacity that are on their way: neither registered nor known never to register.
+    fn booting(&self, group: &Group) -> u32 {
+        let registered: HashSet<&str> =
+            self.instances.iter().filter_map(|instance| instance.ec2_id.as_deref()).collect();
+        let settled = group.instances.iter().filter(|member| {
+            let is_settled = registered.contains(member.id.as_str()) || self.never_registered.contains(&member.id);
+            member.lifecycle.counts() && is_settled
+        });
+        group.desired.saturating_sub(settled.map(|member| member.weight).sum())
     }
 
     /// How many new instances it takes beyond those that are there or boot.
-    fn instances_beyond(&self, booting: u32, size: Size, demand: &[Size]) -> u32 {
+    fn instances_beyond(&self, booting: u32, size: Size, demand: &[Need]) -> u32 {
         // An instance that is full for network interfaces or ports tells how many tasks an instance holds.
-        let slots = self
-            .instances
-            .iter()
-            .filter(|instance| self.unfit.get(&instance.arn) == Some(&true) && instance.tasks > 0)
-            .map(|instance| instance.tasks)
-            .max()
-            .unwrap_or(u32::MAX);
-        let has_room = |instance: &&Instance| {
-            instance.takes_tasks()
-                && !instance.is_external()
-                && !self.unfit.contains_key(&instance.arn)
-                && !self.lifecycle(instance).is_some_and(Lifecycle::is_ending)
-        };
+        let full = self.instances.iter().filter(|instance| self.unfit.get(&instance.arn) == Some(&true));
+        let agents = full.map(|instance| instance.tasks.saturating_sub(self.daemons.1)).filter(|&agents| agents > 0);
+        let slots = agents.max().filter(|_| demand.iter().all(|need| need.exclusive.is_none())).unwrap_or(u32::MAX);
+        // One GPU an instance is presumed until one has registered.
+        let gpus = self.registered().map(|instance| instance.gpus).max().filter(|&gpus| gpus > 0);
+        let gpus = gpus.or(demand.iter().map(|need| need.gpus).max()).unwrap_or_default();
+        let new = Bin { room: size, gpus, slots, exclusive: BTreeSet::new() };
+        let has_room = |instance: &&Instance| instance.takes_tasks() && !self.unfit.contains_key(&instance.arn);
         let mut bins: Vec<Bin> = self
-            .instances
-            .iter()
+            .registered()
             .filter(has_room)
-            .map(|instance| Bin { room: instance.free, slots: slots.saturating_sub(instance.tasks) })
+            .map(|instance| Bin {
+                room: instance.free,
+                gpus: instance.free_gpus,
+                slots: slots.saturating_sub(instance.tasks.saturating_sub(self.daemons.1)),
+                ..new.clone()
+            })
             .collect();
-        bins.extend((0..booting).map(|_| Bin { room: size, slots }));
+        bins.extend((0..booting).map(|_| new.clone()));
         let before = bins.len();
-        let mut demand = demand.to_vec();
         // The largest first: the usual way to need few bins (first fit decreasing).
-        demand.sort_unstable_by_key(|size| std::cmp::Reverse((size.memory, size.cpu)));
-        for task in demand {
-            if !bins.iter_mut().any(|bin| bin.take(task)) && task.fits(size) {
-                let mut bin = Bin { room: size, slots };
-                bin.take(task);
-                bins.push(bin);
+        let mut demand: Vec<&Need> = demand.iter().collect();
+        demand.sort_unstable_by_key(|need| std::cmp::Reverse((need.size.memory, need.size.cpu)));
+        // Equal needs come one after the other: where one found no place, the next does not look there again.
+        let mut first = 0;
+        let mut previous: Option<&Need> = None;
+        for need in demand {
+            if previous != Some(need) {
+                first = 0;
+            }
+            previous = Some(need);
+            match bins[first..].iter_mut().position(|bin| bin.take(need)) {
+                Some(offset) => first += offset,
+                None if need.size.fits(size) && need.gpus <= gpus => {
+                    first = bins.len();
+                    let mut bin = new.clone();
+                    bin.take(need);
+                    bins.push(bin);
+                }
+                None => first = bins.len(),
             }
         }
         (bins.len() - before) as u32
@@ -149,11 +213,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::aws::autoscaling::GroupInstance;
+    use crate::aws::autoscaling::{GroupInstance, Lifecycle};
     use crate::aws::ecs::InstanceStatus;
 
     const TASK: Size = Size { cpu: 1024, memory: 2048 };
     const INSTANCE: Size = Size { cpu: 4096, memory: 7680 };
+
+    fn needs(size: Size, count: usize) -> Vec<Need> {
+        vec![size.into(); count]
+    }
 
     fn observed(desired: u32, maximum: u32, free: &[Size]) -> Observed {
         let instances: Vec<_> = free
@@ -172,17 +240,21 @@ mod tests {
             .collect();
         let members = instances
             .iter()
-            .map(|instance| GroupInstance { id: instance.ec2_id.clone().unwrap_or_default(), ..Default::default() })
+            .map(|instance| GroupInstance {
+                id: instance.ec2_id.clone().unwrap_or_default(),
+                lifecycle: Lifecycle::InService,
+                ..GroupInstance::default()
+            })
             .collect();
         let group =
             Group { name: "group".into(), minimum: 0, desired, maximum, instances: members, ..Group::default() };
-        Observed { group: Some(group), instances, configured: Some(INSTANCE), unfit: BTreeMap::new() }
+        Observed { group: Some(group), instances, configured: Some(INSTANCE), ..Observed::default() }
     }
 
     #[test]
     fn the_group_is_raised_to_what_the_work_needs() {
         let none = Size::default();
-        let raised = |observed: &Observed, tasks: usize| observed.plan(&vec![TASK; tasks]).raise_to;
+        let raised = |observed: &Observed, tasks: usize| observed.plan(&needs(TASK, tasks)).raise_to;
         // Three tasks of 2 GiB fit on an instance.
         assert_eq!(raised(&observed(0, 10, &[]), 1), Some(1));
         assert_eq!(raised(&observed(0, 10, &[]), 20), Some(7));
@@ -191,7 +263,7 @@ mod tests {
         assert_eq!(raised(&observed(2, 10, &[none]), 4), Some(3));
         assert_eq!(raised(&observed(1, 10, &[INSTANCE]), 3), None, "there is room meanwhile");
         assert_eq!(raised(&observed(5, 5, &[none; 5]), 30), None);
-        assert!(observed(5, 5, &[none; 5]).plan(&[TASK]).at_maximum);
+        assert!(observed(5, 5, &[none; 5]).plan(&needs(TASK, 1)).at_maximum);
         assert_eq!(raised(&observed(3, 5, &[none; 3]), 30), Some(5));
         assert_eq!(raised(&observed(0, 10, &[]), 0), None);
     }
@@ -200,9 +272,9 @@ mod tests {
     fn an_unknown_size_raises_by_one_while_nothing_boots() {
         let mut unknown = observed(0, 10, &[]);
         unknown.configured = None;
-        assert_eq!(unknown.plan(&[TASK; 9]).raise_to, Some(1));
+        assert_eq!(unknown.plan(&needs(TASK, 9)).raise_to, Some(1));
         unknown.group.as_mut().expect("a group").desired = 1;
-        assert_eq!(unknown.plan(&[TASK; 9]).raise_to, None);
+        assert_eq!(unknown.plan(&needs(TASK, 9)).raise_to, None);
         assert_eq!(unknown.too_large(Size { cpu: 1 << 20, memory: 1 << 20 }), None);
     }
 
@@ -211,27 +283,118 @@ mod tests {
         let state = observed(0, 10, &[]);
         let huge = Size { cpu: 8192, memory: 2048 };
         assert_eq!(state.too_large(huge), Some(INSTANCE));
-        assert_eq!(state.plan(&[huge]).raise_to, None);
+        assert_eq!(state.plan(&needs(huge, 1)).raise_to, None);
     }
 
     #[test]
-    fn what_is_configured_counts_until_the_first_instance_has_registered() {
+    fn too_large_is_what_fits_neither_a_new_nor_a_registered_instance() {
         let mut state = observed(1, 10, &[Size::default()]);
         state.configured = Some(Size { cpu: 8192, memory: 16384 });
         let large = Size { cpu: 4096, memory: 8192 };
+        assert_eq!(state.too_large(large), None, "the launch template has grown");
+        assert_eq!(state.plan(&needs(large, 1)).raise_to, Some(2));
+        state.group.as_mut().expect("a group").desired = 2;
+        assert_eq!(state.plan(&needs(large, 1)).raise_to, None, "the new one boots");
+        state.configured = Some(Size { cpu: 2048, memory: 4096 });
         assert_eq!(state.too_large(large), Some(INSTANCE));
-        state.group.as_mut().expect("a group").instances.clear();
-        assert_eq!(state.too_large(large), None, "the small instance is not of the group");
         state.configured = None;
+        state.group.as_mut().expect("a group").instances.clear();
         assert_eq!(state.too_large(large), None, "nobody knows the group's instances");
+    }
+
+    #[test]
+    fn what_daemons_take_is_nobody_s_room() {
+        let mut state = observed(1, 10, &[Size { cpu: 4032, memory: 7168 }]);
+        state.daemons = (Size { cpu: 64, memory: 512 }, 1);
+        let nearly_all = Size { cpu: 1024, memory: 7500 };
+        assert_eq!(state.too_large(nearly_all), Some(Size { cpu: 4032, memory: 7168 }));
+        assert_eq!(state.plan(&needs(nearly_all, 1)).raise_to, None);
+    }
+
+    #[test]
+    fn a_weighted_group_is_raised_in_its_own_units() {
+        let none = Size::default();
+        let weighted = |weight: u32, instances: usize, desired: u32| {
+            let mut state = observed(desired, 100, &vec![none; instances]);
+            let group = state.group.as_mut().expect("a group");
+            group.weights = vec![weight];
+            group.instances.iter_mut().for_each(|member| member.weight = weight);
+            state
+        };
+        assert_eq!(weighted(2, 2, 4).plan(&needs(TASK, 3)).raise_to, Some(6));
+        assert_eq!(weighted(8, 1, 8).plan(&needs(TASK, 20)).raise_to, Some(8 + 7 * 8));
+        assert_eq!(weighted(2, 0, 0).plan(&needs(TASK, 20)).raise_to, Some(14));
+        assert_eq!(weighted(2, 1, 4).plan(&needs(TASK, 3)).raise_to, None, "one boots");
+    }
+
+    #[test]
+    fn instances_that_never_registered_are_neither_booting_nor_raised_beyond_reason() {
+        let zombies = |count: usize| {
+            let mut state = observed(count as u32, 100, &[]);
+            let members: Vec<_> = (0..count)
+                .map(|index| GroupInstance {
+                    id: format!("i-dead-{index}"),
+                    lifecycle: Lifecycle::InService,
+                    ..GroupInstance::default()
+                })
+                .collect();
+            state.never_registered = members.iter().map(|member| member.id.clone()).collect();
+            state.group.as_mut().expect("a group").instances = members;
+            state
+        };
+        assert_eq!(zombies(1).plan(&needs(TASK, 1)).raise_to, Some(2));
+        assert_eq!(zombies(5).plan(&needs(TASK, 15)).raise_to, Some(10));
+        let broken = zombies(2).plan(&needs(TASK, 1));
+        assert!(broken.is_broken && broken.raise_to.is_none(), "{broken:?}");
+        let mut unknown = zombies(1);
+        unknown.configured = None;
+        assert_eq!(unknown.plan(&needs(TASK, 1)).raise_to, Some(2));
+    }
+
+    #[test]
+    fn agents_that_share_no_instance_get_one_each() {
+        let apart =
+            |count: usize| vec![Need { size: TASK, exclusive: Some("host port 22".into()), ..Need::default() }; count];
+        let mut state = observed(0, 10, &[]);
+        assert_eq!(state.plan(&apart(4)).raise_to, Some(4));
+        state.configured = None;
+        assert_eq!(state.plan(&apart(4)).raise_to, Some(4), "though an instance's size is unknown");
+        let mut beside = observed(1, 10, &[INSTANCE]);
+        beside.unfit.insert("arn-0".into(), false);
+        assert_eq!(beside.plan(&apart(8)).raise_to, Some(9));
+    }
+
+    #[test]
+    fn one_gpu_an_instance_is_presumed_until_one_has_registered() {
+        let trained = |count: usize| vec![Need { size: TASK, gpus: 1, exclusive: None }; count];
+        let mut state = observed(0, 20, &[]);
+        assert_eq!(state.plan(&trained(4)).raise_to, Some(4));
+        let mut beside = observed(1, 20, &[Size { cpu: 2048, memory: 4096 }]);
+        beside.instances[0].gpus = 1;
+        beside.instances[0].tasks = 3;
+        assert_eq!(beside.plan(&trained(4)).raise_to, Some(5), "daemons say nothing about GPUs");
+        beside.instances[0].gpus = 2;
+        assert_eq!(beside.plan(&trained(4)).raise_to, Some(3));
+        state.configured = None;
+        assert_eq!(state.plan(&trained(4)).raise_to, Some(4));
+    }
+
+    #[test]
+    fn an_instance_that_is_leaving_the_group_is_no_room() {
+        for lifecycle in ["Standby", "EnteringStandby", "Detaching", "Terminating:Wait", "Warmed:Stopped"] {
+            let mut state = observed(1, 10, &[INSTANCE]);
+            state.group.as_mut().expect("a group").instances[0].lifecycle = lifecycle.into();
+            state.group.as_mut().expect("a group").desired = 0;
+            assert_eq!(state.plan(&needs(TASK, 1)).raise_to, Some(1), "{lifecycle}");
+        }
     }
 
     #[test]
     fn an_instance_that_is_being_terminated_is_neither_there_nor_room() {
         let mut state = observed(1, 10, &[INSTANCE]);
         state.group.as_mut().expect("a group").instances[0].lifecycle = Lifecycle::TerminatingWait;
-        assert_eq!(state.plan(&[TASK]).raise_to, None, "its successor boots");
-        assert_eq!(state.plan(&[TASK; 4]).raise_to, Some(2));
+        assert_eq!(state.plan(&needs(TASK, 1)).raise_to, None, "its successor boots");
+        assert_eq!(state.plan(&needs(TASK, 4)).raise_to, Some(2));
     }
 
     #[test]
@@ -239,14 +402,14 @@ mod tests {
         let mut state = observed(1, 10, &[INSTANCE]);
         state.instances[0].ec2_id = Some("mi-0123456789abcdef0".into());
         state.group.as_mut().expect("a group").desired = 0;
-        assert_eq!(state.plan(&[TASK]).raise_to, Some(1));
+        assert_eq!(state.plan(&needs(TASK, 1)).raise_to, Some(1));
     }
 
     #[test]
     fn an_instance_that_does_not_fit_says_nothing_about_how_many_tasks_one_holds() {
         let mut state = observed(1, 10, &[INSTANCE]);
         state.unfit.insert("arn-0".into(), false);
-        assert_eq!(state.plan(&[TASK; 6]).raise_to, Some(3), "three tasks each");
+        assert_eq!(state.plan(&needs(TASK, 6)).raise_to, Some(3), "three tasks each");
     }
 
     #[test]
@@ -254,8 +417,8 @@ mod tests {
         let mut state = observed(1, 10, &[INSTANCE]);
         state.instances[0].tasks = 2;
         state.unfit.insert("arn-0".into(), true);
-        assert_eq!(state.plan(&[TASK]).raise_to, Some(2));
-        assert_eq!(state.plan(&[TASK; 4]).raise_to, Some(3), "two a new instance, as on the full one");
+        assert_eq!(state.plan(&needs(TASK, 1)).raise_to, Some(2));
+        assert_eq!(state.plan(&needs(TASK, 4)).raise_to, Some(3), "two a new instance, as on the full one");
     }
 
     proptest! {
@@ -267,7 +430,7 @@ mod tests {
             let desired = desired.min(maximum);
             let registered = registered.min(desired as usize);
             let state = observed(desired, maximum, &vec![Size::default(); registered]);
-            let plan = state.plan(&vec![TASK; tasks]);
+            let plan = state.plan(&needs(TASK, tasks));
             if let Some(target) = plan.raise_to {
                 prop_assert!(target > desired && target <= maximum);
             }
@@ -278,7 +441,7 @@ mod tests {
             if let (Some(target), Some(group)) = (plan.raise_to, raised.group.as_mut()) {
                 group.desired = target;
             }
-            prop_assert_eq!(raised.plan(&vec![TASK; tasks]).raise_to, None);
+            prop_assert_eq!(raised.plan(&needs(TASK, tasks)).raise_to, None);
         }
     }
 }

@@ -16,6 +16,7 @@ pub mod memory;
 pub mod message;
 pub mod name;
 pub mod notifier;
+pub mod observe;
 pub mod outcome;
 pub mod report;
 pub mod secret;

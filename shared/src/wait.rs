@@ -10,6 +10,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::aws::queues::Queues;
+use crate::capacity::Need;
 use crate::config::{Cloud, Limit, Size};
 use crate::fault::Fault;
 use crate::message::{Failure, FailureCode, MOST_AGENTS, RequestId};
@@ -54,6 +55,11 @@ pub struct Wait {
     pub template: String,
     /// What one of its agents takes, where that is known.
     pub size: Option<Size>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub gpus: u32,
+    /// What an instance has only once ([`Need::exclusive`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exclusive: Option<String>,
     /// What it waits for.
     pub waits_for: WaitsFor,
     /// Why, in ECS' words.
@@ -67,6 +73,11 @@ fn agents<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D::Err
         true => Ok(agents),
         false => Err(D::Error::custom(format!("{} agents of a request", agents.len()))),
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's form")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// What a request waits for.
@@ -200,7 +211,7 @@ pub async fn release(queues: &Queues, messages: &[Waiting]) {
 
 /// The agents that wait for an instance of a cloud's group, with what each takes: once each, however many copies of its
 /// request wait. Pure.
-pub fn demand<'a>(cloud: &Cloud, waiting: impl Iterator<Item = &'a Waiting>) -> BTreeMap<(&'a str, u32), Size> {
+pub fn demand<'a>(cloud: &Cloud, waiting: impl Iterator<Item = &'a Waiting>) -> BTreeMap<(&'a str, u32), Need> {
     let scales = |wait: &&Wait| {
         let template = cloud.templates.iter().find(|template| template.name == wait.template);
         wait.cloud == cloud.name
@@ -211,8 +222,8 @@ pub fn demand<'a>(cloud: &Cloud, waiting: impl Iterator<Item = &'a Waiting>) -> 
         .filter_map(|message| message.wait.as_ref())
         .filter(scales)
         .flat_map(|wait| {
-            let size = wait.size.unwrap_or_default();
-            wait.agents.iter().map(move |&index| ((wait.request_id.as_str(), index), size))
+            let need = Need { size: wait.size.unwrap_or_default(), gpus: wait.gpus, exclusive: wait.exclusive.clone() };
+            wait.agents.iter().map(move |&index| ((wait.request_id.as_str(), index), need.clone()))
         })
         .collect()
 }
@@ -286,6 +297,8 @@ mod tests {
             cloud: "linux".into(),
             template: "maven".into(),
             size: Some(task),
+            gpus: 0,
+            exclusive: None,
             waits_for: WaitsFor::Instance,
             reason: "RESOURCE:MEMORY".into(),
         };

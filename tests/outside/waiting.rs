@@ -450,3 +450,74 @@ async fn an_inbound_agent_that_is_never_placed_leaves_no_node_behind() {
         assert!(stack.bodies("waiting").is_empty() && stack.bodies("completions").is_empty(), "{way}");
     }
 }
+
+/// An empty group, changed.
+async fn with_group(change: impl FnOnce(&mut local::aws::ecs::Group)) -> Stack {
+    let mut stack = slow_boot(|config| {
+        config["clouds"][0]["instanceCapacity"] = json!({"cpu": 4096, "memory": 8192});
+        config["clouds"][0]["templates"][0]["placementConstraints"] =
+            json!([{"type": "memberOf", "expression": "attribute:ecs.cpu-architecture == x86_64"}]);
+    })
+    .await;
+    empty_the_group(&mut stack);
+    change(stack.aws().ecs.group_mut(GROUP).unwrap());
+    stack
+}
+
+#[tokio::test]
+async fn a_weighted_group_is_raised_in_its_own_units() {
+    let mut stack = with_group(|group| {
+        group.weight = Some(2);
+        group.maximum = 100;
+    })
+    .await;
+    for index in 0..6 {
+        stack.ask(json!({"requestId": format!("weighed-{index}"), "label": "maven", "count": 2}));
+    }
+    stack.settle().await.unwrap();
+    // Twelve agents of 2 GiB on instances of 8 GiB: three instances of two units.
+    assert_eq!(desired(&stack), 6);
+}
+
+#[tokio::test]
+async fn a_placement_failure_of_another_groups_instance_is_no_room() {
+    let mut stack = with_group(|_| {}).await;
+    {
+        let mut aws = stack.aws();
+        aws.ecs.create_group("other", CLUSTER, (0, 1), (4096, 8192), Timestamp::now());
+        aws.ecs.group_mut("other").unwrap().attributes.insert("ecs.cpu-architecture".into(), "arm64".into());
+        aws.ecs.fill_group("other", 1, Timestamp::now());
+    }
+    stack.settle().await.unwrap();
+    let url = stack.agent("foreign", "maven").await.unwrap();
+    assert_eq!(stack.told(&url), Vec::<String>::new());
+    assert_eq!(desired(&stack), 1);
+}
+
+#[tokio::test]
+async fn agents_that_share_no_instance_get_one_each_from_zero() {
+    let mut stack = slow_boot(|config| {
+        config["clouds"][0]["instanceCapacity"] = json!({"cpu": 4096, "memory": 8192});
+        config["clouds"][0]["templates"][0]["placementConstraints"] = json!([{"type": "distinctInstance"}]);
+    })
+    .await;
+    empty_the_group(&mut stack);
+    stack.aws().ecs.group_mut(GROUP).unwrap().maximum = 100;
+    stack.ask(json!({"requestId": "apart", "label": "maven", "count": 3}));
+    stack.settle().await.unwrap();
+    assert_eq!(desired(&stack), 3);
+}
+
+#[tokio::test]
+async fn instances_that_never_register_are_neither_booting_nor_raised_beyond_reason() {
+    let mut stack = with_group(|group| {
+        group.registers = false;
+        group.maximum = 100;
+    })
+    .await;
+    stack.aws().ecs.fill_group(GROUP, 2, "2026-01-01T00:00:00Z".parse().unwrap());
+    stack.ask(json!({"requestId": "dead", "label": "maven"}));
+    stack.settle().await.unwrap();
+    assert_eq!(desired(&stack), 2, "what keeps two from the cluster would keep the third");
+    assert!(stack.output().contains("never registered in the cluster"), "the reason names them");
+}

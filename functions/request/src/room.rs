@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, HashMap};
 
 use futures::future::join_all;
+use jiff::Timestamp;
 use shared::app::App;
 use shared::batch::{Invocation, Item, guarded};
-use shared::capacity::{Observed, Plan};
+use shared::capacity::{Need, Observed, Plan};
 use shared::cloud::Cloud;
-use shared::config::Size;
 use shared::fault::{Fault, Placement};
 use shared::message::{Failure, FailureCode, NoticeType};
+use shared::observe;
 use shared::wait::{self, Waiting, WaitsFor};
 
 use crate::failure;
@@ -89,45 +90,34 @@ struct Room {
     plan: Plan,
     /// Why the group could not be raised, where no waiting helps.
     refused: Option<String>,
-    /// What a task of each template takes.
-    sizes: HashMap<String, Size>,
+    /// What a task of each order takes, by the order's request.
+    needs: HashMap<String, Need>,
 }
 
 impl Room {
     async fn make(app: &App, cloud: &Cloud, needs: Needs<'_>, others: &Others) -> Result<Self, Fault> {
-        let mut sizes = HashMap::new();
+        let mut taken = HashMap::new();
         for (order, _) in &needs {
-            if !sizes.contains_key(&order.template.name) {
-                let definition = app.memory.task_definition(cloud, &order.template.task_definition).await?;
-                sizes.insert(order.template.name.clone(), definition.size);
-            }
+            let definition = app.memory.task_definition(cloud, order.task_definition()).await?;
+            taken.insert(order.request_id.to_string(), room::need(order, &definition));
         }
+        let mut observed = observe::instances(cloud).await?;
         let failures = needs.iter().flat_map(|(_, blocked)| placing::failures(blocked));
-        let mut room = Self {
-            observed: Observed {
-                group: None,
-                instances: cloud.cluster.instances().await?,
-                configured: cloud.config.instance_capacity,
-                unfit: failures
-                    .filter(|failure| failure.placement != Placement::Size)
-                    .filter_map(|failure| Some((failure.instance.clone()?, failure.placement == Placement::Slots)))
-                    .collect(),
-            },
-            plan: Plan::default(),
-            refused: None,
-            sizes,
-        };
+        observed.unfit = failures
+            .filter(|failure| failure.placement != Placement::Size)
+            .filter_map(|failure| Some((failure.instance.clone()?, failure.placement == Placement::Slots)))
+            .collect();
+        let mut room = Self { observed, plan: Plan::default(), refused: None, needs: taken };
+        room.observe_group(cloud, app.now()).await?;
         room.raise(cloud, &needs, others).await?;
         Ok(room)
     }
 
-    /// Raises the group to what the waiting work needs. The group is read last, so that as little time as can be lies
-    /// between looking and raising: what another copy has raised meanwhile must not be lowered.
-    async fn raise(&mut self, cloud: &Cloud, needs: &Needs<'_>, others: &Others) -> Result<(), Fault> {
+    async fn observe_group(&mut self, cloud: &Cloud, now: Timestamp) -> Result<(), Fault> {
         let Some(name) = &cloud.config.auto_scaling_group else { return Ok(()) };
-        match cloud.groups.describe(name).await {
-            Ok(Some(group)) => self.observed.group = Some(group),
-            Ok(None) => {
+        match observe::group(cloud, name, &mut self.observed, now).await {
+            Ok(true) => {}
+            Ok(false) => {
                 let cloud = cloud.name();
                 let text = format!("there is no Auto Scaling group {name}; change autoScalingGroup of cloud {cloud}");
                 self.refused = Some(text);
@@ -135,20 +125,25 @@ impl Room {
             Err(fault) if fault.is_final() => self.refused = Some(fault.to_string()),
             Err(fault) => return Err(fault),
         }
+        Ok(())
+    }
+
+    /// Raises the group to what the waiting work needs.
+    async fn raise(&mut self, cloud: &Cloud, needs: &Needs<'_>, others: &Others) -> Result<(), Fault> {
         // Each agent counts once, however many copies of its request are here.
         let mut agents = wait::demand(&cloud.config, others.known.iter());
         for (order, blocked) in needs.iter().filter(|(order, _)| order.scales()) {
-            let size = self.size(order);
+            let need = self.need(order);
             let waits = |blocked: &&Blocked| {
                 blocked.waits_for == WaitsFor::Instance
                     && room::unsuitable(&self.observed, order.cloud, &blocked.failures).is_none()
             };
             for blocked in blocked.iter().filter(waits) {
-                agents.extend(blocked.agents.iter().map(|&index| ((order.request_id.as_str(), index), size)));
+                agents.extend(blocked.agents.iter().map(|&index| ((order.request_id.as_str(), index), need.clone())));
             }
         }
-        agents.retain(|_, size| self.observed.too_large(*size).is_none());
-        let agents: Vec<Size> = agents.into_values().collect();
+        agents.retain(|_, need| self.observed.too_large(need.size).is_none());
+        let agents: Vec<Need> = agents.into_values().collect();
         self.plan = self.observed.plan(&room::demand(&agents, others.depth));
         let (Some(target), Some(group)) = (self.plan.raise_to, &self.observed.group) else { return Ok(()) };
         match cloud.groups.set_desired(&group.name, target).await {
@@ -168,13 +163,13 @@ impl Room {
         Ok(())
     }
 
-    fn size(&self, order: &Order<'_>) -> Size {
-        order.size(self.sizes.get(&order.template.name).copied().unwrap_or_default())
+    fn need(&self, order: &Order<'_>) -> Need {
+        self.needs.get(order.request_id.as_str()).cloned().unwrap_or_default()
     }
 
     /// Why no waiting helps an agent that ECS had no room for.
     fn refusal(&self, order: &Order<'_>, blocked: &Blocked) -> Option<String> {
-        let size = self.size(order);
+        let size = self.need(order).size;
         if let Some(reason) = room::unsuitable(&self.observed, order.cloud, &blocked.failures) {
             return Some(reason);
         }
@@ -207,7 +202,7 @@ pub(crate) async fn wait(
                 failure::launch_failed(app, item, order, &blocked.agents, refusal).await?;
                 continue;
             }
-            blocked.size = Some(room.size(order));
+            blocked.need = room.need(order);
             blocked.reason = room::explain(&blocked.reason, order, &room.observed, room.plan);
         }
         match order.next_wait(&blocked, app.now()) {

@@ -31,6 +31,12 @@ impl Lifecycle {
         use Lifecycle::{Terminated, Terminating, TerminatingProceed, TerminatingWait};
         matches!(self, Terminating | TerminatingWait | TerminatingProceed | Terminated)
     }
+
+    /// Whether the instance counts towards the desired capacity and is there to stay: not in standby, in a warm pool or on
+    /// its way out.
+    pub fn counts(&self) -> bool {
+        matches!(self, Self::Pending | Self::PendingWait | Self::PendingProceed | Self::InService)
+    }
 }
 
 /// A group as it stands.
@@ -46,8 +52,21 @@ pub struct Group {
     pub maximum: u32,
     /// Whether its instances start with protection from its own scale-in.
     pub protects_new: bool,
-    /// EC2 ids of the instances that count towards the desired capacity.
     pub instances: Vec<GroupInstance>,
+    /// What instances of its launch template's overrides weigh, in their order; empty where instances are counted
+    /// (API_LaunchTemplateOverrides, WeightedCapacity).
+    pub weights: Vec<u32>,
+    /// Processes that are suspended: `Launch`, `AZRebalance`, ….
+    pub suspended: Vec<String>,
+}
+
+impl Group {
+    /// What a new instance adds to the desired capacity: as much as its registered ones, else as the first type that it
+    /// launches.
+    pub fn weight_of_new(&self) -> u32 {
+        let of_members = self.instances.iter().map(|member| member.weight).max();
+        of_members.or(self.weights.first().copied()).unwrap_or(1).max(1)
+    }
 }
 
 impl Group {
@@ -144,6 +163,19 @@ impl From<sdk::AutoScalingGroup> for Group {
             desired: number(group.desired_capacity),
             maximum: number(group.max_size),
             protects_new: group.new_instances_protected_from_scale_in.unwrap_or_default(),
+            weights: group
+                .mixed_instances_policy
+                .and_then(|policy| policy.launch_template?.overrides)
+                .unwrap_or_default()
+                .into_iter()
+                .filter_map(|kind| kind.weighted_capacity?.parse().ok())
+                .collect(),
+            suspended: group
+                .suspended_processes
+                .unwrap_or_default()
+                .into_iter()
+                .filter_map(|process| process.process_name)
+                .collect(),
             instances: group
                 .instances
                 .unwrap_or_default()

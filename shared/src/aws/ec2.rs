@@ -2,6 +2,7 @@
 //!
 //! `aws-sdk-ec2` would add minutes to every cold build for them (docs/adr/0004).
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use aws_config::SdkConfig;
@@ -100,6 +101,30 @@ impl Client {
 
     async fn describe_instance(&self, id: &str) -> Result<String, Fault> {
         self.call(DESCRIBE_INSTANCES, &[("Action", "DescribeInstances"), ("InstanceId.1", id)]).await
+    }
+
+    /// When instances were launched; those that EC2 does not know are missing.
+    ///
+    /// # Errors
+    /// When the call failed.
+    pub async fn launch_times(&self, ids: &[&str]) -> Result<BTreeMap<String, Timestamp>, Fault> {
+        const ACTION: &str = "ec2:DescribeInstances";
+        // A filter, unlike a list of ids, does not fail for one that EC2 has forgotten. It takes 200 values at most
+        // (API_DescribeInstances).
+        let mut times = BTreeMap::new();
+        for ids in ids.chunks(200) {
+            let names: Vec<String> = (1..=ids.len()).map(|number| format!("Filter.1.Value.{number}")).collect();
+            let mut parameters = vec![("Action", "DescribeInstances"), ("Filter.1.Name", "instance-id")];
+            parameters.extend(names.iter().map(String::as_str).zip(ids.iter().copied()));
+            let text = self.call(ACTION, &parameters).await?;
+            let document = parse(ACTION, &text)?;
+            let found = document.descendants().filter(|node| node.has_tag_name_any("instanceId")).filter_map(|node| {
+                let launched = node.parent()?.children().find(|child| child.has_tag_name_any("launchTime"))?;
+                Some((node.text()?.to_owned(), launched.text()?.parse().ok()?))
+            });
+            times.extend(found);
+        }
+        Ok(times)
     }
 
     /// The addresses of a network interface (API_DescribeNetworkInterfaces).

@@ -3,7 +3,7 @@
 /// What a placement failure means for whoever waits for the task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Placement {
-    /// The instance has too little CPU or memory left.
+    /// The instance has too little CPU or memory left, or too few GPUs.
     Size,
     /// The instance's tasks use up something that each task takes, a port or a network interface.
     Slots,
@@ -30,7 +30,7 @@ pub fn classify_placement(reason: &str) -> Placement {
     let lower = reason.to_ascii_lowercase();
     let begins = |words: &[&str]| words.iter().any(|word| upper.starts_with(word));
     match reason {
-        "RESOURCE:CPU" | "RESOURCE:MEMORY" => Placement::Size,
+        "RESOURCE:CPU" | "RESOURCE:MEMORY" | "RESOURCE:GPU" => Placement::Size,
         _ if begins(&["RESOURCE"]) => Placement::Slots,
         _ if begins(&["AGENT", "DISTINCTINSTANCE"]) => Placement::Unavailable,
         _ if lower.contains("capacity") || lower.contains(LIMIT_REACHED) => Placement::NoCapacity,

@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use shared::agents::Subject;
 use shared::aws::ecs::{CONTROLLER_TAG, PlacementFailure};
 use shared::batch::Item;
+use shared::capacity::Need;
 use shared::config::{Cloud, Config, Override, Size, Template, variables};
 use shared::label::LabelExpression;
 use shared::message::{AgentRequest, Build, Failure, FailureCode, MOST_AGENTS, Overrides, Record, RequestId, Salvage};
@@ -287,6 +288,11 @@ impl<'a> Order<'a> {
         }
     }
 
+    /// The task definition that its tasks run: the template's, unless it asks for another.
+    pub fn task_definition(&self) -> &str {
+        self.overrides.task_definition.as_ref().map_or(&self.template.task_definition, |asked| asked.as_str())
+    }
+
     /// What one of its tasks takes, with the size of its task definition.
     pub fn size(&self, defined: Size) -> Size {
         Size { cpu: self.overrides.cpu.unwrap_or(defined.cpu), memory: self.overrides.memory.unwrap_or(defined.memory) }
@@ -311,7 +317,7 @@ impl<'a> Order<'a> {
     /// An agent that ECS has no room for.
     pub fn no_room(&self, index: u32, reason: String, failures: Vec<PlacementFailure>) -> Blocked {
         let waits_for = if self.template.on_fargate() { WaitsFor::Fargate } else { WaitsFor::Instance };
-        Blocked { agents: vec![index], waits_for, reason, size: None, failures }
+        Blocked { agents: vec![index], waits_for, reason, need: Need::default(), failures }
     }
 
     /// Agents that wait for the end of others.
@@ -321,7 +327,7 @@ impl<'a> Order<'a> {
             self.template.max_agents.map(|limit| format!("{limit} of template {}", self.template.name)),
         ];
         let reason = format!("maxAgents ({}) are running", limits.into_iter().flatten().collect::<Vec<_>>().join(", "));
-        Blocked { agents, waits_for: WaitsFor::MaxAgents, reason, size: None, failures: Vec::new() }
+        Blocked { agents, waits_for: WaitsFor::MaxAgents, reason, need: Need::default(), failures: Vec::new() }
     }
 
     /// Whether a group may be raised for it.
@@ -348,7 +354,9 @@ impl<'a> Order<'a> {
             agents: blocked.agents.clone(),
             cloud: self.cloud.name.clone(),
             template: self.template.name.clone(),
-            size: blocked.size,
+            size: (blocked.waits_for == WaitsFor::Instance).then_some(blocked.need.size),
+            gpus: blocked.need.gpus,
+            exclusive: blocked.need.exclusive.clone(),
             waits_for: blocked.waits_for,
             reason: blocked.reason.clone(),
         })
@@ -365,7 +373,7 @@ pub struct Blocked {
     /// Why, for people.
     pub reason: String,
     /// What one of them takes.
-    pub size: Option<Size>,
+    pub need: Need,
     /// Why each container instance that was asked did not take it.
     pub failures: Vec<PlacementFailure>,
 }
@@ -469,7 +477,7 @@ clouds:
             agents: vec![1, 2],
             waits_for: WaitsFor::Instance,
             reason: "RESOURCE:MEMORY".into(),
-            size: None,
+            need: Need::default(),
             failures: vec![],
         };
         let wait = admitted.next_wait(&blocked, at(1)).expect("it may wait");
@@ -583,7 +591,7 @@ clouds:
             agents: vec![1],
             waits_for: WaitsFor::Instance,
             reason: "RESOURCE:CPU".into(),
-            size: None,
+            need: Need::default(),
             failures: vec![],
         };
         let wait = order.next_wait(&blocked, at(10)).expect("it waits");
@@ -684,7 +692,7 @@ clouds:
         fn the_demand_is_the_own_work_and_as_much_again_as_waits(
             own in prop::collection::vec((1u32..4096, 1u32..8192), 0..20), waiting in 0u32..200
         ) {
-            let own: Vec<Size> = own.into_iter().map(|(cpu, memory)| Size { cpu, memory }).collect();
+            let own: Vec<Need> = own.into_iter().map(|(cpu, memory)| Size { cpu, memory }.into()).collect();
             let demand = demand(&own, waiting);
             prop_assert_eq!(demand.len(), if own.is_empty() { 0 } else { own.len() + waiting as usize });
             prop_assert!(demand.starts_with(&own));

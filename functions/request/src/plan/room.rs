@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use shared::aws::ecs::PlacementFailure;
-use shared::capacity::{Observed, Plan};
-use shared::config::{Cloud, Config, Size};
+use shared::aws::ecs::{PlacementFailure, TaskDefinition};
+use shared::capacity::{Need, Observed, Plan};
+use shared::config::{Cloud, Config, PlacementConstraint, PlacementConstraintType, Size};
 use shared::fault::Placement;
 
 use super::limits::Existing;
@@ -19,6 +19,15 @@ pub fn explain(reason: &str, order: &Order<'_>, observed: &Observed, plan: Plan)
         };
     };
     match plan {
+        Plan { is_broken: true, .. } => {
+            let ids: Vec<_> = observed.never_registered.iter().take(5).map(String::as_str).collect();
+            format!(
+                "{reason}; {} instances of group {} never registered in the cluster ({}): check the cluster's name in their user data, their role and their way to ECS",
+                observed.never_registered.len(),
+                group.name,
+                ids.join(", ")
+            )
+        }
         Plan { at_maximum: true, .. } => {
             format!("{reason}; group {} is at its maximum of {}", group.name, group.maximum)
         }
@@ -43,16 +52,31 @@ pub fn depth_tells(config: &Config, existing: &HashMap<usize, Existing>) -> bool
     groups == 1 && !config.clouds.iter().enumerate().any(|(index, cloud)| at_limit(index, cloud))
 }
 
-/// What the waiting work of a cloud comes to: this batch's own agents, and as many more of their average size as wait
-/// already. SQS counts approximately, so the sweep makes up for what is missed here.
-pub fn demand(own: &[Size], waiting: u32) -> Vec<Size> {
+/// What an agent takes, with the task definition of its template.
+pub fn need(order: &Order<'_>, definition: &TaskDefinition) -> Need {
+    let is_distinct = |constraint: &PlacementConstraint| constraint.kind == PlacementConstraintType::DistinctInstance;
+    // The constraint holds among the tasks of one group, and a task's group is its family where nobody says otherwise
+    // (API_RunTask).
+    let distinct = order.template.placement_constraints.iter().any(is_distinct).then(|| {
+        let family = definition.arn.rsplit('/').next().and_then(|name| name.split(':').next());
+        format!("an instance without another task of family {}", family.unwrap_or_default())
+    });
+    let port = || definition.static_port().map(|port| format!("host port {port}"));
+    Need { size: order.size(definition.size), gpus: definition.gpus(), exclusive: distinct.or_else(port) }
+}
+
+/// What waits in all: the own work, and as much again as SQS counts, each like the average of the own.
+pub fn demand(own: &[Need], waiting: u32) -> Vec<Need> {
     let Some(count) = u32::try_from(own.len()).ok().filter(|&count| count > 0) else { return Vec::new() };
-    let average = |of: fn(&Size) -> u32| {
-        let sum: u64 = own.iter().map(|size| u64::from(of(size))).sum();
+    let average = |of: fn(&Need) -> u32| {
+        let sum: u64 = own.iter().map(|need| u64::from(of(need))).sum();
         u32::try_from(sum / u64::from(count)).unwrap_or(u32::MAX)
     };
-    let average = Size { cpu: average(|size| size.cpu), memory: average(|size| size.memory) };
-    own.iter().copied().chain((0..waiting).map(|_| average)).collect()
+    let size = Size { cpu: average(|need| need.size.cpu), memory: average(|need| need.size.memory) };
+    let is_alike = own.iter().all(|need| need.exclusive == own[0].exclusive);
+    let exclusive = own[0].exclusive.clone().filter(|_| is_alike);
+    let other = Need { size, gpus: average(|need| need.gpus), exclusive };
+    own.iter().cloned().chain(std::iter::repeat_n(other, waiting as usize)).collect()
 }
 
 /// Puts the agents that wait for one thing together.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use jiff::Timestamp;
 use shared::capacity::Observed;
-use shared::config::{Cloud, Size, Template};
+use shared::config::{Cloud, Template};
 use shared::message::{AgentRequest, Failure};
 use shared::name::AgentName;
 use shared::wait::{self, Wait, Waiting, WaitsFor};
@@ -196,7 +196,7 @@ fn take_room(cloud: &Cloud, wait: &Wait, observed: &mut Observed) -> bool {
 
 /// The raise that gives the rest an instance. What the others took is no longer free.
 fn raise(index: usize, cloud: &Cloud, observed: &Observed, waiting: &[&Waiting]) -> Option<Raise> {
-    let demand: Vec<Size> = wait::demand(cloud, waiting.iter().copied()).into_values().collect();
+    let demand: Vec<_> = wait::demand(cloud, waiting.iter().copied()).into_values().collect();
     let group = observed.group.as_ref()?;
     let desired = observed.plan(&demand).raise_to?;
     let (group, desired_before) = (group.name.clone(), group.desired);
@@ -207,6 +207,7 @@ fn raise(index: usize, cloud: &Cloud, observed: &Observed, waiting: &[&Waiting])
 mod tests {
     use shared::aws::autoscaling::{Group, GroupInstance};
     use shared::aws::ecs::{Instance, InstanceStatus};
+    use shared::config::Size;
 
     use super::*;
     use crate::plan::tests::{at, config};
@@ -224,6 +225,8 @@ mod tests {
             cloud: "linux".into(),
             template: "maven".into(),
             size: Some(SIZE),
+            gpus: 0,
+            exclusive: None,
             waits_for,
             reason: "RESOURCE:MEMORY".into(),
         };

@@ -7,12 +7,12 @@ use jiff::Timestamp;
 use shared::agents::Subject;
 use shared::app::App;
 use shared::batch::{Invocation, guarded};
-use shared::capacity::Observed;
 use shared::cloud::Cloud;
 use shared::fault::Fault;
 use shared::message::{AgentRequest, Failure, NoticeType};
 use shared::name::AgentName;
 use shared::notifier::Target;
+use shared::observe;
 use shared::wait::{self, Wait, Waiting, WaitsFor};
 
 use super::{CONCURRENCY, each, log};
@@ -67,7 +67,7 @@ async fn observe_all(
     let overdue = plan::overdue(&app.config().clouds, messages, now);
     let mut all = BTreeMap::new();
     for cloud in app.clouds.iter().filter(|cloud| waits(cloud)) {
-        match guarded(invocation, observe(cloud, overdue.contains(&cloud.index))).await {
+        match guarded(invocation, observe(cloud, overdue.contains(&cloud.index), now)).await {
             Ok(observation) => drop(all.insert(cloud.index, observation)),
             Err(fault) => log(&fault, cloud.name(), "the cloud could not be observed; what waits there waits on"),
         }
@@ -75,22 +75,19 @@ async fn observe_all(
     all
 }
 
-async fn observe(cloud: &Cloud, is_overdue: bool) -> Result<Observation, Fault> {
-    let instances = cloud.cluster.instances().await?;
-    // Last, as in `request`: what another has raised meanwhile must not be lowered.
-    let group = match &cloud.config.auto_scaling_group {
-        Some(name) => cloud.groups.describe(name).await?,
-        None => None,
-    };
+async fn observe(cloud: &Cloud, is_overdue: bool, now: Timestamp) -> Result<Observation, Fault> {
+    let mut observed = observe::instances(cloud).await?;
+    if let Some(name) = &cloud.config.auto_scaling_group {
+        observe::group(cloud, name, &mut observed, now).await?;
+    }
     let mut launch_failure = None;
-    if let Some(group) = group.as_ref().filter(|group| is_overdue && group.is_short()) {
+    if let Some(group) = observed.group.as_ref().filter(|group| is_overdue && group.is_short()) {
         launch_failure = cloud.groups.last_launch_failure(&group.name).await.unwrap_or_else(|fault| {
             log(&fault, cloud.name(), "nobody knows why the group has too few instances");
             None
         });
     }
-    let configured = cloud.config.instance_capacity;
-    Ok(Observation { observed: Observed { group, instances, configured, ..Observed::default() }, launch_failure })
+    Ok(Observation { observed, launch_failure })
 }
 
 async fn carry_out(app: &App, raise: &Raise) -> Result<(), Fault> {

@@ -39,6 +39,7 @@ pub struct ContainerDefinition {
     pub ports: Vec<i32>,
     /// The host ports of those TCP ports that have static ones.
     pub host_ports: BTreeMap<u16, u16>,
+    pub gpus: u32,
 }
 
 /// A range of ports, `8000-8010`.
@@ -62,6 +63,21 @@ fn static_port(mapping: &sdk::PortMapping) -> Option<(u16, u16)> {
 }
 
 impl TaskDefinition {
+    pub fn gpus(&self) -> u32 {
+        self.containers.iter().map(|container| container.gpus).sum()
+    }
+
+    /// A port of the container instance that a task takes for itself: one that a mapping names, or any of a container in
+    /// the instance's own network.
+    pub fn static_port(&self) -> Option<i32> {
+        let ports = self.containers.iter().flat_map(|container| match self.network_mode.as_str() {
+            "awsvpc" | "none" => Vec::new(),
+            "host" => container.ports.clone(),
+            _ => container.host_ports.values().map(|&port| i32::from(port)).collect(),
+        });
+        ports.min()
+    }
+
     /// The agent's container where the template names none: the only essential one.
     ///
     /// # Errors
@@ -119,6 +135,12 @@ impl From<sdk::TaskDefinition> for TaskDefinition {
                     health_check: container.health_check().is_some(),
                     ports: container.port_mappings().iter().flat_map(container_ports).collect(),
                     host_ports: container.port_mappings().iter().filter_map(static_port).collect(),
+                    gpus: container
+                        .resource_requirements()
+                        .iter()
+                        .filter(|requirement| *requirement.r#type() == sdk::ResourceType::Gpu)
+                        .filter_map(|requirement| requirement.value().parse::<u32>().ok())
+                        .sum(),
                 })
                 .collect(),
             arn: definition.task_definition_arn.unwrap_or_default(),

@@ -1,6 +1,6 @@
 //! Container instances.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use aws_sdk_ecs::types as sdk;
 use jiff::Timestamp;
@@ -34,6 +34,10 @@ pub struct Instance {
     pub connected: bool,
     /// What no task has reserved.
     pub free: Size,
+    /// GPUs that no task has reserved.
+    pub free_gpus: u32,
+    /// GPUs that it registered with.
+    pub gpus: u32,
     /// What it registered with.
     pub total: Size,
     /// Tasks on it, running or coming.
@@ -48,6 +52,11 @@ impl Instance {
     /// Whether ECS would place a task on it.
     pub fn takes_tasks(&self) -> bool {
         self.status == InstanceStatus::Active && self.connected
+    }
+
+    /// Whether it is one of these instances of EC2.
+    pub fn is_one_of(&self, ec2_ids: &HashSet<&str>) -> bool {
+        self.ec2_id.as_deref().is_some_and(|id| ec2_ids.contains(id))
     }
 
     /// Whether it is registered from outside AWS: it takes tasks of launch type EXTERNAL, and no others
@@ -68,10 +77,18 @@ fn size_of(resources: &[sdk::Resource]) -> Size {
     Size { cpu: amount("CPU"), memory: amount("MEMORY") }
 }
 
+/// GPUs are listed by their ids.
+fn gpus_of(resources: &[sdk::Resource]) -> u32 {
+    let gpus = resources.iter().filter(|resource| resource.name() == Some("GPU"));
+    gpus.map(|resource| resource.string_set_value().len() as u32).sum()
+}
+
 impl From<sdk::ContainerInstance> for Instance {
     fn from(instance: sdk::ContainerInstance) -> Self {
         Self {
             free: size_of(instance.remaining_resources()),
+            free_gpus: gpus_of(instance.remaining_resources()),
+            gpus: gpus_of(instance.registered_resources()),
             total: size_of(instance.registered_resources()),
             tasks: u32::try_from(instance.running_tasks_count + instance.pending_tasks_count).unwrap_or_default(),
             connected: instance.agent_connected,

@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::{Cluster, REPORTED_TAG, timestamp};
 use crate::aws::open_enum::open_enum;
+use crate::config::Size;
 use crate::fault::Fault;
 use crate::message::Record;
 
@@ -80,6 +81,9 @@ pub struct Task {
     pub containers: Vec<Container>,
     /// Its network interfaces, with awsvpc.
     pub attachments: Vec<Attachment>,
+    /// What it takes of an instance; nothing where its event is read.
+    #[serde(skip)]
+    pub size: Size,
     /// What it was started with.
     pub overrides: Overrides,
     /// Its tags; an event has none.
@@ -223,6 +227,11 @@ impl Task {
         self.tags.get(REPORTED_TAG)?.split_once(' ')?.1.parse().ok()
     }
 
+    /// Whether a service runs it: a daemon, on an instance of agents (API_Service: `startedBy` is `ecs-svc/` and an id).
+    pub fn is_of_service(&self) -> bool {
+        self.started_by.as_deref().is_some_and(|name| name.starts_with("ecs-svc/"))
+    }
+
     /// Whether it is over.
     pub fn is_stopped(&self) -> bool {
         self.last_status == TaskStatus::Stopped
@@ -232,6 +241,10 @@ impl Task {
     pub fn is_ending(&self) -> bool {
         self.is_stopped() || self.desired_status == DesiredStatus::Stopped
     }
+}
+
+fn number(text: Option<&str>) -> u32 {
+    text.and_then(|text| text.parse().ok()).unwrap_or_default()
 }
 
 impl From<sdk::Task> for Task {
@@ -263,6 +276,7 @@ impl From<sdk::Task> for Task {
                     details: attachment.details.unwrap_or_default().into_iter().map(Into::into).collect(),
                 })
                 .collect(),
+            size: Size { cpu: number(task.cpu.as_deref()), memory: number(task.memory.as_deref()) },
             overrides: Overrides {
                 container_overrides: task
                     .overrides

@@ -51,6 +51,15 @@ impl Memory {
         known.get_or_try_init(describe).await.cloned()
     }
 
+    /// A task definition, described anew: a family may have a newer revision than the one that is remembered.
+    ///
+    /// # Errors
+    /// When ECS could not be asked or does not know it.
+    pub async fn refresh_task_definition(&self, cloud: &Cloud, name: &str) -> Result<Arc<TaskDefinition>, Fault> {
+        lock(&self.definitions).remove(&(cloud.index, name.to_owned()));
+        self.task_definition(cloud, name).await
+    }
+
     /// The addresses of a container instance, as EC2 tells them: public ones may change, or come late.
     ///
     /// # Errors

@@ -293,7 +293,8 @@ async fn overrides_reach_the_task_and_the_named_container() {
     .await
     .unwrap();
     let overrides = json!({"cpu": 1536, "memory": 3072, "environment": {"A": "b", "C": "d"}});
-    stack.ask(json!({"requestId": "overridden", "label": "maven", "overrides": overrides}));
+    let url = stack.webhook();
+    stack.ask(json!({"requestId": "overridden", "label": "maven", "webhookUrl": url, "overrides": overrides}));
     stack.settle().await.unwrap();
     let input = stack.inputs("RunTask").remove(0);
     assert_eq!((&input["overrides"]["cpu"], &input["overrides"]["memory"]), (&json!("1536"), &json!("3072")));
@@ -546,4 +547,50 @@ async fn an_event_that_is_no_batch_is_an_error_and_not_the_end() {
     assert!(stack.invoke(Binary::Request, json!({"what": "is this"})).await.unwrap().is_err());
     stack.agent("after-all", "node").await.unwrap();
     assert_eq!(stack.tasks().len(), 1);
+}
+
+#[tokio::test]
+async fn an_override_that_decides_what_runs_needs_a_webhook_for_each_agent() {
+    for (overrides, count, urls, expected) in [
+        (json!({"environment": {"A": "b"}}), 1, 0, "agent.failed OVERRIDE_REFUSED"),
+        (json!({"command": ["x"]}), 2, 1, "agent.failed OVERRIDE_REFUSED"),
+        (json!({"environment": {"A": "b"}}), 1, 1, "agent.ready"),
+        (json!({"environment": {"REMOTING_OPTS": "b"}}), 1, 1, "agent.failed OVERRIDE_REFUSED"),
+    ] {
+        let mut stack = Stack::with(|config| {
+            config["clouds"][1]["templates"][0]["allowedOverrides"] = json!(["environment", "command"]);
+        })
+        .await
+        .unwrap();
+        let webhooks: Vec<String> = (0..urls).map(|_| stack.webhook()).collect();
+        stack.ask(json!({"requestId": "chosen", "label": "node", "count": count, "webhookUrl": webhooks, "overrides": overrides}));
+        stack.settle().await.unwrap();
+        assert_eq!(stack.told_all().first().map(String::as_str), Some(expected), "{overrides}");
+        let is_started = expected == "agent.ready";
+        assert_eq!(stack.tasks().len(), usize::from(is_started), "{overrides}");
+    }
+}
+
+#[tokio::test]
+async fn another_task_definition_is_run_where_the_template_allows_its_family() {
+    for (asked, expected) in [
+        ("other", "agent.failed OVERRIDE_REFUSED"),
+        ("jenkins-gone", "agent.failed LAUNCH_FAILED"),
+        ("arn:aws:ecs:us-east-1:123456789012:task-definition/jenkins-node:1", "agent.failed OVERRIDE_REFUSED"),
+    ] {
+        let mut stack = Stack::with(|config| {
+            let template = &mut config["clouds"][1]["templates"][0];
+            template["allowedOverrides"] = json!(["taskDefinition"]);
+            template["allowedTaskDefinitions"] = json!(["jenkins-*"]);
+        })
+        .await
+        .unwrap();
+        let url = stack.webhook();
+        stack.ask(
+            json!({"requestId": "image", "label": "node", "webhookUrl": url, "overrides": {"taskDefinition": asked}}),
+        );
+        stack.settle().await.unwrap();
+        assert_eq!(stack.told(&url), [expected], "{asked}");
+        assert!(stack.tasks().is_empty(), "{asked}");
+    }
 }

@@ -31,6 +31,10 @@ pub struct Launch<'a> {
     pub command: Option<Vec<String>>,
     /// The task's role, where it differs.
     pub task_role: Option<String>,
+    /// Family, `family:revision` or ARN.
+    pub task_definition: String,
+    /// GiB, where they differ from Fargate's 20.
+    pub ephemeral_storage: Option<u32>,
 }
 
 /// Writes a launch down as RunTask takes it, but for the cluster.
@@ -50,20 +54,24 @@ pub fn input(launch: &Launch<'_>) -> Result<RunTaskInputBuilder, BuildError> {
         ))
         .set_command(launch.command.clone())
         .build();
-    let overrides = sdk::TaskOverride::builder()
-        .container_overrides(container)
-        .set_cpu(launch.cpu.map(|cpu| cpu.to_string()))
-        .set_memory(launch.memory.map(|memory| memory.to_string()))
-        .set_task_role_arn(launch.task_role.clone())
-        .build();
+    let overrides =
+        sdk::TaskOverride::builder()
+            .container_overrides(container)
+            .set_cpu(launch.cpu.map(|cpu| cpu.to_string()))
+            .set_memory(launch.memory.map(|memory| memory.to_string()))
+            .set_task_role_arn(launch.task_role.clone())
+            .set_ephemeral_storage(launch.ephemeral_storage.map(|size| {
+                sdk::EphemeralStorage::builder().size_in_gib(i32::try_from(size).unwrap_or(i32::MAX)).build()
+            }))
+            .build();
     let mut input = RunTaskInput::builder()
-        .task_definition(&template.task_definition)
+        .task_definition(&launch.task_definition)
         .count(1)
         .started_by(&launch.started_by)
         .client_token(&launch.client_token)
         .overrides(overrides)
         // Only Fargate has platform versions; EC2 refuses the parameter (API_RunTask).
-        .set_platform_version(template.platform_version.clone().filter(|_| template.on_fargate()))
+        .set_platform_version(template.platform_version.clone().filter(|_| template.launch.may_be_fargate()))
         .set_tags(Some(tags(&launch.tags)));
     if template.enable_execute_command {
         input = input.enable_execute_command(true);

@@ -84,16 +84,33 @@ pub(crate) async fn place(app: &App, item: &Item, order: &Order<'_>, split: Spli
     Ok(placed)
 }
 
-/// The agent's container: the template's, or the only essential one of the task definition.
+/// The agent's container: the template's, or the only essential one of the task definition, which has to have it where
+/// the request names another than the template's.
 async fn container(app: &App, cloud: &Cloud, order: &Order<'_>) -> Result<String, Fault> {
     match &order.template.container {
         _ if order.expired.is_some() => Ok(String::new()),
-        Some(name) => Ok(name.clone()),
-        None => {
-            let definition = app.memory.task_definition(cloud, &order.template.task_definition).await?;
-            definition.only_essential().map(str::to_owned).map_err(Fault::permanent)
+        Some(name) if order.overrides.task_definition.is_none() => Ok(name.clone()),
+        _ => {
+            let definition = app.memory.task_definition(cloud, order.task_definition()).await?;
+            order.container(&definition).map_err(Fault::permanent)
         }
     }
+}
+
+/// Whether a refused RunTask may have named a container that a family's newer revision calls otherwise. The new name.
+async fn renamed_container(app: &App, agent: Agent<'_>, container: &str) -> Option<String> {
+    let order = agent.order;
+    if order.template.container.is_some() || is_pinned(order.task_definition()) {
+        return None;
+    }
+    let definition = app.memory.refresh_task_definition(agent.cloud, order.task_definition()).await.ok()?;
+    order.container(&definition).ok().filter(|name| name != container)
+}
+
+/// Whether a task definition's name says its revision, so that what it names never changes.
+pub(crate) fn is_pinned(task_definition: &str) -> bool {
+    let name = task_definition.rsplit('/').next().unwrap_or_default();
+    name.contains(':')
 }
 
 async fn start(app: &App, item: &Item, agent: Agent<'_>, container: &str) -> Result<End, Fault> {
@@ -110,7 +127,13 @@ async fn start(app: &App, item: &Item, agent: Agent<'_>, container: &str) -> Res
             Step::CreateNode => known.inbound = Some(inbound(app, agent).await),
             Step::RunTask => {
                 known.found = None;
-                known.outcome = Some(run_task(app, agent, container, known.inbound.as_ref()).await);
+                let mut outcome = run_task(app, agent, container, known.inbound.as_ref()).await;
+                if matches!(outcome, RunTaskOutcome::Refused(_))
+                    && let Some(container) = renamed_container(app, agent, container).await
+                {
+                    outcome = run_task(app, agent, &container, known.inbound.as_ref()).await;
+                }
+                known.outcome = Some(outcome);
             }
             Step::Answer(arns) => return inquiry::answer(app, item, agent, &arns).await.map(|()| End::Done),
             Step::Started => return Ok(End::Done),

@@ -98,7 +98,11 @@ impl Room {
     async fn make(app: &App, cloud: &Cloud, needs: Needs<'_>, others: &Others) -> Result<Self, Fault> {
         let mut taken = HashMap::new();
         for (order, _) in &needs {
-            let definition = app.memory.task_definition(cloud, order.task_definition()).await?;
+            let name = order.task_definition();
+            let definition = match placing::is_pinned(name) {
+                true => app.memory.task_definition(cloud, name).await?,
+                false => app.memory.refresh_task_definition(cloud, name).await?,
+            };
             taken.insert(order.request_id.to_string(), room::need(order, &definition));
         }
         let mut observed = observe::instances(cloud).await?;

@@ -18,7 +18,7 @@ async fn run_task_of(template: &str, overrides: Value) -> Value {
         "jenkins: {{url: 'https://ci.example.com/'}}\nclouds:\n  - name: c\n    region: eu-west-1\n    cluster: ci\n    templates:\n      - {{name: t, labels: [l], taskDefinition: 'agents:7', container: agent, connect: ssh, {template}}}\n"
     );
     let config = from_yaml(&yaml).unwrap_or_else(|errors| panic!("{errors:?}"));
-    let body = json!({"version": 1, "label": "l", "requestId": "r-1", "overrides": overrides}).to_string();
+    let body = json!({"version": 1, "label": "l", "requestId": "r-1", "overrides": overrides, "webhookUrl": "https://ci.example.com/w"}).to_string();
     let envelope = Envelope { message_id: "m", sent_at: None, wait: None };
     let origin = Origin::new((*config.jenkins.url).clone());
     let order = admit(&config, &origin, &body, envelope, Timestamp::UNIX_EPOCH)

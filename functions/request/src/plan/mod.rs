@@ -3,16 +3,17 @@
 pub mod agent;
 pub mod inquiry;
 pub mod limits;
+pub mod overrides;
 pub mod room;
 
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use shared::agents::Subject;
-use shared::aws::ecs::{CONTROLLER_TAG, PlacementFailure};
+use shared::aws::ecs::{CONTROLLER_TAG, PlacementFailure, TaskDefinition};
 use shared::batch::Item;
 use shared::capacity::Need;
-use shared::config::{Cloud, Config, Override, Size, Template, variables};
+use shared::config::{Cloud, Config, Connect, Size, Template};
 use shared::label::LabelExpression;
 use shared::message::{AgentRequest, Build, Failure, FailureCode, MOST_AGENTS, Overrides, Record, RequestId, Salvage};
 use shared::name::{AgentName, digest};
@@ -140,13 +141,14 @@ fn order<'a>(
         .flat_map(|(index, cloud)| cloud.templates.iter().map(move |template| (index, cloud, template)))
         .find(|(_, _, template)| expression.matches(&template.labels))
         .ok_or_else(|| Failure::new(FailureCode::NoTemplate, no_template(config, &request.label)))?;
-    check_overrides(template, &request.overrides)?;
     let wait = envelope.wait.cloned();
     // Those that wait were promised, whatever the template says by now.
     let promised = wait.iter().flat_map(|wait| &wait.agents).filter(|&&index| index < MOST_AGENTS);
     let promised: Vec<u32> = promised.copied().collect();
     let count = request.count.unwrap_or(template.agents_per_request);
     let count = promised.iter().map(|index| index + 1).max().unwrap_or_default().max(count);
+    let has_webhooks = request.webhook_urls.len() >= count as usize;
+    overrides::check(cloud, template, &request.overrides, has_webhooks)?;
     Ok(Order {
         cloud_index,
         cloud,
@@ -175,52 +177,6 @@ fn no_template(config: &Config, label: &str) -> String {
         })
         .collect();
     format!("no template serves label {label:?}; the templates serve: {}", served.join(", "))
-}
-
-fn check_overrides(template: &Template, overrides: &Overrides) -> Result<(), Failure> {
-    let refuse = |message: String| Err(Failure::new(FailureCode::OverrideRefused, message));
-    let asked = [
-        (Override::Cpu, "cpu", overrides.cpu.is_some()),
-        (Override::Memory, "memory", overrides.memory.is_some()),
-        (Override::Environment, "environment", !overrides.environment.is_empty()),
-        (Override::Command, "command", overrides.command.is_some()),
-        (Override::TaskRole, "taskRole", overrides.task_role.is_some()),
-        (Override::EphemeralStorage, "ephemeralStorage", overrides.ephemeral_storage.is_some()),
-        (Override::TaskDefinition, "taskDefinition", overrides.task_definition.is_some()),
-    ];
-    for (kind, name, is_asked) in asked {
-        if is_asked && !template.allowed_overrides.contains(&kind) {
-            return refuse(format!(
-                "overrides.{name}: template {} does not allow it; add {name} to its allowedOverrides",
-                template.name
-            ));
-        }
-    }
-    let amounts = [("cpu", overrides.cpu, template.limits.cpu), ("memory", overrides.memory, template.limits.memory)];
-    for (name, asked, limit) in amounts {
-        match (asked, limit) {
-            (Some(0), _) => {
-                return Err(Failure::new(FailureCode::InvalidRequest, format!("overrides.{name}: has to be above 0")));
-            }
-            (Some(asked), Some(limit)) if asked > limit => {
-                return refuse(format!(
-                    "overrides.{name}: {asked} is over the limit of {limit} of template {}",
-                    template.name
-                ));
-            }
-            _ => {}
-        }
-    }
-    if let Some(name) = overrides.environment.keys().find(|name| variables::is_reserved(name)) {
-        return refuse(format!("overrides.environment.{name}: is set by the launch itself"));
-    }
-    if let Some(name) = overrides.environment.keys().find(|name| name.is_empty() || name.contains('=')) {
-        return Err(Failure::new(
-            FailureCode::InvalidRequest,
-            format!("overrides.environment: {name:?} cannot be a variable's name"),
-        ));
-    }
-    Ok(())
 }
 
 impl<'a> Order<'a> {
@@ -285,12 +241,37 @@ impl<'a> Order<'a> {
             memory: self.overrides.memory,
             command: self.overrides.command.clone(),
             task_role: self.overrides.task_role.clone(),
+            task_definition: self.task_definition().to_owned(),
+            ephemeral_storage: self.overrides.ephemeral_storage,
         }
     }
 
     /// The task definition that its tasks run: the template's, unless it asks for another.
     pub fn task_definition(&self) -> &str {
         self.overrides.task_definition.as_ref().map_or(&self.template.task_definition, |asked| asked.as_str())
+    }
+
+    /// The agent's container in a task definition.
+    ///
+    /// # Errors
+    /// When it is not there, or Jenkins could not log in to it.
+    pub fn container(&self, definition: &TaskDefinition) -> Result<String, String> {
+        let name = match &self.template.container {
+            Some(name) => name.as_str(),
+            None => definition.only_essential()?,
+        };
+        let found = definition.containers.iter().find(|container| container.name == name);
+        let container = found.ok_or_else(|| format!("task definition {} has no container {name}", definition.arn))?;
+        let port = i32::from(self.template.ssh.port);
+        // With awsvpc and host every port of the container is reached without a mapping.
+        let is_open = matches!(definition.network_mode.as_str(), "awsvpc" | "host") || container.ports.contains(&port);
+        match self.template.connect == Connect::Inbound || is_open {
+            true => Ok(name.to_owned()),
+            false => Err(format!(
+                "container {name} of {} maps no port {port}: add a port mapping with host port 0, or change ssh.port",
+                definition.arn
+            )),
+        }
     }
 
     /// What one of its tasks takes, with the size of its task definition.
@@ -534,7 +515,22 @@ clouds:
             (
                 r#"{"version": 1, "label": "linux", "overrides": {"environment": {"JENKINS_ECS_AGENTS_REQUEST": "x"}}}"#,
                 OverrideRefused,
+                "needs a webhookUrl for each agent",
+            ),
+            (
+                r#"{"version": 1, "label": "linux", "count": 1, "webhookUrl": "https://ci.example.com/x", "overrides": {"environment": {"JENKINS_ECS_AGENTS_REQUEST": "x"}}}"#,
+                OverrideRefused,
                 "launch itself",
+            ),
+            (
+                r#"{"version": 1, "label": "linux", "count": 1, "webhookUrl": "https://ci.example.com/x", "overrides": {"environment": {"REMOTING_OPTS": "x"}}}"#,
+                OverrideRefused,
+                "template alone",
+            ),
+            (
+                r#"{"version": 1, "label": "linux", "count": 2, "webhookUrl": ["https://ci.example.com/x"], "overrides": {"environment": {"A": "x"}}}"#,
+                OverrideRefused,
+                "needs a webhookUrl for each agent",
             ),
         ] {
             let refused = admitted(&config, body).map(|_| ()).expect_err(body);
@@ -565,7 +561,7 @@ clouds:
     #[test]
     fn a_launch_carries_what_the_others_need() {
         let config = config();
-        let body = r#"{"version": 1, "label": "maven", "requestId": "r-1", "overrides": {"cpu": 512, "environment": {"B": "request"}},
+        let body = r#"{"version": 1, "label": "maven", "requestId": "r-1", "overrides": {"cpu": 512, "environment": {"B": "request"}}, "count": 1,
             "webhookUrl": "https://ci.example.com/a", "build": {"job": "j", "number": 1}}"#;
         let order = admitted(&config, body).expect("good");
         let name = order.name("ecs-", 0);

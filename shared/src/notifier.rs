@@ -45,6 +45,17 @@ pub enum Work {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         otherwise: Option<Fallback>,
     },
+    /// Record on the task what was told: nobody is told again.
+    Record {
+        /// Its cluster's ARN.
+        cluster: String,
+        /// Its ARN.
+        arn: String,
+        /// Its agent's name.
+        name: AgentName,
+        /// What the tag says.
+        value: String,
+    },
     /// Deliver this notice, whatever has happened since.
     Notice {
         /// The notice.

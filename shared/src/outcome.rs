@@ -1,6 +1,6 @@
 //! What has become of a task: pure.
 
-use crate::aws::ecs::{CONTROLLER_TAG, HealthStatus, Task, TaskStatus};
+use crate::aws::ecs::{CONTROLLER_TAG, Container, HealthStatus, Task, TaskStatus};
 use crate::message::{Failure, FailureCode, NoticeType};
 use crate::stop::{Cause, Stop};
 
@@ -19,8 +19,8 @@ pub enum Running {
 
 /// Judges a task as ECS describes it, tags and all.
 pub fn of_running(task: &Task, controller: &str, container: Option<&str>, has_health_check: bool) -> Running {
-    if is_anothers(task, controller) {
-        return Running::Nothing("the task is another controller's");
+    if !is_or_was_ours(task, controller) {
+        return Running::Nothing("the task is not this controller's");
     }
     if task.is_stopped() {
         return Running::Stopped;
@@ -78,8 +78,7 @@ pub fn of_stopped(task: &Task, container: Option<&str>, reported_ready: Option<b
         Some(stop) => ran && !stop.before_ready,
         None => reported_ready.unwrap_or(ran),
     };
-    let found = container.and_then(|name| task.container(name));
-    let exit_code = found.and_then(|found| found.exit_code);
+    let exit_code = first_to_end(task, container).and_then(|found| found.exit_code);
     let failure = |code, message| Some(Failure { code, message, stop_code: task.stop_code.clone(), exit_code });
     match stop {
         Some(Stop { cause: Cause::Duplicate, .. }) => None,
@@ -109,26 +108,64 @@ fn is_spot_interruption(task: &Task) -> bool {
         || ["spot interruption", "spot task was interrupted"].iter().any(|words| reason.contains(words))
 }
 
+/// The EC2 instance that a task ended with, in ECS' words: `Host EC2 (instance i-0123456789abcdef0) terminated.`
+pub fn ended_host(task: &Task) -> Option<&str> {
+    let (_, rest) = task.stopped_reason.as_deref()?.split_once("Host EC2 (instance ")?;
+    rest.split_once(") terminated").map(|(id, _)| id)
+}
+
+/// An end that came with a Spot instance's interruption: the task itself says no more than that its host was terminated.
+pub fn interrupted(mut ended: Ended, task: &Task) -> Ended {
+    let reason = task.stopped_reason.as_deref().unwrap_or_default();
+    match &mut ended.failure {
+        Some(failure) => failure.message = format!("{TAKEN_BACK}: {}", failure.message),
+        None => {
+            let message = format!("{TAKEN_BACK}: {reason}");
+            ended.failure = Some(Failure {
+                stop_code: task.stop_code.clone(),
+                ..Failure::new(FailureCode::SpotInterruption, message)
+            });
+        }
+    }
+    ended
+}
+
+const TAKEN_BACK: &str = "AWS took the Spot capacity back; ask for another agent";
+
+/// What a container is killed with: SIGKILL, SIGTERM.
+const KILLED: [i32; 2] = [137, 143];
+
+/// The container whose end is the task's. ECS tells no order, but the others were stopped for it: one with a reason of its
+/// own goes before one that failed, that before one that was done, and that before one that was killed; among equals the
+/// agent's.
+fn first_to_end<'a>(task: &'a Task, agent: Option<&str>) -> Option<&'a Container> {
+    let ended = task.containers.iter().filter(|found| found.exit_code.is_some() || found.reason.is_some());
+    ended.min_by_key(|found| {
+        let rank = match (&found.reason, found.exit_code) {
+            (Some(_), _) => 0,
+            (None, Some(code)) if code != 0 && !KILLED.contains(&code) => 1,
+            (None, Some(0)) => 2,
+            _ => 3,
+        };
+        (rank, Some(found.name.as_str()) != agent)
+    })
+}
+
 /// Why a task never became an agent, in one sentence that says what to do.
 fn start_failure(task: &Task, container: Option<&str>, reason: &str) -> String {
-    let detail = container
-        .and_then(|name| task.container(name))
-        .into_iter()
-        .chain(&task.containers)
-        .find_map(|container| Some((container.name.as_str(), container.reason.as_deref()?)));
-    let exit = task
-        .containers
-        .iter()
-        .find(|found| Some(found.name.as_str()) == container || container.is_none())
-        .and_then(|container| container.exit_code);
-    let all =
-        detail.map_or_else(|| reason.to_owned(), |(name, detail)| format!("{reason}; container {name}: {detail}"));
+    let first = first_to_end(task, container);
+    let exit = first.and_then(|first| first.exit_code);
+    let all = match first {
+        Some(Container { name, reason: Some(detail), .. }) => format!("{reason}; container {name}: {detail}"),
+        Some(Container { name, .. }) => format!("{reason}; container {name}"),
+        None => reason.to_owned(),
+    };
     let hint = if all.contains("CannotPull") || all.contains("pull image manifest") || all.contains("ImageNotFound") {
         "image not found or not pullable: check the image's name and tag, the task's execution role and the way to the registry: "
     } else if all.contains("ResourceInitializationError") {
         "the task could not be set up: check its execution role, secrets, log group and network: "
-    } else if all.contains("OutOfMemory") || exit == Some(137) {
-        "the container was killed, most likely for want of memory: raise the task's memory: "
+    } else if all.contains("OutOfMemory") {
+        "the container was killed for want of memory: raise the task's memory: "
     } else if is_spot_interruption(task) {
         "AWS took the Spot capacity back; ask for another agent: "
     } else if exit.is_some() {
@@ -143,13 +180,14 @@ fn start_failure(task: &Task, container: Option<&str>, reason: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::aws::ecs::{Container, REPORTED_TAG};
+    use crate::aws::ecs::REPORTED_TAG;
 
     fn task(status: &str) -> Task {
         Task {
             last_status: status.into(),
             desired_status: if status == "STOPPED" { "STOPPED" } else { "RUNNING" }.into(),
             containers: vec![Container { name: "agent".into(), ..Container::default() }],
+            tags: [(CONTROLLER_TAG.to_owned(), "https://ci/".to_owned())].into(),
             started_at: Some(jiff::Timestamp::UNIX_EPOCH),
             ..Task::default()
         }
@@ -173,6 +211,9 @@ mod tests {
         let mut anothers = task("RUNNING");
         anothers.tags.insert(CONTROLLER_TAG.into(), "https://other/".into());
         assert!(matches!(judge(&anothers, false), Running::Nothing(_)));
+        let mut untagged = task("RUNNING");
+        untagged.tags.clear();
+        assert!(matches!(judge(&untagged, false), Running::Nothing(_)));
         let mut ending = task("RUNNING");
         ending.desired_status = "STOPPED".into();
         assert!(matches!(judge(&ending, false), Running::Nothing(_)));
@@ -213,5 +254,44 @@ mod tests {
         let mut duplicate = task("STOPPED");
         duplicate.stopped_reason = Some("DUPLICATE: x".into());
         assert_eq!(of_stopped(&duplicate, Some("agent"), None), None);
+    }
+
+    #[test]
+    fn the_container_that_ended_first_is_to_blame() {
+        let container = |name: &str, exit_code: i32, reason: Option<&str>| Container {
+            name: name.into(),
+            exit_code: Some(exit_code),
+            reason: reason.map(Into::into),
+            ..Container::default()
+        };
+        let oom = Some("OutOfMemoryError: Container killed due to memory usage");
+        for (containers, blamed, for_memory) in [
+            ([("agent", 137, None), ("sidecar", 1, None)], "sidecar (exit code 1)", false),
+            ([("sidecar", 143, None), ("agent", 3, None)], "agent (exit code 3)", false),
+            ([("agent", 143, None), ("sidecar", 0, None)], "sidecar (exit code 0)", false),
+            ([("sidecar", 0, None), ("agent", 0, None)], "agent (exit code 0)", false),
+            ([("sidecar", 137, None), ("agent", 137, None)], "agent (exit code 137)", false),
+            ([("sidecar", 137, oom), ("agent", 1, None)], "sidecar: OutOfMemoryError", true),
+        ] {
+            let mut task = task("STOPPED");
+            task.containers = containers.map(|(name, code, reason)| container(name, code, reason)).to_vec();
+            task.stopped_reason = Some("Essential container in task exited".into());
+            let failure =
+                of_stopped(&task, Some("agent"), Some(false)).and_then(|ended| ended.failure).expect("a failure");
+            assert!(failure.message.contains(&format!("container {blamed}")), "{containers:?}: {}", failure.message);
+            assert_eq!(failure.message.contains("memory"), for_memory, "{containers:?}: {}", failure.message);
+        }
+    }
+
+    #[test]
+    fn an_ended_host_is_named() {
+        let mut task = task("STOPPED");
+        task.stopped_reason = Some("Host EC2 (instance i-0123456789abcdef0) terminated.".into());
+        assert_eq!(ended_host(&task), Some("i-0123456789abcdef0"));
+        let ended =
+            of_stopped(&task, Some("agent"), Some(true)).map(|ended| interrupted(ended, &task)).expect("an end");
+        assert_eq!(ended.failure.map(|failure| failure.code), Some(FailureCode::SpotInterruption));
+        task.stopped_reason = Some("Essential container in task exited".into());
+        assert_eq!(ended_host(&task), None);
     }
 }

@@ -145,10 +145,6 @@ async fn has_health_check(app: &App, agent: OurAgent<'_>, task: &Task, container
 async fn ready(app: &App, agent: OurAgent<'_>, task: &Task, record: Option<&Record>) -> Result<Reported, Fault> {
     let name = agent.name;
     let Some(record) = record else {
-        if !task.tags.contains_key(CONTROLLER_TAG) {
-            tracing::debug!(agent.name = name.as_str(), task.arn = task.arn, "not ours: no tag and no record");
-            return Ok(Reported::Done);
-        }
         return unusable(agent, task, "the task carries no record of its request").await;
     };
     let Some(template) = agent.template else {
@@ -214,7 +210,7 @@ async fn register(app: &App, agent: OurAgent<'_>, task: &Task, node: &Node) -> R
         Created::Existed if matches!(node.launcher, Launcher::Inbound) => {
             app.jenkins.set_online(agent.name.as_str()).await?;
         }
-        Created::Existed => match standing(agent, task).await? {
+        Created::Existed => match standing(app, agent, task).await? {
             Standing::Alone => {}
             Standing::Younger { eldest } => {
                 let stop = Stop::new(Cause::Duplicate, format!("{eldest} has the same name"));
@@ -238,13 +234,14 @@ enum Standing {
     Younger { eldest: String },
 }
 
-async fn standing(agent: OurAgent<'_>, task: &Task) -> Result<Standing, Fault> {
+async fn standing(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<Standing, Fault> {
     let cluster = &agent.cloud.cluster;
     let arns = cluster.list_tasks(TaskFilter::StartedBy(agent.name.as_str()), DesiredStatus::Running).await?;
     if arns.iter().all(|arn| *arn == task.arn) {
         return Ok(Standing::Alone);
     }
-    let tasks = cluster.describe_tasks(&arns).await?;
+    let mut tasks = cluster.describe_tasks(&arns).await?;
+    tasks.retain(|task| outcome::is_ours(task, app.controller()));
     let age = |task: &&Task| (task.created_at, task.arn.clone());
     let eldest = tasks.iter().chain([task]).min_by_key(age).unwrap_or(task);
     Ok(match eldest.arn == task.arn {
@@ -269,6 +266,7 @@ async fn tell_ready(
     let told = match delivery {
         Delivery::Delivered => "ready",
         Delivery::Rejected => "rejected",
+        Delivery::Unwanted if is_at_work(app, agent.name).await? => "ready",
         Delivery::Unwanted => {
             let unwanted = Stop::new(Cause::Unwanted, "Jenkins says that nobody waits for this agent");
             stop(agent, task, unwanted).await?;
@@ -280,8 +278,21 @@ async fn tell_ready(
         delivery.done(app.now());
     }
     tell_listeners(app, notice).await?;
-    record(app, agent, task, told).await?;
+    record_or_keep(app, agent, task, told).await?;
     Ok(Reported::Done)
+}
+
+/// Whether a build runs on an agent that its webhook calls unwanted: it was told before, and the answer or the record of
+/// it got lost.
+async fn is_at_work(app: &App, name: &AgentName) -> Result<bool, Fault> {
+    if !app.jenkins.registers_nodes() {
+        return Ok(false);
+    }
+    let node = app.jenkins.node(name.as_str()).await.map_err(|fault| {
+        // Nobody is stopped unseen: tried again, whatever the fault.
+        Fault::passing(format!("whether a build runs on the unwanted agent is not known: {fault}"))
+    })?;
+    Ok(node.is_some_and(|node| node.idle == Some(false)))
 }
 
 /// Tells everybody but the request's own webhook, once per process. Before anything is recorded: what is recorded is not
@@ -302,7 +313,7 @@ async fn tell_listeners(app: &App, notice: &Notice) -> Result<(), Fault> {
 pub async fn at_work(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<(), Fault> {
     let notice = agent.subject(task.record().as_ref()).ready(None, task, app.now());
     tell_listeners(app, &notice).await?;
-    record(app, agent, task, "ready").await
+    record_or_keep(app, agent, task, "ready").await
 }
 
 /// Stops a task that can never become an agent; its last event tells why.
@@ -322,6 +333,9 @@ pub async fn stopped(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<(), 
     if app.memory.was_delivered(&Notice::new(NoticeType::Ready, agent.name.as_str(), app.now()).id) {
         ended.kind = NoticeType::Stopped;
     }
+    if was_interrupted(agent, task).await? {
+        ended = outcome::interrupted(ended, task);
+    }
     app.notifier.delete_node(agent.name).await?;
     let mut notice = agent.subject(request.as_ref()).notice_of_task(ended.kind, task, app.now());
     notice.failure = ended.failure;
@@ -340,12 +354,26 @@ pub async fn stopped(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<(), 
         NoticeType::Failed => {
             tell_once(app, &notice, request.as_ref().and_then(|record| record.webhook_url.as_deref())).await?;
             // ECS may take no tag of a stopped task any more.
-            if let Err(fault) = record(app, agent, task, "failed").await {
+            if let Err(fault) = record(agent.cloud, &task.arn, &format!("failed {}", app.now())).await {
                 tracing::debug!(task.arn = task.arn, error = %fault, "not marked as reported");
             }
             Ok(())
         }
         _ => tell_listeners(app, &notice).await,
+    }
+}
+
+/// Whether a task ended with its EC2 instance, and that with AWS' taking back a Spot instance ("Spot Instance interruption
+/// notices": the state reason's code).
+async fn was_interrupted(agent: OurAgent<'_>, task: &Task) -> Result<bool, Fault> {
+    let Some(id) = outcome::ended_host(task) else { return Ok(false) };
+    match agent.cloud.ec2.state_reason(id).await {
+        Ok(code) => Ok(code.as_deref() == Some("Server.SpotInstanceTermination")),
+        Err(fault) if fault.is_final() => {
+            tracing::warn!(ec2.instance = id, error = %fault, "why the instance ended is not known");
+            Ok(false)
+        }
+        Err(fault) => Err(fault),
     }
 }
 
@@ -372,17 +400,29 @@ async fn tell_once(app: &App, notice: &Notice, webhook_url: Option<&str>) -> Res
     tell_listeners(app, notice).await
 }
 
-/// Records on the task that its outcome was told.
-async fn record(app: &App, agent: OurAgent<'_>, task: &Task, told: &str) -> Result<(), Fault> {
+/// Records on the task that its outcome was told. Where only that fails, it alone is kept for later: nobody is told again.
+async fn record_or_keep(app: &App, agent: OurAgent<'_>, task: &Task, told: &str) -> Result<(), Fault> {
     let value = format!("{told} {}", app.now());
-    match agent.cloud.cluster.tag(&task.arn, REPORTED_TAG, &value).await {
+    let Err(fault) = record(agent.cloud, &task.arn, &value).await else { return Ok(()) };
+    tracing::warn!(agent.name = agent.name.as_str(), task.arn = task.arn, error = %fault, "told; recorded later");
+    let (cluster, arn, name) = (task.cluster_arn.clone(), task.arn.clone(), agent.name.clone());
+    let work = Work::Record { cluster, arn, name, value };
+    app.notifier.keep(&Undelivered { since: app.now(), work }).await
+}
+
+/// Sets the tag that says that, when and how a task's outcome was told.
+///
+/// # Errors
+/// When that has to be tried again.
+pub async fn record(cloud: &Cloud, arn: &str, value: &str) -> Result<(), Fault> {
+    match cloud.cluster.tag(arn, REPORTED_TAG, value).await {
         Err(fault) if fault.kind == Kind::Denied => {
             let advice = "nobody remembers that the outcome was told: the function's role needs ecs:TagResource";
-            tracing::error!(task.arn = task.arn, error = %fault, "{advice}");
+            tracing::error!(task.arn = arn, error = %fault, "{advice}");
             Ok(())
         }
         Err(fault) if fault.is_final() => {
-            tracing::debug!(task.arn = task.arn, error = %fault, "the task takes no tag any more");
+            tracing::debug!(task.arn = arn, error = %fault, "the task takes no tag any more");
             Ok(())
         }
         result => result,

@@ -6,6 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use jiff::{SignedDuration, Timestamp};
+use local::aws::Fault;
 use local::aws::ecs::{Addressing, Behaviour};
 use local::jenkins::{HostKeyVerification, Launcher, Mode};
 use serde_json::{Value, json};
@@ -809,4 +810,143 @@ async fn an_agent_costs_few_calls() {
         let calls: Vec<_> = stack.calls().into_iter().filter(|call| !call.starts_with("sqs:")).collect();
         assert!(calls.len() <= most, "{label}: {calls:?}");
     }
+}
+
+#[tokio::test]
+async fn a_running_lookalike_without_our_tag_gets_no_node_and_is_not_stopped() {
+    for label in ["node", "maven"] {
+        let mut stack = Stack::start().await.unwrap();
+        let url = stack.webhook();
+        stack.ask(json!({"requestId": "lookalike", "label": label, "webhookUrl": url}));
+        stack.poll(Binary::Request, "requests").await.unwrap();
+        let arn = stack.tasks()[0].arn.clone();
+        stack.aws().ecs.task_mut(&arn).unwrap().tags.clear();
+        stack.settle().await.unwrap();
+        stack.unhide("undelivered");
+        stack.settle().await.unwrap();
+        assert_eq!(stack.told_all(), Vec::<String>::new(), "{label}");
+        assert!(stack.nodes().is_empty(), "{label}");
+        assert_eq!((stack.active_tasks().len(), stack.count("ecs:StopTask")), (1, 0), "{label}");
+    }
+}
+
+#[tokio::test]
+async fn where_only_the_record_fails_only_the_record_is_repeated() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.aws().faults.always("ecs", "TagResource", Some(Fault::throttled()));
+    let url = stack.webhook();
+    let path = path(&stack, &url);
+    stack.ask(json!({"requestId": "unrecorded", "label": "node", "webhookUrl": url}));
+    stack.settle().await.unwrap();
+    assert_eq!(stack.told(&url), ["agent.ready"]);
+    // Another process tries again: it knows nothing of what was told.
+    stack.kill(Binary::TaskState);
+    stack.unhide("undelivered");
+    stack.settle().await.unwrap();
+    assert!(!stack.bodies("undelivered").is_empty(), "the record is still to be made");
+    // Jenkins forgot the webhook when it was answered.
+    stack.jenkins().script(&path, [page(410, &[])]);
+    stack.aws().faults.always("ecs", "TagResource", None);
+    stack.unhide("undelivered");
+    stack.settle().await.unwrap();
+    assert_eq!(stack.told_all(), ["agent.ready"]);
+    let posts = stack.jenkins().exchanges().iter().filter(|exchange| exchange.target.ends_with(&path)).count();
+    assert_eq!(posts, 1);
+    let task = stack.active_tasks().remove(0);
+    assert!(task.tags["jenkins-ecs-agents:reported"].starts_with("ready"), "{:?}", task.tags);
+    assert!(stack.bodies("undelivered").is_empty());
+}
+
+#[tokio::test]
+async fn an_unwanted_agent_with_a_build_is_not_stopped() {
+    for is_away in [false, true] {
+        let mut stack = Stack::start().await.unwrap();
+        let url = stack.webhook();
+        let path = path(&stack, &url);
+        stack.jenkins().script(&path, [page(503, &[]), page(410, &[])]);
+        stack.ask(json!({"requestId": "busy", "label": "node", "webhookUrl": url}));
+        stack.settle().await.unwrap();
+        let name = stack.nodes().remove(0);
+        if is_away {
+            let node = format!("computer/{name}/api/json");
+            stack.jenkins().script(&node, [page(503, &[]), page(503, &[]), page(503, &[])]);
+        } else {
+            stack.jenkins().connect_ssh(&name);
+            assert!(stack.jenkins().start_build_on(&name, "app #1"));
+        }
+        stack.unhide("undelivered");
+        stack.settle().await.unwrap();
+        assert_eq!((stack.active_tasks().len(), stack.nodes().len()), (1, 1), "{is_away}");
+        let is_reported = stack.tasks()[0].tags.contains_key("jenkins-ecs-agents:reported");
+        assert_eq!((is_reported, stack.bodies("undelivered").is_empty()), (!is_away, !is_away));
+        let posts = stack.jenkins().exchanges().iter().filter(|exchange| exchange.target.ends_with(&path)).count();
+        assert_eq!(posts, 2, "the second was answered 410");
+    }
+}
+
+#[tokio::test]
+async fn the_container_that_ended_first_is_named() {
+    let mut stack = Stack::start().await.unwrap();
+    // Never ready: the port does not show.
+    stack.aws().ecs.settings().binding = Duration::from_secs(3600);
+    let url = stack.agent("sidecar", "maven").await.unwrap();
+    let arn = stack.tasks()[0].arn.clone();
+    stack.aws().ecs.exit_container(&arn, "sidecar", 3, Timestamp::now());
+    stack.settle().await.unwrap();
+    assert_eq!(stack.told(&url), ["agent.failed START_FAILED"]);
+    let failure = stack.notices(Some(&url))[0].body["failure"].clone();
+    let message = failure["message"].as_str().unwrap();
+    assert!(message.contains("container sidecar (exit code 3)") && !message.contains("memory"), "{failure}");
+    assert_eq!(failure["exitCode"], 3);
+}
+
+#[tokio::test]
+async fn an_interrupted_spot_instance_is_told_as_such_and_a_fault_is_not() {
+    for (is_spot, told) in [(true, "agent.stopped SPOT_INTERRUPTION"), (false, "agent.stopped")] {
+        let mut stack = Stack::start().await.unwrap();
+        stack.agent("host", "maven").await.unwrap();
+        {
+            let (mut aws, now) = (stack.aws(), Timestamp::now());
+            let id = aws.ecs.instances().next().unwrap().ec2_id.clone();
+            if is_spot { aws.ecs.interrupt_instance(&id, now) } else { aws.ecs.kill_instance(&id, now) }
+        }
+        stack.settle().await.unwrap();
+        assert_eq!(stack.told_all(), ["agent.ready", told]);
+    }
+}
+
+#[tokio::test]
+async fn a_port_of_a_range_is_found() {
+    let mut stack = Stack::start().await.unwrap();
+    let definition = json!({"family": "jenkins-maven", "networkMode": "bridge", "containerDefinitions": [
+        {"name": "agent", "image": "a", "essential": true, "cpu": 512, "memory": 512,
+         "portMappings": [{"containerPortRange": "20-25"}]}]});
+    stack.aws().ecs.register_definition(&definition).unwrap();
+    let url = stack.agent("range", "maven").await.unwrap();
+    let task = stack.tasks().remove(0);
+    let input = json!({"cluster": CLUSTER, "tasks": [task.arn]});
+    let shown = stack.aws().ecs.call("DescribeTasks", &input, Timestamp::now()).unwrap();
+    let range = shown["tasks"][0]["containers"][0]["networkBindings"][0]["hostPortRange"].as_str().unwrap().to_owned();
+    let first: u64 = range.split_once('-').unwrap().0.parse().unwrap();
+    assert_eq!(stack.notices(Some(&url))[0].body["agent"]["port"], first + 2);
+}
+
+#[tokio::test]
+async fn a_public_address_is_asked_for_each_time() {
+    let mut stack =
+        Stack::with(|config| config["clouds"][0]["templates"][0]["ssh"]["address"] = "public".into()).await.unwrap();
+    let arn = stack.aws().ecs.instances().next().unwrap().arn.clone();
+    let set = |stack: &Stack, address: Option<&str>| {
+        stack.aws().ecs.instance_mut(&arn).unwrap().public_address = address.map(str::to_owned);
+    };
+    set(&stack, None);
+    let late = stack.agent("late", "maven").await.unwrap();
+    assert_eq!((stack.told(&late), stack.active_tasks().len()), (vec![], 1));
+    set(&stack, Some("198.51.100.1"));
+    stack.unhide("undelivered");
+    stack.settle().await.unwrap();
+    assert_eq!(stack.notices(Some(&late))[0].body["agent"]["host"], "198.51.100.1");
+    set(&stack, Some("198.51.100.2"));
+    let changed = stack.agent("changed", "maven").await.unwrap();
+    assert_eq!(stack.notices(Some(&changed))[0].body["agent"]["host"], "198.51.100.2");
 }

@@ -164,6 +164,13 @@ async fn work(app: &App, item: &Item, undelivered: &Undelivered) -> Result<(), F
                 reported => reported.done(),
             }
         }
+        Work::Record { cluster, arn, name, value } => {
+            let Some(name) = app.agent_name(name.as_str()) else { return not_ours(app, item, name.as_str()).await };
+            match app.clouds.of_task(cluster, arn, app.template_name(&name)) {
+                Some(cloud) => report::record(cloud, arn, value).await,
+                None => reject(app, item, &format!("the cloud of task {arn} is no longer configured")).await,
+            }
+        }
         Work::Notice { notice, .. } if !still_ready(app, notice).await? => {
             tracing::info!(notice.id = notice.id, "obsolete: the agent has ended, as its own notice says");
             Ok(())

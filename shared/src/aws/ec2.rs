@@ -99,6 +99,19 @@ impl Client {
         Ok(launched_at.and_then(|time| time.parse().ok()))
     }
 
+    /// The code of an instance's state reason: `Server.SpotInstanceTermination`. EC2 shows a terminated instance for an
+    /// hour or so.
+    ///
+    /// # Errors
+    /// When the call failed or EC2 does not know the instance (any more).
+    pub async fn state_reason(&self, id: &str) -> Result<Option<String>, Fault> {
+        let text = self.describe_instance(id).await?;
+        let document = parse(DESCRIBE_INSTANCES, &text)?;
+        let instance = find_instance(&document, id)?;
+        let reason = instance.children().find(|node| node.has_tag_name_any("stateReason"));
+        Ok(reason.and_then(|reason| reason.text_of("code")))
+    }
+
     async fn describe_instance(&self, id: &str) -> Result<String, Fault> {
         self.call(DESCRIBE_INSTANCES, &[("Action", "DescribeInstances"), ("InstanceId.1", id)]).await
     }

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use jiff::{SignedDuration, Timestamp};
 use local::aws::Fault;
-use local::aws::ecs::{Addressing, Behaviour};
+use local::aws::ecs::{Addressing, Behaviour, Quotas};
 use local::jenkins::{HostKeyVerification, Launcher, Mode};
 use serde_json::{Value, json};
 use sha2::Sha256;
@@ -949,4 +949,35 @@ async fn a_public_address_is_asked_for_each_time() {
     set(&stack, Some("198.51.100.2"));
     let changed = stack.agent("changed", "maven").await.unwrap();
     assert_eq!(stack.notices(Some(&changed))[0].body["agent"]["host"], "198.51.100.2");
+}
+
+#[tokio::test]
+async fn many_that_are_ready_at_once_are_told_once_under_the_real_quotas() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.aws().ecs.settings().quotas = Some(Quotas::default());
+    let urls: Vec<_> = (0..60)
+        .map(|index| {
+            let url = stack.webhook();
+            stack.ask(json!({"requestId": format!("many-{index}"), "label": "node", "webhookUrl": url}));
+            url
+        })
+        .collect();
+    for _ in 0..12 {
+        stack.settle().await.unwrap();
+        let are_recorded = stack.tasks().iter().all(|task| task.tags.contains_key("jenkins-ecs-agents:reported"));
+        if are_recorded && stack.tasks().len() == urls.len() && stack.bodies("undelivered").is_empty() {
+            break;
+        }
+        // Another process knows nothing of what was told.
+        stack.kill(Binary::TaskState);
+        stack.unhide("requests");
+        stack.unhide("undelivered");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    for url in &urls {
+        assert_eq!(stack.told(url), ["agent.ready"]);
+    }
+    assert_eq!(stack.told_all().len(), urls.len());
+    assert!(stack.bodies("undelivered").is_empty());
+    assert!(stack.tasks().iter().all(|task| task.tags.contains_key("jenkins-ecs-agents:reported")));
 }

@@ -62,7 +62,10 @@ async fn task_changed(app: &App, invocation: &Invocation, task: &Task) -> Result
             Concern::Ended => report::stopped(app, agent, task).await,
             Concern::ReportEnd => report::last_event(app, agent, task).await,
             Concern::Report => match report::task(app, agent, &task.arn, None).await? {
-                Reported::NotYet(why) => Err(Fault::passing(why)),
+                Reported::NotYet(why) => {
+                    tracing::info!(agent.name = name.as_str(), task.arn = task.arn, why, "looked at again");
+                    report::keep(app, agent, task).await
+                }
                 reported => reported.done(),
             },
         }

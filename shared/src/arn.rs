@@ -65,7 +65,7 @@ impl<'a> ClusterArn<'a> {
     /// Whether it is the cluster of this cloud, as far as that is known: a cloud without a role and with a bare cluster
     /// name may be in any account.
     pub fn is_of(&self, cloud: &Cloud) -> bool {
-        let account = cloud.assume_role_arn.as_deref().and_then(|role| Arn::parse(role)).map(|role| role.account);
+        let account = cloud.assume_role_arn.as_deref().and_then(Arn::parse).map(|role| role.account);
         self.region == cloud.region
             && account.is_none_or(|account| account == self.account)
             && match ClusterArn::parse(&cloud.cluster) {

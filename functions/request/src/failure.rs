@@ -97,7 +97,7 @@ pub(crate) async fn refuse(app: &App, item: &Item, refused: &Refused) -> Result<
 pub(crate) async fn give_up_or_retry(
     app: &App,
     item: &Item,
-    admitted: Result<&Order<'_>, &Box<Refused>>,
+    admitted: Result<&Order<'_>, &Refused>,
     fault: Fault,
 ) -> Result<(), Fault> {
     let message = match fault.is_final() {

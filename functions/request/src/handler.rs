@@ -66,7 +66,16 @@ async fn answer(app: &App, invocation: &Invocation, items: Vec<Item>) -> SqsBatc
         };
         match result {
             Err(fault) => {
-                guarded(invocation, Box::pin(failure::give_up_or_retry(app, item, admitted.as_ref(), fault))).await
+                guarded(
+                    invocation,
+                    Box::pin(failure::give_up_or_retry(
+                        app,
+                        item,
+                        admitted.as_ref().map_err(|refused| &**refused),
+                        fault,
+                    )),
+                )
+                .await
             }
             done => done,
         }

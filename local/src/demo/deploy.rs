@@ -79,7 +79,7 @@ pub fn packaged(template: &str) -> String {
             resource = name.trim_end_matches(':');
         }
         let on_dashboard = |alarm: &&str| line.contains(&format!("${{{alarm}.Arn}}"));
-        if MATH_ALARMS.contains(&resource) || MATH_ALARMS.iter().any(|alarm| on_dashboard(&alarm)) {
+        if MATH_ALARMS.contains(&resource) || MATH_ALARMS.iter().any(on_dashboard) {
             continue;
         }
         let binary = FUNCTIONS.iter().find(|(id, _)| *id == resource).map(|(_, name)| name);

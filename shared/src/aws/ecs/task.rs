@@ -333,10 +333,6 @@ impl From<sdk::KeyValuePair> for Pair {
     }
 }
 
-/// DescribeTasks with tags. Tasks that ECS does not know are missing from the answer.
-///
-/// # Errors
-
 /// Which tasks are listed.
 #[derive(Debug, Clone, Copy)]
 pub enum TaskFilter<'a> {

@@ -49,7 +49,7 @@ pub struct Node {
 pub struct Build {
     /// As people see it: `app #1`.
     pub name: String,
-    /// Whether it is a pipeline's block: it outlives the node by [`BLOCK_OUTLIVES_NODE`].
+    /// Whether it is a pipeline's block: it outlives the node by five minutes.
     pub is_pipeline: bool,
 }
 

@@ -216,3 +216,18 @@ async fn a_completion_ends_what_runs_and_what_waits_of_a_request() {
     assert!(stack.bodies("waiting").is_empty());
     assert!(stack.nodes().is_empty());
 }
+
+#[tokio::test]
+async fn a_message_too_long_to_copy_with_its_reason_is_kept_in_part() {
+    let mut stack = Stack::start().await.unwrap();
+    stack.send("requests", &"x".repeat(262_143));
+    for queue in stack.aws().sqs.queues.values_mut() {
+        queue.maximum_message_size = 262_144;
+    }
+    stack.settle().await.unwrap();
+    let rejected = stack.rejected();
+    assert_eq!(rejected.len(), 1);
+    assert!(rejected[0].0.len() > 200_000 && rejected[0].1.contains("INVALID_REQUEST"), "{}", rejected[0].1);
+    assert!(stack.bodies("requests").is_empty());
+    assert_eq!(stack.told_all(), ["agent.failed INVALID_REQUEST"]);
+}

@@ -15,6 +15,10 @@ use crate::fault::Fault;
 /// The longest that SQS delays a message (API_SendMessage).
 pub const LONGEST_DELAY: Duration = Duration::from_secs(900);
 
+/// A message of this size, attributes included, is taken by every queue: 256 KiB were the limit before it was raised to
+/// 1 MiB (SQS developer guide, "Amazon SQS message quotas").
+const SURELY_TAKEN: usize = 256 * 1024;
+
 /// A message that was received and has to be deleted or released.
 #[derive(Debug, Clone)]
 pub struct Received {
@@ -46,7 +50,15 @@ impl Queues {
         let reason: String = attribute_text(reason).chars().take(1000).collect();
         // SQS takes no empty message (API_SendMessage).
         let body = if body.is_empty() { "(empty)" } else { body };
-        self.send(&self.urls.rejected, body, &[("reason", &reason)], Duration::ZERO).await
+        let send = async |body| self.send(&self.urls.rejected, body, &[("reason", &reason)], Duration::ZERO).await;
+        match send(body).await {
+            // With the reason it may be longer than SQS takes: a part of it is better than nothing.
+            Err(fault) if body.len() + reason.len() > SURELY_TAKEN => {
+                tracing::warn!(error = %fault, size_bytes = body.len(), "a message is copied to the rejected queue in part");
+                send(&body[..body.floor_char_boundary(SURELY_TAKEN - 4 * 1024)]).await
+            }
+            sent => sent,
+        }
     }
 
     /// Sends a message, with string attributes, visible after the delay.

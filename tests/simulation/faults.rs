@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::traits::Trait;
 use super::world::{Plan, World};
 
-pub const CONFIG: &str = "
+pub(crate) const CONFIG: &str = "
 jenkins:
   url: http://jenkins.test/
   user: bot
@@ -67,7 +67,7 @@ fn plan(seed: u64, builds: u32, faults: f64) -> Plan {
 }
 
 /// Runs a plan in paused time and holds the end against what has to be true of it.
-pub fn run(plan: Plan) -> World {
+pub(crate) fn run(plan: Plan) -> World {
     let seed = plan.seed;
     let (bounds, builds, traits) = (plan.bounds, plan.builds, plan.traits.clone());
     let faultless = plan.faults == 0.0;

@@ -12,7 +12,7 @@ use serde_json::json;
 
 /// A trait of a world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trait {
+pub(crate) enum Trait {
     /// The group counts in units, of which an instance has two.
     Weighted,
     /// A daemon service has a task on each instance.
@@ -37,7 +37,7 @@ pub enum Trait {
 
 impl Trait {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Weighted,
         Self::Daemons,
         Self::Foreign,
@@ -52,11 +52,11 @@ impl Trait {
 
     /// Those with which every run of the functions ends as it has to. A trait moves here when they live with it; of the
     /// others, `DualStack` is known to fail: Jenkins gets the port of IPv6 with the address of IPv4.
-    pub const LIVED_WITH: &[Self] = &[];
+    pub(crate) const LIVED_WITH: &[Self] = &[];
 
     /// The traits of a world: half of those that the functions live with, by the seed, or exactly those that
     /// `SIMULATION_TRAITS=Weighted,Daemons` names, or `all`.
-    pub fn draw(seed: u64) -> Vec<Self> {
+    pub(crate) fn draw(seed: u64) -> Vec<Self> {
         let mut random = StdRng::seed_from_u64(seed ^ 0x7a17);
         match std::env::var("SIMULATION_TRAITS").as_deref() {
             Ok("all") => Self::ALL.to_vec(),
@@ -69,7 +69,7 @@ impl Trait {
     }
 
     /// Makes a world like this, before its first build.
-    pub fn apply(self, aws: &mut Aws, seed: u64, now: Timestamp) {
+    pub(crate) fn apply(self, aws: &mut Aws, seed: u64, now: Timestamp) {
         let seconds = Duration::from_secs;
         match self {
             Self::Weighted => {

@@ -28,7 +28,7 @@ const ACCOUNT: &str = "123456789012";
 
 /// How a run is.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// Repeats it.
     pub seed: u64,
     /// How many builds ask.
@@ -53,7 +53,7 @@ pub struct Plan {
 
 /// What became of a build.
 #[derive(Debug, Clone, Default)]
-pub struct Fate {
+pub(crate) struct Fate {
     /// The request's id.
     pub request: String,
     /// What it asked for.
@@ -75,7 +75,7 @@ pub struct Fate {
 }
 
 /// AWS and Jenkins.
-pub struct Sim {
+pub(crate) struct Sim {
     pub aws: Aws,
     pub jenkins: Jenkins,
     random: StdRng,
@@ -88,7 +88,7 @@ pub struct Sim {
 
 /// The world.
 #[derive(Clone)]
-pub struct World {
+pub(crate) struct World {
     sim: Arc<Mutex<Sim>>,
     start: Instant,
     epoch: Timestamp,
@@ -103,7 +103,7 @@ const TRIP: Duration = Duration::from_millis(15);
 
 impl World {
     /// Builds it.
-    pub async fn new(plan: Plan) -> Self {
+    pub(crate) async fn new(plan: Plan) -> Self {
         let epoch: Timestamp = "2026-03-02T00:00:00Z".parse().expect("a time");
         let start = Instant::now();
         let now = move || epoch + SignedDuration::try_from(start.elapsed()).unwrap_or_default();
@@ -168,32 +168,32 @@ impl World {
     }
 
     /// The time in the world.
-    pub fn now(&self) -> Timestamp {
+    pub(crate) fn now(&self) -> Timestamp {
         self.epoch + SignedDuration::try_from(self.start.elapsed()).unwrap_or_default()
     }
 
     /// AWS and Jenkins.
-    pub fn sim(&self) -> MutexGuard<'_, Sim> {
+    pub(crate) fn sim(&self) -> MutexGuard<'_, Sim> {
         self.sim.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What became of the builds.
-    pub fn fates(&self) -> Vec<Fate> {
+    pub(crate) fn fates(&self) -> Vec<Fate> {
         self.fates.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     /// Whether the function heard that a notice had arrived.
-    pub fn acknowledged(&self, id: &str) -> bool {
+    pub(crate) fn acknowledged(&self, id: &str) -> bool {
         self.sim().acknowledged.contains(id)
     }
 
     /// How many instances there were at each minute.
-    pub fn instances_by_minute(&self) -> Vec<usize> {
+    pub(crate) fn instances_by_minute(&self) -> Vec<usize> {
         self.instances.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Lets all builds come and go, then the world come to rest.
-    pub async fn run(&self) {
+    pub(crate) async fn run(&self) {
         self.set_faults(self.plan.faults);
         let mut machinery = vec![
             spawn_local(self.clone().pump_events()),
@@ -461,7 +461,7 @@ impl World {
     }
 
     /// All outcomes that arrived at the webhooks of each request: distinct types and ids.
-    pub fn outcomes(&self) -> HashMap<String, Vec<(String, String)>> {
+    pub(crate) fn outcomes(&self) -> HashMap<String, Vec<(String, String)>> {
         let mut outcomes: HashMap<String, Vec<(String, String)>> = HashMap::new();
         let sim = self.sim();
         for arrival in sim

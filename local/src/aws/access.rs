@@ -66,7 +66,7 @@ pub(super) struct Scene<'a> {
 
 impl Scene<'_> {
     /// What IAM is asked. GetCallerIdentity needs no permission.
-    pub fn accesses(&self, asked: &Asked) -> Vec<Access> {
+    pub(super) fn accesses(&self, asked: &Asked) -> Vec<Access> {
         let input = &asked.input;
         match (asked.service, asked.action.as_str()) {
             ("ecs", action) => self.of_ecs(action, input),

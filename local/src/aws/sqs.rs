@@ -12,7 +12,7 @@ use super::ApiError;
 
 /// What a message may be long, its attributes included, and a batch in all: 1 MiB since August 2025, 256 KiB before
 /// (SQS quotas: messages; `API_CreateQueue`, MaximumMessageSize).
-pub const MAXIMUM_MESSAGE_SIZE: usize = 1024 * 1024;
+pub(super) const MAXIMUM_MESSAGE_SIZE: usize = 1024 * 1024;
 
 /// A message in a queue.
 #[derive(Debug, Clone)]

@@ -30,7 +30,7 @@ pub(super) struct Scope {
 }
 
 impl Asked {
-    pub fn read(request: &Request<Bytes>) -> Self {
+    pub(super) fn read(request: &Request<Bytes>) -> Self {
         let scope = Scope::read(request.headers());
         let target = request.headers().get("x-amz-target").and_then(|target| target.to_str().ok());
         if let Some(target) = target {
@@ -57,21 +57,21 @@ impl Asked {
     }
 
     /// The access key that signed it; empty if none did.
-    pub fn access_key(&self) -> &str {
+    pub(super) fn access_key(&self) -> &str {
         self.scope.as_ref().map_or("", |scope| &scope.access_key)
     }
 
-    pub fn speaks_json(&self) -> bool {
+    pub(super) fn speaks_json(&self) -> bool {
         !matches!(self.service, "autoscaling" | "ec2" | "sts")
     }
 
     /// The input of a query call.
-    pub fn form(&self) -> BTreeMap<String, String> {
+    pub(super) fn form(&self) -> BTreeMap<String, String> {
         serde_json::from_value(self.input.clone()).unwrap_or_default()
     }
 
     /// The answer as it goes out.
-    pub fn answer(&self, result: Result<String, ApiError>) -> Response<Bytes> {
+    pub(super) fn answer(&self, result: Result<String, ApiError>) -> Response<Bytes> {
         let kind = match self.service {
             "sqs" => "application/x-amz-json-1.0",
             _ if self.speaks_json() => "application/x-amz-json-1.1",

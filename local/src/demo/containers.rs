@@ -13,7 +13,7 @@ use super::ssh::Ssh;
 use super::timeline::{Step, Timelines};
 
 /// The containers of all running tasks, driven by ECS' events.
-pub struct Containers {
+pub(super) struct Containers {
     ssh: Ssh,
     jenkins: Arc<Controller>,
     timelines: Arc<Timelines>,
@@ -75,17 +75,17 @@ impl<'a> Task<'a> {
 
 impl Containers {
     /// None yet.
-    pub fn new(ssh: Ssh, jenkins: Arc<Controller>, timelines: Arc<Timelines>) -> Self {
+    pub(super) fn new(ssh: Ssh, jenkins: Arc<Controller>, timelines: Arc<Timelines>) -> Self {
         Self { ssh, jenkins, timelines, running: HashMap::new(), stopped: HashMap::new() }
     }
 
     /// Tells when the task of this request has stopped.
-    pub fn stopped(&mut self, request: &str) -> watch::Receiver<bool> {
+    pub(super) fn stopped(&mut self, request: &str) -> watch::Receiver<bool> {
         self.stopped.entry(request.to_owned()).or_insert_with(|| watch::channel(false).0).subscribe()
     }
 
     /// Starts and ends containers as ECS says. `address_of` finds the address of a container instance.
-    pub fn observe(&mut self, event: &Value, address_of: impl FnOnce(&str) -> Option<IpAddr>) {
+    pub(super) fn observe(&mut self, event: &Value, address_of: impl FnOnce(&str) -> Option<IpAddr>) {
         let Some(task) = Task::of(event) else { return };
         let request = task.request_id().unwrap_or_default();
         self.timelines.by_hand(&request);

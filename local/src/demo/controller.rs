@@ -13,14 +13,14 @@ use crate::http::{Server, lock, serve_on};
 use crate::jenkins::{Jenkins, Launcher, Permission};
 
 /// The user whose API token the functions have.
-pub const USER: &str = "ecs-agents";
+pub(super) const USER: &str = "ecs-agents";
 /// Their API token.
-pub const API_TOKEN: &str = "110123456789abcdef0123456789abcdef";
+pub(super) const API_TOKEN: &str = "110123456789abcdef0123456789abcdef";
 /// What the webhooks want as `Authorization`.
-pub const AUTHORIZATION: &str = "demo-webhook-authorization";
+pub(super) const AUTHORIZATION: &str = "demo-webhook-authorization";
 
 /// The controller.
-pub struct Controller {
+pub(super) struct Controller {
     jenkins: Arc<Mutex<Jenkins>>,
     changes: watch::Sender<()>,
     root: String,
@@ -34,7 +34,7 @@ impl Controller {
     ///
     /// # Errors
     /// When no port can be had.
-    pub async fn start() -> Result<Self> {
+    pub(super) async fn start() -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let root = format!("http://{}/jenkins/", listener.local_addr()?);
         let mut jenkins = Jenkins::new(&root);
@@ -52,24 +52,24 @@ impl Controller {
     }
 
     /// Its root URL, with a slash at its end.
-    pub fn root(&self) -> &str {
+    pub(super) fn root(&self) -> &str {
         &self.root
     }
 
     /// Does something in it, and lets whoever waits look again.
-    pub fn with<T>(&self, work: impl FnOnce(&mut Jenkins) -> T) -> T {
+    pub(super) fn with<T>(&self, work: impl FnOnce(&mut Jenkins) -> T) -> T {
         let result = work(&mut lock(&self.jenkins));
         self.changes.send_replace(());
         result
     }
 
     /// Looks at it, and changes nothing that others wait for.
-    pub fn peek<T>(&self, look: impl FnOnce(&Jenkins) -> T) -> T {
+    pub(super) fn peek<T>(&self, look: impl FnOnce(&Jenkins) -> T) -> T {
         look(&lock(&self.jenkins))
     }
 
     /// Waits until there is something to find.
-    pub async fn find<T>(&self, mut look: impl FnMut(&mut Jenkins) -> Option<T>) -> T {
+    pub(super) async fn find<T>(&self, mut look: impl FnMut(&mut Jenkins) -> Option<T>) -> T {
         let mut changes = self.changes.subscribe();
         loop {
             if let Some(found) = look(&mut lock(&self.jenkins)) {
@@ -81,13 +81,13 @@ impl Controller {
     }
 
     /// Waits for what is posted to a webhook of webhook-step.
-    pub async fn notice(&self, url: &str) -> Value {
+    pub(super) async fn notice(&self, url: &str) -> Value {
         let arrival = self.find(|jenkins| jenkins.wait_for_webhook(url)).await;
         serde_json::from_slice(&arrival.body).unwrap_or_default()
     }
 
     /// Waits for a notice of this type about this request, among those that tell everything.
-    pub async fn notice_of(&self, request: &str, kind: &str) {
+    pub(super) async fn notice_of(&self, request: &str, kind: &str) {
         let mut seen = 0;
         self.find(|jenkins| {
             let arrivals = &jenkins.arrivals()[seen..];
@@ -101,7 +101,7 @@ impl Controller {
     }
 
     /// Where the SSH launcher of a node would log in, once there is such a node.
-    pub async fn ssh_launcher(&self, node: &str) -> (String, u16) {
+    pub(super) async fn ssh_launcher(&self, node: &str) -> (String, u16) {
         self.find(|jenkins| match &jenkins.node(node)?.launcher {
             Launcher::Ssh(launcher) => Some((launcher.host.clone()?, launcher.port.try_into().ok()?)),
             Launcher::Inbound(_) => None,
@@ -110,7 +110,7 @@ impl Controller {
     }
 
     /// Waits until a node is gone.
-    pub async fn no_node(&self, name: &str) {
+    pub(super) async fn no_node(&self, name: &str) {
         self.find(|jenkins| jenkins.node(name).is_none().then_some(())).await;
     }
 }

@@ -11,7 +11,7 @@ use tokio::process::Command;
 use super::emulator::{Aws, REGION};
 
 /// The stack's name.
-pub const STACK: &str = "agents";
+pub(super) const STACK: &str = "agents";
 /// The bucket of the packaged functions.
 const BUCKET: &str = "functions";
 /// Of the CloudFormation API.
@@ -25,7 +25,7 @@ const FUNCTIONS: [(&str, &str); 3] =
 ///
 /// # Errors
 /// When a binary is missing or cannot be packaged.
-pub async fn upload(aws: &Aws, stack: &Path, temporary: &Path, binaries: &Path) -> Result<()> {
+pub(super) async fn upload(aws: &Aws, stack: &Path, temporary: &Path, binaries: &Path) -> Result<()> {
     let location = format!(
         "<CreateBucketConfiguration><LocationConstraint>{REGION}</LocationConstraint></CreateBucketConfiguration>"
     );
@@ -71,7 +71,7 @@ const MATH_ALARMS: [&str; 4] =
 ///
 /// The emulator takes every number that a parameter brings for a string and then cannot compare it, so that the one it
 /// compares is written out; and it knows no alarms over several metrics, which are left out.
-pub fn packaged(template: &str) -> String {
+pub(super) fn packaged(template: &str) -> String {
     let mut resource = "";
     let mut lines = Vec::new();
     for line in template.lines() {
@@ -95,7 +95,7 @@ pub fn packaged(template: &str) -> String {
 ///
 /// # Errors
 /// When the emulator does not take it.
-pub async fn parameter(aws: &Aws, name: &str, value: &str, secret: bool) -> Result<()> {
+pub(super) async fn parameter(aws: &Aws, name: &str, value: &str, secret: bool) -> Result<()> {
     let kind = if secret { "SecureString" } else { "String" };
     let input = json!({"Name": name, "Value": value, "Type": kind, "Overwrite": true});
     aws.json("ssm", "AmazonSSM.PutParameter", &input).await.map(drop)
@@ -105,7 +105,11 @@ pub async fn parameter(aws: &Aws, name: &str, value: &str, secret: bool) -> Resu
 ///
 /// # Errors
 /// When it fails; the error names the resources at fault.
-pub async fn create(aws: &Aws, template: &str, parameters: &[(&str, String)]) -> Result<BTreeMap<String, String>> {
+pub(super) async fn create(
+    aws: &Aws,
+    template: &str,
+    parameters: &[(&str, String)],
+) -> Result<BTreeMap<String, String>> {
     // CreateStack takes 51,200 bytes in its body; sam deploy uploads the template too.
     aws.put("s3", &format!("/{BUCKET}/template.yaml"), packaged(template).into()).await?;
     let mut fields = vec![

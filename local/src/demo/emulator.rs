@@ -21,13 +21,13 @@ use tokio::process::{Child, Command};
 use super::folder::Folder;
 
 /// The region of the demo.
-pub const REGION: &str = "eu-west-1";
+pub(super) const REGION: &str = "eu-west-1";
 /// The account of the demo, one of those that AWS' documentation uses.
-pub const ACCOUNT: &str = "111122223333";
+pub(super) const ACCOUNT: &str = "111122223333";
 
 /// Asks the emulator.
 #[derive(Clone)]
-pub struct Aws {
+pub(super) struct Aws {
     /// Its root, `http://127.0.0.1:PORT`.
     pub endpoint: String,
     http: Client<HttpConnector, Full<Bytes>>,
@@ -35,7 +35,7 @@ pub struct Aws {
 
 impl Aws {
     /// Asks what listens there.
-    pub fn new(endpoint: String) -> Self {
+    pub(super) fn new(endpoint: String) -> Self {
         Self { endpoint, http: Client::builder(TokioExecutor::new()).build_http() }
     }
 
@@ -43,7 +43,7 @@ impl Aws {
     ///
     /// # Errors
     /// When there is no answer, or one that is no success.
-    pub async fn json(&self, service: &str, target: &str, input: &Value) -> Result<Value> {
+    pub(super) async fn json(&self, service: &str, target: &str, input: &Value) -> Result<Value> {
         let request = Request::post(&self.endpoint)
             .header("x-amz-target", target)
             .header("content-type", "application/x-amz-json-1.0");
@@ -55,7 +55,7 @@ impl Aws {
     ///
     /// # Errors
     /// When there is no answer, or one that is no success.
-    pub async fn form(
+    pub(super) async fn form(
         &self,
         service: &str,
         version: &str,
@@ -73,7 +73,7 @@ impl Aws {
     ///
     /// # Errors
     /// When there is no answer, or one that is no success.
-    pub async fn put(&self, service: &str, path: &str, body: Bytes) -> Result<()> {
+    pub(super) async fn put(&self, service: &str, path: &str, body: Bytes) -> Result<()> {
         let request = Request::put(format!("{}{path}", self.endpoint));
         self.send(service, request, body).await.map(drop).with_context(|| format!("PUT {path}"))
     }
@@ -82,7 +82,7 @@ impl Aws {
     ///
     /// # Errors
     /// When the emulator does not take the event.
-    pub async fn invoke_async(&self, function: &str, event: &Value) -> Result<()> {
+    pub(super) async fn invoke_async(&self, function: &str, event: &Value) -> Result<()> {
         self.invocation(function, "Event", event).await.map(drop)
     }
 
@@ -90,7 +90,7 @@ impl Aws {
     ///
     /// # Errors
     /// When the emulator does not take the event, or the answer is no JSON.
-    pub async fn invoke(&self, function: &str, event: &Value) -> Result<Value> {
+    pub(super) async fn invoke(&self, function: &str, event: &Value) -> Result<Value> {
         let answer = self.invocation(function, "RequestResponse", event).await?;
         serde_json::from_slice(&answer).with_context(|| format!("the answer of {function}"))
     }
@@ -118,7 +118,7 @@ impl Aws {
 }
 
 /// The emulator as a process. Its functions are processes of its group, which ends with it.
-pub struct Emulator {
+pub(super) struct Emulator {
     /// Asks it.
     pub aws: Aws,
     /// Where it and its functions log.
@@ -134,7 +134,12 @@ impl Emulator {
     ///
     /// # Errors
     /// When it is not installed or does not come up; the error quotes the end of its log.
-    pub async fn start(stack: &Path, folder: &Folder, port: u16, environment: &[(&str, String)]) -> Result<Self> {
+    pub(super) async fn start(
+        stack: &Path,
+        folder: &Folder,
+        port: u16,
+        environment: &[(&str, String)],
+    ) -> Result<Self> {
         let program = stack.join("venv/bin/ministack");
         ensure!(
             program.exists(),
@@ -175,14 +180,14 @@ impl Emulator {
     }
 
     /// The last lines of its log, for an error.
-    pub fn end_of_log(&self) -> String {
+    pub(super) fn end_of_log(&self) -> String {
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<_> = log.lines().collect();
         lines[lines.len().saturating_sub(20)..].join("\n")
     }
 
     /// Ends it and its functions, and waits until they are gone.
-    pub async fn end(mut self) {
+    pub(super) async fn end(mut self) {
         self.signal(Signal::TERM);
         if tokio::time::timeout(Duration::from_secs(5), self.child.wait()).await.is_err() {
             self.signal(Signal::KILL);

@@ -8,14 +8,14 @@ use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
 
 /// The folder of this run. Its logs stay until another run begins after its end; all else goes with it.
-pub struct Folder(PathBuf);
+pub(super) struct Folder(PathBuf);
 
 impl Folder {
     /// Makes it below `local/.stack`, and deletes those of runs that are over.
     ///
     /// # Errors
     /// When it cannot be made.
-    pub fn new(stack: &Path) -> Result<Self> {
+    pub(super) fn new(stack: &Path) -> Result<Self> {
         let runs = stack.join("runs");
         for run in fs::read_dir(&runs).into_iter().flatten().flatten() {
             if !is_running(&run.file_name().to_string_lossy()) {
@@ -28,12 +28,12 @@ impl Folder {
     }
 
     /// A file that stays.
-    pub fn file(&self, name: &str) -> PathBuf {
+    pub(super) fn file(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
     /// For files that nobody needs afterwards.
-    pub fn temporary(&self) -> PathBuf {
+    pub(super) fn temporary(&self) -> PathBuf {
         self.0.join("tmp")
     }
 }

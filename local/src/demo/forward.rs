@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::emulator::Aws;
 
 /// The rules for events, with their targets.
-pub struct Rules {
+pub(super) struct Rules {
     aws: Aws,
     rules: Vec<Rule>,
 }
@@ -25,7 +25,7 @@ impl Rules {
     ///
     /// # Errors
     /// When the emulator does not answer.
-    pub async fn read(aws: Aws) -> Result<Self> {
+    pub(super) async fn read(aws: Aws) -> Result<Self> {
         let answer = aws.json("events", "AWSEvents.ListRules", &json!({})).await?;
         let mut rules = Vec::new();
         for rule in answer["Rules"].as_array().into_iter().flatten() {
@@ -43,7 +43,7 @@ impl Rules {
     }
 
     /// How many rules there are.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.rules.len()
     }
 
@@ -51,7 +51,7 @@ impl Rules {
     ///
     /// # Errors
     /// When the emulator does not answer.
-    pub async fn deliver(&self, event: &Value) -> Result<usize> {
+    pub(super) async fn deliver(&self, event: &Value) -> Result<usize> {
         let mut delivered = 0;
         for rule in &self.rules {
             let input = json!({"EventPattern": rule.pattern, "Event": event.to_string()});

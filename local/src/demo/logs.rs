@@ -14,13 +14,13 @@ const TELLING: [&str; 4] = ["request waits", "group raised", "request withdrawn"
 const PLAIN: [&str; 6] = ["timestamp", "level", "message", "span", "target", "filename"];
 
 /// Follows the logs of the three functions.
-pub struct Logs {
+pub(super) struct Logs {
     aws: Aws,
     seen: HashMap<&'static str, usize>,
 }
 
 /// One line.
-pub struct Line {
+pub(super) struct Line {
     function: &'static str,
     text: String,
     event: Value,
@@ -28,12 +28,12 @@ pub struct Line {
 
 impl Logs {
     /// From their beginning.
-    pub fn new(aws: &Aws) -> Self {
+    pub(super) fn new(aws: &Aws) -> Self {
         Self { aws: aws.clone(), seen: HashMap::new() }
     }
 
     /// What has come since the last look. A look that fails sees nothing.
-    pub async fn new_lines(&mut self) -> Vec<Line> {
+    pub(super) async fn new_lines(&mut self) -> Vec<Line> {
         let mut lines = Vec::new();
         for function in ["request", "task-state", "teardown"] {
             let input = json!({"logGroupName": format!("/aws/lambda/{STACK}-{function}")});
@@ -52,7 +52,7 @@ impl Logs {
 
 impl Line {
     /// Whether something is wrong.
-    pub fn is_complaint(&self) -> bool {
+    pub(super) fn is_complaint(&self) -> bool {
         match self.event["level"].as_str() {
             Some(level) => matches!(level, "WARN" | "ERROR"),
             None => self.text.contains("panicked"),
@@ -60,7 +60,7 @@ impl Line {
     }
 
     /// Whether it says what becomes of a request.
-    pub fn is_telling(&self) -> bool {
+    pub(super) fn is_telling(&self) -> bool {
         let message = self.event["message"].as_str().unwrap_or_default();
         self.is_complaint() || TELLING.iter().any(|telling| message.starts_with(telling))
     }

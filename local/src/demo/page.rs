@@ -29,7 +29,7 @@ const QUEUES: [&str; 5] = ["Requests", "Waiting", "Undelivered", "Completions", 
 ///
 /// # Errors
 /// When no port can be had.
-pub async fn serve(shop: Arc<Shop>, world: Arc<World>, outputs: &BTreeMap<String, String>) -> Result<Server> {
+pub(super) async fn serve(shop: Arc<Shop>, world: Arc<World>, outputs: &BTreeMap<String, String>) -> Result<Server> {
     let urls =
         QUEUES.iter().filter_map(|name| Some((*name, outputs.get(&format!("{name}QueueUrl"))?.clone()))).collect();
     let states = Arc::new(watch::Sender::new(String::new()));

@@ -16,7 +16,7 @@ use super::timeline::{Step, Timelines};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What all pipelines share.
-pub struct Shop {
+pub(super) struct Shop {
     /// The queues.
     pub aws: Aws,
     /// URL of the requests queue.
@@ -33,7 +33,7 @@ pub struct Shop {
 
 /// How a template's agents are reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Template {
+pub(super) enum Template {
     /// Over SSH, on a container instance in bridge mode.
     SshOnEc2,
     /// They dial Jenkins, from Fargate.
@@ -42,7 +42,7 @@ pub enum Template {
 
 impl Template {
     /// What the timeline shows.
-    pub fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::SshOnEc2 => "maven, SSH, EC2",
             Self::InboundOnFargate => "node, Fargate",
@@ -58,7 +58,7 @@ impl Template {
 }
 
 /// What became of a build.
-pub struct Outcome {
+pub(super) struct Outcome {
     /// Whether a command ran over SSH on its agent.
     pub over_ssh: bool,
 }
@@ -68,7 +68,7 @@ impl Shop {
     ///
     /// # Errors
     /// When a step fails or takes longer than a minute.
-    pub async fn build(
+    pub(super) async fn build(
         &self,
         id: &str,
         number: usize,

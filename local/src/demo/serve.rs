@@ -20,7 +20,7 @@ const LOOK: Duration = Duration::from_millis(500);
 ///
 /// # Errors
 /// None: it ends with the future.
-pub async fn serve(shop: &Shop, outputs: &BTreeMap<String, String>, page: &Server, log: &Path) -> Result<()> {
+pub(super) async fn serve(shop: &Shop, outputs: &BTreeMap<String, String>, page: &Server, log: &Path) -> Result<()> {
     shop.timelines.settle();
     instructions(shop, outputs, page, log);
     tokio::join!(show_notices(shop), show_logs(shop));

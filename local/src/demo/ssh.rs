@@ -20,7 +20,7 @@ const SSHD: &str = "/usr/sbin/sshd";
 
 /// The keys and the configuration of the demo's sshd.
 #[derive(Debug, Clone)]
-pub struct Ssh {
+pub(super) struct Ssh {
     folder: PathBuf,
     log: PathBuf,
     /// Who is let in: the user that runs the demo, since only root may let others in.
@@ -32,7 +32,7 @@ impl Ssh {
     ///
     /// # Errors
     /// When sshd or its tools are missing, or files cannot be written.
-    pub async fn prepare(run_folder: &Folder) -> Result<Self> {
+    pub(super) async fn prepare(run_folder: &Folder) -> Result<Self> {
         ensure!(Path::new(SSHD).exists(), "{SSHD} is missing: start the demo with ./local/run, which installs it");
         let folder = run_folder.temporary().join("ssh");
         std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
@@ -56,7 +56,7 @@ impl Ssh {
     }
 
     /// The private key that is let in.
-    pub fn key(&self) -> PathBuf {
+    pub(super) fn key(&self) -> PathBuf {
         self.folder.join("agent_key")
     }
 
@@ -64,7 +64,7 @@ impl Ssh {
     ///
     /// # Errors
     /// When the port is taken or no sshd can be started.
-    pub async fn serve(&self, address: SocketAddr) -> Result<()> {
+    pub(super) async fn serve(&self, address: SocketAddr) -> Result<()> {
         let listener = TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
         let mut sessions = JoinSet::new();
         loop {
@@ -90,7 +90,7 @@ impl Ssh {
     }
 
     /// The command line that logs in to an agent.
-    pub fn command_line(&self, host: &str, port: u16) -> Vec<String> {
+    pub(super) fn command_line(&self, host: &str, port: u16) -> Vec<String> {
         let key = self.key().display().to_string();
         ["ssh", "-F", "none", "-i", &key, "-p", &port.to_string(), "-l", &self.user]
             .into_iter()
@@ -104,7 +104,7 @@ impl Ssh {
     ///
     /// # Errors
     /// When the login or the command failed, or takes longer than 30 s.
-    pub async fn run(&self, host: &str, port: u16, command: &str) -> Result<String> {
+    pub(super) async fn run(&self, host: &str, port: u16, command: &str) -> Result<String> {
         let line = self.command_line(host, port);
         let mut login = Command::new(&line[0]);
         tokio::time::timeout(Duration::from_secs(30), run(login.args(&line[1..]).arg(command)))

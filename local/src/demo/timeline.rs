@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 /// What a request goes through, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub(super) enum Step {
     /// ECS has a task for it.
     Task,
     /// The task's containers run.
@@ -27,10 +27,10 @@ pub enum Step {
 }
 
 /// The headings of the steps.
-pub const STEPS: [&str; 6] = ["task", "running", "ready", "build", "completed", "stopped"];
+pub(super) const STEPS: [&str; 6] = ["task", "running", "ready", "build", "completed", "stopped"];
 
 /// All requests of the demo.
-pub struct Timelines {
+pub(super) struct Timelines {
     lines: Mutex<Lines>,
     redraw: AtomicBool,
 }
@@ -59,17 +59,17 @@ impl Default for Timelines {
 
 impl Timelines {
     /// None yet.
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { lines: Mutex::default(), redraw: AtomicBool::new(std::io::stdout().is_terminal()) }
     }
 
     /// From now on, other lines are printed: nothing is redrawn any more.
-    pub fn settle(&self) {
+    pub(super) fn settle(&self) {
         self.redraw.store(false, Ordering::Relaxed);
     }
 
     /// Prints the headings.
-    pub fn heading(&self) {
+    pub(super) fn heading(&self) {
         let mut heading = format!("{:<10} {:<17} {:<30}", "request", "template", "agent");
         for step in STEPS {
             write!(heading, " {step:>10}").ok();
@@ -78,7 +78,7 @@ impl Timelines {
     }
 
     /// A request was posted just now.
-    pub fn begin(&self, request: &str, kind: &'static str) {
+    pub(super) fn begin(&self, request: &str, kind: &'static str) {
         let line = Line {
             request: request.to_owned(),
             kind,
@@ -91,7 +91,7 @@ impl Timelines {
     }
 
     /// A request that was posted by hand has shown itself.
-    pub fn by_hand(&self, request: &str) {
+    pub(super) fn by_hand(&self, request: &str) {
         let known = self.lock().lines.iter().any(|line| line.request == request);
         if !known && !request.is_empty() {
             self.begin(request, "by hand");
@@ -99,7 +99,7 @@ impl Timelines {
     }
 
     /// All of them, for the page; the newest first.
-    pub fn snapshot(&self) -> Vec<Value> {
+    pub(super) fn snapshot(&self) -> Vec<Value> {
         let lines = self.lock();
         let lines = lines.lines.iter().rev().map(|line| {
             let at: Vec<_> = line.at.iter().map(|at| at.map(|at| at.as_millis() as u64)).collect();
@@ -112,24 +112,24 @@ impl Timelines {
     }
 
     /// A step was reached just now. Only the first time counts: events may come twice.
-    pub fn reached(&self, request: &str, step: Step) {
+    pub(super) fn reached(&self, request: &str, step: Step) {
         self.with(request, |line| {
             line.at[step as usize].get_or_insert(line.start.elapsed());
         });
     }
 
     /// The request's agent is known.
-    pub fn agent(&self, request: &str, name: &str) {
+    pub(super) fn agent(&self, request: &str, name: &str) {
         self.with(request, |line| name.clone_into(&mut line.agent));
     }
 
     /// Says what the build printed, or what went wrong.
-    pub fn note(&self, request: &str, note: &str) {
+    pub(super) fn note(&self, request: &str, note: &str) {
         self.with(request, |line| note.clone_into(&mut line.note));
     }
 
     /// The request is over: outside a terminal, its line is printed.
-    pub fn end(&self, request: &str) {
+    pub(super) fn end(&self, request: &str) {
         if !self.redraw.load(Ordering::Relaxed) {
             let lines = self.lock();
             if let Some(line) = lines.lines.iter().find(|line| line.request == request) {
@@ -139,7 +139,7 @@ impl Timelines {
     }
 
     /// The time of a step over all requests that reached it, shortest first.
-    pub fn times(&self, step: Step) -> Vec<Duration> {
+    pub(super) fn times(&self, step: Step) -> Vec<Duration> {
         let mut times: Vec<_> = self.lock().lines.iter().filter_map(|line| line.at[step as usize]).collect();
         times.sort();
         times
@@ -191,7 +191,7 @@ fn render(line: &Line) -> String {
 }
 
 /// The p-th percentile (0 to 100) of sorted times, nearest rank.
-pub fn percentile(sorted: &[Duration], p: usize) -> Duration {
+pub(super) fn percentile(sorted: &[Duration], p: usize) -> Duration {
     let rank = (sorted.len() * p).div_ceil(100).max(1) - 1;
     sorted.get(rank).copied().unwrap_or_default()
 }

@@ -15,12 +15,12 @@ use crate::aws::Aws;
 use crate::http::{Server, lock, serve_aws};
 
 /// The cluster that everything runs in.
-pub const CLUSTER: &str = "default";
+pub(super) const CLUSTER: &str = "default";
 /// The Auto Scaling group behind it.
-pub const GROUP: &str = "jenkins-ecs";
+pub(super) const GROUP: &str = "jenkins-ecs";
 
 /// The simulator behind its port.
-pub struct World {
+pub(super) struct World {
     aws: Arc<Mutex<Aws>>,
     server: Server,
 }
@@ -30,7 +30,7 @@ impl World {
     ///
     /// # Errors
     /// When no port can be had.
-    pub async fn start() -> Result<Self> {
+    pub(super) async fn start() -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let endpoint = format!("http://{}", listener.local_addr()?);
         let mut aws = Aws::new(REGION, ACCOUNT, &endpoint);
@@ -58,12 +58,12 @@ impl World {
     }
 
     /// Where it is reached.
-    pub fn endpoint(&self) -> String {
+    pub(super) fn endpoint(&self) -> String {
         self.server.url()
     }
 
     /// Lets everything happen that is due: the events of it.
-    pub fn advance(&self) -> Vec<Value> {
+    pub(super) fn advance(&self) -> Vec<Value> {
         let mut aws = lock(&self.aws);
         let events = aws.advance(Timestamp::now());
         // Instances get addresses of loopback, so that an sshd can really answer on the host port that ECS gave; most
@@ -86,18 +86,18 @@ impl World {
     }
 
     /// The address of a container instance.
-    pub fn address_of(&self, instance: &str) -> Option<IpAddr> {
+    pub(super) fn address_of(&self, instance: &str) -> Option<IpAddr> {
         let aws = lock(&self.aws);
         aws.ecs.instances().find(|found| found.arn == instance)?.private_address.parse().ok()
     }
 
     /// How many tasks have not stopped.
-    pub fn living_tasks(&self) -> usize {
+    pub(super) fn living_tasks(&self) -> usize {
         lock(&self.aws).ecs.tasks().filter(|task| task.last_status != "STOPPED").count()
     }
 
     /// Tasks that have not stopped, and container instances, for the page.
-    pub fn snapshot(&self) -> (Vec<Value>, Vec<Value>) {
+    pub(super) fn snapshot(&self) -> (Vec<Value>, Vec<Value>) {
         let aws = lock(&self.aws);
         let id = |arn: &str| arn.rsplit('/').next().unwrap_or_default().to_owned();
         let tasks = aws.ecs.tasks().filter(|task| task.last_status != "STOPPED").map(|task| {
@@ -117,7 +117,7 @@ impl World {
     }
 
     /// How often each action was called.
-    pub fn calls(&self) -> BTreeMap<String, usize> {
+    pub(super) fn calls(&self) -> BTreeMap<String, usize> {
         let mut calls = BTreeMap::new();
         for call in &lock(&self.aws).journal {
             *calls.entry(format!("{}:{}", call.service, call.action)).or_default() += 1;

@@ -34,7 +34,7 @@ const ROWS: [&str; 11] = [
 ];
 
 /// Measures and prints the table.
-pub async fn table() -> Result<()> {
+pub(crate) async fn table() -> Result<()> {
     let mut samples: [Vec<[f64; ROWS.len()]>; SUBJECTS.len()] = Default::default();
     for _ in 0..ROUNDS {
         for (subject, samples) in SUBJECTS.into_iter().zip(&mut samples) {

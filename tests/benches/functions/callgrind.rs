@@ -11,7 +11,7 @@ use crate::world::{Subject, World};
 
 /// Instructions, in all and by crate.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Count {
+pub(crate) struct Count {
     /// All of them.
     pub total: u64,
     /// Those of each crate's own functions; `libc` are those without a path.
@@ -20,7 +20,7 @@ pub struct Count {
 
 /// What a function takes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Cost {
+pub(crate) struct Cost {
     /// The start and the first invocation.
     pub start: Count,
     /// A warm invocation.
@@ -28,12 +28,12 @@ pub struct Cost {
 }
 
 /// Where valgrind is, if it is installed.
-pub fn valgrind() -> Option<&'static str> {
+pub(crate) fn valgrind() -> Option<&'static str> {
     ["/usr/bin/valgrind", "/usr/local/bin/valgrind"].into_iter().find(|path| Path::new(path).is_file())
 }
 
 /// Counts a start with one invocation, and one with `warm` more: the difference is theirs.
-pub async fn cost_of(valgrind: &str, subject: Subject, warm: u32, tls: bool) -> Result<Cost> {
+pub(crate) async fn cost_of(valgrind: &str, subject: Subject, warm: u32, tls: bool) -> Result<Cost> {
     let start = count(valgrind, subject, 1, tls).await?;
     let more = count(valgrind, subject, 1 + warm, tls).await?;
     let each = |more: u64, once: u64| more.saturating_sub(once) / u64::from(warm);

@@ -28,14 +28,14 @@ async fn costs() -> Result<BTreeMap<String, Cost>> {
 }
 
 /// Writes the baseline anew.
-pub async fn update() -> Result<()> {
+pub(crate) async fn update() -> Result<()> {
     std::fs::write(BASELINE, serde_json::to_string_pretty(&costs().await?)? + "\n")?;
     println!("wrote {BASELINE}");
     Ok(())
 }
 
 /// Fails where a function takes more than the baseline says.
-pub async fn compare() -> Result<()> {
+pub(crate) async fn compare() -> Result<()> {
     let text = std::fs::read_to_string(BASELINE).context(BASELINE)?;
     let baseline: BTreeMap<String, Cost> = serde_json::from_str(&text).context(BASELINE)?;
     let mut grown = Vec::new();

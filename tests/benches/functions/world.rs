@@ -19,7 +19,7 @@ const ALTERNATIVES: &str = "BENCHMARK_ALTERNATIVES";
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Subject {
+pub(crate) enum Subject {
     /// A function that does nothing.
     Nothing,
     /// One of ours.
@@ -31,7 +31,7 @@ pub enum Subject {
 }
 
 impl Subject {
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Nothing => "nothing",
             Self::Function(Binary::Request) => "request",
@@ -43,7 +43,7 @@ impl Subject {
     }
 
     /// The program and its arguments.
-    pub fn command(self) -> Result<Vec<PathBuf>> {
+    pub(crate) fn command(self) -> Result<Vec<PathBuf>> {
         let folder = |name: &str| std::env::var_os(name).map(PathBuf::from).context("use ./local/bench");
         Ok(match self {
             Self::Nothing => vec![std::env::current_exe()?],
@@ -61,7 +61,7 @@ impl Subject {
     }
 
     /// The size of what Lambda is given, in megabytes. (boto3 and the SDK for Node are in Lambda's own runtimes, too.)
-    pub fn zipped_mb(self) -> Result<f64> {
+    pub(crate) fn zipped_mb(self) -> Result<f64> {
         let command = self.command()?;
         let files = match self {
             Self::Python => {
@@ -82,7 +82,7 @@ impl Subject {
 }
 
 /// A system of its own for each process, and what is left to invoke it with.
-pub struct World {
+pub(crate) struct World {
     /// AWS and Jenkins.
     pub stack: Stack,
     subject: Subject,
@@ -95,7 +95,7 @@ pub struct World {
 
 impl World {
     /// With what `invocations` take. AWS is behind an [`Edge`], which the functions trust where it speaks TLS.
-    pub async fn new(subject: Subject, invocations: u32, tls: bool) -> Result<Self> {
+    pub(crate) async fn new(subject: Subject, invocations: u32, tls: bool) -> Result<Self> {
         let mut stack = Stack::with(|config| {
             config["jenkins"]["registerNodes"] = false.into();
             // Inbound agents have nodes.
@@ -141,7 +141,7 @@ impl World {
     }
 
     /// Starts what is measured, behind `wrapper` if there is one: a command that takes the program as its last arguments.
-    pub async fn start(&self, wrapper: Option<&[String]>) -> Result<Process> {
+    pub(crate) async fn start(&self, wrapper: Option<&[String]>) -> Result<Process> {
         use std::os::unix::fs::PermissionsExt as _;
 
         let folder = tempfile::tempdir()?;
@@ -154,13 +154,13 @@ impl World {
     }
 
     /// Lets AWS take so long for an answer.
-    pub fn answer_after(&self, delay: Duration) {
+    pub(crate) fn answer_after(&self, delay: Duration) {
         let fault = (!delay.is_zero()).then_some(Fault::Slow(delay));
         self.stack.aws().faults.always("ecs", "RunTask", fault);
     }
 
     /// How many connections to AWS there were.
-    pub fn connections(&self) -> usize {
+    pub(crate) fn connections(&self) -> usize {
         self.edge.connections()
     }
 
@@ -173,7 +173,7 @@ impl World {
     }
 
     /// Invokes it once with so many messages, or one event.
-    pub async fn invoke(&mut self, process: &mut Process, messages: u32) -> Result<()> {
+    pub(crate) async fn invoke(&mut self, process: &mut Process, messages: u32) -> Result<()> {
         let aws = self.stack.shared_aws();
         let function = &mut process.function;
         match self.subject {
@@ -215,7 +215,7 @@ fn alternative_configuration(stack: &Stack) -> Value {
 }
 
 /// A process that is measured.
-pub struct Process {
+pub(crate) struct Process {
     /// Its runtime.
     pub function: Function,
     _folder: tempfile::TempDir,
@@ -228,7 +228,7 @@ impl Process {
     }
 
     /// What it has had of a CPU: the nanoseconds that `schedstat` begins with (proc(5)), of all its threads.
-    pub fn cpu_ms(&self) -> Result<f64> {
+    pub(crate) fn cpu_ms(&self) -> Result<f64> {
         let id = self.function.id().context("it ended")?;
         let mut nanoseconds = 0.0;
         for thread in std::fs::read_dir(format!("/proc/{id}/task"))? {
@@ -239,7 +239,7 @@ impl Process {
     }
 
     /// The most memory that it has had.
-    pub fn peak_mebibytes(&self) -> Result<f64> {
+    pub(crate) fn peak_mebibytes(&self) -> Result<f64> {
         let status = self.file("status")?;
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
         Ok(peak.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)

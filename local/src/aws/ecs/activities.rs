@@ -25,7 +25,7 @@ pub(super) struct Activity {
 
 impl Activity {
     /// As DescribeScalingActivities and TerminateInstanceInAutoScalingGroup show it, without the element around it.
-    pub fn describe(&self, group: &str) -> String {
+    pub(super) fn describe(&self, group: &str) -> String {
         let element = |name: &str, text: Option<String>| {
             text.map(|text| format!("<{name}>{}</{name}>", escape(&text))).unwrap_or_default()
         };

@@ -36,7 +36,7 @@ impl Query {
     ///
     /// # Errors
     /// When it is none.
-    pub fn parse(text: &str) -> Result<Self, ApiError> {
+    pub(super) fn parse(text: &str) -> Result<Self, ApiError> {
         let fault = || invalid(format!("Invalid expression: {text}"));
         if text.chars().count() > 2000 {
             return Err(fault());
@@ -48,7 +48,7 @@ impl Query {
     }
 
     /// Whether it holds where `of` knows the values of subjects.
-    pub fn holds(&self, of: &dyn Fn(&str) -> Option<String>) -> bool {
+    pub(super) fn holds(&self, of: &dyn Fn(&str) -> Option<String>) -> bool {
         match self {
             Self::Not(query) => !query.holds(of),
             Self::And(left, right) => left.holds(of) && right.holds(of),

@@ -36,7 +36,7 @@ pub(super) struct Order<'a> {
 }
 
 impl<'a> Order<'a> {
-    pub fn need(&'a self, provider: Option<&'a str>) -> Need<'a> {
+    pub(super) fn need(&'a self, provider: Option<&'a str>) -> Need<'a> {
         let Self { definition, launch, size, group, .. } = self;
         Need { definition, size: *size, gpus: definition.gpus(), group, launch, provider }
     }

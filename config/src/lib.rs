@@ -1,6 +1,8 @@
 //! The configuration: what can be written (`types`, `schema`), how it is read and what it has to hold (`documents`,
 //! `read`), and `check-config`, which says the same of a file. Nothing here knows AWS' SDK or the network.
 
+#![warn(clippy::too_many_lines)]
+
 mod documents;
 pub mod duration;
 mod fault;

@@ -261,23 +261,16 @@ pub fn agent(name: &AgentName, template: &Template, endpoint: Option<Endpoint>) 
     }
 }
 
-/// A node as Jenkins is to have it. A request with a webhook gets one labelled with its own name alone: its build asks
-/// for it by name, and no other takes it.
-pub fn node(
-    name: &AgentName,
-    template: &Template,
-    has_webhook: bool,
-    launcher: Launcher,
-    environment: BTreeMap<String, String>,
-    description: &str,
-) -> Node {
+/// A node as Jenkins is to have it, without environment and description. A request with a webhook gets one labelled with
+/// its own name alone: its build asks for it by name, and no other takes it.
+pub fn node(name: &AgentName, template: &Template, has_webhook: bool, launcher: Launcher) -> Node {
     Node {
         name: name.to_string(),
-        description: description.to_owned(),
+        description: String::new(),
         labels: if has_webhook { vec![name.to_string()] } else { template.labels.0.iter().map(quoted).collect() },
         workspace: template.workspace.clone(),
         executors: template.executors,
-        environment,
+        environment: BTreeMap::new(),
         launcher,
     }
 }

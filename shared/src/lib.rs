@@ -1,5 +1,7 @@
 //! What the three functions have in common: wire types, configuration, names, the AWS and Jenkins edges.
 
+#![warn(clippy::too_many_lines)]
+
 pub mod agents;
 pub mod app;
 pub mod arn;

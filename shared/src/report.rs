@@ -174,7 +174,7 @@ async fn ready(app: &App, agent: OurAgent<'_>, task: &Task, record: Option<&Reco
         }
     }
     let notice = agent.subject(Some(record)).ready(endpoint, task, app.now());
-    tell_ready(app, agent, task, (&notice, record.webhook_url.as_deref())).await
+    notify_ready(app, agent, task, &notice, record.webhook_url.as_deref()).await
 }
 
 /// The node of an agent whose task runs.
@@ -192,7 +192,7 @@ fn node(agent: OurAgent<'_>, template: &Template, task: &Task, record: &Record, 
         .collect();
     let cloud = &agent.cloud.config;
     let description = agents::describe(&record.request_id, record.build.as_ref(), cloud, Some(&task.arn));
-    agents::node(agent.name, template, record.webhook_url.is_some(), launcher, environment, &description)
+    Node { environment, description, ..agents::node(agent.name, template, record.webhook_url.is_some(), launcher) }
 }
 
 /// Whether an agent has its node.
@@ -250,12 +250,13 @@ async fn standing(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<Standin
     })
 }
 
-/// Tells of a ready agent: its request's webhook first, then everybody else; what was told is recorded on the task.
-async fn tell_ready(
+/// Reports a ready agent: to its request's webhook first, then to everybody else; the outcome is recorded on the task.
+async fn notify_ready(
     app: &App,
     agent: OurAgent<'_>,
     task: &Task,
-    (notice, webhook_url): (&Notice, Option<&str>),
+    notice: &Notice,
+    webhook_url: Option<&str>,
 ) -> Result<Reported, Fault> {
     let claim = app.memory.claim(&notice.id, app.now());
     let delivery = match (webhook_url, &claim) {

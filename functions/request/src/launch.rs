@@ -43,40 +43,20 @@ pub struct Launch<'a> {
 /// When a required part is missing.
 pub fn input(launch: &Launch<'_>) -> Result<RunTaskInputBuilder, BuildError> {
     let template = launch.template;
-    let container = sdk::ContainerOverride::builder()
-        .name(&launch.container)
-        .set_environment(Some(
-            launch
-                .environment
-                .iter()
-                .map(|(name, value)| sdk::KeyValuePair::builder().name(name).value(value).build())
-                .collect(),
-        ))
-        .set_command(launch.command.clone())
-        .build();
-    let overrides =
-        sdk::TaskOverride::builder()
-            .container_overrides(container)
-            .set_cpu(launch.cpu.map(|cpu| cpu.to_string()))
-            .set_memory(launch.memory.map(|memory| memory.to_string()))
-            .set_task_role_arn(launch.task_role.clone())
-            .set_ephemeral_storage(launch.ephemeral_storage.map(|size| {
-                sdk::EphemeralStorage::builder().size_in_gib(i32::try_from(size).unwrap_or(i32::MAX)).build()
-            }))
-            .build();
-    let mut input = RunTaskInput::builder()
+    let input = RunTaskInput::builder()
         .task_definition(&launch.task_definition)
         .count(1)
         .started_by(&launch.started_by)
         .client_token(&launch.client_token)
-        .overrides(overrides)
+        .overrides(overrides(launch))
         // Only Fargate has platform versions; EC2 refuses the parameter (API_RunTask).
         .set_platform_version(template.platform_version.clone().filter(|_| template.launch.may_be_fargate()))
-        .set_tags(Some(tags(&launch.tags)));
-    if template.enable_execute_command {
-        input = input.enable_execute_command(true);
-    }
-    input = match &template.launch {
+        .set_tags(Some(tags(&launch.tags)))
+        .set_enable_execute_command(template.enable_execute_command.then_some(true))
+        .set_network_configuration(template.network.as_ref().map(network).transpose()?)
+        .set_placement_strategy(some(template.placement_strategy.iter().map(strategy).collect()))
+        .set_placement_constraints(some(template.placement_constraints.iter().map(constraint).collect()));
+    Ok(match &template.launch {
         config::Launch::Type(kind) => input.set_launch_type(match kind {
             LaunchType::Ec2 => Some(sdk::LaunchType::Ec2),
             LaunchType::Fargate => Some(sdk::LaunchType::Fargate),
@@ -85,49 +65,73 @@ pub fn input(launch: &Launch<'_>) -> Result<RunTaskInputBuilder, BuildError> {
             LaunchType::Default => None,
         }),
         config::Launch::CapacityProviders(providers) => {
-            let strategy = providers.iter().map(|provider| {
-                sdk::CapacityProviderStrategyItem::builder()
-                    .capacity_provider(&provider.name)
-                    .weight(provider.weight)
-                    .base(provider.base)
-                    .build()
-            });
-            input.set_capacity_provider_strategy(Some(strategy.collect::<Result<_, _>>()?))
+            input.set_capacity_provider_strategy(Some(providers.iter().map(provider).collect::<Result<_, _>>()?))
         }
+    })
+}
+
+fn overrides(launch: &Launch<'_>) -> sdk::TaskOverride {
+    let environment = launch.environment.iter();
+    let container = sdk::ContainerOverride::builder()
+        .name(&launch.container)
+        .set_environment(Some(
+            environment.map(|(name, value)| sdk::KeyValuePair::builder().name(name).value(value).build()).collect(),
+        ))
+        .set_command(launch.command.clone())
+        .build();
+    let storage = launch
+        .ephemeral_storage
+        .map(|size| sdk::EphemeralStorage::builder().size_in_gib(i32::try_from(size).unwrap_or(i32::MAX)).build());
+    sdk::TaskOverride::builder()
+        .container_overrides(container)
+        .set_cpu(launch.cpu.map(|cpu| cpu.to_string()))
+        .set_memory(launch.memory.map(|memory| memory.to_string()))
+        .set_task_role_arn(launch.task_role.clone())
+        .set_ephemeral_storage(storage)
+        .build()
+}
+
+fn provider(provider: &config::CapacityProvider) -> Result<sdk::CapacityProviderStrategyItem, BuildError> {
+    sdk::CapacityProviderStrategyItem::builder()
+        .capacity_provider(&provider.name)
+        .weight(provider.weight)
+        .base(provider.base)
+        .build()
+}
+
+fn network(network: &config::Network) -> Result<sdk::NetworkConfiguration, BuildError> {
+    let public = if network.assign_public_ip { sdk::AssignPublicIp::Enabled } else { sdk::AssignPublicIp::Disabled };
+    // An EC2 task may not even say `DISABLED` otherwise than by default; Fargate has to know (API_AwsVpcConfiguration).
+    let vpc = sdk::AwsVpcConfiguration::builder()
+        .set_subnets(Some(network.subnets.clone()))
+        .set_security_groups(some(network.security_groups.clone()))
+        .assign_public_ip(public)
+        .build()?;
+    Ok(sdk::NetworkConfiguration::builder().awsvpc_configuration(vpc).build())
+}
+
+fn strategy(strategy: &config::PlacementStrategy) -> sdk::PlacementStrategy {
+    use config::PlacementStrategyType as Kind;
+    let kind = match strategy.kind {
+        Kind::Binpack => sdk::PlacementStrategyType::Binpack,
+        Kind::Spread => sdk::PlacementStrategyType::Spread,
+        Kind::Random => sdk::PlacementStrategyType::Random,
     };
-    if let Some(network) = &template.network {
-        let public =
-            if network.assign_public_ip { sdk::AssignPublicIp::Enabled } else { sdk::AssignPublicIp::Disabled };
-        // An EC2 task may not even say `DISABLED` otherwise than by default; Fargate has to know (API_AwsVpcConfiguration).
-        let vpc = sdk::AwsVpcConfiguration::builder()
-            .set_subnets(Some(network.subnets.clone()))
-            .set_security_groups((!network.security_groups.is_empty()).then(|| network.security_groups.clone()))
-            .assign_public_ip(public)
-            .build()?;
-        input = input.network_configuration(sdk::NetworkConfiguration::builder().awsvpc_configuration(vpc).build());
-    }
-    for strategy in &template.placement_strategy {
-        use shared::config::PlacementStrategyType as Kind;
-        let kind = match strategy.kind {
-            Kind::Binpack => sdk::PlacementStrategyType::Binpack,
-            Kind::Spread => sdk::PlacementStrategyType::Spread,
-            Kind::Random => sdk::PlacementStrategyType::Random,
-        };
-        input = input.placement_strategy(
-            sdk::PlacementStrategy::builder().r#type(kind).set_field(strategy.field.clone()).build(),
-        );
-    }
-    for constraint in &template.placement_constraints {
-        use shared::config::PlacementConstraintType as Kind;
-        let kind = match constraint.kind {
-            Kind::DistinctInstance => sdk::PlacementConstraintType::DistinctInstance,
-            Kind::MemberOf => sdk::PlacementConstraintType::MemberOf,
-        };
-        input = input.placement_constraints(
-            sdk::PlacementConstraint::builder().r#type(kind).set_expression(constraint.expression.clone()).build(),
-        );
-    }
-    Ok(input)
+    sdk::PlacementStrategy::builder().r#type(kind).set_field(strategy.field.clone()).build()
+}
+
+fn constraint(constraint: &config::PlacementConstraint) -> sdk::PlacementConstraint {
+    use config::PlacementConstraintType as Kind;
+    let kind = match constraint.kind {
+        Kind::DistinctInstance => sdk::PlacementConstraintType::DistinctInstance,
+        Kind::MemberOf => sdk::PlacementConstraintType::MemberOf,
+    };
+    sdk::PlacementConstraint::builder().r#type(kind).set_expression(constraint.expression.clone()).build()
+}
+
+/// An empty list is left out, as ECS would read it.
+fn some<T>(list: Vec<T>) -> Option<Vec<T>> {
+    (!list.is_empty()).then_some(list)
 }
 
 fn tags(tags: &BTreeMap<String, String>) -> Vec<sdk::Tag> {

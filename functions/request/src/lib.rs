@@ -1,5 +1,7 @@
 //! `request`: SQS message → ECS task, and Auto Scaling group.
 
+#![warn(clippy::too_many_lines)]
+
 mod check;
 mod failure;
 pub mod handler;

@@ -11,7 +11,7 @@ use shared::cloud::Cloud;
 use shared::config::Connect;
 use shared::config::variables::INBOUND_VARIABLES;
 use shared::fault::Fault;
-use shared::jenkins::Launcher;
+use shared::jenkins::{Launcher, Node};
 use shared::message::Failure;
 use shared::name::AgentName;
 
@@ -181,14 +181,12 @@ async fn run_task(
 /// the container needs to connect.
 async fn inbound(app: &App, agent: Agent<'_>) -> Result<BTreeMap<String, String>, Fault> {
     let (order, name) = (agent.order, agent.name);
-    let node = agents::node(
-        name,
-        order.template,
-        order.webhook_url(agent.index).is_some(),
-        Launcher::Inbound,
-        order.environment(),
-        &agents::describe(&order.request_id, order.build.as_ref(), order.cloud, None),
-    );
+    let has_webhook = order.webhook_url(agent.index).is_some();
+    let node = Node {
+        environment: order.environment(),
+        description: agents::describe(&order.request_id, order.build.as_ref(), order.cloud, None),
+        ..agents::node(name, order.template, has_webhook, Launcher::Inbound)
+    };
     app.jenkins.create_node(&node).await?;
     let secret = app.jenkins.inbound_secret(name.as_str()).await?;
     let url = order.cloud.agent_url(&app.config().jenkins).as_str();

@@ -1,6 +1,6 @@
 """Converts the `ecs` clouds of Jenkins configuration as code to agents.yaml and CloudFormation templates.
 
-It knows the settings of jenkinsci/amazon-ecs-plugin, and what they were called in its older versions and in the fork
+It knows the settings of jenkinsci/amazon-ecs-plugin, and their names in its older versions and in the fork
 scalable-amazon-ecs. docs/coming-from-amazon-ecs-plugin.md has a row for each of them.
 """
 
@@ -40,30 +40,31 @@ ENTRY_SETTINGS = {
     "tags": ("name", "value"),
     "ulimits": ("ulimitName", "softLimit", "hardLimit"),
 }
-# What a template never takes over from the one that it inherits from (ECSTaskTemplate.merge).
+# What a template never inherits (ECSTaskTemplate.merge).
 NOT_INHERITED = {"inheritFrom", "jvmArgs", "dnsSearchDomains", "dynamicTaskDefinition", "dynamicTaskDefinitionOverride"}
-# What a pipeline may override: the plugin's words, in lower case as it compares them, and ours.
+# What a pipeline may override: the plugin's words, in lower case as it compares them, and their counterparts here.
 OVERRIDES = {
     "cpu": "cpu", "memory": "memory", "memoryreservation": "memory", "environments": "environment",
     "taskrole": "taskRole", "ephemeralstoragesizeingib": "ephemeralStorage",
     "taskdefinitionoverride": "taskDefinition", "image": "taskDefinition",
 }
 NO_OVERRIDES = {"label", "inheritfrom", "cloud", "name", ""}
-# What the launch sets itself; the loader refuses them in `environment`.
+# Set by the launch itself; the loader refuses them in `environment`.
 RESERVED_VARIABLES = {
     "JENKINS_URL", "JENKINS_AGENT_NAME", "JENKINS_SECRET", "JENKINS_AGENT_WORKDIR", "JENKINS_WEB_SOCKET",
     "JENKINS_NAME", "JENKINS_TUNNEL", "JENKINS_DIRECT_CONNECTION", "JENKINS_INSTANCE_IDENTITY", "JENKINS_PROTOCOLS",
     "JENKINS_ECS_AGENTS_REQUEST",
 }
-NOT_ON_FARGATE = "ECS does not take it on Fargate"
+NOT_ON_FARGATE = "ECS does not support it on Fargate"
+ONLY_ON_FARGATE = "has no effect except on Fargate, as in the plugin"
 
 
 class Fault(Exception):
-    """What keeps the conversion from going on."""
+    """Why the conversion cannot go on."""
 
 
 class Report:
-    """What became of each setting: the ones that nothing is said of were taken over as they are."""
+    """What became of each setting. A setting without a line was taken over unchanged."""
 
     def __init__(self):
         self.lines = []
@@ -72,6 +73,9 @@ class Report:
     def not_taken(self, path, why):
         self.lost += 1
         self.lines.append(f"NOT TAKEN OVER  {path}: {why}")
+
+    def not_needed(self, path, why):
+        self.lines.append(f"not needed      {path}: {why}")
 
     def changed(self, path, how):
         self.lines.append(f"changed         {path}: {how}")
@@ -85,15 +89,15 @@ class Report:
 
 
 class Settings:
-    """The settings of one cloud, template or entry. What the plugin takes for unset is none here."""
+    """The settings of one cloud, template or entry. What the plugin treats as unset counts as absent."""
 
     def __init__(self, values, path, known, report):
         if not isinstance(values, dict):
-            raise Fault(f"{path}: has to be a mapping")
+            raise Fault(f"{path}: must be a mapping")
         self.values, self.path, self.report = values, path, report
         for key in values:
             if key not in known:
-                self.lose(key, "is no setting that this converter knows")
+                self.lose(key, "is not a setting that this converter knows")
 
     def has(self, key):
         return self.text(key) not in ("", "0", "false", "[]")
@@ -107,7 +111,7 @@ class Settings:
     def number(self, key):
         text = self.text(key)
         if not re.fullmatch(r"-?\d*", text):
-            raise Fault(f"{self.path}.{key}: {text!r} is no number")
+            raise Fault(f"{self.path}.{key}: {text!r} is not a number")
         return int(text or 0)
 
     def flag(self, key):
@@ -119,13 +123,13 @@ class Settings:
     def entries(self, key):
         values = self.values.get(key) or []
         if not isinstance(values, list):
-            raise Fault(f"{self.path}.{key}: has to be a list")
+            raise Fault(f"{self.path}.{key}: must be a list")
         known = ENTRY_SETTINGS[key]
         paths = [f"{self.path}.{key}[{index}]" for index in range(len(values))]
         return [Settings(value, path, known, self.report) for value, path in zip(values, paths)]
 
     def pairs(self, key):
-        """Entries of a name and a value; the plugin leaves out those that lack either."""
+        """Entries of a name and a value; the plugin ignores those that lack either."""
         found = {entry.text("name"): entry.text("value") for entry in self.entries(key)}
         return {name: value for name, value in found.items() if name and value}
 
@@ -136,6 +140,11 @@ class Settings:
         for key in keys:
             if self.has(key):
                 self.lose(key, why)
+
+    def drop_if_set(self, why, *keys):
+        for key in keys:
+            if self.has(key):
+                self.report.not_needed(f"{self.path}.{key}", why)
 
     def change(self, key, how):
         self.report.changed(f"{self.path}.{key}", how)
@@ -189,7 +198,7 @@ class Names:
 
 
 def inherit(child, templates):
-    """What ECSTaskTemplate.merge makes of a template and the one whose label it names in `inheritFrom`."""
+    """A template merged with the one whose label it names in `inheritFrom`, as ECSTaskTemplate.merge does."""
     wanted = str(child.get("inheritFrom") or "").split()
     parent = next((one for one in templates if set(str(one.get("label") or "").split()) & set(wanted)), None)
     if not wanted or parent is None or parent is child:
@@ -209,11 +218,11 @@ class Cloud:
         self.settings, self.report = settings, settings.report
         self.name = names.make(settings.text("name"))
         if self.name != settings.text("name"):
-            settings.change("name", f"is {self.name} here: 1 to 64 of A-Z a-z 0-9 _ -")
+            settings.change("name", f"becomes {self.name}: 1 to 64 of A-Z a-z 0-9 _ -")
         self.region = settings.text("regionName") or arn_region(settings.text("cluster")) or options.region
         if not self.region:
-            raise Fault(f"{settings.path}.regionName: is not set; say the region with --region")
-        # Two clouds may share a cluster; its agents are told apart by their templates' names.
+            raise Fault(f"{settings.path}.regionName: is not set; name the region with --region")
+        # Two clouds may share a cluster; the names of their templates distinguish the agents.
         cluster = settings.text("cluster").rsplit("/", 1)[-1]
         self.template_names = names.within(self.region, cluster, settings.text("assumedRoleArn"))
         self.roles = []
@@ -224,26 +233,26 @@ class Cloud:
         cloud = {"name": self.name, "region": self.region, "cluster": settings.text("cluster") or "default"}
         if settings.has("assumedRoleArn"):
             cloud["assumeRoleArn"] = settings.text("assumedRoleArn")
-            settings.change("assumedRoleArn", "is assumeRoleArn; the role has to be what forwarding.yaml makes")
+            settings.change("assumedRoleArn", "becomes assumeRoleArn; it must be the role that forwarding.yaml creates")
         if settings.has("maxAgents"):
             cloud["maxAgents"] = settings.number("maxAgents")
-            settings.change("maxAgents", "counts all agents of the cloud; the plugin counts those of one label")
+            settings.change("maxAgents", "limits all agents of the cloud; the plugin limits those of one label")
         if settings.has("jenkinsUrl") and settings.text("jenkinsUrl").rstrip("/") != jenkins_url.rstrip("/"):
             cloud["agentUrl"] = settings.text("jenkinsUrl")
-            settings.change("jenkinsUrl", "is agentUrl, for the agents alone")
+            settings.change("jenkinsUrl", "becomes agentUrl, which only the agents use")
         self._lose_what_is_missing()
         cloud["templates"] = self._templates()
         if any(template["launch"].get("type") == "ec2" for template in cloud["templates"]):
-            self.report.consider(settings.path, "name the cluster's Auto Scaling group as autoScalingGroup, and it is "
-                                 "raised when there is no room")
+            self.report.consider(settings.path, "set autoScalingGroup to the cluster's Auto Scaling group, so that "
+                                 "it is scaled out when there is no room")
         return cloud
 
     def _lose_what_is_missing(self):
-        lose = self.settings.lose_if_set
-        lose("the functions use their own roles; delete the credential when the plugin is gone", "credentialsId")
-        lose("agents connect by WebSocket, over Jenkins' own URL: no TCP port, no tunnel", "tunnel")
-        lose("an agent is stopped when its build ends; there is no keeping for the next one", "retainAgents")
-        lose("nothing polls", "taskPollingIntervalInSeconds")
+        lose, drop = self.settings.lose_if_set, self.settings.drop_if_set
+        lose("agents connect by WebSocket, at Jenkins' own URL: no TCP port, no tunnel", "tunnel")
+        lose("an agent is stopped when its build ends, and never kept for the next one", "retainAgents")
+        drop("the functions use their own roles; delete the credential together with the plugin", "credentialsId")
+        drop("nothing polls", "taskPollingIntervalInSeconds")
 
     def _templates(self):
         templates = self.settings.values.get("templates") or []
@@ -253,7 +262,7 @@ class Cloud:
             merged, parent = inherit(template, templates)
             settings = Settings(merged, path, TEMPLATE_SETTINGS, self.report)
             if settings.has("inheritFrom"):
-                found = "what it inherits is written out; jvmArgs and dnsSearchDomains are not, in the plugin too"
+                found = "the inherited settings are written out, except jvmArgs and dnsSearchDomains, as in the plugin"
                 settings.change("inheritFrom", found if parent else "no template has that label; nothing is inherited")
             converted.append(Template(self, settings).convert())
         families = sorted({family(template["taskDefinition"]) for template in converted})
@@ -263,7 +272,7 @@ class Cloud:
         return converted
 
     def overrides(self, on_fargate):
-        """What a request may override, and what of the cloud's list has no counterpart."""
+        """What a request may override."""
         words = [word.lower() for word in self.settings.words("allowedOverrides", ",")]
         if "all" in words:
             words = ["cpu", "memory", "environments", "ephemeralstoragesizeingib"]
@@ -276,19 +285,19 @@ class Cloud:
         settings = self.settings
         words = settings.words("allowedOverrides", ",")
         if "all" in [word.lower() for word in words]:
-            settings.change("allowedOverrides", "all is cpu, memory, environment and, on Fargate, ephemeralStorage; "
-                            "add taskRole and taskDefinition where any pipeline may choose them")
+            settings.change("allowedOverrides", "all becomes cpu, memory, environment and, on Fargate, "
+                            "ephemeralStorage; add taskRole and taskDefinition if every pipeline may choose them")
             return
         if "image" in [word.lower() for word in words]:
-            settings.change("allowedOverrides", "image is taskDefinition: a pipeline names the family that has the "
-                            "image, among allowedTaskDefinitions")
+            settings.change("allowedOverrides", "image becomes taskDefinition: a pipeline names a family of "
+                            "allowedTaskDefinitions that has the image")
         for word in words:
             if word.lower() not in OVERRIDES and word.lower() not in NO_OVERRIDES:
-                settings.lose("allowedOverrides", f"{word} cannot be overridden; make a template, or a task definition "
-                              "and allow taskDefinition")
+                settings.lose("allowedOverrides", f"{word} cannot be overridden; create a template, or a task "
+                              "definition and allow taskDefinition")
 
     def outputs(self):
-        """What the main stack's parameters have to hold."""
+        """The values of the main stack's parameters."""
         arns = {"Fn::Sub": "arn:${AWS::Partition}:ecs:${AWS::Region}:${AWS::AccountId}:task-definition/"
                 + f"jenkins-{self.name}-*"}
         outputs = {"TaskDefinitionArns": {"Description": "For the main stack's parameter of that name", "Value": arns}}
@@ -322,11 +331,11 @@ class Template:
         self.given = settings.text("taskDefinitionOverride")
         if re.fullmatch("arn:.+/[^:]+", self.given):
             self.given = family(self.given)
-            settings.change("taskDefinitionOverride", "an ARN has a revision here; the family is the latest")
+            settings.change("taskDefinitionOverride", "an ARN needs a revision here; the family means the latest")
         written = settings.text("templateName") if not self.given else ""
         self.name = cloud.template_names.make(written or family(self.given) or settings.text("label"))
         if written and written != self.name:
-            settings.change("templateName", f"is {self.name} here: 1 to 64 of A-Z a-z 0-9 _ -, each once")
+            settings.change("templateName", f"becomes {self.name}: 1 to 64 of A-Z a-z 0-9 _ -, unique")
         self.launch = self._launch()
         self.on_fargate = "FARGATE" in str(self.launch).upper()
 
@@ -337,24 +346,26 @@ class Template:
         if self.given and settings.has("agentContainerName"):
             template["container"] = settings.text("agentContainerName")
         elif self.given:
-            settings.change("taskDefinitionOverride", "its only essential container is the agent's; the plugin took "
-                            "the first. Name it with `container` where there are several")
+            settings.change("taskDefinitionOverride", "the agent is its only essential container; the plugin takes the "
+                            "first. Set `container` if there are several")
         else:
             template["container"] = "agent"
-            settings.lose_if_set("counts with taskDefinitionOverride alone, in the plugin too", "agentContainerName")
+            settings.drop_if_set("has no effect without taskDefinitionOverride, as in the plugin", "agentContainerName")
         template["connect"] = "inbound"
         if re.search(r"\s", settings.text("remoteFSRoot")):
-            settings.lose("remoteFSRoot", "the official image takes no white space there; it is /home/jenkins")
+            settings.lose("remoteFSRoot", "the official image accepts no white space there; /home/jenkins is used")
         elif settings.has("remoteFSRoot"):
             template["workspace"] = settings.text("remoteFSRoot")
         template |= self._life() | {"launch": self.launch} | self._network() | self._placement() | self._rest()
-        settings.lose_if_set("every agent has a file system of its own; put the workspace outside a shared volume",
+        settings.lose_if_set("each agent has its own file system; keep the workspace out of shared volumes",
                              "uniqueRemoteFSRoot")
-        settings.lose_if_set("is the plugin's own note", "dynamicTaskDefinition", "dynamicTaskDefinitionOverride")
+        settings.drop_if_set("the plugin's own record", "dynamicTaskDefinition", "dynamicTaskDefinitionOverride")
         if not self.given:
             Definition(self, template).register()
         else:
-            self._lose_what_the_definition_says()
+            self._drop_what_the_definition_says()
+            settings.report.consider(f"{settings.path}.taskDefinitionOverride", "add its ARN, with a revision or :*, "
+                                     "to the main stack's TaskDefinitionArns, and its roles to TaskRoleArns")
         return template
 
     def _labels(self):
@@ -362,14 +373,14 @@ class Template:
         labels = settings.words("label", r"\s+")
         for label in labels:
             if re.search(r"[\"'\\]", label):
-                settings.lose("label", f"{label} cannot be a label: it holds a quote or a backslash")
+                settings.lose("label", f"{label} cannot be a label: it contains a quote or a backslash")
         labels = [label for label in labels if not re.search(r"[\"'\\]", label)]
         if not labels:
-            settings.change("label", f"is {self.name}, since a template without a label serves nobody")
+            settings.change("label", f"becomes {self.name}, because a template without labels serves no request")
         return labels or [self.name]
 
     def _life(self):
-        """Times and executors, which the plugin has at the cloud."""
+        """Times and executors, which are settings of the cloud in the plugin."""
         cloud, life = self.cloud.settings, {}
         start = cloud.number("slaveTimeoutInSeconds") or cloud.number("slaveTimoutInSeconds")
         if cloud.number("numExecutors") > 1:
@@ -384,8 +395,8 @@ class Template:
         settings = self.settings
         providers = settings.entries("capacityProviderStrategies")
         if settings.flag("defaultCapacityProvider"):
-            why = "defaultCapacityProvider goes before it, in the plugin too"
-            settings.lose_if_set(why, "capacityProviderStrategies")
+            why = "defaultCapacityProvider takes precedence, as in the plugin"
+            settings.drop_if_set(why, "capacityProviderStrategies")
             return {"type": "default"}
         if not providers:
             return {"type": settings.text("launchType").lower() or "ec2"}
@@ -395,34 +406,34 @@ class Template:
                 entry["base"] = one.number("base")
         if not any(entry["weight"] for entry in strategy):
             strategy[0]["weight"] = 1
-            settings.change("capacityProviderStrategies", "one weight has to be above 0: the first is 1")
+            settings.change("capacityProviderStrategies", "one weight must be greater than 0: the first becomes 1")
         return {"capacityProviders": strategy}
 
     def _network(self):
         settings = self.settings
         awsvpc = self.on_fargate or settings.text("networkMode") == "awsvpc" or self.given
         if not awsvpc:
-            why = "counts with network mode awsvpc alone, in the plugin too"
-            settings.lose_if_set(why, "subnets", "securityGroups", "assignPublicIp")
+            why = "has no effect without network mode awsvpc, as in the plugin"
+            settings.drop_if_set(why, "subnets", "securityGroups", "assignPublicIp")
             return {}
         if not self.on_fargate and self.given and not settings.has("subnets"):
             return {}
         network = {"subnets": settings.words("subnets", ",")}
         if not network["subnets"]:
             network["subnets"] = ["subnet-fill-in"]
-            self.settings.report.fill_in(f"{settings.path}.subnets", "a task with a network of its own needs subnets")
+            self.settings.report.fill_in(f"{settings.path}.subnets", "a task in network mode awsvpc needs subnets")
         if settings.has("securityGroups"):
             network["securityGroups"] = settings.words("securityGroups", ",")
         if settings.flag("assignPublicIp") and self.on_fargate:
             network["assignPublicIp"] = True
         elif settings.flag("assignPublicIp"):
-            settings.lose("assignPublicIp", "ECS takes it on Fargate alone")
+            settings.lose("assignPublicIp", "ECS supports it only on Fargate")
         return {"network": network}
 
     def _placement(self):
         settings = self.settings
         if settings.has("platformVersion") and not self.on_fargate:
-            settings.lose("platformVersion", "is Fargate's alone, in the plugin too")
+            settings.drop_if_set(ONLY_ON_FARGATE, "platformVersion")
         elif settings.has("platformVersion"):
             return {"platformVersion": settings.text("platformVersion")}
         if self.on_fargate:
@@ -440,7 +451,7 @@ class Template:
             rest["enableExecuteCommand"] = True
         environment = settings.pairs("environments")
         for name in sorted(set(environment) & RESERVED_VARIABLES):
-            settings.lose("environments", f"{name} is set by the launch itself")
+            settings.lose("environments", f"{name} is set by the launch")
             del environment[name]
         if environment:
             rest["environment"] = environment
@@ -456,13 +467,13 @@ class Template:
             rest["limits"] = limits
         return rest
 
-    def _lose_what_the_definition_says(self):
+    def _drop_what_the_definition_says(self):
         elsewhere = {"agentContainerName", "assignPublicIp", "capacityProviderStrategies", "defaultCapacityProvider",
                      "dynamicTaskDefinition", "dynamicTaskDefinitionOverride", "enableExecuteCommand", "environments",
                      "inheritFrom", "label", "launchType", "placementStrategies", "platformVersion", "remoteFSRoot",
                      "securityGroups", "subnets", "tags", "taskDefinitionOverride", "uniqueRemoteFSRoot"}
-        why = "is the task definition's, which the plugin left as it is, too"
-        self.settings.lose_if_set(why, *sorted(TEMPLATE_SETTINGS - elsewhere))
+        why = "the task definition decides, as in the plugin"
+        self.settings.drop_if_set(why, *sorted(TEMPLATE_SETTINGS - elsewhere))
 
 
 class Definition:
@@ -496,25 +507,25 @@ class Definition:
         settings = self.settings
         if not settings.has("image"):
             self.container["Image"] = "jenkins/inbound-agent:latest"
-            settings.report.fill_in(f"{settings.path}.image", "there is none; jenkins/inbound-agent is put in")
+            settings.report.fill_in(f"{settings.path}.image", "is not set; jenkins/inbound-agent is used")
         if "jnlp-" in settings.text("image"):
-            settings.change("image", "old images of this name do not know WebSocket: use jenkins/inbound-agent 4.3 or "
-                            "newer, or build on it")
+            settings.change("image", "old images of this name do not support WebSocket: use jenkins/inbound-agent 4.3 "
+                            "or newer, or an image built on it")
         if settings.has("repositoryCredentials"):
             self.container["RepositoryCredentials"] = {"CredentialsParameter": settings.text("repositoryCredentials")}
 
     def _size(self):
-        """Where a request may override a size, the task has it: a container's own would stay as it is."""
+        """A size that a request may override is set on the task: overrides do not change the container's size."""
         settings, allowed = self.settings, self.entry.get("allowedOverrides", [])
         cpu, memory, reserved = (settings.number(key) for key in ("cpu", "memory", "memoryReservation"))
         if self.on_fargate:
             self.properties["Cpu"], self.properties["Memory"] = str(cpu or 256), str(reserved or memory or 512)
             if not cpu or not (memory or reserved):
-                settings.report.fill_in(f"{settings.path}.cpu", "Fargate needs cpu and memory; the least is put in")
+                settings.report.fill_in(f"{settings.path}.cpu", "Fargate needs cpu and memory; the least is used")
         else:
             if not (memory or reserved):
                 reserved = 512
-                settings.report.fill_in(f"{settings.path}.memory", "a container needs some; 512 MiB are put in")
+                settings.report.fill_in(f"{settings.path}.memory", "a container needs memory; 512 MiB are used")
             if cpu and "cpu" in allowed:
                 self.properties["Cpu"] = str(cpu)
             elif cpu:
@@ -528,14 +539,14 @@ class Definition:
         if settings.has("ephemeralStorageSizeInGiB") and self.on_fargate:
             self.properties["EphemeralStorage"] = {"SizeInGiB": settings.number("ephemeralStorageSizeInGiB")}
         else:
-            settings.lose_if_set("is Fargate's alone, in the plugin too", "ephemeralStorageSizeInGiB")
+            settings.drop_if_set(ONLY_ON_FARGATE, "ephemeralStorageSizeInGiB")
 
     def _process(self):
         settings = self.settings
         if settings.has("entrypoint"):
             self.container["EntryPoint"] = settings.text("entrypoint").split()
-            settings.change("entrypoint", "it gets no arguments here; it has to read JENKINS_URL, JENKINS_AGENT_NAME, "
-                            "JENKINS_SECRET and the rest from its environment, as the official image does")
+            settings.change("entrypoint", "gets no arguments here; it must read JENKINS_URL, JENKINS_AGENT_NAME, "
+                            "JENKINS_SECRET and so on from the environment, as the official image does")
         if settings.has("jvmArgs"):
             self.container["Environment"] = [{"Name": "JAVA_OPTS", "Value": settings.text("jvmArgs")}]
         if settings.has("containerUser"):
@@ -544,7 +555,7 @@ class Definition:
             self.container["LogConfiguration"] = {"LogDriver": settings.text("logDriver"),
                                                   "Options": settings.pairs("logDriverOptions")}
         else:
-            settings.lose_if_set("there is no logDriver", "logDriverOptions")
+            settings.drop_if_set("has no effect without logDriver, as in the plugin", "logDriverOptions")
         if settings.entries("ulimits"):
             self.container["Ulimits"] = [
                 {"Name": one.text("ulimitName"),
@@ -572,14 +583,14 @@ class Definition:
         if self.on_fargate:
             self.properties |= {"NetworkMode": "awsvpc", "RequiresCompatibilities": ["FARGATE"]}
             if mode not in ("", "default", "awsvpc"):
-                settings.change("networkMode", "is awsvpc, as on all of Fargate; in the plugin too")
+                settings.change("networkMode", "becomes awsvpc, the only mode on Fargate, as in the plugin")
             system, processor = settings.text("operatingSystemFamily"), settings.text("cpuArchitecture")
             platform = {"OperatingSystemFamily": system} if system else {}
             platform |= {"CpuArchitecture": processor} if processor else {}
             if platform:
                 self.properties["RuntimePlatform"] = platform
             return
-        settings.lose_if_set("counts on Fargate alone, in the plugin too", "operatingSystemFamily", "cpuArchitecture")
+        settings.drop_if_set(ONLY_ON_FARGATE, "operatingSystemFamily", "cpuArchitecture")
         if mode not in ("", "default"):
             self.properties["NetworkMode"] = mode
 
@@ -588,7 +599,7 @@ class Definition:
         for one in settings.entries("mountPoints"):
             volume = {"Name": one.text("name")}
             if one.has("sourcePath") and self.on_fargate:
-                one.lose("sourcePath", "Fargate has no host to mount; the volume is empty, and the task's own")
+                one.lose("sourcePath", "Fargate has no host path to mount; the volume is empty and belongs to the task")
             elif one.has("sourcePath"):
                 volume["Host"] = {"SourcePath": one.text("sourcePath")}
             volumes.append(volume)
@@ -610,7 +621,7 @@ class Definition:
         if ports:
             self.container["PortMappings"] = ports
         if self.properties.get("NetworkMode") == "awsvpc":
-            settings.lose_if_set("ECS does not take it with network mode awsvpc", "extraHosts")
+            settings.lose_if_set("ECS does not support it in network mode awsvpc", "extraHosts")
         elif settings.entries("extraHosts"):
             self.container["ExtraHosts"] = [
                 {"IpAddress": one.text("ipAddress"), "Hostname": one.text("hostname")}
@@ -630,9 +641,9 @@ def file_system(entry):
         iam = "ENABLED" if entry.flag("iam") else "DISABLED"
         made["AuthorizationConfig"] = {"AccessPointId": entry.text("accessPointId"), "IAM": iam}
         if not entry.flag("transitEncryption"):
-            entry.change("transitEncryption", "is on: an access point needs it")
+            entry.change("transitEncryption", "is enabled: an access point needs it")
     elif entry.flag("iam"):
-        entry.lose("iam", "counts with accessPointId alone, in the plugin too")
+        entry.drop_if_set("has no effect without accessPointId, as in the plugin", "iam")
     encrypted = entry.flag("transitEncryption") or entry.has("accessPointId")
     made["TransitEncryption"] = "ENABLED" if encrypted else "DISABLED"
     return made
@@ -647,7 +658,7 @@ def arn_region(text):
 
 
 def read(files):
-    """The documents of all files, with their variables resolved where the clouds and the controller's URL are."""
+    """The ecs clouds and the controller's URL with their variables resolved, and the kinds of the other clouds."""
     variables, clouds, others, url = Variables(os.environ), [], [], ""
     for file in files:
         try:
@@ -655,7 +666,7 @@ def read(files):
         except (OSError, yaml.YAMLError) as error:
             raise Fault(f"{file}: {error}") from error
         if not isinstance(document, dict):
-            raise Fault(f"{file}: is no configuration as code")
+            raise Fault(f"{file}: is not configuration as code")
         for cloud in (document.get("jenkins") or {}).get("clouds") or []:
             kind, values = next(iter(cloud.items()))
             if kind == "ecs":
@@ -666,7 +677,8 @@ def read(files):
         url = variables.resolve(location.get("url") or "") or url
     if variables.missing:
         names = ", ".join(sorted(variables.missing))
-        raise Fault(f"these variables are not set: {names}. Export them as Jenkins has them, and run this again")
+        raise Fault(f"these variables are not set: {names}. "
+                    "Export them with the values that Jenkins sees, and run this again")
     if not clouds:
         raise Fault(f"no ecs cloud under jenkins.clouds in {', '.join(files)}")
     return clouds, others, url
@@ -675,9 +687,13 @@ def read(files):
 def convert(clouds, url, options):
     """agents.yaml, the templates by file name, and the report."""
     report, names = Report(), Names()
-    url = options.jenkins_url or url or str(clouds[0].get("jenkinsUrl") or "")
+    url = options.jenkins_url or url
+    if not url and clouds[0].get("jenkinsUrl"):
+        url = str(clouds[0]["jenkinsUrl"])
+        report.fill_in("unclassified.location.url", f"is not set; jenkins.url is {url}, from jenkinsUrl of the first "
+                       "cloud. It must be the Jenkins URL of Manage Jenkins > System, and the functions must reach it")
     if not url:
-        raise Fault("unclassified.location.url is not set: say the controller's URL with --jenkins-url")
+        raise Fault("unclassified.location.url is not set: name the controller's URL with --jenkins-url")
     agents = {
         "jenkins": {
             "url": url,
@@ -694,7 +710,7 @@ def convert(clouds, url, options):
         cloud.report_overrides()
         converted = cloud.convert(url)
         if not converted["templates"]:
-            settings.lose("templates", "there are none; the cloud is left out")
+            settings.lose("templates", "there are none; the cloud is omitted")
             continue
         agents["clouds"].append(converted)
         if cloud.resources:
@@ -706,12 +722,12 @@ def convert(clouds, url, options):
 
 def write(path, text, force):
     if path.exists() and not force:
-        raise Fault(f"{path} is there already: give another --out, or --force")
+        raise Fault(f"{path} exists already: use another --out, or --force")
     path.write_text(text, encoding="utf-8")
 
 
 class Dumper(yaml.SafeDumper):
-    """Without anchors, and with lists of plain values on one line."""
+    """Writes no anchors, and lists of plain values on one line."""
 
     def ignore_aliases(self, _):
         return True
@@ -728,13 +744,13 @@ def dump(value):
 def parse(arguments):
     parser = argparse.ArgumentParser(prog="./local/convert", description=(
         "Converts the ecs clouds of Jenkins configuration as code to agents.yaml and CloudFormation templates of the "
-        "task definitions, and says what became of each setting. Settings that nothing is said of are taken over as "
-        "they are. Variables of the configuration come from the environment."))
-    parser.add_argument("files", nargs="+", metavar="jenkins.yaml", help="the configuration; several files are one")
-    parser.add_argument("--out", default=".", metavar="FOLDER", help="where to write; default: here")
-    parser.add_argument("--force", action="store_true", help="overwrite what is there")
+        "task definitions, and reports what became of each setting. A setting that is not reported is taken over "
+        "unchanged. Variables of the configuration are read from the environment."))
+    parser.add_argument("files", nargs="+", metavar="jenkins.yaml", help="the configuration, in one or several files")
+    parser.add_argument("--out", default=".", metavar="FOLDER", help="where to write; default: the current folder")
+    parser.add_argument("--force", action="store_true", help="overwrite existing files")
     parser.add_argument("--jenkins-url", metavar="URL", help="the controller's URL; default: unclassified.location.url")
-    parser.add_argument("--region", metavar="REGION", help="of clouds without regionName")
+    parser.add_argument("--region", metavar="REGION", help="the region of clouds without regionName")
     return parser.parse_args(arguments)
 
 
@@ -751,11 +767,12 @@ def main(arguments):
         print(f"convert: {fault}", file=sys.stderr)
         return 1
     for kind in others:
-        print(f"left alone      a cloud of the kind {kind}")
+        print(f"ignored         a cloud of the type {kind}")
     print("\n".join(report.lines))
     written = ", ".join(["agents.yaml", *stacks])
-    print(f"\n{written} written to {out}; {report.lost} settings need a look.")
-    print("How to go on: docs/coming-from-amazon-ecs-plugin.md")
+    needs = "setting needs" if report.lost == 1 else "settings need"
+    print(f"\n{written} written to {out}; {report.lost} {needs} a decision.")
+    print("Next steps: docs/coming-from-amazon-ecs-plugin.md")
     return 0
 
 

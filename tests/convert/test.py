@@ -97,10 +97,10 @@ class Settings(unittest.TestCase):
                 self.assertNotEqual(converted(base, TEMPLATE), converted(changed, TEMPLATE))
 
     def test_that_nobody_knows_are_named(self):
-        self.assertIn("templates[0].colour: is no setting", converted(CLOUD, {**TEMPLATE, "colour": "red"}))
-        self.assertIn("ecs.colour: is no setting", converted({**CLOUD, "colour": "red"}, TEMPLATE))
+        self.assertIn("templates[0].colour: is not a setting", converted(CLOUD, {**TEMPLATE, "colour": "red"}))
+        self.assertIn("ecs.colour: is not a setting", converted({**CLOUD, "colour": "red"}, TEMPLATE))
         entry = {**TEMPLATE, "tags": [{"name": "a", "value": "b", "colour": "red"}]}
-        self.assertIn("tags[0].colour: is no setting", converted(CLOUD, entry))
+        self.assertIn("tags[0].colour: is not a setting", converted(CLOUD, entry))
 
     def test_have_each_a_full_row_in_the_guide(self):
         for section, settings in [("Cloud", convert.CLOUD_SETTINGS), ("Template", convert.TEMPLATE_SETTINGS),
@@ -152,18 +152,36 @@ class Variables(unittest.TestCase):
         self.assertIn("NO_A, NO_B", printed)
 
 
+class Url(unittest.TestCase):
+    def test_of_the_controller_is_asked_for_where_only_agents_have_one(self):
+        cloud = "{ecs: {name: c, regionName: eu-west-1, jenkinsUrl: 'http://internal:8080/', templates: [{label: l}]}}"
+        for location, asked in (("", True), ("unclassified: {location: {url: 'https://ci.example.com/'}}", False)):
+            with self.subTest(location), written(f"jenkins: {{clouds: [{cloud}]}}\n{location}\n") as file:
+                _, printed = run(file, "--out", file.parent)
+                self.assertEqual("FILL IN         unclassified.location.url: " in printed, asked, printed)
+                agents = (file.parent / "agents.yaml").read_text()
+                self.assertIn("url: http://internal:8080/" if asked else "agentUrl: http://internal:8080/", agents)
+
+
+class GivenTaskDefinitions(unittest.TestCase):
+    def test_and_their_roles_are_named_for_the_stack(self):
+        said = converted(CLOUD, {"label": "l", "taskDefinitionOverride": "builds:7", "executionRole": "r"})
+        self.assertRegex(said, r"taskDefinitionOverride: add\s+its ARN")
+        self.assertIn("not needed      clouds[0].ecs.templates[0].executionRole", said)
+
+
 class Faults(unittest.TestCase):
     def test_end_with_a_sentence(self):
         cloud = "jenkins: {clouds: [{ecs: {name: c, %s}}]}"
         complete = "jenkinsUrl: 'https://a/', regionName: eu-west-1"
         for text, sentence in [
             ("{", "expected"),
-            ("[1]", "is no configuration as code"),
+            ("[1]", "is not configuration as code"),
             ("jenkins: {}", "no ecs cloud under jenkins.clouds"),
             (cloud % "templates: []", "--jenkins-url"),
             (cloud % "jenkinsUrl: 'https://a/', templates: [{label: l}]", "--region"),
             (cloud % complete, "no cloud has a template"),
-            (cloud % f"{complete}, templates: [{{cpu: many}}]", "'many' is no number"),
+            (cloud % f"{complete}, templates: [{{cpu: many}}]", "'many' is not a number"),
         ]:
             with self.subTest(text), written(text) as file:
                 code, printed = run(file, "--out", file.parent)
@@ -175,7 +193,7 @@ class Faults(unittest.TestCase):
         with written(text) as file:
             arguments = (file, "--out", file.parent, "--jenkins-url", "https://a/")
             self.assertEqual(run(*arguments)[0], 0)
-            self.assertIn("is there already", run(*arguments)[1])
+            self.assertIn("exists already", run(*arguments)[1])
             self.assertEqual(run(*arguments, "--force")[0], 0)
 
 

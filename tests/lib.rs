@@ -7,6 +7,7 @@
 pub mod edge;
 
 use std::collections::BTreeMap;
+use std::panic::Location;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -139,20 +140,27 @@ pub struct Stack {
     _aws_server: Server,
 }
 
+/// Panics where the caller stands, so that a failure names the line of its test.
+#[track_caller]
+fn or_panic<T>(work: impl Future<Output = Result<T>>) -> impl Future<Output = T> {
+    let caller = Location::caller();
+    async move { work.await.unwrap_or_else(|error| panic!("at {caller}: {error:#}")) }
+}
+
 impl Stack {
     /// Starts it as [`configuration`] has it.
-    ///
-    /// # Errors
-    /// When no port could be had.
-    pub async fn start() -> Result<Self> {
-        Self::with(|_| {}).await
+    #[track_caller]
+    pub fn start() -> impl Future<Output = Self> {
+        or_panic(Self::try_with(|_| {}))
     }
 
     /// Starts it with another configuration.
-    ///
-    /// # Errors
-    /// When no port could be had.
-    pub async fn with(change: impl FnOnce(&mut Value)) -> Result<Self> {
+    #[track_caller]
+    pub fn with(change: impl FnOnce(&mut Value)) -> impl Future<Output = Self> {
+        or_panic(Self::try_with(change))
+    }
+
+    async fn try_with(change: impl FnOnce(&mut Value)) -> Result<Self> {
         let (aws_listener, jenkins_listener) = (loopback().await?, loopback().await?);
         let endpoint = format!("http://{}", aws_listener.local_addr()?);
         let root = format!("http://{}/ci/", jenkins_listener.local_addr()?);
@@ -232,10 +240,12 @@ impl Stack {
     }
 
     /// Jenkins is there again, at its old address.
-    ///
-    /// # Errors
-    /// When the port is taken.
-    pub async fn jenkins_comes_back(&mut self) -> Result<()> {
+    #[track_caller]
+    pub fn jenkins_comes_back(&mut self) -> impl Future<Output = ()> {
+        or_panic(self.try_jenkins_comes_back())
+    }
+
+    async fn try_jenkins_comes_back(&mut self) -> Result<()> {
         let address = self.jenkins_root.trim_start_matches("http://").trim_end_matches("/ci/").to_owned();
         for _ in 0..50 {
             // The old listener ends when its task does.
@@ -289,32 +299,38 @@ impl Stack {
     // --- The functions ---
 
     /// A function, started if it does not run yet.
-    ///
-    /// # Errors
-    /// When it was not built.
-    pub async fn function(&mut self, binary: Binary) -> Result<&mut Function> {
+    #[track_caller]
+    pub fn function(&mut self, binary: Binary) -> impl Future<Output = &mut Function> {
+        or_panic(self.try_function(binary))
+    }
+
+    async fn try_function(&mut self, binary: Binary) -> Result<&mut Function> {
         if !self.functions.contains_key(&binary) {
-            let function = self.another(binary).await?;
+            let function = self.try_another(binary).await?;
             self.functions.insert(binary, function);
         }
         self.functions.get_mut(&binary).context("just started")
     }
 
     /// Another process of a function, as Lambda starts one beside the first.
-    ///
-    /// # Errors
-    /// When it was not built.
-    pub async fn another(&self, binary: Binary) -> Result<Function> {
+    #[track_caller]
+    pub fn another(&self, binary: Binary) -> impl Future<Output = Function> {
+        or_panic(self.try_another(binary))
+    }
+
+    async fn try_another(&self, binary: Binary) -> Result<Function> {
         let mut environment = self.environment.clone();
         environment.insert("AWS_ACCESS_KEY_ID".into(), binary.access_key().into());
         Function::start(&binary.path()?, &environment).await
     }
 
     /// A program as a function, with a function's environment.
-    ///
-    /// # Errors
-    /// When it cannot be started.
-    pub async fn start_program(&self, program: &Path) -> Result<Function> {
+    #[track_caller]
+    pub fn start_program(&self, program: &Path) -> impl Future<Output = Function> {
+        or_panic(self.try_start_program(program))
+    }
+
+    async fn try_start_program(&self, program: &Path) -> Result<Function> {
         Function::start(program, &self.environment).await
     }
 
@@ -324,20 +340,24 @@ impl Stack {
     }
 
     /// Invokes a function.
-    ///
-    /// # Errors
-    /// When it ended, or did not answer.
-    pub async fn invoke(&mut self, binary: Binary, event: Value) -> Result<Outcome> {
-        self.function(binary).await?.invoke(event).await
+    #[track_caller]
+    pub fn invoke(&mut self, binary: Binary, event: Value) -> impl Future<Output = Outcome> {
+        or_panic(self.try_invoke(binary, event))
+    }
+
+    async fn try_invoke(&mut self, binary: Binary, event: Value) -> Result<Outcome> {
+        self.try_function(binary).await?.invoke(event).await
     }
 
     /// Invokes a function once with the messages of a queue that are visible, at most ten.
-    ///
-    /// # Errors
-    /// When it ended, or did not answer.
-    pub async fn poll(&mut self, binary: Binary, queue: &str) -> Result<usize> {
+    #[track_caller]
+    pub fn poll(&mut self, binary: Binary, queue: &str) -> impl Future<Output = usize> {
+        or_panic(self.try_poll(binary, queue))
+    }
+
+    async fn try_poll(&mut self, binary: Binary, queue: &str) -> Result<usize> {
         let aws = self.aws.clone();
-        self.function(binary).await?.poll(&aws, queue).await
+        self.try_function(binary).await?.poll(&aws, queue).await
     }
 
     /// All that the functions have printed.
@@ -357,14 +377,16 @@ impl Stack {
 
     /// Brings the events that are due to `task-state`; one that fails is kept for the next time. Answers how many were
     /// taken.
-    ///
-    /// # Errors
-    /// When the function ended.
-    pub async fn deliver(&mut self) -> Result<usize> {
+    #[track_caller]
+    pub fn deliver(&mut self) -> impl Future<Output = usize> {
+        or_panic(self.try_deliver())
+    }
+
+    async fn try_deliver(&mut self) -> Result<usize> {
         self.advance();
         let mut taken = 0;
         for event in std::mem::take(&mut self.events) {
-            match self.invoke(Binary::TaskState, event.clone()).await? {
+            match self.try_invoke(Binary::TaskState, event.clone()).await? {
                 Ok(_) => taken += 1,
                 Err(_) => self.events.push(event),
             }
@@ -373,15 +395,17 @@ impl Stack {
     }
 
     /// Lets everything happen until nothing more does: events, and the queues that have an event source.
-    ///
-    /// # Errors
-    /// When a function ended.
-    pub async fn settle(&mut self) -> Result<()> {
+    #[track_caller]
+    pub fn settle(&mut self) -> impl Future<Output = ()> {
+        or_panic(self.try_settle())
+    }
+
+    async fn try_settle(&mut self) -> Result<()> {
         for _ in 0..200 {
-            let mut busy = self.poll(Binary::Request, "requests").await?;
-            busy += self.poll(Binary::Teardown, "completions").await?;
-            busy += self.deliver().await?;
-            busy += self.poll(Binary::TaskState, "undelivered").await?;
+            let mut busy = self.try_poll(Binary::Request, "requests").await?;
+            busy += self.try_poll(Binary::Teardown, "completions").await?;
+            busy += self.try_deliver().await?;
+            busy += self.try_poll(Binary::TaskState, "undelivered").await?;
             if busy == 0 {
                 return Ok(());
             }
@@ -390,10 +414,12 @@ impl Stack {
     }
 
     /// A minute's sweep, at this time by its event.
-    ///
-    /// # Errors
-    /// When the function ended.
-    pub async fn sweep_at(&mut self, time: Timestamp) -> Result<Outcome> {
+    #[track_caller]
+    pub fn sweep_at(&mut self, time: Timestamp) -> impl Future<Output = Outcome> {
+        or_panic(self.try_sweep_at(time))
+    }
+
+    async fn try_sweep_at(&mut self, time: Timestamp) -> Result<Outcome> {
         self.advance();
         let event = json!({
             "version": "0", "id": "53dc4d37-cffa-4f76-80c9-8b7d4a4d2eaa", "source": "aws.events",
@@ -401,19 +427,21 @@ impl Stack {
             "time": Timestamp::from_second(time.as_second())?.to_string(),
             "resources": [format!("arn:aws:events:{REGION}:{ACCOUNT}:rule/sweep")], "detail": {},
         });
-        self.invoke(Binary::Teardown, event).await
+        self.try_invoke(Binary::Teardown, event).await
     }
 
     /// A minute's sweep, now, and what comes of it.
-    ///
-    /// # Errors
-    /// When it failed.
-    pub async fn sweep(&mut self) -> Result<()> {
+    #[track_caller]
+    pub fn sweep(&mut self) -> impl Future<Output = ()> {
+        or_panic(self.try_sweep())
+    }
+
+    async fn try_sweep(&mut self) -> Result<()> {
         // Events have whole seconds; one that is not before now.
-        if let Err(error) = self.sweep_at(Timestamp::now() + Duration::from_secs(1)).await? {
+        if let Err(error) = self.try_sweep_at(Timestamp::now() + Duration::from_secs(1)).await? {
             bail!("the sweep failed: {error}\n{}", self.output());
         }
-        self.settle().await
+        self.try_settle().await
     }
 
     /// Makes the hidden messages of a queue visible, as time would.
@@ -452,13 +480,15 @@ impl Stack {
     }
 
     /// Asks for an agent of a label with a webhook of its own, and lets everything happen. Answers the webhook's URL.
-    ///
-    /// # Errors
-    /// When a function ended.
-    pub async fn agent(&mut self, id: &str, label: &str) -> Result<String> {
+    #[track_caller]
+    pub fn agent(&mut self, id: &str, label: &str) -> impl Future<Output = String> {
+        or_panic(self.try_agent(id, label))
+    }
+
+    async fn try_agent(&mut self, id: &str, label: &str) -> Result<String> {
         let url = self.webhook();
         self.ask(json!({"requestId": id, "label": label, "webhookUrl": url}));
-        self.settle().await?;
+        self.try_settle().await?;
         Ok(url)
     }
 

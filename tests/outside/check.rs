@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tests::{Binary, CLUSTER, GROUP, REGION, Stack};
 
 async fn check(stack: &mut Stack) -> Value {
-    stack.invoke(Binary::Request, json!({"check": {}})).await.unwrap().unwrap()
+    stack.invoke(Binary::Request, json!({"check": {}})).await.unwrap()
 }
 
 /// Everything in the report that has an `ok`.
@@ -28,7 +28,7 @@ fn faults(report: &Value) -> Vec<String> {
 
 #[tokio::test]
 async fn where_all_is_well_the_check_says_what_it_found_and_changes_nothing() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let report = check(&mut stack).await;
     assert_eq!(faults(&report), Vec::<String>::new());
     let text = report.to_string();
@@ -89,7 +89,7 @@ async fn each_fault_is_found_and_how_to_mend_it() {
         ("a user that Jenkins does not know", |config| config["jenkins"]["user"] = "nobody".into(), "jenkins.user"),
     ];
     for (case, change, word) in cases {
-        let mut stack = Stack::with(change).await.unwrap();
+        let mut stack = Stack::with(change).await;
         let report = check(&mut stack).await;
         let faults = faults(&report);
         assert!(!faults.is_empty(), "{case}: {report:#}");
@@ -102,7 +102,7 @@ async fn each_fault_is_found_and_how_to_mend_it() {
 #[tokio::test]
 async fn what_is_missing_outside_aws_is_found_too() {
     // A queue.
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.allow_denials();
     let url = format!("{}s", stack.env("WAITING_QUEUE_URL"));
     stack.set_env("WAITING_QUEUE_URL", Some(&url));
@@ -110,13 +110,13 @@ async fn what_is_missing_outside_aws_is_found_too() {
     assert!(found.iter().any(|fault| fault.contains("WAITING_QUEUE_URL")), "{found:#?}");
 
     // Jenkins.
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.jenkins_goes_down();
     let found = faults(&check(&mut stack).await);
     assert!(found.iter().any(|fault| fault.contains("jenkins")), "{found:#?}");
 
     // The token.
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.jenkins().add_user("ecs-agents", "another", Permission::FOR_AGENTS);
     let found = faults(&check(&mut stack).await);
     assert!(
@@ -127,7 +127,7 @@ async fn what_is_missing_outside_aws_is_found_too() {
 
     // Permissions.
     for missing in [Permission::Read, Permission::Create, Permission::Connect] {
-        let mut stack = Stack::start().await.unwrap();
+        let mut stack = Stack::start().await;
         let granted = Permission::FOR_AGENTS.into_iter().filter(|permission| {
             // Disconnect implies Connect.
             *permission != missing && !(missing == Permission::Connect && *permission == Permission::Disconnect)
@@ -149,7 +149,7 @@ fn move_jenkins(config: &mut Value, from: &str, to: &str) {
 #[tokio::test]
 async fn finds_what_jenkins_itself_would_hide() {
     // A password reads and cannot post.
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let password = User {
         api_token: None,
         password: Some(tests::API_TOKEN.into()),
@@ -160,18 +160,18 @@ async fn finds_what_jenkins_itself_would_hide() {
     assert!(found.iter().any(|fault| fault.contains("jenkins.apiToken") && fault.contains("password")), "{found:#?}");
 
     // createItem drops the launcher and answers 200.
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.jenkins().remove_plugin("ssh-slaves");
     let found = faults(&check(&mut stack).await);
     assert!(found.iter().any(|fault| fault.contains("install the plugin ssh-slaves")), "{found:#?}");
 
     // Jenkins answers under a name that its webhooks do not begin with.
-    let mut stack = Stack::with(|config| move_jenkins(config, "127.0.0.1", "localhost")).await.unwrap();
+    let mut stack = Stack::with(|config| move_jenkins(config, "127.0.0.1", "localhost")).await;
     let found = faults(&check(&mut stack).await);
     assert!(found.iter().any(|fault| fault.contains("holds http://127.0.0.1")), "{found:#?}");
 
     // A server without Jenkins at this path.
-    let mut stack = Stack::with(|config| move_jenkins(config, "/ci/", "/elsewhere/")).await.unwrap();
+    let mut stack = Stack::with(|config| move_jenkins(config, "/ci/", "/elsewhere/")).await;
     let found = faults(&check(&mut stack).await);
     assert!(found.iter().any(|fault| fault.contains("not at this path") && !fault.contains("VPC")), "{found:#?}");
 }
@@ -181,8 +181,7 @@ async fn asks_for_the_webhook_step_where_no_other_webhook_is_configured() {
     let mut stack = Stack::with(|config| {
         config["jenkins"]["webhook"].as_object_mut().unwrap().remove("url");
     })
-    .await
-    .unwrap();
+    .await;
     stack.jenkins().remove_plugin("webhook-step");
     let found = faults(&check(&mut stack).await);
     assert!(found.iter().any(|fault| fault.contains("install the plugin webhook-step")), "{found:#?}");
@@ -190,7 +189,7 @@ async fn asks_for_the_webhook_step_where_no_other_webhook_is_configured() {
 
 #[tokio::test]
 async fn a_webhook_secret_that_jenkins_takes_for_a_password_is_told_and_not_repeated() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let secret = "Basic aHVudGVyMjpodW50ZXIy";
     stack.aws().parameters.values.insert("/jenkins/webhook".into(), secret.into());
     let report = check(&mut stack).await;
@@ -201,7 +200,7 @@ async fn a_webhook_secret_that_jenkins_takes_for_a_password_is_told_and_not_repe
 
 #[tokio::test]
 async fn what_cannot_be_asked_is_said_and_the_rest_is_checked() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     for (service, action) in
         [("ecs", "DescribeClusters"), ("autoscaling", "DescribeAutoScalingGroups"), ("sqs", "GetQueueAttributes")]
     {
@@ -217,7 +216,7 @@ async fn what_cannot_be_asked_is_said_and_the_rest_is_checked() {
 
 #[tokio::test]
 async fn instances_are_counted_on_all_pages_and_those_of_the_own_cluster_alone() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     {
         let mut aws = stack.aws();
         let now = jiff::Timestamp::now();
@@ -241,8 +240,7 @@ async fn another_region_and_account_is_checked_with_its_own_credentials() {
         config["clouds"][1]["assumeRoleArn"] = "arn:aws:iam::999999999999:role/agents".into();
         config["clouds"][1]["cluster"] = "far".into();
     })
-    .await
-    .unwrap();
+    .await;
     stack.aws().elsewhere("us-east-1", "999999999999").create_cluster("far");
     let report = check(&mut stack).await.to_string();
     assert!(report.contains("cluster far is ACTIVE") || report.contains("far"), "{report}");

@@ -6,7 +6,7 @@ use tests::{Binary, Stack};
 
 /// What a start that fails says, and its exit code.
 async fn failed_start(stack: &mut Stack, binary: Binary) -> String {
-    let function = stack.function(binary).await.unwrap();
+    let function = stack.function(binary).await;
     let code = function.ended().await.unwrap_or_else(|_| panic!("it started"));
     assert_ne!(code, Some(0));
     function.output()
@@ -15,7 +15,7 @@ async fn failed_start(stack: &mut Stack, binary: Binary) -> String {
 #[tokio::test]
 async fn every_missing_setting_is_named_at_once() {
     for binary in [Binary::Request, Binary::TaskState, Binary::Teardown] {
-        let mut stack = Stack::start().await.unwrap();
+        let mut stack = Stack::start().await;
         let names = [
             "AGENTS_CONFIG",
             "REQUESTS_QUEUE_URL",
@@ -63,8 +63,7 @@ async fn every_fault_of_a_configuration_is_named_at_once_with_its_path() {
         config["clouds"][1]["templates"][0]["launch"]["type"] = "lambda".into();
         config["clouds"][1]["templates"][0]["network"]["subnet"] = "subnet-1".into();
     })
-    .await
-    .unwrap();
+    .await;
     stack.set_env("WAITING_QUEUE_URL", None);
     let said = failed_start(&mut stack, Binary::Request).await;
     for path in [
@@ -103,27 +102,27 @@ async fn every_fault_of_a_configuration_is_named_at_once_with_its_path() {
 #[tokio::test]
 async fn each_source_of_the_configuration_serves() {
     // A file, in YAML proper.
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let yaml = stack.env("AGENTS_CONFIG").strip_prefix("inline:").unwrap().to_owned();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("agents.yaml");
     std::fs::write(&file, format!("# a comment\n{yaml}\n")).unwrap();
     stack.set_env("AGENTS_CONFIG", Some(&format!("file:{}", file.display())));
-    stack.agent("file", "node").await.unwrap();
+    stack.agent("file", "node").await;
     assert_eq!(stack.active_tasks().len(), 1);
 
     // One parameter.
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let yaml = stack.env("AGENTS_CONFIG").strip_prefix("inline:").unwrap().to_owned();
     stack.aws().parameters.values.insert("/jenkins/agents/config".into(), yaml);
     stack.set_env("AGENTS_CONFIG", Some("ssm:/jenkins/agents/config"));
-    stack.agent("parameter", "node").await.unwrap();
+    stack.agent("parameter", "node").await;
     assert_eq!(stack.active_tasks().len(), 1);
 }
 
 #[tokio::test]
 async fn the_parameters_under_a_path_are_joined_in_the_order_of_their_names() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let whole: Value = serde_json::from_str(stack.env("AGENTS_CONFIG").strip_prefix("inline:").unwrap()).unwrap();
     {
         let mut aws = stack.aws();
@@ -139,26 +138,26 @@ async fn the_parameters_under_a_path_are_joined_in_the_order_of_their_names() {
         values.insert("/jenkins/agents/other".into(), "not for us".into());
     }
     stack.set_env("AGENTS_CONFIG", Some("ssm:/jenkins/agents/clouds/"));
-    stack.agent("joined", "linux").await.unwrap();
+    stack.agent("joined", "linux").await;
     assert!(stack.tasks()[0].started_by.starts_with("ecs-node-01-"), "{}", stack.tasks()[0].started_by);
 }
 
 #[tokio::test]
 async fn the_example_in_the_repository_is_a_configuration() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../agents.example.yaml");
     // Under the prefix that the template lets the functions read.
     for secret in ["api-token", "webhook"] {
         stack.aws().parameters.values.insert(format!("/jenkins/ecs-agents/{secret}"), "secret".into());
     }
     stack.set_env("AGENTS_CONFIG", Some(&format!("file:{example}")));
-    let answer = stack.invoke(Binary::Request, json!({"Records": []})).await.unwrap();
+    let answer = stack.invoke(Binary::Request, json!({"Records": []})).await;
     assert!(answer.is_ok(), "{answer:?}");
 }
 
 #[tokio::test]
 async fn a_source_or_a_secret_that_is_not_there_is_named() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.set_env("AGENTS_CONFIG", Some("ssm:/jenkins/not/there"));
     let said = failed_start(&mut stack, Binary::Request).await;
     assert!(said.contains("AGENTS_CONFIG"), "{said}");
@@ -168,8 +167,7 @@ async fn a_source_or_a_secret_that_is_not_there_is_named() {
         config["jenkins"]["webhook"]["authorization"] = json!({"env": "MISSING_VARIABLE"});
         config["jenkins"]["webhook"]["signingSecret"] = json!({"file": "/missing/file"});
     })
-    .await
-    .unwrap();
+    .await;
     let said = failed_start(&mut stack, Binary::TaskState).await;
     for name in ["/jenkins/missing/token", "MISSING_VARIABLE", "/missing/file"] {
         assert!(said.contains(name), "{name}: {said}");
@@ -178,16 +176,16 @@ async fn a_source_or_a_secret_that_is_not_there_is_named() {
 
 #[tokio::test]
 async fn two_stacks_in_one_cluster_have_two_prefixes() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.set_env("AGENT_NAME_PREFIX", Some("team-b-"));
     stack.ask(json!({"requestId": "prefixed", "label": "node"}));
-    stack.poll(Binary::Request, "requests").await.unwrap();
+    stack.poll(Binary::Request, "requests").await;
     let task = stack.tasks().remove(0);
     assert!(task.started_by.starts_with("team-b-node-"), "{}", task.started_by);
     // A stack with the usual prefix leaves it alone.
     stack.set_env("AGENT_NAME_PREFIX", None);
-    stack.settle().await.unwrap();
-    stack.sweep().await.unwrap();
+    stack.settle().await;
+    stack.sweep().await;
     assert_eq!(stack.active_tasks().len(), 1);
     assert!(stack.nodes().is_empty());
 }
@@ -198,8 +196,7 @@ async fn several_regions_and_accounts_stand_side_by_side() {
         config["clouds"][1]["region"] = "us-east-1".into();
         config["clouds"][1]["assumeRoleArn"] = "arn:aws:iam::999999999999:role/agents".into();
     })
-    .await
-    .unwrap();
+    .await;
     {
         let mut aws = stack.aws();
         let far = aws.elsewhere("us-east-1", "999999999999");
@@ -210,16 +207,16 @@ async fn several_regions_and_accounts_stand_side_by_side() {
                 {"name": "agent", "image": "jenkins/ssh-agent", "portMappings": [{"containerPort": 22, "hostPort": 22}]}]});
         far.register_definition(&definition).unwrap();
     }
-    let url = stack.agent("far", "node").await.unwrap();
+    let url = stack.agent("far", "node").await;
     assert_eq!(stack.told(&url), ["agent.ready"]);
-    let near = stack.agent("near", "maven").await.unwrap();
+    let near = stack.agent("near", "maven").await;
     assert_eq!(stack.told(&near), ["agent.ready"]);
     let runs: Vec<_> =
         stack.aws().calls("ecs", "RunTask").iter().map(|call| (call.region.clone(), call.account.clone())).collect();
     assert_eq!(runs, [("us-east-1".into(), "999999999999".into()), ("eu-west-1".into(), "123456789012".into())]);
     for id in ["far", "near"] {
         stack.complete(json!({"requestId": id}));
-        stack.settle().await.unwrap();
+        stack.settle().await;
     }
     assert!(stack.nodes().is_empty());
     assert!(stack.active_tasks().is_empty());
@@ -228,7 +225,7 @@ async fn several_regions_and_accounts_stand_side_by_side() {
 /// As where AWS is reached through a proxy that inspects TLS.
 #[tokio::test]
 async fn aws_is_trusted_by_the_authority_of_aws_ca_bundle() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let (edge, authority) = Edge::tls(stack.env("AWS_ENDPOINT_URL")).await.unwrap();
     stack.set_env("AWS_ENDPOINT_URL", Some(&edge.url));
     let said = failed_start(&mut stack, Binary::Request).await;
@@ -239,7 +236,7 @@ async fn aws_is_trusted_by_the_authority_of_aws_ca_bundle() {
     stack.kill(Binary::Request);
     stack.set_env("AWS_CA_BUNDLE", bundle.path().to_str());
     stack.ask(json!({"requestId": "over-tls", "label": "maven"}));
-    assert_eq!(stack.poll(Binary::Request, "requests").await.unwrap(), 1);
+    assert_eq!(stack.poll(Binary::Request, "requests").await, 1);
     assert_eq!(stack.active_tasks().len(), 1);
 
     stack.kill(Binary::Request);

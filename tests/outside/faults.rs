@@ -21,37 +21,37 @@ fn failures(answer: &Outcome) -> usize {
 
 #[tokio::test]
 async fn a_throttled_run_task_is_tried_again_and_again() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.aws().faults.always("ecs", "RunTask", Some(Fault::throttled()));
-    let url = stack.agent("throttled", "node").await.unwrap();
+    let url = stack.agent("throttled", "node").await;
     let message = stack.aws().sqs.messages("requests")[0].clone();
     assert!(message.visible_at > Timestamp::now(), "it backs off");
     assert_eq!(stack.told(&url), Vec::<String>::new());
     assert!(stack.rejected().is_empty() && stack.bodies("waiting").is_empty());
     stack.aws().faults.always("ecs", "RunTask", None);
     stack.unhide("requests");
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.told(&url), ["agent.ready"]);
     assert_eq!(stack.tasks().len(), 1);
 }
 
 #[tokio::test]
 async fn a_short_throttle_costs_no_second_receive() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.aws().faults.script("ecs", "RunTask", [Some(Fault::throttled())]);
-    let url = stack.agent("briefly", "node").await.unwrap();
+    let url = stack.agent("briefly", "node").await;
     assert_eq!(stack.told(&url), ["agent.ready"]);
     assert_eq!(stack.tasks().len(), 1);
 }
 
 #[tokio::test]
 async fn a_lost_answer_starts_one_task() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.aws().faults.script("ecs", "RunTask", [Some(Fault::Lost), Some(Fault::Lost)]);
-    let url = stack.agent("lost", "node").await.unwrap();
+    let url = stack.agent("lost", "node").await;
     for _ in 0..2 {
         stack.unhide("requests");
-        stack.settle().await.unwrap();
+        stack.settle().await;
     }
     assert_eq!(stack.told(&url), ["agent.ready"]);
     assert_eq!(stack.tasks().len(), 1);
@@ -59,16 +59,16 @@ async fn a_lost_answer_starts_one_task() {
 
 #[tokio::test]
 async fn every_answer_lost_and_another_process_later_it_is_still_one_task() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.aws().faults.always("ecs", "RunTask", Some(Fault::Lost));
     let url = stack.webhook();
     stack.ask(json!({"requestId": "all-lost", "label": "node", "webhookUrl": url}));
-    stack.poll(Binary::Request, "requests").await.unwrap();
+    stack.poll(Binary::Request, "requests").await;
     assert_eq!(stack.bodies("requests").len(), 1);
     stack.aws().faults.always("ecs", "RunTask", None);
     stack.kill(Binary::Request);
     stack.unhide("requests");
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.tasks().len(), 1);
     assert_eq!(stack.told(&url), ["agent.ready"]);
     assert!(stack.bodies("requests").is_empty());
@@ -76,52 +76,52 @@ async fn every_answer_lost_and_another_process_later_it_is_still_one_task() {
 
 #[tokio::test]
 async fn killed_between_effect_and_acknowledgement_it_does_nothing_twice() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let url = stack.webhook();
     stack.ask(json!({"requestId": "killed", "label": "node", "webhookUrl": url, "count": 2}));
     let event = batch(&stack, "requests");
-    stack.invoke(Binary::Request, event).await.unwrap().unwrap();
+    stack.invoke(Binary::Request, event).await.unwrap();
     stack.kill(Binary::Request);
     stack.unhide("requests");
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.tasks().len(), 2);
 
     stack.complete(json!({"requestId": "killed"}));
     let event = batch(&stack, "completions");
-    stack.invoke(Binary::Teardown, event).await.unwrap().unwrap();
+    stack.invoke(Binary::Teardown, event).await.unwrap();
     stack.kill(Binary::Teardown);
     stack.unhide("completions");
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert!(stack.bodies("completions").is_empty());
     assert!(stack.active_tasks().is_empty() && stack.nodes().is_empty());
 }
 
 #[tokio::test]
 async fn the_same_request_in_two_processes_at_once_is_one_task() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let body = json!({"requestId": "twins", "label": "node"});
     stack.ask(body.clone());
     let one = batch(&stack, "requests");
     stack.ask(body);
     let two = batch(&stack, "requests");
-    let mut another = stack.another(Binary::Request).await.unwrap();
+    let mut another = stack.another(Binary::Request).await;
     let (first, second) = tokio::join!(stack.invoke(Binary::Request, one), another.invoke(two));
-    assert_eq!(failures(&first.unwrap()) + failures(&second.unwrap()), 0);
+    assert_eq!(failures(&first) + failures(&second.unwrap()), 0);
     assert_eq!(stack.tasks().len(), 1);
 }
 
 #[tokio::test]
 async fn an_answer_of_failures_alone_does_not_bind_the_token_for_ever() {
     // Some say that an answer of failures is replayed for its token: the next attempt has to carry another.
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.aws().ecs.settings().fargate_has_capacity = false;
-    let url = stack.agent("attempts", "node").await.unwrap();
+    let url = stack.agent("attempts", "node").await;
     stack.aws().ecs.settings().fargate_has_capacity = true;
     for _ in 0..2 {
         stack.unhide("waiting");
-        stack.sweep().await.unwrap();
+        stack.sweep().await;
         stack.unhide("requests");
-        stack.settle().await.unwrap();
+        stack.settle().await;
     }
     let tokens: Vec<_> = stack.inputs("RunTask").iter().map(|input| input["clientToken"].to_string()).collect();
     assert!(tokens.len() >= 2 && tokens[0] != tokens[tokens.len() - 1], "{tokens:?}");
@@ -130,7 +130,7 @@ async fn an_answer_of_failures_alone_does_not_bind_the_token_for_ever() {
 
 #[tokio::test]
 async fn one_try_before_the_dead_letters_the_function_gives_up_itself() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.aws().faults.always("ecs", "RunTask", Some(Fault::server()));
     let url = stack.webhook();
     stack.ask(json!({"requestId": "hopeless", "label": "node", "webhookUrl": url}));
@@ -139,11 +139,11 @@ async fn one_try_before_the_dead_letters_the_function_gives_up_itself() {
     let mut receives = 10;
     while stack.bodies("rejected").is_empty() && receives < 13 {
         stack.unhide("requests");
-        stack.poll(Binary::Request, "requests").await.unwrap();
+        stack.poll(Binary::Request, "requests").await;
         receives += 1;
     }
     assert!(receives <= 12, "before SQS does");
-    stack.settle().await.unwrap();
+    stack.settle().await;
     let rejected = stack.rejected();
     assert_eq!(rejected.len(), 1);
     assert!(rejected[0].0.contains("hopeless") && !rejected[0].1.is_empty());
@@ -154,39 +154,39 @@ async fn one_try_before_the_dead_letters_the_function_gives_up_itself() {
 
 #[tokio::test]
 async fn a_refusal_that_cannot_be_kept_is_not_acknowledged() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.aws().faults.always("sqs", "SendMessage", Some(Fault::server()));
     stack.send("requests", "not JSON");
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.bodies("requests"), ["not JSON"]);
     stack.aws().faults.always("sqs", "SendMessage", None);
     stack.unhide("requests");
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert!(stack.bodies("requests").is_empty());
     assert_eq!(stack.rejected().len(), 1);
 }
 
 #[tokio::test]
 async fn events_outlast_an_ecs_that_does_not_answer() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.aws().faults.always("ecs", "DescribeTasks", Some(Fault::server()));
-    let url = stack.agent("blind", "node").await.unwrap();
+    let url = stack.agent("blind", "node").await;
     assert_eq!(stack.told(&url), Vec::<String>::new());
     stack.aws().faults.always("ecs", "DescribeTasks", None);
     // EventBridge tries again, or the undelivered queue brings it.
     stack.unhide("undelivered");
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.told(&url), ["agent.ready"]);
 }
 
 #[tokio::test]
 async fn a_ready_that_cannot_be_recorded_is_told_once_by_one_process() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.aws().faults.always("ecs", "TagResource", Some(Fault::server()));
-    let url = stack.agent("unrecorded", "node").await.unwrap();
+    let url = stack.agent("unrecorded", "node").await;
     stack.aws().faults.always("ecs", "TagResource", None);
     stack.unhide("undelivered");
-    stack.settle().await.unwrap();
+    stack.settle().await;
     let told = stack.told(&url);
     assert!(!told.is_empty() && told.iter().all(|told| told == "agent.ready"), "{told:?}");
     let ids: Vec<_> = stack.notices(Some(&url)).iter().map(|notice| notice.body["id"].clone()).collect();
@@ -195,59 +195,59 @@ async fn a_ready_that_cannot_be_recorded_is_told_once_by_one_process() {
 
 #[tokio::test]
 async fn a_notice_that_nothing_will_keep_is_not_lost() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let url = stack.webhook();
     stack.jenkins_goes_down();
     for action in ["SendMessage", "SendMessageBatch"] {
         stack.aws().faults.always("sqs", action, Some(Fault::server()));
     }
     stack.ask(json!({"requestId": "nowhere", "label": "node", "webhookUrl": url}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     for action in ["SendMessage", "SendMessageBatch"] {
         stack.aws().faults.always("sqs", action, None);
     }
-    stack.jenkins_comes_back().await.unwrap();
+    stack.jenkins_comes_back().await;
     // EventBridge brings what failed again.
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.told(&url), ["agent.ready"]);
 }
 
 #[tokio::test]
 async fn near_its_time_limit_a_function_gives_back_what_it_has_not_done() {
-    let mut stack = Stack::start().await.unwrap();
-    stack.function(Binary::Request).await.unwrap();
+    let mut stack = Stack::start().await;
+    stack.function(Binary::Request).await;
     for number in 0..5 {
         stack.ask(json!({"requestId": format!("slow-{number}"), "label": "node"}));
     }
     let event = batch(&stack, "requests");
     stack.aws().faults.always("ecs", "RunTask", Some(Fault::Slow(Duration::from_secs(20))));
     let began = std::time::Instant::now();
-    let function = stack.function(Binary::Request).await.unwrap();
+    let function = stack.function(Binary::Request).await;
     let answer = function.invoke_within(event, Duration::from_secs(4)).await.unwrap();
     assert!(began.elapsed() < Duration::from_secs(4), "it answers before its end");
     assert_eq!(failures(&answer), 5);
     stack.aws().faults.always("ecs", "RunTask", None);
     stack.unhide("requests");
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.tasks().len(), 5);
 }
 
 #[tokio::test]
 async fn one_slow_webhook_does_not_hold_the_batch() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let slow = stack.webhook();
     let quick = [stack.webhook(), stack.webhook()];
     stack.jenkins_goes_down();
     for (id, url) in [("slow", &slow), ("quick-0", &quick[0]), ("quick-1", &quick[1])] {
         stack.ask(json!({"requestId": id, "label": "nothing", "webhookUrl": url}));
     }
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert!(!stack.bodies("undelivered").is_empty());
-    stack.jenkins_comes_back().await.unwrap();
+    stack.jenkins_comes_back().await;
     let token = slow.rsplit('/').next().unwrap().to_owned();
     stack.jenkins_is_slow(&token, Duration::from_secs(60));
     stack.unhide("undelivered");
-    while stack.poll(Binary::TaskState, "undelivered").await.unwrap() > 0 {}
+    while stack.poll(Binary::TaskState, "undelivered").await > 0 {}
     for url in &quick {
         assert_eq!(stack.told(url), ["agent.failed NO_TEMPLATE"]);
     }
@@ -256,29 +256,29 @@ async fn one_slow_webhook_does_not_hold_the_batch() {
 
 #[tokio::test]
 async fn a_conflict_of_the_token_names_a_task_that_exists() {
-    let mut stack = Stack::start().await.unwrap();
-    stack.agent("conflict", "node").await.unwrap();
+    let mut stack = Stack::start().await;
+    stack.agent("conflict", "node").await;
     let arn = stack.tasks()[0].arn.clone();
     let conflict = ApiError { extra: json!({"resourceIds": [arn]}), ..ApiError::new("ConflictException", "in use") };
     stack.aws().faults.script("ecs", "RunTask", [Some(Fault::Error(conflict))]);
     stack.ask(json!({"requestId": "conflict", "label": "node"}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.tasks().len(), 1);
     assert!(stack.rejected().is_empty() && stack.bodies("requests").is_empty());
 }
 
 #[tokio::test]
 async fn a_stopped_agent_s_events_wait_for_jenkins_too() {
-    let mut stack = Stack::start().await.unwrap();
-    stack.agent("stops", "node").await.unwrap();
+    let mut stack = Stack::start().await;
+    stack.agent("stops", "node").await;
     let arn = stack.tasks()[0].arn.clone();
     stack.jenkins_goes_down();
     stack.aws().ecs.exit(&arn, 1, Timestamp::now());
-    stack.settle().await.unwrap();
-    stack.jenkins_comes_back().await.unwrap();
+    stack.settle().await;
+    stack.jenkins_comes_back().await;
     for _ in 0..3 {
         stack.unhide("undelivered");
-        stack.settle().await.unwrap();
+        stack.settle().await;
     }
     assert_eq!(stack.told_all(), ["agent.ready", "agent.stopped"]);
     assert!(stack.nodes().is_empty());

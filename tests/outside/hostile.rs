@@ -17,7 +17,7 @@ fn record(input: &Value) -> (String, String) {
 
 #[tokio::test]
 async fn no_message_breaks_the_function() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let deep_json = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
     let deep = |open: &str, close: &str| {
         let label = format!("{}maven{}", open.repeat(20_000), close.repeat(20_000));
@@ -46,13 +46,13 @@ async fn no_message_breaks_the_function() {
     ];
     for body in &bodies {
         stack.send("requests", body);
-        assert_eq!(stack.poll(Binary::Request, "requests").await.unwrap(), 1, "{}", &body[..body.len().min(60)]);
+        assert_eq!(stack.poll(Binary::Request, "requests").await, 1, "{}", &body[..body.len().min(60)]);
     }
     assert!(stack.tasks().is_empty(), "{:?}", stack.inputs("RunTask"));
     assert_eq!(stack.rejected().len(), bodies.len());
     for body in &bodies {
         stack.send("completions", body);
-        assert_eq!(stack.poll(Binary::Teardown, "completions").await.unwrap(), 1);
+        assert_eq!(stack.poll(Binary::Teardown, "completions").await, 1);
     }
     assert_eq!(stack.rejected().len(), 2 * bodies.len());
     assert!(stack.bodies("completions").is_empty());
@@ -63,9 +63,8 @@ async fn a_request_cannot_forge_what_the_launch_itself_sets() {
     let mut stack = Stack::with(|config| {
         config["clouds"][0]["templates"][2]["allowedOverrides"] = json!(["environment"]);
     })
-    .await
-    .unwrap();
-    stack.agent("honest", "maven").await.unwrap();
+    .await;
+    stack.agent("honest", "maven").await;
     let (variable, value) = record(&stack.inputs("RunTask")[0]);
     let trap = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let mut forged: Value = serde_json::from_str(&value).unwrap();
@@ -79,7 +78,7 @@ async fn a_request_cannot_forge_what_the_launch_itself_sets() {
         let overrides = json!({"environment": {name: "https://evil.example.com/"}});
         stack.ask(json!({"requestId": format!("forged-{name}"), "label": "dial", "overrides": overrides}));
     }
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert!(tokio::time::timeout(Duration::from_millis(200), trap.accept()).await.is_err(), "the trap was called");
     for input in stack.inputs("RunTask").iter().skip(1) {
         assert!(!input.to_string().contains("evil.example.com"), "{input}");
@@ -90,8 +89,8 @@ async fn a_request_cannot_forge_what_the_launch_itself_sets() {
 
 #[tokio::test]
 async fn a_task_that_carries_a_foreign_webhook_does_not_make_us_call_it() {
-    let mut stack = Stack::start().await.unwrap();
-    stack.agent("template", "node").await.unwrap();
+    let mut stack = Stack::start().await;
+    stack.agent("template", "node").await;
     let trap = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let mut input = stack.inputs("RunTask").remove(0);
     let own = stack.notices(None)[0].url.clone();
@@ -106,26 +105,26 @@ async fn a_task_that_carries_a_foreign_webhook_does_not_make_us_call_it() {
     input["startedBy"] = "ecs-node-0123456789ab".into();
     input["clientToken"] = "by-hand".into();
     stack.aws().ecs.call("RunTask", &input, Timestamp::now()).unwrap();
-    stack.settle().await.unwrap();
+    stack.settle().await;
     for _ in 0..2 {
-        stack.sweep().await.unwrap();
+        stack.sweep().await;
     }
     assert!(tokio::time::timeout(Duration::from_millis(200), trap.accept()).await.is_err(), "the trap was called");
 }
 
 #[tokio::test]
 async fn rubbish_in_our_own_queues_is_put_aside() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.send("undelivered", "rubbish");
     stack.send("undelivered", r#"{"some": "thing"}"#);
     stack.send("waiting", "rubbish");
-    stack.settle().await.unwrap();
+    stack.settle().await;
     for _ in 0..3 {
-        stack.sweep().await.unwrap();
+        stack.sweep().await;
         stack.unhide("waiting");
         stack.unhide("requests");
         stack.unhide("undelivered");
-        stack.settle().await.unwrap();
+        stack.settle().await;
     }
     for queue in ["undelivered", "waiting", "requests"] {
         assert_eq!(stack.bodies(queue), Vec::<String>::new(), "{queue}");
@@ -135,7 +134,7 @@ async fn rubbish_in_our_own_queues_is_put_aside() {
 
 #[tokio::test]
 async fn other_events_are_ignored_with_success() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     for event in [
         json!({"source": "aws.ecs", "detail-type": "ECS Deployment State Change", "detail": {"eventType": "INFO"}}),
         json!({"source": "aws.ecs", "detail-type": "ECS Task State Change", "detail": {}}),
@@ -146,7 +145,7 @@ async fn other_events_are_ignored_with_success() {
         json!({"source": "aws.ecs", "detail-type": "ECS Container Instance State Change", "detail": {}}),
     ] {
         let text = event.to_string();
-        let answer = stack.invoke(Binary::TaskState, event).await.unwrap();
+        let answer = stack.invoke(Binary::TaskState, event).await;
         assert!(answer.is_ok(), "{answer:?} to {text}");
     }
     assert!(stack.calls().iter().all(|call| !call.contains(":Stop") && !call.contains(":Run")), "{:?}", stack.calls());
@@ -154,14 +153,14 @@ async fn other_events_are_ignored_with_success() {
 
 #[tokio::test]
 async fn under_the_real_rate_of_run_task_all_agents_come_and_none_twice() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.aws().ecs.settings().run_task_rate = Some((20, 20));
     for number in 0..12 {
         stack.ask(json!({"requestId": format!("rush-{number}"), "label": "node", "count": 5}));
     }
     for _ in 0..10 {
         stack.unhide("requests");
-        while stack.poll(Binary::Request, "requests").await.unwrap() > 0 {}
+        while stack.poll(Binary::Request, "requests").await > 0 {}
         if stack.bodies("requests").is_empty() {
             break;
         }
@@ -178,19 +177,19 @@ async fn under_the_real_rate_of_run_task_all_agents_come_and_none_twice() {
 
 #[tokio::test]
 async fn an_unwanted_agent_is_stopped_in_the_end_though_stop_task_fails() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let url = stack.webhook();
     let path = url.strip_prefix(stack.jenkins_root()).unwrap().to_owned();
     let gone = || http::Response::builder().status(410).body(bytes::Bytes::new()).unwrap();
     stack.jenkins().script(&path, (0..10).map(|_| gone()));
     stack.aws().faults.always("ecs", "StopTask", Some(Fault::server()));
     stack.ask(json!({"requestId": "unwanted", "label": "node", "webhookUrl": url}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.active_tasks().len(), 1);
     stack.aws().faults.always("ecs", "StopTask", None);
     for _ in 0..3 {
         stack.unhide("undelivered");
-        stack.settle().await.unwrap();
+        stack.settle().await;
     }
     assert!(stack.active_tasks().is_empty());
     assert!(stack.nodes().is_empty());
@@ -198,19 +197,19 @@ async fn an_unwanted_agent_is_stopped_in_the_end_though_stop_task_fails() {
 
 #[tokio::test]
 async fn a_completion_ends_what_runs_and_what_waits_of_a_request() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.aws().ecs.settings().boot = Duration::from_secs(3600);
     stack.ask(json!({"requestId": "half", "label": "maven", "count": 5}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!((stack.active_tasks().len(), !stack.bodies("waiting").is_empty()), (3, true));
     stack.unhide("waiting");
     stack.complete(json!({"requestId": "half"}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     for _ in 0..4 {
         for queue in ["waiting", "requests", "completions"] {
             stack.unhide(queue);
         }
-        stack.sweep().await.unwrap();
+        stack.sweep().await;
     }
     assert!(stack.active_tasks().is_empty(), "{:?}", stack.active_tasks().len());
     assert!(stack.bodies("waiting").is_empty());
@@ -219,12 +218,12 @@ async fn a_completion_ends_what_runs_and_what_waits_of_a_request() {
 
 #[tokio::test]
 async fn a_message_too_long_to_copy_with_its_reason_is_kept_in_part() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.send("requests", &"x".repeat(262_143));
     for queue in stack.aws().sqs.queues.values_mut() {
         queue.maximum_message_size = 262_144;
     }
-    stack.settle().await.unwrap();
+    stack.settle().await;
     let rejected = stack.rejected();
     assert_eq!(rejected.len(), 1);
     assert!(rejected[0].0.len() > 200_000 && rejected[0].1.contains("INVALID_REQUEST"), "{}", rejected[0].1);

@@ -10,14 +10,14 @@ const KEY: &str = "arn:aws:kms:eu-west-1:123456789012:key/1234abcd";
 
 #[tokio::test]
 async fn a_task_in_our_cluster_that_is_not_ours_is_refused_by_the_role() {
-    let mut stack = Stack::start().await.unwrap();
-    stack.agent("lookalike", "node").await.unwrap();
+    let mut stack = Stack::start().await;
+    stack.agent("lookalike", "node").await;
     let arn = stack.tasks()[0].arn.clone();
     for tags in [&[][..], &[("jenkins-ecs-agents:controller", "https://other.example.com/")]] {
         let tags = tags.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
         stack.aws().ecs.task_mut(&arn).unwrap().tags = tags;
         stack.complete(json!({"taskArn": arn}));
-        stack.settle().await.unwrap();
+        stack.settle().await;
         assert!(stack.bodies("completions").is_empty());
     }
     assert_eq!((stack.active_tasks().len(), stack.rejected().len()), (1, 2));

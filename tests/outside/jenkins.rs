@@ -12,7 +12,7 @@ use tests::{Binary, Stack};
 
 /// One agent that Jenkins has connected to.
 async fn connected(stack: &mut Stack) -> String {
-    stack.agent("connected", "node").await.unwrap();
+    stack.agent("connected", "node").await;
     let name = stack.nodes().remove(0);
     assert!(stack.jenkins().connect_ssh(&name));
     name
@@ -33,20 +33,20 @@ fn count(stack: &Stack, part: &str) -> usize {
 
 #[tokio::test]
 async fn never_deletes_the_computer_under_a_pipelines_block() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let name = connected(&mut stack).await;
     assert!(stack.jenkins().start_pipeline_on(&name, "app/main #1"));
     let arn = stack.active_tasks()[0].arn.clone();
     stack.aws().ecs.exit(&arn, 0, Timestamp::now());
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert!(stack.nodes().is_empty());
     // The last event comes again, the completion as well, and the sweep twice.
     let last = stack.history.last().unwrap().clone();
-    stack.invoke(Binary::TaskState, last).await.unwrap().unwrap();
+    stack.invoke(Binary::TaskState, last).await.unwrap();
     stack.complete(json!({"agent": name, "taskArn": arn}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     for minutes in [0, 2] {
-        stack.sweep_at(Timestamp::now() + SignedDuration::from_mins(minutes)).await.unwrap().unwrap();
+        stack.sweep_at(Timestamp::now() + SignedDuration::from_mins(minutes)).await.unwrap();
     }
     assert_eq!(stack.jenkins().hung_builds(), Vec::<String>::new());
     assert_eq!(count(&stack, "/doDelete"), 1);
@@ -54,46 +54,46 @@ async fn never_deletes_the_computer_under_a_pipelines_block() {
 
 #[tokio::test]
 async fn deletes_a_computer_that_jenkins_has_forgotten() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let name = connected(&mut stack).await;
     stack.jenkins().lose_node(&name, Timestamp::now());
     let arn = stack.active_tasks()[0].arn.clone();
     stack.aws().ecs.exit(&arn, 0, Timestamp::now());
-    stack.sweep().await.unwrap();
+    stack.sweep().await;
     assert_eq!(ask(&stack, "GET", &format!("computer/{name}/api/json")), 404);
 }
 
 #[tokio::test]
 async fn lets_in_a_live_node_that_two_toggles_left_offline() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let name = connected(&mut stack).await;
     ask(&stack, "POST", &format!("computer/{name}/toggleOffline"));
     assert!(stack.jenkins().node(&name).unwrap().is_offline());
-    stack.sweep().await.unwrap();
+    stack.sweep().await;
     assert!(!stack.jenkins().node(&name).unwrap().is_offline());
     // What people say is theirs.
     ask(&stack, "POST", &format!("computer/{name}/changeOfflineCause?offlineMessage=a+look"));
-    stack.sweep().await.unwrap();
+    stack.sweep().await;
     assert!(stack.jenkins().node(&name).unwrap().is_offline());
 }
 
 #[tokio::test]
 async fn takes_a_node_offline_without_toggling() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let name = connected(&mut stack).await;
     stack.complete(json!({"agent": name}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert!(stack.nodes().is_empty());
     assert_eq!((count(&stack, "changeOfflineCause"), count(&stack, "toggleOffline")), (1, 0));
 }
 
 #[tokio::test]
 async fn an_ssh_node_without_its_launcher_is_no_agent() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.jenkins().remove_plugin("ssh-slaves");
     let url = stack.webhook();
     stack.ask(json!({"requestId": "plugin", "label": "node", "webhookUrl": url}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.told(&url), Vec::<String>::new());
     assert!(stack.nodes().is_empty(), "it could never connect");
     assert!(stack.output().contains("install the plugin ssh-slaves"), "{}", stack.output());
@@ -101,7 +101,7 @@ async fn an_ssh_node_without_its_launcher_is_no_agent() {
 
 #[tokio::test]
 async fn says_why_jenkins_refuses_a_node_in_its_own_words() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let page = "<!DOCTYPE html><html><head><title>Jenkins - Jenkins</title></head><body><div><h1>Error</h1>\
                 <p>‘ecs’ is not allowed here<!--hudson.model.Failure--></div></body></html>";
     let refused = || Response::builder().status(400).header("x-jenkins", "2.579").body(page.into()).unwrap();
@@ -109,21 +109,21 @@ async fn says_why_jenkins_refuses_a_node_in_its_own_words() {
     stack.jenkins().script("computer/doCreateItem", [refused()]);
     let url = stack.webhook();
     stack.ask(json!({"requestId": "words", "label": "node", "webhookUrl": url}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     let failed = stack.notices(Some(&url)).remove(0).body["failure"]["message"].to_string();
     assert!(failed.contains("‘ecs’ is not allowed here") && !failed.contains("Jenkins - Jenkins"), "{failed}");
 }
 
 #[tokio::test]
 async fn a_creation_that_outlasts_its_time_limit_has_taken_effect() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let url = stack.webhook();
     stack.jenkins().delay("computer/createItem", Duration::from_secs(6));
     stack.ask(json!({"requestId": "slow", "label": "node", "webhookUrl": url}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     for _ in 0..2 {
         stack.unhide("undelivered");
-        stack.settle().await.unwrap();
+        stack.settle().await;
     }
     assert_eq!(stack.told(&url), ["agent.ready"]);
     assert_eq!(stack.nodes().len(), 1);
@@ -132,13 +132,13 @@ async fn a_creation_that_outlasts_its_time_limit_has_taken_effect() {
 
 #[tokio::test]
 async fn a_webhooks_answer_is_read_no_further_than_it_is_of_use() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let url = stack.webhook();
     let endless = Response::builder().status(200).body(vec![b'x'; 40 * 1024 * 1024].into()).unwrap();
     let path = url.strip_prefix(stack.jenkins_root()).unwrap().to_owned();
     stack.jenkins().script(&path, [endless]);
     stack.ask(json!({"requestId": "endless", "label": "node", "webhookUrl": url}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(count(&stack, &path), 1, "delivered, whatever else is said");
     assert!(stack.bodies("undelivered").is_empty());
 }

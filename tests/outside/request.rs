@@ -21,9 +21,9 @@ fn environment(input: &Value) -> Vec<(&str, &str)> {
 
 #[tokio::test]
 async fn a_request_that_can_be_placed_is_one_aws_call() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.send("requests", &request("jenkins-app-main-42", "linux && maven"));
-    assert_eq!(stack.poll(Binary::Request, "requests").await.unwrap(), 1);
+    assert_eq!(stack.poll(Binary::Request, "requests").await, 1);
     assert_eq!(stack.calls(), ["ecs:RunTask"]);
     assert_eq!(stack.bodies("requests"), Vec::<String>::new(), "it is acknowledged");
 
@@ -44,19 +44,19 @@ async fn a_request_that_can_be_placed_is_one_aws_call() {
 
 #[tokio::test]
 async fn a_batch_is_one_call_for_each_agent_and_none_besides() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     for number in 0..3 {
         stack.send("requests", &request(&format!("batch-{number}"), "maven"));
     }
     stack.ask(json!({"requestId": "two", "label": "node", "count": 2}));
-    stack.poll(Binary::Request, "requests").await.unwrap();
+    stack.poll(Binary::Request, "requests").await;
     assert_eq!(stack.calls(), ["ecs:RunTask"; 5]);
     assert_eq!(stack.active_tasks().len(), 5);
 }
 
 #[tokio::test]
 async fn a_message_may_come_through_sns() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let envelope = json!({
         "Type": "Notification", "MessageId": "22b80b92-fdea-4c2c-8f9d-bdfb0c7bf324",
         "TopicArn": "arn:aws:sns:eu-west-1:123456789012:requests", "Message": request("by-sns", "maven"),
@@ -65,7 +65,7 @@ async fn a_message_may_come_through_sns() {
     });
     stack.send("requests", &envelope.to_string());
     stack.send("requests", &json!({"Type": "Notification", "Message": request("by-hand", "maven")}).to_string());
-    stack.settle().await.unwrap();
+    stack.settle().await;
     let mut told: Vec<_> = stack.all_notices().iter().map(|notice| notice.body["requestId"].clone()).collect();
     told.sort_by_key(Value::to_string);
     assert_eq!(told, ["by-hand", "by-sns"]);
@@ -75,10 +75,10 @@ async fn a_message_may_come_through_sns() {
 async fn the_same_request_gives_the_same_name_and_the_message_id_stands_for_a_missing_one() {
     let mut names = Vec::new();
     for _ in 0..2 {
-        let mut stack = Stack::start().await.unwrap();
+        let mut stack = Stack::start().await;
         stack.ask(json!({"requestId": "app/main:7.1-x_y", "label": "maven", "count": 3}));
         let id = stack.send("requests", r#"{"version": 1, "label": "node"}"#);
-        stack.settle().await.unwrap();
+        stack.settle().await;
         let tasks = stack.tasks();
         names.push(
             tasks.iter().map(|task| task.started_by.clone()).filter(|name| name.contains("maven")).collect::<Vec<_>>(),
@@ -105,8 +105,7 @@ async fn labels_are_matched_as_jenkins_matches_them() {
             template("windows", &["windows", "x86", "C++"]),
         ]}]);
     })
-    .await
-    .unwrap();
+    .await;
     let cases = [
         ("linux", Some("linux")),
         ("arm64", Some("arm")),
@@ -129,7 +128,7 @@ async fn labels_are_matched_as_jenkins_matches_them() {
     for (number, (label, _)) in cases.iter().enumerate() {
         stack.send("requests", &request(&format!("label-{number}"), label));
     }
-    stack.settle().await.unwrap();
+    stack.settle().await;
     let notices = stack.all_notices();
     for (number, (label, expected)) in cases.iter().enumerate() {
         let mut of_request = notices.iter().filter(|notice| notice.body["requestId"] == format!("label-{number}"));
@@ -143,14 +142,14 @@ async fn labels_are_matched_as_jenkins_matches_them() {
 
 #[tokio::test]
 async fn the_first_template_in_the_order_of_the_file_serves() {
-    let mut stack = Stack::start().await.unwrap();
-    stack.agent("first", "linux").await.unwrap();
+    let mut stack = Stack::start().await;
+    stack.agent("first", "linux").await;
     assert_eq!(template_of(&stack.tasks()[0].started_by), "maven");
 }
 
 #[tokio::test]
 async fn nine_malformed_messages_disturb_no_neighbour() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let bad = [
         "not JSON".to_owned(),
         r#"["an", "array"]"#.into(),
@@ -175,7 +174,7 @@ async fn nine_malformed_messages_disturb_no_neighbour() {
             aws.sqs.acknowledge("requests", &batch, &json!({}));
             event
         };
-        let answer = stack.invoke(Binary::Request, event).await.unwrap().unwrap();
+        let answer = stack.invoke(Binary::Request, event).await.unwrap();
         assert_eq!(answer["batchItemFailures"].as_array().map_or(0, Vec::len), 0, "{answer}");
     }
     assert_eq!(stack.active_tasks().len(), 2);
@@ -205,7 +204,7 @@ async fn who_may_be_told_is_told_why_a_request_is_refused() {
         (json!({"label": "maven", "overrides": {"memory": 16385}}), "OVERRIDE_REFUSED"),
         (json!({"label": "node", "overrides": {"environment": {"A": "b"}}}), "OVERRIDE_REFUSED"),
     ];
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let mut told = Vec::new();
     for (number, (case, code)) in cases.iter().enumerate() {
         let url = stack.webhook();
@@ -214,7 +213,7 @@ async fn who_may_be_told_is_told_why_a_request_is_refused() {
         stack.send("requests", &body.to_string());
         told.push((url, code, body));
     }
-    stack.settle().await.unwrap();
+    stack.settle().await;
     for (url, code, body) in &told {
         assert_eq!(stack.told(url), [format!("agent.failed {code}")], "{body}");
         let notice = stack.notices(Some(url)).remove(0);
@@ -232,15 +231,15 @@ async fn who_may_be_told_is_told_why_a_request_is_refused() {
 
 #[tokio::test]
 async fn what_serves_is_named_where_nothing_does() {
-    let mut stack = Stack::start().await.unwrap();
-    let url = stack.agent("no-template", "maven && windows").await.unwrap();
+    let mut stack = Stack::start().await;
+    let url = stack.agent("no-template", "maven && windows").await;
     let message = stack.notices(Some(&url))[0].body["failure"]["message"].to_string();
     assert!(message.contains("maven && windows") && message.contains("node"), "{message}");
 }
 
 #[tokio::test]
 async fn a_webhook_of_another_origin_is_never_called_and_starts_nothing() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let trap = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let trap_port = trap.local_addr().unwrap().port();
     let root = stack.jenkins_root().to_owned();
@@ -268,7 +267,7 @@ async fn a_webhook_of_another_origin_is_never_called_and_starts_nothing() {
     let good = stack.webhook();
     let mixed = json!([good, format!("http://127.0.0.1:{trap_port}/x")]);
     stack.ask(json!({"requestId": "mixed", "label": "maven", "count": 2, "webhookUrl": mixed}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     let started: Vec<_> = stack.all_notices().into_iter().filter(|notice| notice.kind() == "agent.ready").collect();
     assert_eq!(stack.count("ecs:RunTask"), 0, "{started:#?}");
     assert_eq!(stack.rejected().len(), urls.len() + 1);
@@ -290,12 +289,11 @@ async fn overrides_reach_the_task_and_the_named_container() {
         config["clouds"][0]["templates"][0]["environment"] = json!({"MAVEN_OPTS": "-Xmx1g", "A": "template"});
         config["clouds"][0]["templates"][0]["tags"] = json!({"team": "build"});
     })
-    .await
-    .unwrap();
+    .await;
     let overrides = json!({"cpu": 1536, "memory": 3072, "environment": {"A": "b", "C": "d"}});
     let url = stack.webhook();
     stack.ask(json!({"requestId": "overridden", "label": "maven", "webhookUrl": url, "overrides": overrides}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     let input = stack.inputs("RunTask").remove(0);
     assert_eq!((&input["overrides"]["cpu"], &input["overrides"]["memory"]), (&json!("1536"), &json!("3072")));
     let environment = environment(&input);
@@ -324,12 +322,11 @@ async fn every_way_to_launch_is_asked_for_as_ecs_wants_it() {
         config["clouds"][0]["templates"][0]["placementConstraints"] =
             json!([{"type": "memberOf", "expression": "attribute:ecs.os-type == linux"}]);
     })
-    .await
-    .unwrap();
+    .await;
     for label in ["fargate", "providers", "maven"] {
         stack.send("requests", &request(label, label));
     }
-    stack.settle().await.unwrap();
+    stack.settle().await;
     let inputs = stack.inputs("RunTask");
     let of = |template: &str| {
         let name = |input: &&Value| template_of(input["startedBy"].as_str().unwrap()) == template;
@@ -360,9 +357,8 @@ async fn an_inbound_agent_runs_on_an_external_instance() {
     let mut stack = Stack::with(|config| {
         config["clouds"][0]["templates"][2]["launch"] = json!({"type": "external"});
     })
-    .await
-    .unwrap();
-    let waits = stack.agent("before", "dial").await.unwrap();
+    .await;
+    let waits = stack.agent("before", "dial").await;
     assert!(stack.active_tasks().is_empty() && stack.nodes().is_empty(), "the instances of EC2 are none of EXTERNAL");
     let external = {
         let mut aws = stack.aws();
@@ -371,14 +367,14 @@ async fn an_inbound_agent_runs_on_an_external_instance() {
         instance.attributes.insert("ecs.capability.external".into(), String::new());
         external
     };
-    let url = stack.agent("after", "dial").await.unwrap();
+    let url = stack.agent("after", "dial").await;
     assert_eq!(stack.told(&url), ["agent.ready"]);
     assert!(stack.active_tasks().iter().all(|task| task.instance.as_ref() == Some(&external)));
     assert_eq!(stack.count("autoscaling:SetDesiredCapacity"), 0, "no group makes an external instance");
     stack.unhide("waiting");
-    stack.sweep().await.unwrap();
+    stack.sweep().await;
     stack.unhide("requests");
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.told(&waits), ["agent.ready"], "and what waited is woken");
 }
 
@@ -388,17 +384,16 @@ async fn without_a_container_the_only_essential_one_is_looked_up_once() {
         config["clouds"][1]["templates"][0].as_object_mut().unwrap().remove("container");
         config["clouds"][0]["templates"][0].as_object_mut().unwrap().remove("container");
     })
-    .await
-    .unwrap();
+    .await;
     for number in 0..3 {
         stack.send("requests", &request(&format!("node-{number}"), "node"));
-        stack.poll(Binary::Request, "requests").await.unwrap();
+        stack.poll(Binary::Request, "requests").await;
     }
     assert_eq!(stack.calls(), ["ecs:DescribeTaskDefinition", "ecs:RunTask", "ecs:RunTask", "ecs:RunTask"]);
     assert_eq!(stack.inputs("RunTask")[0]["overrides"]["containerOverrides"][0]["name"], "agent");
 
     // Two essential containers: nobody knows which is meant.
-    let url = stack.agent("two", "maven").await.unwrap();
+    let url = stack.agent("two", "maven").await;
     assert_eq!(stack.told(&url), ["agent.failed LAUNCH_FAILED"]);
 }
 
@@ -407,12 +402,11 @@ async fn a_whole_batch_of_a_cold_process_looks_it_up_once() {
     let mut stack = Stack::with(|config| {
         config["clouds"][1]["templates"][0].as_object_mut().unwrap().remove("container");
     })
-    .await
-    .unwrap();
+    .await;
     for number in 0..5 {
         stack.send("requests", &request(&format!("node-{number}"), "node"));
     }
-    stack.poll(Binary::Request, "requests").await.unwrap();
+    stack.poll(Binary::Request, "requests").await;
     assert_eq!((stack.count("ecs:DescribeTaskDefinition"), stack.count("ecs:RunTask")), (1, 5));
 }
 
@@ -437,10 +431,10 @@ async fn what_no_waiting_can_mend_fails_at_once() {
         ),
     ];
     for (case, change, fault) in cases {
-        let mut stack = Stack::with(change).await.unwrap();
+        let mut stack = Stack::with(change).await;
         stack.allow_denials();
         stack.aws().faults.always("ecs", "RunTask", fault);
-        let url = stack.agent("hopeless", "maven").await.unwrap();
+        let url = stack.agent("hopeless", "maven").await;
         assert_eq!(stack.told(&url), ["agent.failed LAUNCH_FAILED"], "{case}");
         assert_eq!(stack.rejected().len(), 1, "{case}");
         assert!(stack.bodies("requests").is_empty() && stack.bodies("waiting").is_empty(), "{case}");
@@ -450,11 +444,10 @@ async fn what_no_waiting_can_mend_fails_at_once() {
 
 #[tokio::test]
 async fn each_agent_of_a_request_has_one_outcome_at_its_own_webhook() {
-    let mut stack =
-        Stack::with(|config| config["clouds"][1]["templates"][0]["agentsPerRequest"] = 3.into()).await.unwrap();
+    let mut stack = Stack::with(|config| config["clouds"][1]["templates"][0]["agentsPerRequest"] = 3.into()).await;
     let urls = [stack.webhook(), stack.webhook()];
     stack.ask(json!({"requestId": "three", "label": "node", "webhookUrl": urls}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.active_tasks().len(), 3);
     for url in &urls {
         assert_eq!(stack.told(url), ["agent.ready"]);
@@ -465,27 +458,27 @@ async fn each_agent_of_a_request_has_one_outcome_at_its_own_webhook() {
 
 #[tokio::test]
 async fn a_copy_of_a_request_starts_nothing_and_asks_again() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let url = stack.webhook();
     let body = json!({"requestId": "twice", "label": "node", "webhookUrl": url});
     // Twice in one batch.
     stack.ask(body.clone());
     stack.ask(body.clone());
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.tasks().len(), 1);
     // And once more, when its agent is ready.
     stack.ask(body.clone());
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.tasks().len(), 1);
     let notices = stack.notices(Some(&url));
     assert!(notices.len() > 1, "an inquiry is answered");
     assert!(notices.iter().all(|notice| notice.kind() == "agent.ready" && notice.body["id"] == notices[0].body["id"]));
     // And once more, when it has ended.
     stack.complete(json!({"requestId": "twice"}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     let before = stack.told(&url).len();
     stack.ask(body);
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.tasks().len(), 1);
     let told = stack.told(&url);
     assert_eq!(told.len(), before + 1);
@@ -494,15 +487,15 @@ async fn a_copy_of_a_request_starts_nothing_and_asks_again() {
 
 #[tokio::test]
 async fn a_copy_without_a_webhook_of_its_own_is_answered_at_the_configured_one() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     for state in ["ready", "over"] {
         stack.ask(json!({"requestId": "listened", "label": "node"}));
-        stack.settle().await.unwrap();
+        stack.settle().await;
         if state == "ready" {
             stack.ask(json!({"requestId": "listened", "label": "node"}));
-            stack.settle().await.unwrap();
+            stack.settle().await;
             stack.complete(json!({"requestId": "listened"}));
-            stack.settle().await.unwrap();
+            stack.settle().await;
         }
     }
     assert_eq!(stack.told_all(), ["agent.ready", "agent.ready", "agent.stopped", "agent.failed START_FAILED"]);
@@ -511,41 +504,41 @@ async fn a_copy_without_a_webhook_of_its_own_is_answered_at_the_configured_one()
 
 #[tokio::test]
 async fn a_request_that_nobody_wants_any_more_is_not_placed() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let url = stack.webhook();
     stack.ask(json!({"requestId": "late", "label": "node", "webhookUrl": url, "expiresAt": "2020-01-01T00:00:00Z"}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.tasks().len(), 0);
     assert_eq!(stack.told(&url), ["agent.failed CAPACITY_TIMEOUT"]);
 }
 
 #[tokio::test]
 async fn an_agent_that_is_there_is_told_though_its_request_has_expired() {
-    let mut stack = Stack::start().await.unwrap();
-    stack.agent("late", "node").await.unwrap();
+    let mut stack = Stack::start().await;
+    stack.agent("late", "node").await;
     let url = stack.webhook();
     stack.ask(json!({"requestId": "late", "label": "node", "webhookUrl": url, "expiresAt": "2020-01-01T00:00:00Z"}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.told(&url), ["agent.ready"]);
     assert_eq!((stack.tasks().len(), stack.count("ecs:RunTask")), (1, 1));
 }
 
 #[tokio::test]
 async fn each_agent_of_an_expired_request_is_told_at_the_configured_webhook() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let url = stack.webhook();
     let expiry = "2020-01-01T00:00:00Z";
     stack.ask(json!({"requestId": "late", "label": "node", "count": 3, "webhookUrl": url, "expiresAt": expiry}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.told(&url), ["agent.failed CAPACITY_TIMEOUT"]);
     assert_eq!(stack.told_all(), ["agent.failed CAPACITY_TIMEOUT"; 3]);
 }
 
 #[tokio::test]
 async fn an_event_that_is_no_batch_is_an_error_and_not_the_end() {
-    let mut stack = Stack::start().await.unwrap();
-    assert!(stack.invoke(Binary::Request, json!({"what": "is this"})).await.unwrap().is_err());
-    stack.agent("after-all", "node").await.unwrap();
+    let mut stack = Stack::start().await;
+    assert!(stack.invoke(Binary::Request, json!({"what": "is this"})).await.is_err());
+    stack.agent("after-all", "node").await;
     assert_eq!(stack.tasks().len(), 1);
 }
 
@@ -560,11 +553,10 @@ async fn an_override_that_decides_what_runs_needs_a_webhook_for_each_agent() {
         let mut stack = Stack::with(|config| {
             config["clouds"][1]["templates"][0]["allowedOverrides"] = json!(["environment", "command"]);
         })
-        .await
-        .unwrap();
+        .await;
         let webhooks: Vec<String> = (0..urls).map(|_| stack.webhook()).collect();
         stack.ask(json!({"requestId": "chosen", "label": "node", "count": count, "webhookUrl": webhooks, "overrides": overrides}));
-        stack.settle().await.unwrap();
+        stack.settle().await;
         assert_eq!(stack.told_all().first().map(String::as_str), Some(expected), "{overrides}");
         let is_started = expected == "agent.ready";
         assert_eq!(stack.tasks().len(), usize::from(is_started), "{overrides}");
@@ -583,13 +575,12 @@ async fn another_task_definition_is_run_where_the_template_allows_its_family() {
             template["allowedOverrides"] = json!(["taskDefinition"]);
             template["allowedTaskDefinitions"] = json!(["jenkins-*"]);
         })
-        .await
-        .unwrap();
+        .await;
         let url = stack.webhook();
         stack.ask(
             json!({"requestId": "image", "label": "node", "webhookUrl": url, "overrides": {"taskDefinition": asked}}),
         );
-        stack.settle().await.unwrap();
+        stack.settle().await;
         assert_eq!(stack.told(&url), [expected], "{asked}");
         assert!(stack.tasks().is_empty(), "{asked}");
     }

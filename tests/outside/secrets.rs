@@ -33,22 +33,21 @@ async fn secrets_are_shown_nowhere() {
         config["jenkins"]["webhook"]["signingSecret"] = json!({"env": "SIGNING_SECRET"});
         config["eventBus"] = "ci-agents".into();
     })
-    .await
-    .unwrap();
+    .await;
     stack.set_env("SIGNING_SECRET", Some(&secret));
     stack.set_env("AWS_LAMBDA_LOG_LEVEL", Some("DEBUG"));
-    stack.agent("plain", "maven").await.unwrap();
-    stack.agent("dialling", "dial").await.unwrap();
-    stack.agent("refused", "nothing").await.unwrap();
+    stack.agent("plain", "maven").await;
+    stack.agent("dialling", "dial").await;
+    stack.agent("refused", "nothing").await;
     stack.send("requests", "not JSON");
     // Refused by Jenkins, and down.
     stack.jenkins().add_user("ecs-agents", "another", Permission::FOR_AGENTS);
-    stack.agent("unauthorised", "node").await.unwrap();
+    stack.agent("unauthorised", "node").await;
     stack.jenkins_goes_down();
-    stack.agent("down", "node").await.unwrap();
+    stack.agent("down", "node").await;
     stack.complete(json!({"requestId": "plain"}));
-    stack.settle().await.unwrap();
-    stack.sweep_at(jiff::Timestamp::now()).await.unwrap().ok();
+    stack.settle().await;
+    stack.sweep_at(jiff::Timestamp::now()).await.ok();
     let said = all_that_is_said(&stack);
     assert!(said.contains("DEBUG") || said.contains("INFO"), "there are logs");
     let basic = STANDARD.encode(format!("ecs-agents:{API_TOKEN}"));
@@ -60,9 +59,9 @@ async fn secrets_are_shown_nowhere() {
 
 #[tokio::test]
 async fn secrets_are_read_at_the_start_alone() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     for number in 0..3 {
-        stack.agent(&format!("again-{number}"), "node").await.unwrap();
+        stack.agent(&format!("again-{number}"), "node").await;
     }
     let reads = stack.aws().journal.iter().filter(|call| call.service == "ssm").count();
     // One start of each of three functions.
@@ -71,8 +70,8 @@ async fn secrets_are_read_at_the_start_alone() {
 
 #[tokio::test]
 async fn a_secret_that_was_changed_is_read_again_when_it_is_refused() {
-    let mut stack = Stack::start().await.unwrap();
-    stack.agent("before", "node").await.unwrap();
+    let mut stack = Stack::start().await;
+    stack.agent("before", "node").await;
     stack.jenkins().add_user("ecs-agents", "rotated-token", Permission::FOR_AGENTS);
     stack.jenkins().add_endpoint("ecs-agents/notices", Some("rotated-authorization"));
     let url = stack.jenkins().register_webhook(Some("rotated-authorization"));
@@ -83,7 +82,7 @@ async fn a_secret_that_was_changed_is_read_again_when_it_is_refused() {
         aws.parameters.values.insert("/jenkins/webhook".into(), "rotated-authorization".into());
     }
     stack.ask(json!({"requestId": "after", "label": "node", "webhookUrl": url}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.told(&url), ["agent.ready"]);
     assert_eq!(stack.nodes().len(), 2);
     assert!(stack.bodies("undelivered").is_empty());
@@ -92,7 +91,7 @@ async fn a_secret_that_was_changed_is_read_again_when_it_is_refused() {
 #[tokio::test]
 async fn a_secret_that_stays_wrong_names_the_setting_and_loses_nothing() {
     for (setting, by_user) in [("jenkins.apiToken", true), ("jenkins.webhook.authorization", false)] {
-        let mut stack = Stack::start().await.unwrap();
+        let mut stack = Stack::start().await;
         let url = if by_user {
             stack.jenkins().add_user("ecs-agents", "another", Permission::FOR_AGENTS);
             stack.webhook()
@@ -102,7 +101,7 @@ async fn a_secret_that_stays_wrong_names_the_setting_and_loses_nothing() {
             url
         };
         stack.ask(json!({"requestId": "wrong", "label": "node", "webhookUrl": url}));
-        stack.settle().await.unwrap();
+        stack.settle().await;
         assert_eq!(stack.told(&url), Vec::<String>::new(), "{setting}");
         assert!(!stack.bodies("undelivered").is_empty(), "{setting}: as if Jenkins were down");
         assert!(stack.rejected().is_empty(), "{setting}");
@@ -118,7 +117,7 @@ async fn a_secret_that_stays_wrong_names_the_setting_and_loses_nothing() {
         }
         for _ in 0..3 {
             stack.unhide("undelivered");
-            stack.settle().await.unwrap();
+            stack.settle().await;
         }
         assert_eq!(stack.told(&url), ["agent.ready"], "{setting}");
     }
@@ -126,9 +125,9 @@ async fn a_secret_that_stays_wrong_names_the_setting_and_loses_nothing() {
 
 #[tokio::test]
 async fn a_missing_permission_is_named() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.jenkins().add_user("ecs-agents", API_TOKEN, [Permission::Read]);
-    stack.agent("powerless", "node").await.unwrap();
+    stack.agent("powerless", "node").await;
     let output = stack.output();
     assert!(output.contains("Agent/Create") || output.contains("hudson.model.Computer.Create"), "{output}");
     assert!(!stack.bodies("undelivered").is_empty());

@@ -5,7 +5,7 @@ use tests::{GROUP, Stack};
 
 #[tokio::test]
 async fn the_world_has_one_instance_and_is_quiet() {
-    let stack = Stack::start().await.unwrap();
+    let stack = Stack::start().await;
     let aws = stack.aws();
     assert_eq!(aws.ecs.instances().count(), 1);
     assert_eq!(aws.ecs.group(GROUP).unwrap().desired, 1);

@@ -15,8 +15,8 @@ fn minutes(minutes: i64) -> SignedDuration {
 
 /// A sweep some minutes from now, and what comes of it.
 async fn sweep_in(stack: &mut Stack, later: i64) {
-    stack.sweep_at(Timestamp::now() + minutes(later)).await.unwrap().unwrap();
-    stack.settle().await.unwrap();
+    stack.sweep_at(Timestamp::now() + minutes(later)).await.unwrap();
+    stack.settle().await;
 }
 
 /// Makes a task older, as if it had been started so long ago.
@@ -30,10 +30,10 @@ fn age(stack: &Stack, arn: &str, by: SignedDuration) {
 
 #[tokio::test]
 async fn a_quiet_world_stays_as_it_is() {
-    let mut stack = Stack::start().await.unwrap();
-    stack.agent("busy", "node").await.unwrap();
+    let mut stack = Stack::start().await;
+    stack.agent("busy", "node").await;
     stack.forget_calls();
-    stack.sweep().await.unwrap();
+    stack.sweep().await;
     let changes = stack.calls().into_iter().filter(|call| {
         let action = call.split(':').nth(1).unwrap();
         !["Describe", "List", "Get", "Receive", "Tag"].iter().any(|verb| action.starts_with(verb))
@@ -48,15 +48,15 @@ async fn a_quiet_world_stays_as_it_is() {
 #[tokio::test]
 async fn what_is_not_ready_in_time_is_stopped_and_told() {
     let mut stack =
-        Stack::with(|config| config["clouds"][1]["templates"][0]["containerStartTimeout"] = "5m".into()).await.unwrap();
+        Stack::with(|config| config["clouds"][1]["templates"][0]["containerStartTimeout"] = "5m".into()).await;
     stack.aws().ecs.behave("jenkins-node", Behaviour::NeverRuns);
-    let url = stack.agent("never", "node").await.unwrap();
+    let url = stack.agent("never", "node").await;
     let arn = stack.tasks()[0].arn.clone();
     age(&stack, &arn, minutes(4));
-    stack.sweep().await.unwrap();
+    stack.sweep().await;
     assert_eq!(stack.told(&url), Vec::<String>::new());
     age(&stack, &arn, minutes(2));
-    stack.sweep().await.unwrap();
+    stack.sweep().await;
     assert_eq!(stack.told(&url), ["agent.failed START_TIMEOUT"]);
     assert!(stack.active_tasks().is_empty() && stack.nodes().is_empty());
 }
@@ -64,28 +64,26 @@ async fn what_is_not_ready_in_time_is_stopped_and_told() {
 #[tokio::test]
 async fn one_that_never_becomes_healthy_is_not_ready_either() {
     let mut stack =
-        Stack::with(|config| config["clouds"][0]["templates"][0]["taskDefinition"] = "jenkins-checked".into())
-            .await
-            .unwrap();
+        Stack::with(|config| config["clouds"][0]["templates"][0]["taskDefinition"] = "jenkins-checked".into()).await;
     stack.aws().ecs.behave("jenkins-checked", Behaviour::HealthUnknown);
-    let url = stack.agent("unhealthy", "maven").await.unwrap();
+    let url = stack.agent("unhealthy", "maven").await;
     let arn = stack.tasks()[0].arn.clone();
     age(&stack, &arn, minutes(16));
-    stack.sweep().await.unwrap();
+    stack.sweep().await;
     assert_eq!(stack.told(&url), ["agent.failed START_TIMEOUT"]);
 }
 
 #[tokio::test]
 async fn an_agent_waits_for_jenkins_as_long_as_that_is_away() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.jenkins_goes_down();
-    let url = stack.agent("restart", "maven").await.unwrap();
+    let url = stack.agent("restart", "maven").await;
     let arn = stack.tasks()[0].arn.clone();
     age(&stack, &arn, minutes(40));
-    stack.sweep().await.unwrap();
+    stack.sweep().await;
     assert_eq!(stack.active_tasks().len(), 1, "it is Jenkins that is not ready");
-    stack.jenkins_comes_back().await.unwrap();
-    stack.sweep().await.unwrap();
+    stack.jenkins_comes_back().await;
+    stack.sweep().await;
     assert_eq!(stack.told(&url), ["agent.ready"], "the first sweep that finds Jenkins tells it");
     assert_eq!(stack.nodes().len(), 1);
 }
@@ -96,16 +94,16 @@ async fn one_that_jenkins_never_takes_is_stopped_and_told_why() {
         (tests::API_TOKEN, vec![Permission::Read], "Agent/Create"),
         ("another", Permission::FOR_AGENTS.to_vec(), "jenkins.apiToken"),
     ] {
-        let mut stack = Stack::start().await.unwrap();
+        let mut stack = Stack::start().await;
         stack.jenkins().add_user("ecs-agents", token, permissions);
-        let url = stack.agent("refused", "maven").await.unwrap();
+        let url = stack.agent("refused", "maven").await;
         let arn = stack.tasks()[0].arn.clone();
         age(&stack, &arn, minutes(16));
-        stack.sweep().await.unwrap();
+        stack.sweep().await;
         assert!(stack.active_tasks().is_empty(), "{word}");
         stack.jenkins().add_user("ecs-agents", tests::API_TOKEN, Permission::FOR_AGENTS);
         stack.unhide("undelivered");
-        stack.settle().await.unwrap();
+        stack.settle().await;
         assert_eq!(stack.told(&url), ["agent.failed START_TIMEOUT"]);
         let message = stack.notices(Some(&url))[0].body["failure"]["message"].as_str().unwrap().to_owned();
         assert!(message.contains("not ready within 15m") && message.contains(word), "{message}");
@@ -118,14 +116,13 @@ async fn no_agent_outlives_its_lifetime() {
         config["clouds"][0]["templates"][0]["maxLifetime"] = "never".into();
         config["clouds"][0]["templates"][0]["idleTimeout"] = "never".into();
     })
-    .await
-    .unwrap();
-    let url = stack.agent("old", "node").await.unwrap();
-    stack.agent("forever", "maven").await.unwrap();
+    .await;
+    let url = stack.agent("old", "node").await;
+    stack.agent("forever", "maven").await;
     for task in stack.tasks() {
         age(&stack, &task.arn, SignedDuration::from_hours(25));
     }
-    stack.sweep().await.unwrap();
+    stack.sweep().await;
     let active = stack.active_tasks();
     assert_eq!(active.len(), 1);
     assert!(active[0].started_by.contains("maven"));
@@ -136,10 +133,10 @@ async fn no_agent_outlives_its_lifetime() {
 
 #[tokio::test]
 async fn an_idle_agent_is_stopped_and_a_busy_one_is_not() {
-    let mut stack = Stack::start().await.unwrap();
-    stack.agent("idle", "node").await.unwrap();
+    let mut stack = Stack::start().await;
+    stack.agent("idle", "node").await;
     let idle = stack.nodes().remove(0);
-    stack.agent("busy", "node").await.unwrap();
+    stack.agent("busy", "node").await;
     let busy = stack.nodes().into_iter().find(|name| *name != idle).unwrap();
     for name in [&idle, &busy] {
         stack.jenkins().connect_ssh(name);
@@ -165,8 +162,8 @@ async fn an_idle_agent_is_stopped_and_a_busy_one_is_not() {
 
 #[tokio::test]
 async fn a_build_in_between_begins_the_idle_time_anew() {
-    let mut stack = Stack::start().await.unwrap();
-    stack.agent("now-and-then", "node").await.unwrap();
+    let mut stack = Stack::start().await;
+    stack.agent("now-and-then", "node").await;
     let name = stack.nodes().remove(0);
     stack.jenkins().connect_ssh(&name);
     sweep_in(&mut stack, 0).await;
@@ -183,21 +180,21 @@ async fn a_build_in_between_begins_the_idle_time_anew() {
 
 #[tokio::test]
 async fn nothing_is_stopped_on_a_guess() {
-    let mut stack = Stack::start().await.unwrap();
-    stack.agent("guess", "node").await.unwrap();
+    let mut stack = Stack::start().await;
+    stack.agent("guess", "node").await;
     let name = stack.nodes().remove(0);
     stack.jenkins().connect_ssh(&name);
     sweep_in(&mut stack, 0).await;
     // Jenkins does not answer while the time runs out.
     stack.jenkins_goes_down();
-    let _ = stack.sweep_at(Timestamp::now() + minutes(20)).await.unwrap();
+    let _ = stack.sweep_at(Timestamp::now() + minutes(20)).await;
     assert_eq!(stack.active_tasks().len(), 1, "whether it is idle, only Jenkins knows");
-    stack.jenkins_comes_back().await.unwrap();
+    stack.jenkins_comes_back().await;
     // ECS does not answer: no node goes.
     for action in ["ListTasks", "DescribeTasks"] {
         stack.aws().faults.always("ecs", action, Some(Fault::server()));
         for later in [21, 22, 23] {
-            let _ = stack.sweep_at(Timestamp::now() + minutes(later)).await.unwrap();
+            let _ = stack.sweep_at(Timestamp::now() + minutes(later)).await;
         }
         assert_eq!(stack.nodes().len(), 1, "{action}");
         stack.aws().faults.always("ecs", action, None);
@@ -206,8 +203,8 @@ async fn nothing_is_stopped_on_a_guess() {
 
 #[tokio::test]
 async fn what_is_tagged_keep_is_left_alone() {
-    let mut stack = Stack::start().await.unwrap();
-    stack.agent("kept", "node").await.unwrap();
+    let mut stack = Stack::start().await;
+    stack.agent("kept", "node").await;
     let task = stack.tasks().remove(0);
     stack.aws().ecs.task_mut(&task.arn).unwrap().tags.insert("jenkins-ecs-agents:keep".into(), "yes".into());
     age(&stack, &task.arn, SignedDuration::from_hours(48));
@@ -220,11 +217,11 @@ async fn what_is_tagged_keep_is_left_alone() {
 
 #[tokio::test]
 async fn events_that_never_came_are_made_up_for() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     // A task runs, and nobody heard of it.
     let running = stack.webhook();
     stack.ask(json!({"requestId": "unheard", "label": "node", "webhookUrl": running}));
-    stack.poll(Binary::Request, "requests").await.unwrap();
+    stack.poll(Binary::Request, "requests").await;
     stack.advance().clear();
     assert_eq!(stack.told(&running), Vec::<String>::new());
     // An event may be on its way for a minute.
@@ -235,7 +232,7 @@ async fn events_that_never_came_are_made_up_for() {
     stack.aws().ecs.behave("jenkins-node", Behaviour::ImageMissing);
     let ended = stack.webhook();
     stack.ask(json!({"requestId": "unheard-end", "label": "node", "webhookUrl": ended}));
-    stack.poll(Binary::Request, "requests").await.unwrap();
+    stack.poll(Binary::Request, "requests").await;
     stack.advance().clear();
     sweep_in(&mut stack, 4).await;
     assert_eq!(stack.told(&ended), ["agent.failed START_FAILED"]);
@@ -253,9 +250,9 @@ async fn events_that_never_came_are_made_up_for() {
 
 #[tokio::test]
 async fn a_node_without_a_task_goes_at_the_second_sight_a_minute_later() {
-    let mut stack = Stack::start().await.unwrap();
-    stack.agent("gone", "node").await.unwrap();
-    stack.agent("there", "node").await.unwrap();
+    let mut stack = Stack::start().await;
+    stack.agent("gone", "node").await;
+    stack.agent("there", "node").await;
     let gone = stack.tasks().remove(0);
     {
         // The task ends and is forgotten by ECS, and no event came.
@@ -266,14 +263,14 @@ async fn a_node_without_a_task_goes_at_the_second_sight_a_minute_later() {
     }
     stack.advance().clear();
     let first = Timestamp::now() + minutes(1);
-    stack.sweep_at(first).await.unwrap().unwrap();
+    stack.sweep_at(first).await.unwrap();
     assert_eq!(stack.nodes().len(), 2);
     // The same minute, brought twice, is one sight.
-    stack.sweep_at(first).await.unwrap().unwrap();
+    stack.sweep_at(first).await.unwrap();
     assert_eq!(stack.nodes().len(), 2);
     // Another process knows it from what is written down.
     stack.kill(Binary::Teardown);
-    stack.sweep_at(first + minutes(1)).await.unwrap().unwrap();
+    stack.sweep_at(first + minutes(1)).await.unwrap();
     let nodes = stack.nodes();
     assert_eq!(nodes.len(), 1);
     assert_ne!(nodes[0], gone.started_by);
@@ -281,8 +278,8 @@ async fn a_node_without_a_task_goes_at_the_second_sight_a_minute_later() {
 
 #[tokio::test]
 async fn nodes_of_others_are_left_alone() {
-    let mut stack = Stack::start().await.unwrap();
-    stack.agent("ours", "node").await.unwrap();
+    let mut stack = Stack::start().await;
+    stack.agent("ours", "node").await;
     let request = |name: &str| {
         let json = json!({"name": name, "nodeDescription": "", "numExecutors": "1", "remoteFS": "/home", "labelString": "",
             "mode": "NORMAL", "type": "hudson.slaves.DumbSlave", "retentionStrategy": {
@@ -312,13 +309,13 @@ async fn nodes_of_others_are_left_alone() {
 
 #[tokio::test]
 async fn idle_instances_are_given_back_drained_first_and_not_below_the_minimum() {
-    let mut stack = Stack::with(|config| config["clouds"][0]["idleInstanceTimeout"] = "10m".into()).await.unwrap();
+    let mut stack = Stack::with(|config| config["clouds"][0]["idleInstanceTimeout"] = "10m".into()).await;
     {
         let mut aws = stack.aws();
         aws.ecs.fill_group(GROUP, 3, Timestamp::now());
         aws.ecs.group_mut(GROUP).unwrap().minimum = 1;
     }
-    stack.agent("busy", "maven").await.unwrap();
+    stack.agent("busy", "maven").await;
     let busy = stack.tasks().remove(0).instance.unwrap();
     let busy = stack.aws().ecs.instances().find(|instance| instance.arn == busy).unwrap().ec2_id.clone();
     let node = stack.nodes().remove(0);
@@ -346,7 +343,7 @@ async fn idle_instances_are_given_back_drained_first_and_not_below_the_minimum()
     }
     // The build ends, and the agent with it: the last instance is the group's minimum.
     stack.complete(json!({"requestId": "busy"}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     for later in [20, 25, 31, 32, 33, 45] {
         sweep_in(&mut stack, later).await;
     }
@@ -357,14 +354,14 @@ async fn idle_instances_are_given_back_drained_first_and_not_below_the_minimum()
 
 #[tokio::test]
 async fn the_groups_own_scale_in_ends_no_protected_agent_and_the_sweep_what_it_left_idle() {
-    let mut stack = Stack::with(|config| config["clouds"][0]["idleInstanceTimeout"] = "10m".into()).await.unwrap();
+    let mut stack = Stack::with(|config| config["clouds"][0]["idleInstanceTimeout"] = "10m".into()).await;
     {
         let mut aws = stack.aws();
         let group = aws.ecs.group_mut(GROUP).unwrap();
         (group.protects_new, group.minimum) = (true, 1);
         aws.ecs.fill_group(GROUP, 4, Timestamp::now());
     }
-    stack.agent("busy", "maven").await.unwrap();
+    stack.agent("busy", "maven").await;
     let node = stack.nodes().remove(0);
     stack.jenkins().connect_ssh(&node);
     assert!(stack.jenkins().start_build_on(&node, "app/main #1"));
@@ -393,32 +390,31 @@ async fn with_a_minimum_of_none_the_last_instance_goes_too_and_comes_back_when_i
         config["clouds"][0]["idleInstanceTimeout"] = "10m".into();
         config["clouds"][0]["instanceCapacity"] = json!({"cpu": 4096, "memory": 7680});
     })
-    .await
-    .unwrap();
+    .await;
     for later in [0, 5, 11, 12, 13] {
         sweep_in(&mut stack, later).await;
     }
     assert_eq!(stack.aws().ecs.group(GROUP).unwrap().members.len(), 0);
     assert_eq!(stack.aws().ecs.group(GROUP).unwrap().desired, 0);
-    let url = stack.agent("wakes", "maven").await.unwrap();
+    let url = stack.agent("wakes", "maven").await;
     for _ in 0..3 {
         stack.unhide("waiting");
-        stack.sweep().await.unwrap();
+        stack.sweep().await;
         stack.unhide("requests");
-        stack.settle().await.unwrap();
+        stack.settle().await;
     }
     assert_eq!(stack.told(&url), ["agent.ready"]);
 }
 
 #[tokio::test]
 async fn by_default_and_by_tag_instances_stay() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     for later in [0, 60, 600] {
         sweep_in(&mut stack, later).await;
     }
     assert_eq!(stack.aws().ecs.group(GROUP).unwrap().members.len(), 1);
 
-    let mut stack = Stack::with(|config| config["clouds"][0]["idleInstanceTimeout"] = "10m".into()).await.unwrap();
+    let mut stack = Stack::with(|config| config["clouds"][0]["idleInstanceTimeout"] = "10m".into()).await;
     let arn = stack.aws().ecs.instances().next().unwrap().arn.clone();
     stack.aws().ecs.instance_mut(&arn).unwrap().tags.insert("jenkins-ecs-agents:keep".into(), String::new());
     for later in [0, 11, 12, 13] {
@@ -429,10 +425,10 @@ async fn by_default_and_by_tag_instances_stay() {
 
 #[tokio::test]
 async fn a_drain_that_was_cut_short_is_finished_or_undone() {
-    let mut stack = Stack::with(|config| config["clouds"][0]["idleInstanceTimeout"] = "10m".into()).await.unwrap();
+    let mut stack = Stack::with(|config| config["clouds"][0]["idleInstanceTimeout"] = "10m".into()).await;
     stack.aws().faults.always("autoscaling", "TerminateInstanceInAutoScalingGroup", Some(Fault::server()));
     for later in [0, 5, 11] {
-        let _ = stack.sweep_at(Timestamp::now() + minutes(later)).await.unwrap();
+        let _ = stack.sweep_at(Timestamp::now() + minutes(later)).await;
     }
     stack.aws().faults.always("autoscaling", "TerminateInstanceInAutoScalingGroup", None);
     stack.kill(Binary::Teardown);
@@ -448,7 +444,7 @@ async fn a_drain_that_was_cut_short_is_finished_or_undone() {
 
 #[tokio::test]
 async fn a_foreign_drain_is_not_undone() {
-    let mut stack = Stack::with(|config| config["clouds"][0]["idleInstanceTimeout"] = "10m".into()).await.unwrap();
+    let mut stack = Stack::with(|config| config["clouds"][0]["idleInstanceTimeout"] = "10m".into()).await;
     let arn = stack.aws().ecs.instances().next().unwrap().arn.clone();
     let drain = json!({"cluster": CLUSTER, "containerInstances": [arn], "status": "DRAINING"});
     stack.aws().ecs.call("UpdateContainerInstancesState", &drain, Timestamp::now()).unwrap();
@@ -461,17 +457,17 @@ async fn a_foreign_drain_is_not_undone() {
 
 #[tokio::test]
 async fn waiting_work_keeps_what_it_needs() {
-    let mut stack = Stack::with(|config| config["clouds"][0]["idleInstanceTimeout"] = "10m".into()).await.unwrap();
+    let mut stack = Stack::with(|config| config["clouds"][0]["idleInstanceTimeout"] = "10m".into()).await;
     stack.aws().ecs.settings().boot = Duration::from_secs(3600);
     // Over maxAgents nothing needs an instance; without room, everything does.
     stack.ask(json!({"requestId": "fill", "label": "maven", "count": 3}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     stack.ask(json!({"requestId": "waits", "label": "maven"}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.bodies("waiting").len(), 1);
     let desired = stack.aws().ecs.group(GROUP).unwrap().desired;
     for later in [0, 5, 12] {
-        stack.sweep_at(Timestamp::now() + minutes(later)).await.unwrap().unwrap();
+        stack.sweep_at(Timestamp::now() + minutes(later)).await.unwrap();
         stack.unhide("waiting");
     }
     assert!(stack.aws().ecs.group(GROUP).unwrap().desired >= desired);
@@ -483,12 +479,11 @@ async fn all_pages_are_looked_at() {
     let mut stack = Stack::with(|config| {
         config["clouds"][1]["templates"][0]["idleTimeout"] = "never".into();
     })
-    .await
-    .unwrap();
+    .await;
     for number in 0..25 {
         stack.ask(json!({"requestId": format!("page-{number}"), "label": "node", "count": 10}));
     }
-    while stack.poll(Binary::Request, "requests").await.unwrap() > 0 {}
+    while stack.poll(Binary::Request, "requests").await > 0 {}
     stack.advance().clear();
     let tasks = stack.active_tasks();
     assert_eq!(tasks.len(), 250);
@@ -497,7 +492,7 @@ async fn all_pages_are_looked_at() {
     }
     let mut sweeps = 0;
     while !stack.active_tasks().is_empty() && sweeps < 5 {
-        stack.sweep_at(Timestamp::now()).await.unwrap().unwrap();
+        stack.sweep_at(Timestamp::now()).await.unwrap();
         sweeps += 1;
     }
     assert!(stack.active_tasks().is_empty(), "{} are left", stack.active_tasks().len());
@@ -510,12 +505,11 @@ async fn five_thousand_tasks_and_five_hundred_instances_fit_into_one_sweep() {
         config["clouds"][0]["idleInstanceTimeout"] = "10m".into();
         config["clouds"][0]["templates"].as_array_mut().unwrap().truncate(1);
     })
-    .await
-    .unwrap();
+    .await;
     for number in 0..500 {
         stack.ask(json!({"requestId": format!("many-{number}"), "label": "node", "count": 10}));
     }
-    while stack.poll(Binary::Request, "requests").await.unwrap() > 0 {}
+    while stack.poll(Binary::Request, "requests").await > 0 {}
     stack.advance().clear();
     let last = {
         let mut aws = stack.aws();
@@ -530,11 +524,11 @@ async fn five_thousand_tasks_and_five_hundred_instances_fit_into_one_sweep() {
         arns.into_iter().max().unwrap()
     };
     age(&stack, &last, SignedDuration::from_hours(25));
-    stack.sweep_at(Timestamp::now()).await.unwrap().unwrap();
+    stack.sweep_at(Timestamp::now()).await.unwrap();
     assert_eq!(stack.active_tasks().len(), 4999, "the one that is overdue is found among them");
     let idle = stack.aws().ecs.instances().filter(|instance| !instance.tags.is_empty()).count();
     assert_eq!(idle, 500, "and every idle instance is marked");
-    let process = stack.function(Binary::Teardown).await.unwrap().id().unwrap();
+    let process = stack.function(Binary::Teardown).await.id().unwrap();
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let peak: u64 = status
         .lines()
@@ -549,8 +543,8 @@ async fn five_thousand_tasks_and_five_hundred_instances_fit_into_one_sweep() {
 
 #[tokio::test]
 async fn somebody_else_s_tasks_are_never_stopped() {
-    let mut stack = Stack::start().await.unwrap();
-    stack.agent("ours", "node").await.unwrap();
+    let mut stack = Stack::start().await;
+    stack.agent("ours", "node").await;
     let input = stack.inputs("RunTask").remove(0);
     let run = |started_by: &str, tags: Value| {
         let mut input = input.clone();
@@ -592,8 +586,8 @@ fn wait(stack: &Stack, ids: impl Iterator<Item = String>, template: &str, waits_
 
 #[tokio::test]
 async fn what_fits_is_woken_whatever_waits_before_it() {
-    let mut stack = Stack::with(|config| config["clouds"][0]["templates"][0]["maxAgents"] = 1.into()).await.unwrap();
-    stack.agent("one", "maven").await.unwrap();
+    let mut stack = Stack::with(|config| config["clouds"][0]["templates"][0]["maxAgents"] = 1.into()).await;
+    stack.agent("one", "maven").await;
     stack.aws().ecs.fill_group(GROUP, 3, Timestamp::now());
     let now = Timestamp::now();
     wait(
@@ -604,7 +598,7 @@ async fn what_fits_is_woken_whatever_waits_before_it() {
         now - Duration::from_secs(60),
     );
     wait(&stack, (0..5).map(|number| format!("fits-{number}")), "dial", "instance", now - Duration::from_secs(30));
-    stack.sweep_at(now).await.unwrap().unwrap();
+    stack.sweep_at(now).await.unwrap();
     let woken = stack.bodies("requests");
     assert_eq!(woken.len(), 5, "{woken:?}");
     assert!(woken.iter().all(|body| body.contains("fits-")));
@@ -615,15 +609,15 @@ async fn what_fits_is_woken_whatever_waits_before_it() {
 
 #[tokio::test]
 async fn two_thousand_overdue_requests_are_told_once_each_by_one_sweep() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let long_ago = Timestamp::now() - Duration::from_secs(3600);
     wait(&stack, (0..2000).map(|number| format!("late-{number}")), "maven", "maxAgents", long_ago);
     // A copy of one, and one whose other copy has found room.
     wait(&stack, std::iter::once("late-7".to_owned()), "maven", "maxAgents", long_ago);
-    stack.agent("placed", "maven").await.unwrap();
+    stack.agent("placed", "maven").await;
     wait(&stack, std::iter::once("placed".to_owned()), "maven", "maxAgents", long_ago);
     for _ in 0..2 {
-        stack.sweep_at(Timestamp::now()).await.unwrap().unwrap();
+        stack.sweep_at(Timestamp::now()).await.unwrap();
         assert!(stack.bodies("waiting").is_empty(), "{} are left", stack.bodies("waiting").len());
         let failed: Vec<_> =
             stack.all_notices().into_iter().filter(|notice| notice.code() == "CAPACITY_TIMEOUT").collect();
@@ -637,8 +631,8 @@ async fn two_thousand_overdue_requests_are_told_once_each_by_one_sweep() {
 
 #[tokio::test]
 async fn what_a_sweep_works_on_stays_hidden_for_longer_than_a_sweep_takes() {
-    let mut stack = Stack::start().await.unwrap();
-    stack.sweep_at(Timestamp::now()).await.unwrap().unwrap();
+    let mut stack = Stack::start().await;
+    stack.sweep_at(Timestamp::now()).await.unwrap();
     let looks = stack.aws().calls("sqs", "ReceiveMessage").iter().map(|call| call.input.clone()).collect::<Vec<_>>();
     let waiting = looks.iter().filter(|input| input["QueueUrl"].as_str().unwrap().ends_with("/waiting"));
     assert!(waiting.clone().count() > 0);
@@ -647,15 +641,15 @@ async fn what_a_sweep_works_on_stays_hidden_for_longer_than_a_sweep_takes() {
 
 #[tokio::test]
 async fn a_failed_request_is_told_why_its_group_got_no_instance() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.aws().ecs.group_mut(GROUP).unwrap().lacks_capacity();
     let now = Timestamp::now();
     wait(&stack, std::iter::once("young".to_owned()), "maven", "instance", now);
     stack.aws().ecs.fill_group(GROUP, 3, now);
-    stack.sweep_at(now).await.unwrap().unwrap();
+    stack.sweep_at(now).await.unwrap();
     assert_eq!(stack.count("autoscaling:DescribeScalingActivities"), 0, "only where a request fails");
     wait(&stack, (0..3).map(|number| format!("late-{number}")), "maven", "instance", now - Duration::from_secs(3600));
-    stack.sweep_at(now).await.unwrap().unwrap();
+    stack.sweep_at(now).await.unwrap();
     let notices = stack.all_notices();
     let failed: Vec<_> = notices.iter().filter(|notice| notice.code() == "CAPACITY_TIMEOUT").collect();
     assert_eq!(failed.len(), 3);
@@ -666,7 +660,7 @@ async fn a_failed_request_is_told_why_its_group_got_no_instance() {
 
 /// A cloud whose idle instances go after ten minutes, with so many of them.
 async fn idle_instances(count: u32) -> Stack {
-    let stack = Stack::with(|config| config["clouds"][0]["idleInstanceTimeout"] = "10m".into()).await.unwrap();
+    let stack = Stack::with(|config| config["clouds"][0]["idleInstanceTimeout"] = "10m".into()).await;
     stack.aws().ecs.fill_group(GROUP, count, Timestamp::now());
     stack
 }
@@ -717,7 +711,7 @@ async fn daemons_keep_no_idle_instance() {
 
 #[tokio::test]
 async fn weighted_instances_are_given_back_in_the_groups_units() {
-    let mut stack = Stack::with(|config| config["clouds"][0]["idleInstanceTimeout"] = "10m".into()).await.unwrap();
+    let mut stack = Stack::with(|config| config["clouds"][0]["idleInstanceTimeout"] = "10m".into()).await;
     {
         let mut aws = stack.aws();
         aws.ecs.fill_group(GROUP, 0, Timestamp::now());
@@ -737,7 +731,7 @@ async fn weighted_instances_are_given_back_in_the_groups_units() {
 
 #[tokio::test]
 async fn an_instance_that_never_registers_is_given_back() {
-    let mut stack = Stack::with(|config| config["clouds"][0]["idleInstanceTimeout"] = "10m".into()).await.unwrap();
+    let mut stack = Stack::with(|config| config["clouds"][0]["idleInstanceTimeout"] = "10m".into()).await;
     stack.aws().ecs.group_mut(GROUP).unwrap().broken = 1;
     stack.aws().ecs.fill_group(GROUP, 2, Timestamp::now());
     let registered = stack.aws().ecs.instances().next().unwrap().arn.clone();
@@ -766,7 +760,7 @@ async fn an_instance_in_standby_is_not_given_back() {
 async fn giving_back_leaves_the_group_no_zones_to_even_out() {
     let mut stack = idle_instances(4).await;
     stack.aws().ecs.settings().rebalance = Some(Duration::ZERO);
-    stack.agent("busy", "maven").await.unwrap();
+    stack.agent("busy", "maven").await;
     let node = stack.nodes().remove(0);
     stack.jenkins().connect_ssh(&node);
     assert!(stack.jenkins().start_build_on(&node, "app/main #1"));

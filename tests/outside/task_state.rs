@@ -31,8 +31,8 @@ fn path(stack: &Stack, url: &str) -> String {
 
 #[tokio::test]
 async fn the_named_container_s_port_on_its_instance_is_the_address() {
-    let mut stack = Stack::start().await.unwrap();
-    let url = stack.agent("bridge", "maven").await.unwrap();
+    let mut stack = Stack::start().await;
+    let url = stack.agent("bridge", "maven").await;
     let notice = stack.notices(Some(&url)).remove(0);
     let task = stack.tasks().remove(0);
     let agent = task.containers.iter().find(|container| container.name == "agent").unwrap();
@@ -45,9 +45,9 @@ async fn the_named_container_s_port_on_its_instance_is_the_address() {
 
 #[tokio::test]
 async fn host_mode_and_awsvpc_have_addresses_of_their_own_kind() {
-    let mut stack = Stack::start().await.unwrap();
-    let host = stack.agent("host", "host").await.unwrap();
-    let fargate = stack.agent("fargate", "node").await.unwrap();
+    let mut stack = Stack::start().await;
+    let host = stack.agent("host", "host").await;
+    let fargate = stack.agent("fargate", "node").await;
     let instance = stack.aws().ecs.instances().next().unwrap().private_address.clone();
     let agent = stack.notices(Some(&host))[0].body["agent"].clone();
     assert_eq!((&agent["host"], &agent["port"]), (&json!(instance), &json!(2222)));
@@ -62,11 +62,11 @@ async fn host_mode_and_awsvpc_have_addresses_of_their_own_kind() {
 
 #[tokio::test]
 async fn a_ready_notice_says_all_that_jenkins_needs() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let url = stack.webhook();
     let build = json!({"job": "app/main", "number": 42, "url": "https://jenkins.example.com/job/app/job/main/42/"});
     stack.ask(json!({"requestId": "jenkins-app-main-42", "label": "maven", "webhookUrl": url, "build": build}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     let notice = stack.notices(Some(&url)).remove(0);
     let body = &notice.body;
     let task = stack.tasks().remove(0);
@@ -102,12 +102,10 @@ async fn a_ready_notice_says_all_that_jenkins_needs() {
 async fn notices_are_signed_as_standard_webhooks_has_it() {
     let key = b"a key of the stack's own, 32 byte";
     let mut stack =
-        Stack::with(|config| config["jenkins"]["webhook"]["signingSecret"] = json!({"ssm": "/jenkins/signing"}))
-            .await
-            .unwrap();
+        Stack::with(|config| config["jenkins"]["webhook"]["signingSecret"] = json!({"ssm": "/jenkins/signing"})).await;
     let secret = format!("whsec_{}", STANDARD.encode(key));
     stack.aws().parameters.values.insert("/jenkins/signing".into(), secret.clone());
-    stack.agent("signed", "node").await.unwrap();
+    stack.agent("signed", "node").await;
     let notices = stack.notices(None);
     assert_eq!(notices.len(), 2);
     for notice in notices {
@@ -134,9 +132,8 @@ async fn the_node_is_there_before_the_notice_and_as_the_template_has_it() {
             "launchTimeout": "90s", "maxRetries": 7, "retryWait": "2s", "javaPath": "/opt/java/bin/java",
             "jvmOptions": "-Xmx64m", "prefixStartCommand": "bash -lc '", "suffixStartCommand": "'"});
     })
-    .await
-    .unwrap();
-    let url = stack.agent("node", "maven").await.unwrap();
+    .await;
+    let url = stack.agent("node", "maven").await;
     let notice = stack.notices(Some(&url)).remove(0);
     let name = notice.agent().to_owned();
     {
@@ -165,7 +162,7 @@ async fn the_node_is_there_before_the_notice_and_as_the_template_has_it() {
     }
     // Without a webhook nobody asks for it by name: it has the template's labels.
     stack.ask(json!({"requestId": "by-label", "label": "node"}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     let jenkins = stack.jenkins();
     let node = jenkins.nodes().find(|node| node.name.contains("-node-")).unwrap();
     let labels = node.labels();
@@ -176,11 +173,11 @@ async fn the_node_is_there_before_the_notice_and_as_the_template_has_it() {
 async fn both_ways_to_create_a_node_give_the_same_node() {
     let mut nodes = Vec::new();
     for version in ["2.504.3", "2.538", "2.539", "2.579"] {
-        let mut stack = Stack::start().await.unwrap();
+        let mut stack = Stack::start().await;
         stack.jenkins().set_version(version);
         // The first exchange tells the version; the second agent's node is made in the way that it allows.
-        stack.agent("first", "node").await.unwrap();
-        stack.agent("second", "node").await.unwrap();
+        stack.agent("first", "node").await;
+        stack.agent("second", "node").await;
         let jenkins = stack.jenkins();
         assert_eq!(jenkins.nodes().count(), 2, "{version}");
         let node = jenkins.nodes().next().unwrap().clone();
@@ -204,22 +201,21 @@ async fn without_register_nodes_jenkins_is_told_and_nothing_else() {
             }
         }
     })
-    .await
-    .unwrap();
-    let url = stack.agent("unregistered", "node").await.unwrap();
+    .await;
+    let url = stack.agent("unregistered", "node").await;
     assert_eq!(stack.told(&url), ["agent.ready"]);
     stack.complete(json!({"requestId": "unregistered"}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert!(stack.active_tasks().is_empty());
     assert!(stack.jenkins().exchanges().iter().all(|exchange| !exchange.target.contains("computer")));
 }
 
 #[tokio::test]
 async fn an_inbound_agent_has_its_node_before_its_task_and_is_told_how_to_dial() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let url = stack.webhook();
     stack.ask(json!({"requestId": "dial", "label": "dial", "webhookUrl": url}));
-    stack.poll(Binary::Request, "requests").await.unwrap();
+    stack.poll(Binary::Request, "requests").await;
     let task = stack.tasks().remove(0);
     let name = task.started_by.clone();
     assert_eq!(stack.nodes(), [name.as_str()], "the node, before anything of ECS was heard");
@@ -236,7 +232,7 @@ async fn an_inbound_agent_has_its_node_before_its_task_and_is_told_how_to_dial()
     assert_eq!(value("JENKINS_WEB_SOCKET"), "true");
     let secret = value("JENKINS_SECRET");
     stack.jenkins().connect_inbound(&name, &secret).unwrap();
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.told(&url), ["agent.ready"]);
     let agent = stack.notices(Some(&url))[0].body["agent"].clone();
     assert_eq!(agent["connect"], "inbound");
@@ -249,16 +245,14 @@ async fn an_inbound_agent_has_its_node_before_its_task_and_is_told_how_to_dial()
 #[tokio::test]
 async fn a_container_with_a_health_check_is_ready_when_it_is_healthy() {
     let mut stack =
-        Stack::with(|config| config["clouds"][0]["templates"][0]["taskDefinition"] = "jenkins-checked".into())
-            .await
-            .unwrap();
+        Stack::with(|config| config["clouds"][0]["templates"][0]["taskDefinition"] = "jenkins-checked".into()).await;
     stack.aws().ecs.settings().healthy = Duration::from_secs(3600);
-    let url = stack.agent("checked", "maven").await.unwrap();
+    let url = stack.agent("checked", "maven").await;
     assert_eq!(stack.tasks()[0].last_status, "RUNNING");
     assert_eq!(stack.told(&url), Vec::<String>::new());
     // Looked at again, it is still not healthy, and is kept for another look within seconds.
     stack.unhide("undelivered");
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.told(&url), Vec::<String>::new());
     let next = stack.aws().sqs.messages("undelivered")[0].visible_at.duration_since(Timestamp::now()).as_secs();
     assert!((0..15).contains(&next), "{next} s");
@@ -266,7 +260,7 @@ async fn a_container_with_a_health_check_is_ready_when_it_is_healthy() {
     let events = stack.aws().advance(Timestamp::now() + SignedDuration::from_hours(2));
     assert!(events.is_empty(), "{events:?}");
     stack.unhide("undelivered");
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.told(&url), ["agent.ready"]);
     assert!(stack.bodies("undelivered").is_empty());
 }
@@ -276,10 +270,10 @@ async fn bindings_of_both_kinds_are_told_apart_in_whatever_order() {
     for (addressing, is_ipv6) in
         [(Addressing::Dual, false), (Addressing::DualV6First, false), (Addressing::V6, true), (Addressing::V4, false)]
     {
-        let mut stack = Stack::start().await.unwrap();
+        let mut stack = Stack::start().await;
         stack.aws().ecs.settings().instance_addresses = addressing;
         let arn = new_instance(&stack);
-        let url = stack.agent("dual", "maven").await.unwrap();
+        let url = stack.agent("dual", "maven").await;
         let notice = stack.notices(Some(&url)).remove(0);
         let task = stack.tasks().remove(0);
         let instance = stack.aws().ecs.instance(&arn).unwrap().clone();
@@ -318,9 +312,9 @@ fn new_instance(stack: &Stack) -> String {
 #[tokio::test]
 async fn a_task_of_an_ipv6_only_subnet_is_reached_by_ipv6() {
     for (addressing, is_ipv6) in [(Addressing::V6, true), (Addressing::Dual, false)] {
-        let mut stack = Stack::start().await.unwrap();
+        let mut stack = Stack::start().await;
         stack.aws().ecs.settings().interface_addresses = addressing;
-        let url = stack.agent("six", "node").await.unwrap();
+        let url = stack.agent("six", "node").await;
         let notice = stack.notices(Some(&url)).remove(0);
         let interface = stack.tasks().remove(0).interface.unwrap();
         let host = if is_ipv6 { interface.ipv6_address.unwrap() } else { interface.private_address };
@@ -332,7 +326,7 @@ async fn a_task_of_an_ipv6_only_subnet_is_reached_by_ipv6() {
 async fn bindings_that_come_late_are_waited_for_and_static_ones_are_not() {
     for is_null in [false, true] {
         for (family, is_static) in [("late-static", true), ("late-dynamic", false)] {
-            let mut stack = Stack::start().await.unwrap();
+            let mut stack = Stack::start().await;
             {
                 let mut aws = stack.aws();
                 let port = if is_static { 2200 } else { 0 };
@@ -344,13 +338,13 @@ async fn bindings_that_come_late_are_waited_for_and_static_ones_are_not() {
                 settings.binding = Duration::from_secs(3600);
                 settings.bindings_are_null = is_null;
             }
-            let url = stack.agent(family, "maven").await.unwrap();
+            let url = stack.agent(family, "maven").await;
             if !is_static {
                 assert_eq!(stack.told(&url), Vec::<String>::new(), "{family}");
                 assert_eq!(stack.active_tasks().len(), 1, "{family}");
                 stack.aws().advance(Timestamp::now() + SignedDuration::from_hours(2));
                 stack.unhide("undelivered");
-                stack.settle().await.unwrap();
+                stack.settle().await;
             }
             assert_eq!(stack.told(&url), ["agent.ready"], "{family}");
             if is_static {
@@ -362,11 +356,11 @@ async fn bindings_that_come_late_are_waited_for_and_static_ones_are_not() {
 
 #[tokio::test]
 async fn an_address_that_never_comes_ends_with_the_start_s_time() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.aws().ecs.settings().binding = Duration::from_secs(36_000);
-    let url = stack.agent("never", "maven").await.unwrap();
-    stack.sweep_at(Timestamp::now() + SignedDuration::from_mins(16)).await.unwrap().unwrap();
-    stack.settle().await.unwrap();
+    let url = stack.agent("never", "maven").await;
+    stack.sweep_at(Timestamp::now() + SignedDuration::from_mins(16)).await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.told(&url), ["agent.failed START_TIMEOUT"]);
     let failure = stack.notices(Some(&url))[0].body["failure"].clone();
     assert!(failure["message"].as_str().unwrap().contains("host port"), "{failure}");
@@ -374,14 +368,14 @@ async fn an_address_that_never_comes_ends_with_the_start_s_time() {
 
 #[tokio::test]
 async fn events_that_come_twice_say_it_once() {
-    let mut stack = Stack::start().await.unwrap();
-    let url = stack.agent("repeated", "node").await.unwrap();
+    let mut stack = Stack::start().await;
+    let url = stack.agent("repeated", "node").await;
     let events = stack.history.clone();
     for event in events.iter().chain(events.iter().rev()) {
-        stack.invoke(Binary::TaskState, event.clone()).await.unwrap().unwrap();
+        stack.invoke(Binary::TaskState, event.clone()).await.unwrap();
     }
     // Another process knows no more than what is recorded.
-    let mut another = stack.another(Binary::TaskState).await.unwrap();
+    let mut another = stack.another(Binary::TaskState).await;
     for event in &events {
         another.invoke(event.clone()).await.unwrap().unwrap();
     }
@@ -395,15 +389,15 @@ async fn events_that_come_twice_say_it_once() {
 
 #[tokio::test]
 async fn a_running_event_after_the_end_registers_nothing() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let url = stack.webhook();
     stack.ask(json!({"requestId": "reversed", "label": "node", "webhookUrl": url}));
-    stack.poll(Binary::Request, "requests").await.unwrap();
+    stack.poll(Binary::Request, "requests").await;
     stack.advance();
     let arn = stack.tasks()[0].arn.clone();
     stack.aws().ecs.exit(&arn, 3, Timestamp::now());
     stack.advance().reverse();
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.told(&url), ["agent.failed START_FAILED"]);
     assert!(stack.nodes().is_empty());
     let created = stack.jenkins().exchanges().iter().any(|exchange| exchange.target.contains("reateItem"));
@@ -412,8 +406,8 @@ async fn a_running_event_after_the_end_registers_nothing() {
 
 #[tokio::test]
 async fn an_event_of_a_task_that_ecs_forgot_does_no_harm() {
-    let mut stack = Stack::start().await.unwrap();
-    let url = stack.agent("forgotten", "node").await.unwrap();
+    let mut stack = Stack::start().await;
+    let url = stack.agent("forgotten", "node").await;
     let running = stack.history.iter().rfind(|event| event["detail"]["lastStatus"] == "RUNNING").unwrap().clone();
     let arn = stack.tasks()[0].arn.clone();
     {
@@ -422,15 +416,15 @@ async fn an_event_of_a_task_that_ecs_forgot_does_no_harm() {
         aws.advance(Timestamp::now() + SignedDuration::from_hours(2));
         assert_eq!(aws.ecs.tasks().count(), 0);
     }
-    stack.invoke(Binary::TaskState, running).await.unwrap().unwrap();
+    stack.invoke(Binary::TaskState, running).await.unwrap();
     assert_eq!(stack.told(&url), ["agent.ready"]);
     assert_eq!(stack.told_all().iter().filter(|told| *told == "agent.ready").count(), 1);
 }
 
 #[tokio::test]
 async fn a_last_event_is_believed_though_ecs_has_forgotten_the_task() {
-    let mut stack = Stack::start().await.unwrap();
-    stack.agent("ended", "node").await.unwrap();
+    let mut stack = Stack::start().await;
+    stack.agent("ended", "node").await;
     let arn = stack.tasks()[0].arn.clone();
     stack.aws().ecs.exit(&arn, 0, Timestamp::now());
     let events: Vec<_> = stack.advance().drain(..).collect();
@@ -440,17 +434,17 @@ async fn a_last_event_is_believed_though_ecs_has_forgotten_the_task() {
         aws.advance(Timestamp::now() + SignedDuration::from_hours(2));
         assert_eq!(aws.ecs.tasks().count(), 0);
     }
-    stack.invoke(Binary::TaskState, stopped).await.unwrap().unwrap();
+    stack.invoke(Binary::TaskState, stopped).await.unwrap();
     assert_eq!(stack.told_all(), ["agent.ready", "agent.stopped"]);
     assert!(stack.nodes().is_empty());
 }
 
 #[tokio::test]
 async fn a_configured_webhook_that_leads_nowhere_costs_no_agent_and_no_notice() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let gone = page(404, &[("x-jenkins", "2.579")]);
     stack.jenkins().script("ecs-agents/notices", [gone.clone(), gone]);
-    let url = stack.agent("mistyped", "node").await.unwrap();
+    let url = stack.agent("mistyped", "node").await;
     assert_eq!(stack.told(&url), ["agent.ready"]);
     assert_eq!((stack.active_tasks().len(), stack.nodes().len()), (1, 1));
     let rejected = stack.rejected();
@@ -459,9 +453,9 @@ async fn a_configured_webhook_that_leads_nowhere_costs_no_agent_and_no_notice() 
 
 #[tokio::test]
 async fn an_image_that_cannot_be_pulled_fails_at_once_and_says_why() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.aws().ecs.behave("jenkins-node", Behaviour::ImageMissing);
-    let url = stack.agent("no-image", "node").await.unwrap();
+    let url = stack.agent("no-image", "node").await;
     assert_eq!(stack.told(&url), ["agent.failed START_FAILED"]);
     let failure = stack.notices(Some(&url))[0].body["failure"].clone();
     assert_eq!(failure["stopCode"], "TaskFailedToStart");
@@ -472,11 +466,9 @@ async fn an_image_that_cannot_be_pulled_fails_at_once_and_says_why() {
 #[tokio::test]
 async fn a_container_that_ends_before_it_is_ready_tells_its_exit_code() {
     let mut stack =
-        Stack::with(|config| config["clouds"][0]["templates"][0]["taskDefinition"] = "jenkins-checked".into())
-            .await
-            .unwrap();
+        Stack::with(|config| config["clouds"][0]["templates"][0]["taskDefinition"] = "jenkins-checked".into()).await;
     stack.aws().ecs.behave("jenkins-checked", Behaviour::Exits { after: Duration::ZERO, code: 137 });
-    let url = stack.agent("exits", "maven").await.unwrap();
+    let url = stack.agent("exits", "maven").await;
     assert_eq!(stack.told(&url), ["agent.failed START_FAILED"]);
     let failure = stack.notices(Some(&url))[0].body["failure"].clone();
     assert_eq!((&failure["exitCode"], &failure["stopCode"]), (&json!(137), &json!("EssentialContainerExited")));
@@ -484,12 +476,12 @@ async fn a_container_that_ends_before_it_is_ready_tells_its_exit_code() {
 
 #[tokio::test]
 async fn an_agent_that_ends_later_loses_its_node_and_its_build() {
-    let mut stack = Stack::start().await.unwrap();
-    let url = stack.agent("ends", "node").await.unwrap();
+    let mut stack = Stack::start().await;
+    let url = stack.agent("ends", "node").await;
     let name = stack.nodes().remove(0);
     let arn = stack.tasks()[0].arn.clone();
     stack.aws().ecs.exit(&arn, 1, Timestamp::now());
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert!(stack.nodes().is_empty());
     assert_eq!(stack.told(&url), ["agent.ready"], "the build has had its one outcome");
     assert_eq!(stack.told_all(), ["agent.ready", "agent.stopped"]);
@@ -498,19 +490,19 @@ async fn an_agent_that_ends_later_loses_its_node_and_its_build() {
 
 #[tokio::test]
 async fn a_spot_interruption_is_told_as_such() {
-    let mut stack = Stack::start().await.unwrap();
-    stack.agent("spot", "node").await.unwrap();
+    let mut stack = Stack::start().await;
+    stack.agent("spot", "node").await;
     let arn = stack.tasks()[0].arn.clone();
     stack.aws().ecs.interrupt(&arn, Timestamp::now());
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.told_all(), ["agent.ready", "agent.stopped SPOT_INTERRUPTION"]);
     assert!(stack.nodes().is_empty());
 }
 
 #[tokio::test]
 async fn what_is_not_ours_is_ignored() {
-    let mut stack = Stack::start().await.unwrap();
-    stack.agent("ours", "node").await.unwrap();
+    let mut stack = Stack::start().await;
+    stack.agent("ours", "node").await;
     let event = stack.history.iter().rfind(|event| event["detail"]["lastStatus"] == "RUNNING").unwrap().clone();
     stack.forget_calls();
     let exchanges = stack.jenkins().exchanges().len();
@@ -539,7 +531,7 @@ async fn what_is_not_ours_is_ignored() {
     foreign.push(elsewhere);
     for event in foreign {
         let text = event.to_string();
-        let answer = stack.invoke(Binary::TaskState, event).await.unwrap();
+        let answer = stack.invoke(Binary::TaskState, event).await;
         assert!(answer.is_ok(), "{answer:?} for {text}");
         assert_eq!(stack.calls(), Vec::<String>::new(), "{text}");
     }
@@ -552,7 +544,7 @@ async fn what_is_not_ours_is_ignored() {
         task.tags.insert("jenkins-ecs-agents:controller".into(), controller.into());
     };
     task_tags(&stack, "https://another.example.com/");
-    let mut another = stack.another(Binary::TaskState).await.unwrap();
+    let mut another = stack.another(Binary::TaskState).await;
     another.invoke(event).await.unwrap().unwrap();
     assert_eq!(stack.jenkins().exchanges().len(), exchanges);
     assert_eq!(stack.active_tasks().len(), 1);
@@ -562,12 +554,12 @@ async fn what_is_not_ours_is_ignored() {
 async fn an_agent_that_nobody_wants_is_stopped() {
     for answer in [page(410, &[]), page(404, &[("x-jenkins", "2.579")])] {
         let status = answer.status();
-        let mut stack = Stack::start().await.unwrap();
+        let mut stack = Stack::start().await;
         let url = stack.webhook();
         let path = path(&stack, &url);
         stack.jenkins().script(&path, [answer]);
         stack.ask(json!({"requestId": "unwanted", "label": "node", "webhookUrl": url}));
-        stack.settle().await.unwrap();
+        stack.settle().await;
         assert!(stack.active_tasks().is_empty(), "{status}");
         assert!(stack.nodes().is_empty(), "{status}");
         assert_eq!(stack.count("ecs:StopTask"), 1, "{status}");
@@ -579,12 +571,12 @@ async fn what_jenkins_refuses_for_good_is_kept_for_people() {
     let moved = page(302, &[("location", "http://127.0.0.1:9/elsewhere"), ("x-jenkins", "2.579")]);
     for answer in [moved, page(400, &[("x-jenkins", "2.579")]), page(413, &[])] {
         let status = answer.status();
-        let mut stack = Stack::start().await.unwrap();
+        let mut stack = Stack::start().await;
         let url = stack.webhook();
         let path = path(&stack, &url);
         stack.jenkins().script(&path, [answer.clone(), answer.clone(), answer]);
         stack.ask(json!({"requestId": "permanent", "label": "node", "webhookUrl": url}));
-        stack.settle().await.unwrap();
+        stack.settle().await;
         let rejected = stack.rejected();
         assert_eq!(rejected.len(), 1, "{status}");
         assert!(rejected[0].1.contains(status.as_str()), "{status}: {}", rejected[0].1);
@@ -598,20 +590,20 @@ async fn what_jenkins_refuses_for_good_is_kept_for_people() {
 
 #[tokio::test]
 async fn notices_wait_while_jenkins_is_down_and_keep_their_id() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let url = stack.webhook();
     stack.jenkins_goes_down();
     stack.ask(json!({"requestId": "patient", "label": "node", "webhookUrl": url}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert!(!stack.bodies("undelivered").is_empty());
     for _ in 0..5 {
         stack.unhide("undelivered");
-        stack.settle().await.unwrap();
+        stack.settle().await;
     }
     assert!(!stack.bodies("undelivered").is_empty(), "nothing is lost");
-    stack.jenkins_comes_back().await.unwrap();
+    stack.jenkins_comes_back().await;
     stack.unhide("undelivered");
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.told(&url), ["agent.ready"]);
     assert_eq!(stack.told_all(), ["agent.ready"]);
     assert!(stack.bodies("undelivered").is_empty());
@@ -624,16 +616,16 @@ async fn each_way_of_jenkins_to_be_unwell_is_waited_out() {
     // A 404 that does not name Jenkins is a proxy's.
     for answer in [page(503, &[]), page(500, &[]), page(502, &[]), page(429, &[]), page(404, &[])] {
         let status = answer.status();
-        let mut stack = Stack::start().await.unwrap();
+        let mut stack = Stack::start().await;
         let url = stack.webhook();
         let path = path(&stack, &url);
         stack.jenkins().script(&path, [answer.clone(), answer]);
         stack.ask(json!({"requestId": "unwell", "label": "node", "webhookUrl": url}));
-        stack.settle().await.unwrap();
+        stack.settle().await;
         assert_eq!(stack.told(&url), Vec::<String>::new(), "{status}");
         for _ in 0..3 {
             stack.unhide("undelivered");
-            stack.settle().await.unwrap();
+            stack.settle().await;
         }
         assert_eq!(stack.told(&url), ["agent.ready"], "{status}");
         assert_eq!(stack.told_all(), ["agent.ready"], "{status}");
@@ -643,18 +635,18 @@ async fn each_way_of_jenkins_to_be_unwell_is_waited_out() {
 
 #[tokio::test]
 async fn a_ready_whose_task_has_stopped_meanwhile_arrives_as_failed() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let url = stack.webhook();
     stack.jenkins_goes_down();
     stack.ask(json!({"requestId": "too-late", "label": "node", "webhookUrl": url}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     let arn = stack.tasks()[0].arn.clone();
     stack.aws().ecs.exit(&arn, 1, Timestamp::now());
-    stack.settle().await.unwrap();
-    stack.jenkins_comes_back().await.unwrap();
+    stack.settle().await;
+    stack.jenkins_comes_back().await;
     for _ in 0..3 {
         stack.unhide("undelivered");
-        stack.settle().await.unwrap();
+        stack.settle().await;
     }
     assert_eq!(stack.told(&url), ["agent.failed START_FAILED"]);
     assert!(stack.nodes().is_empty());
@@ -663,10 +655,10 @@ async fn a_ready_whose_task_has_stopped_meanwhile_arrives_as_failed() {
 
 #[tokio::test]
 async fn notices_go_to_the_event_bus_too() {
-    let mut stack = Stack::with(|config| config["eventBus"] = "ci-agents".into()).await.unwrap();
-    let url = stack.agent("bus", "node").await.unwrap();
+    let mut stack = Stack::with(|config| config["eventBus"] = "ci-agents".into()).await;
+    let url = stack.agent("bus", "node").await;
     stack.complete(json!({"requestId": "bus"}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     let entries = stack.aws().bus.entries.clone();
     let kinds: Vec<_> = entries.iter().map(|entry| entry["DetailType"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["agent.ready", "agent.stopped"]);
@@ -680,15 +672,15 @@ async fn notices_go_to_the_event_bus_too() {
 
 #[tokio::test]
 async fn of_two_tasks_of_one_name_the_younger_is_stopped() {
-    let mut stack = Stack::start().await.unwrap();
-    stack.agent("doubled", "node").await.unwrap();
+    let mut stack = Stack::start().await;
+    stack.agent("doubled", "node").await;
     // The same RunTask under another token, as after an answer that got lost for longer than a token lives.
     let mut input = stack.inputs("RunTask").remove(0);
     input["clientToken"] = "another".into();
     let now = Timestamp::now();
     stack.aws().ecs.call("RunTask", &input, now).unwrap();
-    stack.settle().await.unwrap();
-    stack.sweep().await.unwrap();
+    stack.settle().await;
+    stack.sweep().await;
     let tasks = stack.tasks();
     assert_eq!(tasks.len(), 2);
     assert_eq!(tasks[0].desired_status, "RUNNING", "the elder stays");
@@ -698,16 +690,16 @@ async fn of_two_tasks_of_one_name_the_younger_is_stopped() {
 
 #[tokio::test]
 async fn a_ready_agent_that_somebody_stops_by_hand_is_stopped_not_failed() {
-    let mut stack = Stack::start().await.unwrap();
-    let url = stack.agent("by-hand", "node").await.unwrap();
+    let mut stack = Stack::start().await;
+    let url = stack.agent("by-hand", "node").await;
     let task = stack.active_tasks().remove(0);
     let stop = json!({"cluster": CLUSTER, "task": task.arn, "reason": "cleaning up"});
     stack.aws().ecs.call("StopTask", &stop, Timestamp::now()).unwrap();
     // Another process hears of it: StopTask took the task's tags.
     stack.kill(Binary::TaskState);
-    stack.settle().await.unwrap();
+    stack.settle().await;
     for later in [1, 2, 3] {
-        stack.sweep_at(Timestamp::now() + SignedDuration::from_mins(later)).await.unwrap().unwrap();
+        stack.sweep_at(Timestamp::now() + SignedDuration::from_mins(later)).await.unwrap();
     }
     assert_eq!(stack.told(&url), ["agent.ready"]);
     assert!(
@@ -720,9 +712,9 @@ async fn a_ready_agent_that_somebody_stops_by_hand_is_stopped_not_failed() {
 
 #[tokio::test]
 async fn the_node_of_the_younger_becomes_the_elders() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.ask(json!({"requestId": "overtaken", "label": "node"}));
-    stack.poll(Binary::Request, "requests").await.unwrap();
+    stack.poll(Binary::Request, "requests").await;
     let mut input = stack.inputs("RunTask").remove(0);
     input["clientToken"] = "another".into();
     stack.aws().ecs.call("RunTask", &input, Timestamp::now()).unwrap();
@@ -734,9 +726,9 @@ async fn the_node_of_the_younger_becomes_the_elders() {
             event["detail"]["taskArn"] == task.arn.as_str() && event["detail"]["lastStatus"] == "RUNNING"
         };
         let event = stack.history.iter().rev().find(running).unwrap().clone();
-        stack.invoke(Binary::TaskState, event).await.unwrap().unwrap();
+        stack.invoke(Binary::TaskState, event).await.unwrap();
     }
-    stack.sweep().await.unwrap();
+    stack.sweep().await;
     assert_eq!(stack.active_tasks().iter().map(|task| &task.arn).collect::<Vec<_>>(), [&elder.arn]);
     let name = stack.nodes().remove(0);
     let jenkins = stack.jenkins();
@@ -748,33 +740,33 @@ async fn the_node_of_the_younger_becomes_the_elders() {
 
 #[tokio::test]
 async fn a_notice_is_kept_for_a_day_at_least() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let url = stack.webhook();
     stack.jenkins_goes_down();
     stack.ask(json!({"requestId": "a-day", "label": "node", "webhookUrl": url}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     for hours in [12, 23] {
         for message in &mut stack.aws().sqs.queues.get_mut("undelivered").unwrap().messages {
             message.sent_at = Timestamp::now() - SignedDuration::from_hours(hours);
             message.receives = 100;
         }
         stack.unhide("undelivered");
-        stack.settle().await.unwrap();
+        stack.settle().await;
         assert!(!stack.bodies("undelivered").is_empty(), "after {hours} hours");
     }
-    stack.jenkins_comes_back().await.unwrap();
+    stack.jenkins_comes_back().await;
     stack.unhide("undelivered");
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.told(&url), ["agent.ready"]);
 }
 
 #[tokio::test]
 async fn the_delays_between_tries_grow() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let url = stack.webhook();
     stack.jenkins_goes_down();
     stack.ask(json!({"requestId": "growing", "label": "nothing", "webhookUrl": url}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     let try_after = |stack: &Stack, receives: u32| {
         for message in &mut stack.aws().sqs.queues.get_mut("undelivered").unwrap().messages {
             message.receives = receives;
@@ -786,27 +778,27 @@ async fn the_delays_between_tries_grow() {
         let messages = stack.aws().sqs.messages("undelivered").to_vec();
         messages.iter().map(|message| message.visible_at.duration_since(Timestamp::now()).as_secs()).min().unwrap()
     };
-    stack.poll(Binary::TaskState, "undelivered").await.unwrap();
+    stack.poll(Binary::TaskState, "undelivered").await;
     let first = delay(&stack);
     try_after(&stack, 12);
-    stack.poll(Binary::TaskState, "undelivered").await.unwrap();
+    stack.poll(Binary::TaskState, "undelivered").await;
     let later = delay(&stack);
     assert!((0..=600).contains(&first) && later > first && later <= 43_200, "{first} s, then {later} s");
 }
 
 #[tokio::test]
 async fn an_agent_costs_few_calls() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     // What a process looks up once, it knows after the first.
     for label in ["node", "maven"] {
-        stack.agent(&format!("first-{label}"), label).await.unwrap();
+        stack.agent(&format!("first-{label}"), label).await;
     }
     for (label, most) in [("node", 4), ("maven", 4)] {
         stack.forget_calls();
-        stack.agent(&format!("second-{label}"), label).await.unwrap();
+        stack.agent(&format!("second-{label}"), label).await;
         let arn = stack.tasks().into_iter().rfind(|task| task.started_by.contains(label)).unwrap().arn;
         stack.complete(json!({"taskArn": arn}));
-        stack.settle().await.unwrap();
+        stack.settle().await;
         let calls: Vec<_> = stack.calls().into_iter().filter(|call| !call.starts_with("sqs:")).collect();
         assert!(calls.len() <= most, "{label}: {calls:?}");
     }
@@ -815,15 +807,15 @@ async fn an_agent_costs_few_calls() {
 #[tokio::test]
 async fn a_running_lookalike_without_our_tag_gets_no_node_and_is_not_stopped() {
     for label in ["node", "maven"] {
-        let mut stack = Stack::start().await.unwrap();
+        let mut stack = Stack::start().await;
         let url = stack.webhook();
         stack.ask(json!({"requestId": "lookalike", "label": label, "webhookUrl": url}));
-        stack.poll(Binary::Request, "requests").await.unwrap();
+        stack.poll(Binary::Request, "requests").await;
         let arn = stack.tasks()[0].arn.clone();
         stack.aws().ecs.task_mut(&arn).unwrap().tags.clear();
-        stack.settle().await.unwrap();
+        stack.settle().await;
         stack.unhide("undelivered");
-        stack.settle().await.unwrap();
+        stack.settle().await;
         assert_eq!(stack.told_all(), Vec::<String>::new(), "{label}");
         assert!(stack.nodes().is_empty(), "{label}");
         assert_eq!((stack.active_tasks().len(), stack.count("ecs:StopTask")), (1, 0), "{label}");
@@ -832,23 +824,23 @@ async fn a_running_lookalike_without_our_tag_gets_no_node_and_is_not_stopped() {
 
 #[tokio::test]
 async fn where_only_the_record_fails_only_the_record_is_repeated() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.aws().faults.always("ecs", "TagResource", Some(Fault::throttled()));
     let url = stack.webhook();
     let path = path(&stack, &url);
     stack.ask(json!({"requestId": "unrecorded", "label": "node", "webhookUrl": url}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.told(&url), ["agent.ready"]);
     // Another process tries again: it knows nothing of what was told.
     stack.kill(Binary::TaskState);
     stack.unhide("undelivered");
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert!(!stack.bodies("undelivered").is_empty(), "the record is still to be made");
     // Jenkins forgot the webhook when it was answered.
     stack.jenkins().script(&path, [page(410, &[])]);
     stack.aws().faults.always("ecs", "TagResource", None);
     stack.unhide("undelivered");
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.told_all(), ["agent.ready"]);
     let posts = stack.jenkins().exchanges().iter().filter(|exchange| exchange.target.ends_with(&path)).count();
     assert_eq!(posts, 1);
@@ -860,12 +852,12 @@ async fn where_only_the_record_fails_only_the_record_is_repeated() {
 #[tokio::test]
 async fn an_unwanted_agent_with_a_build_is_not_stopped() {
     for is_away in [false, true] {
-        let mut stack = Stack::start().await.unwrap();
+        let mut stack = Stack::start().await;
         let url = stack.webhook();
         let path = path(&stack, &url);
         stack.jenkins().script(&path, [page(503, &[]), page(410, &[])]);
         stack.ask(json!({"requestId": "busy", "label": "node", "webhookUrl": url}));
-        stack.settle().await.unwrap();
+        stack.settle().await;
         let name = stack.nodes().remove(0);
         if is_away {
             let node = format!("computer/{name}/api/json");
@@ -875,7 +867,7 @@ async fn an_unwanted_agent_with_a_build_is_not_stopped() {
             assert!(stack.jenkins().start_build_on(&name, "app #1"));
         }
         stack.unhide("undelivered");
-        stack.settle().await.unwrap();
+        stack.settle().await;
         assert_eq!((stack.active_tasks().len(), stack.nodes().len()), (1, 1), "{is_away}");
         let is_reported = stack.tasks()[0].tags.contains_key("jenkins-ecs-agents:reported");
         assert_eq!((is_reported, stack.bodies("undelivered").is_empty()), (!is_away, !is_away));
@@ -886,13 +878,13 @@ async fn an_unwanted_agent_with_a_build_is_not_stopped() {
 
 #[tokio::test]
 async fn the_container_that_ended_first_is_named() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     // Never ready: the port does not show.
     stack.aws().ecs.settings().binding = Duration::from_secs(3600);
-    let url = stack.agent("sidecar", "maven").await.unwrap();
+    let url = stack.agent("sidecar", "maven").await;
     let arn = stack.tasks()[0].arn.clone();
     stack.aws().ecs.exit_container(&arn, "sidecar", 3, Timestamp::now());
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.told(&url), ["agent.failed START_FAILED"]);
     let failure = stack.notices(Some(&url))[0].body["failure"].clone();
     let message = failure["message"].as_str().unwrap();
@@ -903,26 +895,26 @@ async fn the_container_that_ended_first_is_named() {
 #[tokio::test]
 async fn an_interrupted_spot_instance_is_told_as_such_and_a_fault_is_not() {
     for (is_spot, told) in [(true, "agent.stopped SPOT_INTERRUPTION"), (false, "agent.stopped")] {
-        let mut stack = Stack::start().await.unwrap();
-        stack.agent("host", "maven").await.unwrap();
+        let mut stack = Stack::start().await;
+        stack.agent("host", "maven").await;
         {
             let (mut aws, now) = (stack.aws(), Timestamp::now());
             let id = aws.ecs.instances().next().unwrap().ec2_id.clone();
             if is_spot { aws.ecs.interrupt_instance(&id, now) } else { aws.ecs.kill_instance(&id, now) }
         }
-        stack.settle().await.unwrap();
+        stack.settle().await;
         assert_eq!(stack.told_all(), ["agent.ready", told]);
     }
 }
 
 #[tokio::test]
 async fn a_port_of_a_range_is_found() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let definition = json!({"family": "jenkins-maven", "networkMode": "bridge", "containerDefinitions": [
         {"name": "agent", "image": "a", "essential": true, "cpu": 512, "memory": 512,
          "portMappings": [{"containerPortRange": "20-25"}]}]});
     stack.aws().ecs.register_definition(&definition).unwrap();
-    let url = stack.agent("range", "maven").await.unwrap();
+    let url = stack.agent("range", "maven").await;
     let task = stack.tasks().remove(0);
     let input = json!({"cluster": CLUSTER, "tasks": [task.arn]});
     let shown = stack.aws().ecs.call("DescribeTasks", &input, Timestamp::now()).unwrap();
@@ -933,27 +925,26 @@ async fn a_port_of_a_range_is_found() {
 
 #[tokio::test]
 async fn a_public_address_is_asked_for_each_time() {
-    let mut stack =
-        Stack::with(|config| config["clouds"][0]["templates"][0]["ssh"]["address"] = "public".into()).await.unwrap();
+    let mut stack = Stack::with(|config| config["clouds"][0]["templates"][0]["ssh"]["address"] = "public".into()).await;
     let arn = stack.aws().ecs.instances().next().unwrap().arn.clone();
     let set = |stack: &Stack, address: Option<&str>| {
         stack.aws().ecs.instance_mut(&arn).unwrap().public_address = address.map(str::to_owned);
     };
     set(&stack, None);
-    let late = stack.agent("late", "maven").await.unwrap();
+    let late = stack.agent("late", "maven").await;
     assert_eq!((stack.told(&late), stack.active_tasks().len()), (vec![], 1));
     set(&stack, Some("198.51.100.1"));
     stack.unhide("undelivered");
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.notices(Some(&late))[0].body["agent"]["host"], "198.51.100.1");
     set(&stack, Some("198.51.100.2"));
-    let changed = stack.agent("changed", "maven").await.unwrap();
+    let changed = stack.agent("changed", "maven").await;
     assert_eq!(stack.notices(Some(&changed))[0].body["agent"]["host"], "198.51.100.2");
 }
 
 #[tokio::test]
 async fn many_that_are_ready_at_once_are_told_once_under_the_real_quotas() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.aws().ecs.settings().quotas = Some(Quotas::default());
     let urls: Vec<_> = (0..60)
         .map(|index| {
@@ -963,7 +954,7 @@ async fn many_that_are_ready_at_once_are_told_once_under_the_real_quotas() {
         })
         .collect();
     for _ in 0..12 {
-        stack.settle().await.unwrap();
+        stack.settle().await;
         let are_recorded = stack.tasks().iter().all(|task| task.tags.contains_key("jenkins-ecs-agents:reported"));
         if are_recorded && stack.tasks().len() == urls.len() && stack.bodies("undelivered").is_empty() {
             break;

@@ -10,9 +10,9 @@ use tests::{ACCOUNT, Binary, CLUSTER, REGION, Stack};
 #[tokio::test]
 async fn a_completion_names_its_agent_in_one_of_three_ways() {
     for way in ["requestId", "agent", "taskArn"] {
-        let mut stack = Stack::start().await.unwrap();
-        stack.agent("done", "node").await.unwrap();
-        stack.agent("other", "node").await.unwrap();
+        let mut stack = Stack::start().await;
+        stack.agent("done", "node").await;
+        stack.agent("other", "node").await;
         let task = stack.tasks().into_iter().find(|task| {
             stack
                 .all_notices()
@@ -26,7 +26,7 @@ async fn a_completion_names_its_agent_in_one_of_three_ways() {
             _ => &task.arn,
         };
         stack.complete(json!({way: named, "build": {"job": "app/main", "number": 42}, "result": "SUCCESS"}));
-        stack.settle().await.unwrap();
+        stack.settle().await;
         let stopped = stack.tasks().into_iter().find(|found| found.arn == task.arn).unwrap();
         assert_eq!(stopped.desired_status, "STOPPED", "{way}");
         let reason = stopped.stopped_reason.unwrap();
@@ -42,17 +42,17 @@ async fn a_completion_names_its_agent_in_one_of_three_ways() {
 
 #[tokio::test]
 async fn with_a_task_arn_stop_task_goes_out_before_anything_that_could_fail() {
-    let mut stack = Stack::start().await.unwrap();
-    stack.agent("direct", "node").await.unwrap();
+    let mut stack = Stack::start().await;
+    stack.agent("direct", "node").await;
     let task = stack.tasks().remove(0);
-    stack.function(Binary::Teardown).await.unwrap();
+    stack.function(Binary::Teardown).await;
     stack.jenkins_goes_down();
     for (service, action) in [("ecs", "DescribeTasks"), ("ecs", "ListTasks"), ("ecs", "DescribeTaskDefinition")] {
         stack.aws().faults.always(service, action, Some(Fault::server()));
     }
     stack.forget_calls();
     stack.complete(json!({"taskArn": task.arn, "requestId": "direct", "agent": task.started_by}));
-    stack.poll(Binary::Teardown, "completions").await.unwrap();
+    stack.poll(Binary::Teardown, "completions").await;
     assert_eq!(stack.calls()[0], "ecs:StopTask");
     assert!(stack.active_tasks().is_empty());
     let input = stack.inputs("StopTask").remove(0);
@@ -61,17 +61,17 @@ async fn with_a_task_arn_stop_task_goes_out_before_anything_that_could_fail() {
 
 #[tokio::test]
 async fn the_node_goes_once_jenkins_is_back() {
-    let mut stack = Stack::start().await.unwrap();
-    stack.agent("down", "node").await.unwrap();
+    let mut stack = Stack::start().await;
+    stack.agent("down", "node").await;
     stack.jenkins_goes_down();
     stack.complete(json!({"requestId": "down"}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert!(stack.active_tasks().is_empty(), "it does not wait for Jenkins");
-    stack.jenkins_comes_back().await.unwrap();
+    stack.jenkins_comes_back().await;
     for _ in 0..3 {
         stack.unhide("completions");
         stack.unhide("undelivered");
-        stack.settle().await.unwrap();
+        stack.settle().await;
     }
     assert!(stack.nodes().is_empty());
     assert!(stack.bodies("completions").is_empty() && stack.bodies("undelivered").is_empty());
@@ -80,11 +80,11 @@ async fn the_node_goes_once_jenkins_is_back() {
 
 #[tokio::test]
 async fn the_node_is_taken_offline_before_it_is_deleted() {
-    let mut stack = Stack::start().await.unwrap();
-    stack.agent("offline", "node").await.unwrap();
+    let mut stack = Stack::start().await;
+    stack.agent("offline", "node").await;
     let task = stack.tasks().remove(0);
     stack.complete(json!({"taskArn": task.arn}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     let jenkins = stack.jenkins();
     let targets: Vec<_> = jenkins.exchanges().iter().map(|exchange| exchange.target.clone()).collect();
     let place = |part: &str| targets.iter().position(|target| target.contains(part));
@@ -94,22 +94,22 @@ async fn the_node_is_taken_offline_before_it_is_deleted() {
 
 #[tokio::test]
 async fn a_request_id_stops_all_agents_of_the_request() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.ask(json!({"requestId": "many", "label": "node", "count": 4}));
-    stack.settle().await.unwrap();
-    stack.agent("other", "node").await.unwrap();
+    stack.settle().await;
+    stack.agent("other", "node").await;
     assert_eq!(stack.active_tasks().len(), 5);
     stack.complete(json!({"requestId": "many"}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.active_tasks().len(), 1);
     assert_eq!(stack.nodes().len(), 1);
 }
 
 #[tokio::test]
 async fn a_request_id_stops_agents_beyond_the_templates_number_though_the_first_is_forgotten() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.ask(json!({"requestId": "many", "label": "node", "count": 3}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     let first = shared::name::AgentName::new("ecs-", "node", "many", 0);
     let arn = stack.tasks().into_iter().find(|task| task.started_by == first.as_str()).unwrap().arn;
     {
@@ -119,16 +119,16 @@ async fn a_request_id_stops_agents_beyond_the_templates_number_though_the_first_
     }
     assert_eq!(stack.tasks().len(), 2);
     stack.complete(json!({"requestId": "many"}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.active_tasks().len(), 0);
 }
 
 #[tokio::test]
 async fn a_request_that_is_placed_in_part_ends_whichever_of_its_agents_run() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.aws().ecs.settings().boot = Duration::from_secs(24 * 3600);
     stack.ask(json!({"requestId": "part", "label": "maven", "count": 5}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!((stack.active_tasks().len(), stack.bodies("waiting").len()), (3, 1));
     // ECS has forgotten the first.
     let first = stack.active_tasks().remove(0);
@@ -140,23 +140,23 @@ async fn a_request_that_is_placed_in_part_ends_whichever_of_its_agents_run() {
     assert_eq!(stack.tasks().len(), 2);
     stack.unhide("waiting");
     stack.complete(json!({"requestId": "part"}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert!(stack.active_tasks().is_empty() && stack.bodies("waiting").is_empty());
     // And the same where the completion names the forgotten task.
     stack.ask(json!({"requestId": "named", "label": "node"}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     stack.complete(json!({"requestId": "named", "taskArn": first.arn}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert!(stack.active_tasks().is_empty() && stack.bodies("completions").is_empty());
 }
 
 #[tokio::test]
 async fn what_is_over_already_is_success() {
-    let mut stack = Stack::start().await.unwrap();
-    stack.agent("over", "node").await.unwrap();
+    let mut stack = Stack::start().await;
+    stack.agent("over", "node").await;
     let task = stack.tasks().remove(0);
     stack.aws().ecs.exit(&task.arn, 0, Timestamp::now());
-    stack.settle().await.unwrap();
+    stack.settle().await;
     for completion in [
         json!({"requestId": "over"}),
         json!({"agent": task.started_by}),
@@ -164,7 +164,7 @@ async fn what_is_over_already_is_success() {
         json!({"taskArn": task.arn, "agent": task.started_by, "requestId": "over"}),
     ] {
         stack.complete(completion.clone());
-        stack.settle().await.unwrap();
+        stack.settle().await;
         assert!(stack.bodies("completions").is_empty(), "{completion}");
     }
     assert!(stack.rejected().is_empty());
@@ -173,43 +173,43 @@ async fn what_is_over_already_is_success() {
 
 #[tokio::test]
 async fn a_completion_may_come_through_sns() {
-    let mut stack = Stack::start().await.unwrap();
-    stack.agent("sns", "node").await.unwrap();
+    let mut stack = Stack::start().await;
+    stack.agent("sns", "node").await;
     let message = json!({"version": 1, "requestId": "sns"}).to_string();
     let envelope = json!({"Type": "Notification", "MessageId": "m", "TopicArn": "arn:aws:sns:eu-west-1:123456789012:t", "Message": message});
     stack.send("completions", &envelope.to_string());
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert!(stack.active_tasks().is_empty());
 }
 
 #[tokio::test]
 async fn a_completion_withdraws_the_request_that_still_waits() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.aws().ecs.settings().fargate_has_capacity = false;
-    let url = stack.agent("aborted", "node").await.unwrap();
+    let url = stack.agent("aborted", "node").await;
     assert_eq!(stack.bodies("waiting").len(), 1);
     stack.unhide("waiting");
     stack.complete(json!({"requestId": "aborted"}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert!(stack.bodies("waiting").is_empty());
     assert!(stack.bodies("completions").is_empty());
     stack.aws().ecs.settings().fargate_has_capacity = true;
-    stack.sweep().await.unwrap();
+    stack.sweep().await;
     assert!(stack.tasks().is_empty());
     assert!(stack.told(&url).iter().all(|told| told.starts_with("agent.failed")));
 }
 
 #[tokio::test]
 async fn a_completion_that_comes_before_its_request_is_kept_until_it_finds_it() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.complete(json!({"requestId": "early"}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.bodies("completions").len(), 1, "it waits for what may still be placed");
     assert!(stack.rejected().is_empty());
-    stack.agent("early", "node").await.unwrap();
+    stack.agent("early", "node").await;
     for _ in 0..2 {
         stack.unhide("completions");
-        stack.settle().await.unwrap();
+        stack.settle().await;
     }
     assert!(stack.active_tasks().is_empty());
     assert!(stack.bodies("completions").is_empty());
@@ -222,14 +222,13 @@ async fn a_completion_of_nothing_is_success_once_nothing_can_come_of_it() {
             cloud["instanceLaunchTimeout"] = "1s".into();
         }
     })
-    .await
-    .unwrap();
+    .await;
     stack.complete(json!({"requestId": "never-was"}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     tokio::time::sleep(std::time::Duration::from_millis(1200)).await;
     for _ in 0..3 {
         stack.unhide("completions");
-        stack.settle().await.unwrap();
+        stack.settle().await;
     }
     assert!(stack.bodies("completions").is_empty());
     assert!(stack.bodies("completions-dead-letters").is_empty());
@@ -238,7 +237,7 @@ async fn a_completion_of_nothing_is_success_once_nothing_can_come_of_it() {
 
 #[tokio::test]
 async fn foreign_arns_are_rejected_without_a_call() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     let id = "0123456789abcdef0123456789abcdef";
     let arns = [
         format!("arn:aws:ecs:us-east-1:{ACCOUNT}:task/{CLUSTER}/{id}"),
@@ -250,7 +249,7 @@ async fn foreign_arns_are_rejected_without_a_call() {
     for arn in &arns {
         stack.complete(json!({"taskArn": arn, "requestId": "foreign"}));
     }
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert!(stack.calls().iter().all(|call| !call.starts_with("ecs:")), "{:?}", stack.calls());
     let rejected = stack.rejected();
     assert_eq!(rejected.len(), arns.len());
@@ -266,51 +265,50 @@ async fn a_task_of_another_account_in_a_cluster_of_our_name_is_not_ours() {
             cloud["cluster"] = cluster.clone().into();
         }
     })
-    .await
-    .unwrap();
-    stack.agent("by-arn", "node").await.unwrap();
+    .await;
+    stack.agent("by-arn", "node").await;
     stack.forget_calls();
     let arn = format!("arn:aws:ecs:{REGION}:999999999999:task/{CLUSTER}/0123456789abcdef0123456789abcdef");
     stack.complete(json!({"taskArn": arn}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.count("ecs:StopTask"), 0);
     assert_eq!(stack.rejected().len(), 1);
     stack.complete(json!({"requestId": "by-arn"}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert!(stack.active_tasks().is_empty());
 }
 
 /// StopTask deletes a task's tags, and with them what the role's condition lets the function stop.
 #[tokio::test]
 async fn a_second_completion_that_the_role_refuses_is_success() {
-    let mut stack = Stack::start().await.unwrap();
-    stack.agent("twice", "node").await.unwrap();
+    let mut stack = Stack::start().await;
+    stack.agent("twice", "node").await;
     let arn = stack.tasks()[0].arn.clone();
     stack.complete(json!({"taskArn": arn}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     stack.aws().faults.always("ecs", "StopTask", Some(Fault::denied()));
     stack.complete(json!({"taskArn": arn}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert!(stack.rejected().is_empty());
     assert!(stack.bodies("completions").is_empty());
 }
 
 #[tokio::test]
 async fn a_task_that_the_role_may_not_stop_is_rejected() {
-    let mut stack = Stack::start().await.unwrap();
-    stack.agent("anything", "node").await.unwrap();
+    let mut stack = Stack::start().await;
+    stack.agent("anything", "node").await;
     let arn = stack.tasks()[0].arn.clone();
     stack.aws().faults.always("ecs", "StopTask", Some(Fault::denied()));
     stack.complete(json!({"taskArn": arn}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.rejected().len(), 1);
     assert!(stack.bodies("completions").is_empty());
 }
 
 #[tokio::test]
 async fn what_is_not_a_completion_is_rejected_and_disturbs_no_neighbour() {
-    let mut stack = Stack::start().await.unwrap();
-    stack.agent("neighbour", "node").await.unwrap();
+    let mut stack = Stack::start().await;
+    stack.agent("neighbour", "node").await;
     let bad = [
         "not JSON".to_owned(),
         json!({"version": 1}).to_string(),
@@ -322,7 +320,7 @@ async fn what_is_not_a_completion_is_rejected_and_disturbs_no_neighbour() {
     ];
     bad.iter().for_each(|body| drop(stack.send("completions", body)));
     stack.complete(json!({"requestId": "neighbour"}));
-    assert_eq!(stack.poll(Binary::Teardown, "completions").await.unwrap(), bad.len() + 1);
+    assert_eq!(stack.poll(Binary::Teardown, "completions").await, bad.len() + 1);
     assert!(stack.bodies("completions").is_empty());
     let mut rejected: Vec<_> = stack.rejected().into_iter().map(|(body, _)| body).collect();
     let mut expected = bad.to_vec();
@@ -334,20 +332,20 @@ async fn what_is_not_a_completion_is_rejected_and_disturbs_no_neighbour() {
 
 #[tokio::test]
 async fn stop_task_is_tried_until_it_works() {
-    let mut stack = Stack::start().await.unwrap();
-    stack.agent("stubborn", "node").await.unwrap();
+    let mut stack = Stack::start().await;
+    stack.agent("stubborn", "node").await;
     let arn = stack.tasks()[0].arn.clone();
     stack.aws().faults.always("ecs", "StopTask", Some(Fault::server()));
     stack.complete(json!({"taskArn": arn}));
     for _ in 0..3 {
         stack.unhide("completions");
-        stack.settle().await.unwrap();
+        stack.settle().await;
     }
     assert_eq!(stack.bodies("completions").len(), 1);
     assert_eq!(stack.active_tasks().len(), 1);
     stack.aws().faults.always("ecs", "StopTask", None);
     stack.unhide("completions");
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert!(stack.active_tasks().is_empty());
     assert!(stack.nodes().is_empty());
     assert!(stack.bodies("completions").is_empty());
@@ -374,8 +372,7 @@ async fn thirty_templates_in_five_clouds() -> Stack {
             }
         }
     })
-    .await
-    .unwrap();
+    .await;
     for cluster in ["cluster-2", "cluster-3", "cluster-4"] {
         stack.aws().ecs.create_cluster(cluster);
     }
@@ -389,7 +386,7 @@ async fn a_request_that_nobody_knows_costs_one_listing_of_each_cluster_for_the_w
     for number in 0..10 {
         stack.complete(json!({"requestId": format!("unknown-{number}")}));
     }
-    stack.poll(Binary::Teardown, "completions").await.unwrap();
+    stack.poll(Binary::Teardown, "completions").await;
     assert_eq!(stack.count("ecs:ListTasks"), 8, "four clusters, running and stopped tasks");
     let others = stack.calls().into_iter().filter(|call| call.starts_with("ecs:") && call != "ecs:ListTasks").count();
     assert_eq!(others, 0, "{:?}", stack.calls());
@@ -400,11 +397,11 @@ async fn a_request_that_nobody_knows_costs_one_listing_of_each_cluster_for_the_w
 async fn a_request_id_finds_its_agents_among_thirty_templates() {
     let mut stack = thirty_templates_in_five_clouds().await;
     stack.ask(json!({"requestId": "many", "label": "label-1-5", "count": 3}));
-    stack.agent("other", "node").await.unwrap();
+    stack.agent("other", "node").await;
     assert_eq!(stack.active_tasks().len(), 4);
     stack.forget_calls();
     stack.complete(json!({"requestId": "many"}));
-    stack.poll(Binary::Teardown, "completions").await.unwrap();
+    stack.poll(Binary::Teardown, "completions").await;
     assert_eq!(stack.active_tasks().len(), 1);
     assert_eq!(stack.count("ecs:StopTask"), 3);
     assert!(stack.count("ecs:ListTasks") <= 4, "{:?}", stack.calls());
@@ -413,24 +410,24 @@ async fn a_request_id_finds_its_agents_among_thirty_templates() {
 
 #[tokio::test]
 async fn a_completion_whose_time_is_over_does_not_come_back_though_ecs_cannot_be_asked() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.aws().faults.always("ecs", "ListTasks", Some(Fault::throttled()));
     stack.complete(json!({"requestId": "never-was"}));
-    stack.poll(Binary::Teardown, "completions").await.unwrap();
+    stack.poll(Binary::Teardown, "completions").await;
     assert_eq!(stack.bodies("completions").len(), 1);
     stack.aws().sqs.queues.get_mut("completions").unwrap().messages[0].sent_at -= SignedDuration::from_mins(15);
     stack.unhide("completions");
-    stack.poll(Binary::Teardown, "completions").await.unwrap();
+    stack.poll(Binary::Teardown, "completions").await;
     assert!(stack.bodies("completions").is_empty() && stack.rejected().is_empty());
     assert!(stack.output().contains("given up"), "it is logged");
 }
 
 #[tokio::test]
 async fn a_completion_that_ecs_refuses_to_look_up_is_rejected_with_the_reason() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.aws().faults.always("ecs", "ListTasks", Some(Fault::denied()));
     stack.complete(json!({"requestId": "denied"}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert!(stack.bodies("completions").is_empty());
     let rejected = stack.rejected();
     assert!(rejected.len() == 1 && rejected[0].1.contains("AccessDenied"), "{rejected:?}");
@@ -439,8 +436,8 @@ async fn a_completion_that_ecs_refuses_to_look_up_is_rejected_with_the_reason() 
 /// A name of our form is no proof: whoever may run tasks in the cluster can give it.
 #[tokio::test]
 async fn a_task_of_our_name_without_our_tag_is_not_stopped_by_name() {
-    let mut stack = Stack::start().await.unwrap();
-    stack.agent("ours", "node").await.unwrap();
+    let mut stack = Stack::start().await;
+    stack.agent("ours", "node").await;
     let mut input = stack.inputs("RunTask").remove(0);
     let name = shared::name::AgentName::new("ecs-", "node", "theirs", 0).to_string();
     input["startedBy"] = name.clone().into();
@@ -449,24 +446,24 @@ async fn a_task_of_our_name_without_our_tag_is_not_stopped_by_name() {
     stack.aws().ecs.call("RunTask", &input, Timestamp::now()).unwrap();
     stack.complete(json!({"agent": name}));
     stack.complete(json!({"requestId": "theirs"}));
-    stack.poll(Binary::Teardown, "completions").await.unwrap();
+    stack.poll(Binary::Teardown, "completions").await;
     assert_eq!(stack.active_tasks().len(), 2);
     assert_eq!(stack.count("ecs:StopTask"), 0);
 }
 
 #[tokio::test]
 async fn a_completion_of_a_task_that_ended_by_itself_makes_no_failed_start_of_it() {
-    let mut stack = Stack::start().await.unwrap();
-    let url = stack.agent("ended", "node").await.unwrap();
+    let mut stack = Stack::start().await;
+    let url = stack.agent("ended", "node").await;
     let task = stack.active_tasks().remove(0);
     stack.aws().ecs.exit(&task.arn, 0, Timestamp::now());
-    stack.settle().await.unwrap();
+    stack.settle().await;
     // StopTask deletes the tags, of which one says that the agent was ready.
     stack.complete(json!({"agent": task.started_by, "taskArn": task.arn}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     for minutes in [0, 2] {
         let time = Timestamp::now() + SignedDuration::from_mins(minutes);
-        stack.sweep_at(time).await.unwrap().unwrap();
+        stack.sweep_at(time).await.unwrap();
     }
     assert_eq!(stack.told(&url), ["agent.ready"]);
     assert!(!stack.told_all().iter().any(|told| told.contains("START_FAILED")), "{:?}", stack.told_all());

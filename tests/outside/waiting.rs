@@ -9,7 +9,7 @@ use tests::{Binary, CLUSTER, GROUP, Stack};
 
 /// A world whose new instances take their time, for ever as far as a test goes.
 async fn slow_boot(change: impl FnOnce(&mut Value)) -> Stack {
-    let stack = Stack::with(change).await.unwrap();
+    let stack = Stack::with(change).await;
     stack.aws().ecs.settings().boot = Duration::from_secs(3600);
     stack
 }
@@ -35,7 +35,7 @@ async fn the_first_request_starts_the_first_instance_and_is_placed_when_it_is_th
     let mut stack =
         slow_boot(|config| config["clouds"][0]["instanceCapacity"] = json!({"cpu": 4096, "memory": 7680})).await;
     empty_the_group(&mut stack);
-    let url = stack.agent("first", "maven").await.unwrap();
+    let url = stack.agent("first", "maven").await;
     assert_eq!(stack.bodies("waiting").len(), 1);
     assert!(stack.bodies("requests").is_empty());
     assert_eq!(stack.told(&url), Vec::<String>::new(), "that it waits is no outcome");
@@ -43,7 +43,7 @@ async fn the_first_request_starts_the_first_instance_and_is_placed_when_it_is_th
     assert_eq!(desired(&stack), 1);
     stack.aws().ecs.fill_group(GROUP, 1, Timestamp::now());
     stack.unhide("waiting");
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.told(&url), ["agent.ready"]);
     assert!(stack.bodies("waiting").is_empty());
 }
@@ -55,7 +55,7 @@ async fn the_group_is_raised_once_to_what_the_waiting_work_needs() {
     for number in 0..7 {
         ask(&stack, &format!("room-{number}"), 1);
     }
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.active_tasks().len(), 3);
     assert_eq!(stack.bodies("waiting").len(), 4);
     assert_eq!(stack.count("autoscaling:SetDesiredCapacity"), 1);
@@ -63,16 +63,16 @@ async fn the_group_is_raised_once_to_what_the_waiting_work_needs() {
     // Two more fit in what boots.
     ask(&stack, "fits-1", 1);
     ask(&stack, "fits-2", 1);
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.count("autoscaling:SetDesiredCapacity"), 1);
     assert_eq!(desired(&stack), 3);
     // One more does not.
     ask(&stack, "too-much", 1);
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(desired(&stack), 4);
     // And however much waits, the maximum stays.
     ask(&stack, "far-too-much", 10);
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(desired(&stack), 4);
     assert_eq!(stack.aws().ecs.group(GROUP).unwrap().members.len(), 4);
 }
@@ -81,7 +81,7 @@ async fn the_group_is_raised_once_to_what_the_waiting_work_needs() {
 async fn two_copies_at_once_come_to_the_same_number() {
     let mut stack = slow_boot(|_| {}).await;
     ask(&stack, "fill", 3);
-    stack.settle().await.unwrap();
+    stack.settle().await;
     for number in 0..3 {
         ask(&stack, &format!("copy-{number}"), 1);
     }
@@ -90,10 +90,10 @@ async fn two_copies_at_once_come_to_the_same_number() {
         let batch = aws.sqs.receive("requests", 10, None, Timestamp::now());
         aws.sqs.event("requests", &batch)
     };
-    let mut another = stack.another(Binary::Request).await.unwrap();
+    let mut another = stack.another(Binary::Request).await;
     let other_event = event.clone();
     let (one, two) = tokio::join!(stack.invoke(Binary::Request, event), another.invoke(other_event));
-    assert!(one.unwrap().is_ok() && two.unwrap().is_ok());
+    assert!(one.is_ok() && two.is_ok());
     // Both put all three into the waiting queue; counted as SQS counts, that is six at the most.
     assert!((2..=3).contains(&desired(&stack)), "{}", desired(&stack));
     assert_eq!(stack.active_tasks().len(), 3);
@@ -103,12 +103,12 @@ async fn two_copies_at_once_come_to_the_same_number() {
 async fn a_group_is_never_lowered() {
     let mut stack = slow_boot(|_| {}).await;
     ask(&stack, "fill", 3);
-    stack.settle().await.unwrap();
+    stack.settle().await;
     if let Some(group) = stack.aws().ecs.group_mut(GROUP) {
         group.desired = 4;
     }
     ask(&stack, "one-more", 1);
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.bodies("waiting").len(), 1);
     assert_eq!(desired(&stack), 4);
 }
@@ -118,10 +118,10 @@ async fn while_an_instance_s_size_is_unknown_the_group_grows_by_one_and_only_if_
     let mut stack = slow_boot(|_| {}).await;
     empty_the_group(&mut stack);
     ask(&stack, "unknown-1", 10);
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(desired(&stack), 1);
     ask(&stack, "unknown-2", 10);
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(desired(&stack), 1);
 }
 
@@ -130,7 +130,7 @@ async fn what_no_instance_can_hold_fails_and_raises_nothing() {
     let mut stack = slow_boot(|_| {}).await;
     let url = stack.webhook();
     stack.ask(json!({"requestId": "huge", "label": "maven", "webhookUrl": url, "overrides": {"memory": 16384}}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.told(&url), ["agent.failed LAUNCH_FAILED"]);
     assert_eq!(desired(&stack), 1);
     assert!(stack.bodies("waiting").is_empty());
@@ -140,7 +140,7 @@ async fn what_no_instance_can_hold_fails_and_raises_nothing() {
     empty_the_group(&mut stack);
     let url = stack.webhook();
     stack.ask(json!({"requestId": "huge", "label": "maven", "webhookUrl": url, "overrides": {"memory": 16384}}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.told(&url), ["agent.failed LAUNCH_FAILED"]);
     assert_eq!(desired(&stack), 0);
 }
@@ -150,7 +150,7 @@ async fn without_a_group_nothing_is_scaled() {
     let mut stack =
         slow_boot(|config| drop(config["clouds"][0].as_object_mut().unwrap().remove("autoScalingGroup"))).await;
     ask(&stack, "fill", 5);
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.active_tasks().len(), 3);
     assert!(!stack.bodies("waiting").is_empty());
     assert!(stack.calls().iter().all(|call| !call.starts_with("autoscaling:")), "{:?}", stack.calls());
@@ -158,17 +158,17 @@ async fn without_a_group_nothing_is_scaled() {
 
 #[tokio::test]
 async fn fargate_without_capacity_is_waited_for() {
-    let mut stack = Stack::start().await.unwrap();
+    let mut stack = Stack::start().await;
     stack.aws().ecs.settings().fargate_has_capacity = false;
-    let url = stack.agent("fargate", "node").await.unwrap();
+    let url = stack.agent("fargate", "node").await;
     assert_eq!(stack.bodies("waiting").len(), 1);
     assert_eq!(stack.told(&url), Vec::<String>::new());
     assert!(stack.calls().iter().all(|call| !call.starts_with("autoscaling:")));
     stack.aws().ecs.settings().fargate_has_capacity = true;
     stack.unhide("waiting");
-    stack.sweep().await.unwrap();
+    stack.sweep().await;
     stack.unhide("requests");
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.told(&url), ["agent.ready"]);
 }
 
@@ -176,10 +176,10 @@ async fn fargate_without_capacity_is_waited_for() {
 async fn room_wakes_as_many_as_fit_oldest_first() {
     let mut stack = slow_boot(|_| {}).await;
     ask(&stack, "fill", 3);
-    stack.settle().await.unwrap();
+    stack.settle().await;
     for number in 0..3 {
         ask(&stack, &format!("queued-{number}"), 1);
-        stack.settle().await.unwrap();
+        stack.settle().await;
         // Times are told apart to the millisecond.
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -188,9 +188,9 @@ async fn room_wakes_as_many_as_fit_oldest_first() {
     stack.forget_calls();
     let first = stack.active_tasks().remove(0);
     stack.complete(json!({"taskArn": first.arn}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     stack.unhide("requests");
-    stack.settle().await.unwrap();
+    stack.settle().await;
     let ready = stack.all_notices().into_iter().filter(|notice| notice.kind() == "agent.ready");
     let ready: Vec<_> = ready.map(|notice| notice.body["requestId"].clone()).collect();
     assert!(ready.contains(&json!("queued-0")), "{ready:?}");
@@ -205,28 +205,28 @@ async fn a_placement_that_leaves_no_room_costs_one_look_at_most() {
     let mut stack = slow_boot(|_| {}).await;
     ask(&stack, "fill", 3);
     ask(&stack, "waits", 1);
-    stack.settle().await.unwrap();
+    stack.settle().await;
     let event =
         stack.history.iter().rfind(|event| event["detail-type"] == "ECS Container Instance State Change").unwrap();
     let full = event.clone();
     stack.forget_calls();
-    stack.invoke(Binary::TaskState, full).await.unwrap().unwrap();
+    stack.invoke(Binary::TaskState, full).await.unwrap();
     assert!(stack.calls().len() <= 1, "{:?}", stack.calls());
 }
 
 #[tokio::test]
 async fn over_max_agents_a_request_waits_and_raises_nothing() {
     let mut stack = slow_boot(|config| config["clouds"][1]["templates"][0]["maxAgents"] = 1.into()).await;
-    let first = stack.agent("first", "node").await.unwrap();
-    let second = stack.agent("second", "node").await.unwrap();
+    let first = stack.agent("first", "node").await;
+    let second = stack.agent("second", "node").await;
     assert_eq!(stack.told(&first), ["agent.ready"]);
     assert_eq!(stack.told(&second), Vec::<String>::new());
     assert_eq!((stack.active_tasks().len(), stack.bodies("waiting").len()), (1, 1));
     stack.unhide("waiting");
     stack.complete(json!({"requestId": "first"}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     stack.unhide("requests");
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.told(&second), ["agent.ready"], "an agent's end makes room");
     assert_eq!(stack.active_tasks().len(), 1);
     assert!(stack.calls().iter().all(|call| !call.starts_with("autoscaling:")), "{:?}", stack.calls());
@@ -234,11 +234,11 @@ async fn over_max_agents_a_request_waits_and_raises_nothing() {
 
 #[tokio::test]
 async fn the_cloud_s_max_agents_counts_all_its_templates_in_one_batch_too() {
-    let mut stack = Stack::with(|config| config["clouds"][0]["maxAgents"] = 2.into()).await.unwrap();
+    let mut stack = Stack::with(|config| config["clouds"][0]["maxAgents"] = 2.into()).await;
     for (number, label) in ["maven", "host", "maven", "maven"].iter().enumerate() {
         stack.ask(json!({"requestId": format!("limited-{number}"), "label": label}));
     }
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.active_tasks().len(), 2);
     assert_eq!(stack.bodies("waiting").len(), 2);
     assert_eq!(desired(&stack), 1);
@@ -254,20 +254,20 @@ async fn a_request_waits_no_longer_than_it_may() {
         })
         .await;
         ask(&stack, "fill", 3);
-        stack.settle().await.unwrap();
+        stack.settle().await;
         let url = stack.webhook();
         let mut request = json!({"requestId": "impatient", "label": "maven", "webhookUrl": url});
         if way == "expiresAt" {
             request["expiresAt"] = (Timestamp::now() + jiff::SignedDuration::from_secs(1)).to_string().into();
         }
         stack.ask(request);
-        stack.settle().await.unwrap();
+        stack.settle().await;
         assert_eq!(stack.bodies("waiting").len(), 1, "{way}");
         tokio::time::sleep(Duration::from_millis(1200)).await;
         stack.unhide("waiting");
-        stack.sweep().await.unwrap();
+        stack.sweep().await;
         stack.unhide("requests");
-        stack.settle().await.unwrap();
+        stack.settle().await;
         assert_eq!(stack.told(&url), ["agent.failed CAPACITY_TIMEOUT"], "{way}");
         assert!(stack.bodies("waiting").is_empty(), "{way}");
         let message = stack.notices(Some(&url))[0].body["failure"]["message"].to_string();
@@ -284,23 +284,23 @@ async fn copies_of_a_waiting_request_are_one_request() {
     })
     .await;
     ask(&stack, "fill", 3);
-    stack.settle().await.unwrap();
+    stack.settle().await;
     let urls = [stack.webhook(), stack.webhook()];
     let copy = |url: &str| json!({"requestId": "asked-again", "label": "maven", "count": 3, "webhookUrl": url});
     stack.ask(copy(&urls[0]));
     stack.ask(copy(&urls[0]));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!((stack.bodies("waiting").len(), desired(&stack)), (2, 2), "three agents go on one instance");
     let first = Timestamp::now();
     tokio::time::sleep(Duration::from_secs(3)).await;
     stack.ask(copy(&urls[1]));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     stack.unhide("waiting");
-    stack.sweep().await.unwrap();
+    stack.sweep().await;
     assert_eq!((stack.bodies("waiting").len(), desired(&stack)), (3, 2), "for the sweep too");
     stack.unhide("waiting");
     // The first copies have waited for a minute, and the last has not.
-    stack.sweep_at(first + Duration::from_secs(62)).await.unwrap().unwrap();
+    stack.sweep_at(first + Duration::from_secs(62)).await.unwrap();
     assert!(stack.bodies("waiting").is_empty(), "the last copy's time is over with the first's");
     for url in &urls {
         let told = stack.notices(Some(url));
@@ -314,14 +314,14 @@ async fn a_wait_keeps_the_time_it_began_at() {
     // Refused again and again, a request still waits from its first time on.
     let mut stack = slow_boot(|config| config["clouds"][0]["instanceLaunchTimeout"] = "2s".into()).await;
     ask(&stack, "fill", 3);
-    stack.settle().await.unwrap();
-    let url = stack.agent("bounced", "maven").await.unwrap();
+    stack.settle().await;
+    let url = stack.agent("bounced", "maven").await;
     let began = Timestamp::now();
     while stack.told(&url).is_empty() && Timestamp::now().duration_since(began).as_secs() < 20 {
         stack.unhide("waiting");
-        stack.sweep().await.unwrap();
+        stack.sweep().await;
         stack.unhide("requests");
-        stack.settle().await.unwrap();
+        stack.settle().await;
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
     assert_eq!(stack.told(&url), ["agent.failed CAPACITY_TIMEOUT"]);
@@ -332,17 +332,17 @@ async fn a_wait_keeps_the_time_it_began_at() {
 async fn a_hand_over_that_fails_loses_nothing() {
     let mut stack = slow_boot(|_| {}).await;
     ask(&stack, "fill", 3);
-    stack.settle().await.unwrap();
+    stack.settle().await;
     // The SDK tries a few times by itself.
     stack.aws().faults.always("sqs", "SendMessage", Some(Fault::server()));
     stack.aws().faults.always("sqs", "SendMessageBatch", Some(Fault::server()));
-    let url = stack.agent("handed", "maven").await.unwrap();
+    let url = stack.agent("handed", "maven").await;
     assert_eq!(stack.bodies("requests").len(), 1, "not acknowledged");
     assert!(stack.bodies("waiting").is_empty());
     stack.aws().faults.always("sqs", "SendMessage", None);
     stack.aws().faults.always("sqs", "SendMessageBatch", None);
     stack.unhide("requests");
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.bodies("waiting").len(), 1);
     assert_eq!(stack.told(&url), Vec::<String>::new());
 }
@@ -351,27 +351,27 @@ async fn a_hand_over_that_fails_loses_nothing() {
 async fn the_sweep_raises_the_group_and_sends_back_when_events_were_missed() {
     let mut stack = slow_boot(|_| {}).await;
     ask(&stack, "fill", 3);
-    stack.settle().await.unwrap();
+    stack.settle().await;
     // Auto Scaling cannot be asked when the request comes.
     for action in ["DescribeAutoScalingGroups", "SetDesiredCapacity"] {
         stack.aws().faults.always("autoscaling", action, Some(Fault::server()));
     }
-    let url = stack.agent("missed", "maven").await.unwrap();
+    let url = stack.agent("missed", "maven").await;
     for action in ["DescribeAutoScalingGroups", "SetDesiredCapacity"] {
         stack.aws().faults.always("autoscaling", action, None);
     }
     stack.unhide("requests");
-    stack.settle().await.unwrap();
+    stack.settle().await;
     stack.unhide("waiting");
-    stack.sweep().await.unwrap();
+    stack.sweep().await;
     assert_eq!(desired(&stack), 2);
     // The instance registers, and nobody hears of it.
     stack.aws().ecs.fill_group(GROUP, 2, Timestamp::now());
     stack.advance().clear();
     stack.unhide("waiting");
-    stack.sweep().await.unwrap();
+    stack.sweep().await;
     stack.unhide("requests");
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.told(&url), ["agent.ready"]);
 }
 
@@ -379,14 +379,14 @@ async fn the_sweep_raises_the_group_and_sends_back_when_events_were_missed() {
 async fn several_agents_of_one_request_may_be_placed_bit_by_bit() {
     let mut stack = slow_boot(|_| {}).await;
     ask(&stack, "bit-by-bit", 5);
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.active_tasks().len(), 3);
     stack.aws().ecs.fill_group(GROUP, 2, Timestamp::now());
     for _ in 0..3 {
         stack.unhide("waiting");
-        stack.settle().await.unwrap();
+        stack.settle().await;
         stack.unhide("requests");
-        stack.settle().await.unwrap();
+        stack.settle().await;
     }
     let tasks = stack.active_tasks();
     assert_eq!(tasks.len(), 5);
@@ -407,11 +407,11 @@ async fn with_managed_scaling_the_task_waits_in_ecs_and_the_group_is_not_ours_to
     .await;
     stack.aws().ecs.create_capacity_provider("managed", GROUP, true);
     ask(&stack, "managed", 5);
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(stack.tasks().len(), 5);
     assert!(stack.tasks().iter().any(|task| task.last_status.as_str() == "PROVISIONING"));
     assert!(stack.bodies("waiting").is_empty());
-    stack.sweep().await.unwrap();
+    stack.sweep().await;
     assert!(stack.calls().iter().all(|call| !call.starts_with("autoscaling:Set")), "{:?}", stack.calls());
 }
 
@@ -425,25 +425,25 @@ async fn an_inbound_agent_that_is_never_placed_leaves_no_node_behind() {
         })
         .await;
         ask(&stack, "fill", 3);
-        stack.settle().await.unwrap();
+        stack.settle().await;
         let filled = stack.nodes();
         // Of `dial`, four would fit by CPU; what memory is left is too little for one.
-        let url = stack.agent("dial", "dial").await.unwrap();
+        let url = stack.agent("dial", "dial").await;
         assert_eq!(stack.bodies("waiting").len(), 1, "{way}");
         stack.unhide("waiting");
         if way == "aborted" {
             stack.complete(json!({"requestId": "dial"}));
-            stack.settle().await.unwrap();
+            stack.settle().await;
         } else {
             tokio::time::sleep(Duration::from_millis(1200)).await;
         }
         for later in 0..3 {
             let time = Timestamp::now() + jiff::SignedDuration::from_mins(later) + Duration::from_secs(1);
-            stack.sweep_at(time).await.unwrap().unwrap();
+            stack.sweep_at(time).await.unwrap();
             stack.unhide("waiting");
             stack.unhide("requests");
             stack.unhide("completions");
-            stack.settle().await.unwrap();
+            stack.settle().await;
         }
         assert_eq!(stack.nodes(), filled, "{way}");
         assert!(stack.told(&url).iter().all(|told| told.starts_with("agent.failed")), "{way}");
@@ -474,7 +474,7 @@ async fn a_weighted_group_is_raised_in_its_own_units() {
     for index in 0..6 {
         stack.ask(json!({"requestId": format!("weighed-{index}"), "label": "maven", "count": 2}));
     }
-    stack.settle().await.unwrap();
+    stack.settle().await;
     // Twelve agents of 2 GiB on instances of 8 GiB: three instances of two units.
     assert_eq!(desired(&stack), 6);
 }
@@ -488,8 +488,8 @@ async fn a_placement_failure_of_another_groups_instance_is_no_room() {
         aws.ecs.group_mut("other").unwrap().attributes.insert("ecs.cpu-architecture".into(), "arm64".into());
         aws.ecs.fill_group("other", 1, Timestamp::now());
     }
-    stack.settle().await.unwrap();
-    let url = stack.agent("foreign", "maven").await.unwrap();
+    stack.settle().await;
+    let url = stack.agent("foreign", "maven").await;
     assert_eq!(stack.told(&url), Vec::<String>::new());
     assert_eq!(desired(&stack), 1);
 }
@@ -504,7 +504,7 @@ async fn agents_that_share_no_instance_get_one_each_from_zero() {
     empty_the_group(&mut stack);
     stack.aws().ecs.group_mut(GROUP).unwrap().maximum = 100;
     stack.ask(json!({"requestId": "apart", "label": "maven", "count": 3}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(desired(&stack), 3);
 }
 
@@ -517,7 +517,7 @@ async fn instances_that_never_register_are_neither_booting_nor_raised_beyond_rea
     .await;
     stack.aws().ecs.fill_group(GROUP, 2, "2026-01-01T00:00:00Z".parse().unwrap());
     stack.ask(json!({"requestId": "dead", "label": "maven"}));
-    stack.settle().await.unwrap();
+    stack.settle().await;
     assert_eq!(desired(&stack), 2, "what keeps two from the cluster would keep the third");
     assert!(stack.output().contains("never registered in the cluster"), "the reason names them");
 }

@@ -103,7 +103,7 @@ impl World {
                 templates.retain(|template| template["connect"] != "inbound");
             }
         })
-        .await?;
+        .await;
         stack.set_env("AWS_LAMBDA_LOG_LEVEL", Some("INFO"));
         if subject == Subject::Nothing {
             stack.set_env(FLOOR, Some("yes"));
@@ -131,7 +131,7 @@ impl World {
             // Ten tasks for each invocation, with the RUNNING event of each.
             for _ in 0..invocations {
                 world.ask(10);
-                world.stack.poll(Binary::Request, "requests").await?;
+                world.stack.poll(Binary::Request, "requests").await;
             }
             world.events = world.stack.advance().clone();
             world.tasks = world.stack.active_tasks().into_iter().map(|task| task.arn).collect();
@@ -150,7 +150,7 @@ impl World {
         let words = wrapper.unwrap_or_default().iter().cloned().chain(words).map(|word| format!("'{word}'"));
         std::fs::write(&path, format!("#!/bin/sh\nexec {}\n", words.collect::<Vec<_>>().join(" ")))?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
-        Ok(Process { function: self.stack.start_program(&path).await?, _folder: folder })
+        Ok(Process { function: self.stack.start_program(&path).await, _folder: folder })
     }
 
     /// Lets AWS take so long for an answer.

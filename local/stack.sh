@@ -1,4 +1,4 @@
-# Sourced by the scripts beside it: where things are, and how they are installed.
+# Sourced by the other scripts: paths, and how tools are installed.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 stack=$root/local/.stack
@@ -12,14 +12,14 @@ need() {
     command -v "$1" >/dev/null || fail "$1 is missing: $2"
 }
 
-# Builds for the local stack. Cargo shows how far it is on a terminal alone; elsewhere every tenth package is a line.
+# Builds for the local stack. Cargo shows its progress only on a terminal; elsewhere, print a line for every tenth package.
 build() {
     local command=(cargo build --profile local "$@") line built=0 all
     if [ -t 2 ]; then
         "${command[@]}"
         return
     fi
-    # `cargo tree` takes the packages that are to be built, as `cargo build` does, but neither targets nor a profile.
+    # `cargo tree` accepts the same packages as `cargo build`, but neither targets nor a profile.
     all=$(cargo tree --edges normal,build --prefix none --format '{p}' "${@/--all-targets/--edges=normal,build,dev}" | sed 's, (\*)$,,' | sort -u | wc -l)
     "${command[@]}" 2>&1 | while IFS= read -r line; do
         case $line in
@@ -32,7 +32,7 @@ build() {
     done
 }
 
-# A virtual environment with pinned packages, made once for each state of the requirements file.
+# A virtual environment with pinned packages, recreated when the requirements file changes.
 venv() {
     local name=$1 requirements=$2 why=$3
     need python3 "install Python 3.11 or newer, with venv (Debian: python3-venv)"
@@ -46,24 +46,24 @@ venv() {
     fi
 }
 
-# Programs that have to be there, `PROGRAM=PACKAGE`: on Debian their packages are installed where they are missing, without
-# starting any daemon that they bring; elsewhere that is said.
+# Required programs, as `PROGRAM=PACKAGE`. On Debian, missing packages are installed without starting their daemons;
+# elsewhere, an error names them.
 debian() {
     local missing=() pair
     for pair in "$@"; do
-        # sshd lies where an ordinary user's path does not lead.
+        # sshd is not on the path of an ordinary user.
         PATH=$PATH:/usr/sbin command -v "${pair%%=*}" >/dev/null && continue
         [[ " ${missing[*]-} " == *" ${pair#*=} "* ]] || missing+=("${pair#*=}")
     done
     [ ${#missing[@]} -eq 0 ] && return
-    command -v apt-get >/dev/null || fail "needs what Debian calls ${missing[*]}, and there is no apt-get here: install it by hand"
+    command -v apt-get >/dev/null || fail "${missing[*]} (names of Debian packages) must be installed, and there is no apt-get here: install them yourself"
     local sudo=()
     if [ "$(id -u)" -ne 0 ]; then
         sudo=(sudo -n)
-        "${sudo[@]}" true 2>/dev/null || fail "needs the Debian packages ${missing[*]}: install them, or run this as root"
+        "${sudo[@]}" true 2>/dev/null || fail "the Debian packages ${missing[*]} must be installed: install them, or run this as root"
     fi
-    say "Installing Debian's ${missing[*]} (once; starts no daemon)"
-    # What invoke-rc.d asks before it starts a service: 101 is no.
+    say "Installing the Debian packages ${missing[*]} (once; starts no daemon)"
+    # invoke-rc.d runs this before it starts a service; 101 means no.
     local policy=/usr/sbin/policy-rc.d ours=
     if [ ! -e "$policy" ]; then
         ours=yes

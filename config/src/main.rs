@@ -1,4 +1,4 @@
-//! `check-config FILE…`: the faults that would end the functions' start, without secrets and without an account.
+//! `check-config FILE…`: the faults with which the functions would not start, without secrets and without an account.
 
 use std::process::ExitCode;
 
@@ -7,11 +7,10 @@ use config::{Document, from_documents};
 const HELP: &str = "\
 Usage: check-config FILE…
 
-Says everything that is wrong with a configuration, as the functions would at their start. It asks nobody: neither AWS nor
-Jenkins is called, and no secret is read. The clouds of several files are joined in the order of their names, as those of
-several SSM parameters are.
+Lists every fault in a configuration, as the functions would at their start. Calls neither AWS nor Jenkins, and reads no
+secret. The clouds of several files are joined in the order of the files' names, as with several SSM parameters.
 
-Exit code: 0 if it is right, 1 if something is wrong with it, 2 if it could not be checked.";
+Exit code: 0 if the configuration is valid, 1 if it has faults, 2 if it could not be checked.";
 
 /// What one SSM parameter of the standard or the intelligent tier can grow to (Systems Manager quotas).
 const PARAMETER_BYTES: usize = 8192;
@@ -44,7 +43,7 @@ fn main() -> ExitCode {
         let bytes = document.text.len();
         if bytes > PARAMETER_BYTES {
             eprintln!(
-                "note: {path} has {bytes} bytes, and an SSM parameter holds {PARAMETER_BYTES}: spread its clouds over several"
+                "note: {path} has {bytes} bytes, but an SSM parameter holds {PARAMETER_BYTES}: split its clouds among several files"
             );
         }
     }
@@ -56,7 +55,7 @@ fn check(documents: &[Document], name: &str) -> ExitCode {
     match config {
         Some(config) if faults.is_empty() => {
             let templates: usize = config.clouds.iter().map(|cloud| cloud.templates.len()).sum();
-            println!("{name} is right. Clouds: {}, templates: {templates}.", config.clouds.len());
+            println!("{name} is valid. Clouds: {}, templates: {templates}.", config.clouds.len());
             ExitCode::SUCCESS
         }
         _ => {

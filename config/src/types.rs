@@ -40,7 +40,7 @@ pub struct Jenkins {
     pub user: Option<String>,
     /// That user's API token.
     pub api_token: Option<SecretRef>,
-    /// Whether nodes are created and deleted over the REST API. Default: whether `user` and `apiToken` are there.
+    /// Whether nodes are created and deleted over the REST API. Default: whether `user` and `apiToken` are set.
     pub register_nodes: Option<bool>,
     /// PEM certificates of a private certificate authority, trusted for Jenkins alone.
     pub ca_certificate: Option<SecretRef>,
@@ -100,7 +100,7 @@ pub struct Webhook {
     pub url: Option<RootUrl>,
     /// Sent raw as the `Authorization` header of every notice.
     pub authorization: Option<SecretRef>,
-    /// Signs notices as the Standard Webhooks specification has it (`whsec_` and base64).
+    /// Signs notices as defined by Standard Webhooks (`whsec_` and base64).
     pub signing_secret: Option<SecretRef>,
 }
 
@@ -131,7 +131,7 @@ pub struct Cloud {
     /// 1 to 64 of `A-Z a-z 0-9 _ -`.
     #[schemars(regex(pattern = "^[A-Za-z0-9_-]{1,64}$"))]
     pub name: String,
-    /// The AWS region, `eu-west-1`.
+    /// The AWS region, as in `eu-west-1`.
     #[schemars(regex(
         pattern = r"^((us|eu|ap|sa|ca|me|af|il|mx|cn|us-gov|us-iso|us-isob|us-isof|eu-isoe|eusc-de)-[a-z]+-[0-9]+)$"
     ))]
@@ -143,26 +143,26 @@ pub struct Cloud {
     /// A role to assume for a cluster in another account.
     #[schemars(regex(pattern = "^arn:.+:role/.+$"))]
     pub assume_role_arn: Option<String>,
-    /// The Auto Scaling group of the cluster's instances. Without it, nothing is ever scaled.
+    /// The Auto Scaling group of the cluster's instances. Without it, nothing is scaled.
     #[schemars(regex(pattern = r"\S"))]
     pub auto_scaling_group: Option<String>,
     /// How long a request may wait for room before it fails.
     #[serde(default = "default_launch_timeout")]
     pub instance_launch_timeout: Limit,
-    /// An instance that has not registered for that long after its launch counts as neither booting nor room. Default
+    /// An instance that has not registered this long after its launch no longer counts as booting or as room. Default
     /// 10m, with `autoScalingGroup`.
     pub instance_registration_timeout: Option<Limit>,
-    /// Instances without tasks for that long are terminated.
+    /// Instances that have had no task for this long are terminated.
     #[serde(default)]
     pub idle_instance_timeout: Limit,
-    /// What a new instance of the group offers. Default: what its largest registered instance does.
+    /// What a new instance of the group offers. Default: as its largest registered instance.
     pub instance_capacity: Option<Size>,
     /// Agents of this cloud that may exist at once.
     #[schemars(range(min = 1))]
     pub max_agents: Option<u32>,
-    /// Where inbound agents find the controller. Default: `jenkins.url`.
+    /// The URL at which inbound agents reach the controller. Default: `jenkins.url`.
     pub agent_url: Option<RootUrl>,
-    /// What kinds of agent there are, in order of preference.
+    /// The kinds of agent, in order of preference.
     #[schemars(length(min = 1))]
     pub templates: Vec<Template>,
 }
@@ -209,7 +209,7 @@ pub struct Template {
     /// 1 to 64 of `A-Z a-z 0-9 _ -`; part of every agent's name.
     #[schemars(regex(pattern = "^[A-Za-z0-9_-]{1,64}$"))]
     pub name: String,
-    /// What the label expression of a request is held against.
+    /// A request's label expression is evaluated against these.
     pub labels: LabelSet,
     /// Full ARN, `family:revision` or `family`.
     #[schemars(regex(
@@ -219,7 +219,7 @@ pub struct Template {
     /// The agent's container. Default: the task definition's only essential container.
     #[schemars(regex(pattern = r"\S"))]
     pub container: Option<String>,
-    /// Whether Jenkins logs in to the agent, or the agent dials Jenkins over WebSocket.
+    /// Whether Jenkins connects to the agent over SSH, or the agent to Jenkins over WebSocket.
     pub connect: Connect,
     /// The agent's working directory.
     #[serde(default = "default_workspace")]
@@ -229,22 +229,22 @@ pub struct Template {
     #[serde(default = "one")]
     #[schemars(range(min = 1))]
     pub executors: u32,
-    /// From RunTask until the agent must be ready. One that runs while Jenkins is away waits until Jenkins is back.
+    /// From RunTask until the agent must be ready. While Jenkins is down, agents that run are left alone.
     #[serde(default = "default_start_timeout")]
     pub container_start_timeout: Limit,
-    /// Agents of a request that does not say how many; 1 to 10.
+    /// Agents for a request without `count`; 1 to 10.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 10))]
     pub agents_per_request: u32,
     /// Agents of this template that may exist at once.
     #[schemars(range(min = 1))]
     pub max_agents: Option<u32>,
-    /// No agent outlives this.
+    /// An agent older than this is stopped.
     #[serde(default = "default_lifetime")]
     pub max_lifetime: Limit,
-    /// An agent without a build for that long, as Jenkins sees it, is stopped. Default 10m, with `registerNodes`.
+    /// An agent without a build for this long, according to Jenkins, is stopped. Default 10m, with `registerNodes`.
     pub idle_timeout: Option<Limit>,
-    /// How Jenkins logs in, for `connect: ssh`.
+    /// How Jenkins connects, for `connect: ssh`.
     #[serde(default)]
     pub ssh: Ssh,
     /// What the task runs on. Default: EC2.
@@ -272,13 +272,13 @@ pub struct Template {
     /// Tags of the task, 40 at most.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
-    /// What a request may ask for otherwise.
+    /// What a request may override.
     #[serde(default)]
     pub allowed_overrides: Vec<Override>,
     /// The most that an override may ask for.
     #[serde(default)]
     pub limits: Limits,
-    /// Families that the override `taskDefinition` may name; `*` at the end stands for any rest.
+    /// Families that the override `taskDefinition` may name; `*` at the end stands for any suffix.
     #[serde(default)]
     pub allowed_task_definitions: Vec<FamilyPattern>,
 }
@@ -303,25 +303,25 @@ pub struct Ssh {
     /// The id of a Jenkins credential.
     #[schemars(regex(pattern = r"\S"))]
     pub credentials_id: Option<String>,
-    /// Which address of the agent Jenkins dials.
+    /// Which address of the agent Jenkins connects to.
     pub address: Address,
     /// How Jenkins checks the host key.
     pub host_key_verification: HostKeyVerification,
-    /// How long one try of Jenkins' SSH launcher may take; not `never`.
+    /// How long one attempt of Jenkins' SSH launcher may take; not `never`.
     #[schemars(extend("pattern" = "^[0-9]+[smh]$"))]
     pub launch_timeout: Limit,
-    /// Further tries of Jenkins' SSH launcher.
+    /// Further attempts of Jenkins' SSH launcher.
     pub max_retries: u32,
-    /// Pause between two tries of Jenkins' SSH launcher; not `never`.
+    /// Pause between two attempts of Jenkins' SSH launcher; not `never`.
     #[schemars(extend("pattern" = "^[0-9]+[smh]$"))]
     pub retry_wait: Limit,
     /// The agent's `java`.
     pub java_path: Option<String>,
     /// Options for that `java`.
     pub jvm_options: Option<String>,
-    /// Put before the command that starts the agent.
+    /// Prepended to the command that starts the agent.
     pub prefix_start_command: Option<String>,
-    /// Put behind the command that starts the agent.
+    /// Appended to the command that starts the agent.
     pub suffix_start_command: Option<String>,
 }
 
@@ -427,7 +427,7 @@ pub struct CapacityProvider {
     #[serde(default = "one_signed")]
     #[schemars(range(min = 0, max = 1000))]
     pub weight: i32,
-    /// At least so many tasks run on it; 0 to 100000.
+    /// At least this many tasks run on it; 0 to 100000.
     #[serde(default)]
     #[schemars(range(min = 0, max = 100_000))]
     pub base: i32,
@@ -456,7 +456,7 @@ pub struct PlacementStrategy {
     /// Fill instances up, spread over them, or choose any.
     #[serde(rename = "type")]
     pub kind: PlacementStrategyType,
-    /// What the rule goes by: `memory`, `cpu`, `attribute:…`, `instanceId`. None for `random`.
+    /// What the rule considers: `memory`, `cpu`, `attribute:…`, `instanceId`. None for `random`.
     pub field: Option<String>,
 }
 

@@ -14,10 +14,10 @@ fn said(output: &Output) -> (Option<i32>, String) {
 }
 
 #[test]
-fn says_that_the_example_is_right() {
+fn accepts_the_example() {
     let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     let (code, text) = said(&check(root, &["agents.example.yaml"]));
-    assert_eq!((code, text.as_str()), (Some(0), "agents.example.yaml is right. Clouds: 2, templates: 2.\n"));
+    assert_eq!((code, text.as_str()), (Some(0), "agents.example.yaml is valid. Clouds: 2, templates: 2.\n"));
 }
 
 #[test]
@@ -44,7 +44,7 @@ fn names_every_fault_with_its_path_and_where_it_is() {
 }
 
 #[test]
-fn tells_what_could_not_be_checked_from_what_is_wrong() {
+fn distinguishes_what_could_not_be_checked_from_faults() {
     let folder = tempfile::tempdir().expect("a folder");
     let output = check(folder.path(), &["missing.yaml"]);
     assert_eq!(output.status.code(), Some(2));

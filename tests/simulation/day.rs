@@ -75,7 +75,7 @@ fn a_day_of_ten_thousand_builds_leaves_nothing_behind() {
     println!("{report}");
     if std::env::var_os("UPDATE_DOCS").is_some() {
         let docs = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs");
-        std::fs::write(format!("{docs}/cost.md"), report).expect("written");
+        write_table(docs, &report);
         std::fs::write(format!("{docs}/cost.svg"), plot(&ours, &never, &step)).expect("written");
     }
     assert!(ours.instance_hours < never.instance_hours, "giving instances back has to cost less than keeping them");
@@ -158,21 +158,14 @@ fn simulate(builds: &[(f64, f64)], policy: &Policy) -> Cost {
 
 fn table(ours: &Cost, faulty: &Cost, never: &Cost, step: &Cost, builds: usize) -> String {
     let mut text = format!(
-        "# What a day costs\n\n\
-         A simulated day of 10,000 builds, {builds} of them on instances of an Auto Scaling group (four agents each, up to\n\
-         {MAXIMUM} instances, two minutes from the raised capacity to the registered instance), builds of one to fifteen\n\
-         minutes. The first two lines are the real code in the simulated world (`tests/simulation/day.rs`), with\n\
-         `idleInstanceTimeout: 10m` and `placementStrategy: [{{type: binpack, field: memory}}]`, which is what empties\n\
-         instances (without it they take a fifth more hours); the others are plain simulations of the same builds. Waits\n\
-         are from the request to the ready agent. In the second line one in a hundred of all calls, events and answers\n\
-         goes wrong, and Jenkins is away now and then for up to fifteen minutes, which make its 99th percentile.\n\n\
+        "{builds} of the builds ran on instances.\n\n\
          | policy | instance-hours | median wait | 99th percentile |\n|---|---|---|---|\n"
     );
     for (name, cost) in [
         ("jenkins-ecs-agents", ours),
         ("jenkins-ecs-agents, with faults", faulty),
-        ("raised alike, never scaled in", never),
-        ("step policy: +2 a minute while builds wait, -1 a minute after 15 minutes below half", step),
+        ("scaled out alike, never scaled in", never),
+        ("step policy: +2 per minute while builds wait, -1 per minute after 15 minutes below half", step),
     ] {
         let _ = writeln!(
             text,
@@ -182,7 +175,18 @@ fn table(ours: &Cost, faulty: &Cost, never: &Cost, step: &Cost, builds: usize) -
             cost.percentile(0.99)
         );
     }
-    text + "\n![Instances over the day](cost.svg)\n"
+    text
+}
+
+/// Replaces the table in docs/cost.md.
+fn write_table(docs: &str, table: &str) {
+    const BEGIN: &str = "<!-- table: written by tests/simulation/day.rs -->\n";
+    const END: &str = "<!-- end of table -->\n";
+    let path = format!("{docs}/cost.md");
+    let text = std::fs::read_to_string(&path).expect("docs/cost.md");
+    let (before, rest) = text.split_once(BEGIN).expect("the table's beginning");
+    let (_, after) = rest.split_once(END).expect("the table's end");
+    std::fs::write(path, format!("{before}{BEGIN}{table}{END}{after}")).expect("written");
 }
 
 fn plot(ours: &Cost, never: &Cost, step: &Cost) -> String {

@@ -36,28 +36,31 @@ fn instructions(shop: &Shop, outputs: &BTreeMap<String, String>, page: &Server, 
         println!("  {aws} sqs send-message --queue-url {queue} \\\n    --message-body '{body}'\n")
     };
     println!(
-        "\nThe stack stays up until Ctrl-C; {} shows it live. Ask for an agent by hand with the AWS CLI:\n",
+        "\nThe stack stays up until Ctrl-C; {} shows it live. To request an agent with the AWS CLI:\n",
         page.url()
     );
     println!("  export AWS_ACCESS_KEY_ID={ACCOUNT} AWS_SECRET_ACCESS_KEY=any AWS_DEFAULT_REGION={REGION}");
     send(&shop.requests, r#"{"version": 1, "requestId": "by-hand-1", "label": "linux && maven"}"#);
-    println!("one with more memory than the template's (change by-hand-2 for each new request):\n");
+    println!("One with more memory than the template's (use a new requestId for each further request):\n");
     let larger = r#"{"version": 1, "requestId": "by-hand-2", "label": "maven", "overrides": {"memory": 4096}}"#;
     send(&shop.requests, larger);
-    println!("and give them back:\n");
+    println!("To report that their builds have completed:\n");
     for number in 1..=2 {
         send(&shop.completions, &format!(r#"{{"version": 1, "requestId": "by-hand-{number}"}}"#));
     }
-    println!("Check the configuration (`./local/run --check` shows the report for people):\n");
+    println!("To check the configuration (`./local/run --check` prints a readable report):\n");
     println!("  echo '{{\"check\": {{}}}}' | {aws} lambda invoke --function-name {function} \\");
     println!("    --payload fileb:///dev/stdin /dev/stdout\n");
-    println!("The functions' logs, whole:\n");
+    println!("To read the functions' complete logs:\n");
     for function in ["request", "task-state", "teardown"] {
         println!("  {aws} logs filter-log-events --log-group-name /aws/lambda/{}-{function} \\", super::deploy::STACK);
         println!("    --query 'events[].message' --output text");
     }
     println!("\nThe emulator's own log is {}.", log.display());
-    println!("\nWhat arrives at {}, and what the functions say of requests that wait or fail:", shop.jenkins.notices);
+    println!(
+        "\nNotices that arrive at {}, and the functions' log lines about requests that wait or fail:",
+        shop.jenkins.notices
+    );
 }
 
 async fn show_notices(shop: &Shop) {

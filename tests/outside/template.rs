@@ -374,6 +374,8 @@ fn the_dashboard_looks_for_messages_that_are_logged() {
         let logged = format!("\"{message}\"\n");
         assert!(sources.iter().any(|source| source.contains(&logged)), "nobody logs {message:?}");
     }
+    let [request, _, sweep] = sources;
+    assert!(request.contains("\"group raised\"\n") && sweep.contains("\"group raised\"\n"), "both raise groups");
 }
 
 // --- The table of permissions in docs/security.md ---

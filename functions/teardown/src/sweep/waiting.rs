@@ -99,7 +99,7 @@ async fn carry_out(app: &App, raise: &Raise) -> Result<(), Fault> {
         desired_before = raise.desired_before,
         desired = raise.desired,
         waiting = raise.agents,
-        "group raised by the sweep"
+        "group raised"
     );
     Ok(())
 }

@@ -26,6 +26,9 @@ pub type Outcome = Result<Value, String>;
 
 type Waiting = Arc<Mutex<HashMap<String, oneshot::Sender<Outcome>>>>;
 
+/// What Lambda says of an invocation that it does not trace.
+const UNSAMPLED: &str = "Root=1-5bef4de7-ad49b0e87f6ef6c87fc2e700;Sampled=0";
+
 struct Invocation {
     id: String,
     event: Value,
@@ -40,6 +43,7 @@ pub struct Function {
     output: Arc<Mutex<String>>,
     child: Child,
     asked: Arc<Notify>,
+    trace: Arc<Mutex<String>>,
     counter: u64,
     _server: Server,
 }
@@ -55,14 +59,16 @@ impl Function {
         let waiting: Waiting = Arc::default();
         let asked: Arc<Notify> = Arc::default();
         let name = binary.file_name().and_then(|name| name.to_str()).unwrap_or("function").to_owned();
+        let trace = Arc::new(Mutex::new(UNSAMPLED.to_owned()));
         let server = {
-            let (waiting, name, asked) = (waiting.clone(), name.clone(), asked.clone());
+            let (waiting, name, asked, trace) = (waiting.clone(), name.clone(), asked.clone(), trace.clone());
             http::serve(move |request| {
                 if request.uri().path().ends_with("/invocation/next") {
                     asked.notify_one();
                 }
                 let (receiver, waiting, name) = (receiver.clone(), waiting.clone(), name.clone());
-                async move { runtime_api(request, &receiver, &waiting, &name).await }
+                let trace = trace.clone();
+                async move { runtime_api(request, &receiver, &waiting, (&name, &trace)).await }
             })
             .await?
         };
@@ -88,7 +94,7 @@ impl Function {
         if let Some(stderr) = child.stderr.take() {
             keep(stderr, output.clone());
         }
-        Ok(Self { name, events, waiting, output, child, asked, counter: 0, _server: server })
+        Ok(Self { name, events, waiting, output, child, asked, trace, counter: 0, _server: server })
     }
 
     /// Waits until it asks for its first event. To be called before the first invocation.
@@ -162,6 +168,11 @@ impl Function {
         Ok(status.code())
     }
 
+    /// The tracing header of its next invocations.
+    pub fn set_trace(&self, header: &str) {
+        header.clone_into(&mut lock(&self.trace));
+    }
+
     /// Its process, while it runs.
     pub fn id(&self) -> Option<u32> {
         self.child.id()
@@ -188,7 +199,7 @@ async fn runtime_api(
     request: ::http::Request<Bytes>,
     events: &tokio::sync::Mutex<mpsc::UnboundedReceiver<Invocation>>,
     waiting: &Waiting,
-    name: &str,
+    (name, trace): (&str, &Mutex<String>),
 ) -> Response {
     let path = request.uri().path().to_owned();
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
@@ -203,7 +214,7 @@ async fn runtime_api(
                 ("lambda-runtime-aws-request-id", &invocation.id),
                 ("lambda-runtime-deadline-ms", &deadline.as_millis().to_string()),
                 ("lambda-runtime-invoked-function-arn", &arn),
-                ("lambda-runtime-trace-id", "Root=1-5bef4de7-ad49b0e87f6ef6c87fc2e700;Sampled=0"),
+                ("lambda-runtime-trace-id", &lock(trace).clone()),
             ] {
                 if let Ok(value) = value.parse() {
                     response.headers_mut().insert(header, value);

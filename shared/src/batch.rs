@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use crate::aws::queues::Queues;
 use crate::fault::Fault;
 use crate::name::digest;
+use crate::trace::Trace;
 use crate::wait;
 
 /// Kept back at the end of an invocation, to answer with what is done.
@@ -29,6 +30,8 @@ pub struct Invocation {
     pub deadline: Instant,
     /// The function's ARN, which names its account.
     pub function_arn: String,
+    /// Its own trace, where that is sampled.
+    pub trace: Option<Trace>,
 }
 
 impl Invocation {
@@ -42,6 +45,7 @@ impl Invocation {
         Self {
             deadline: Instant::now() + left.saturating_sub(RESERVE),
             function_arn: context.invoked_function_arn.clone(),
+            trace: context.xray_trace_id.as_deref().and_then(Trace::parse),
         }
     }
 
@@ -68,6 +72,8 @@ pub struct Item {
     pub wait: Option<wait::Wait>,
     /// The queue's ARN.
     pub source_arn: String,
+    /// The sender's trace, where it is sampled.
+    pub trace: Option<Trace>,
 }
 
 impl From<SqsMessage> for Item {
@@ -78,6 +84,7 @@ impl From<SqsMessage> for Item {
             sent_at: attribute("SentTimestamp")
                 .and_then(|time| time.parse().ok())
                 .and_then(|time| Timestamp::from_millisecond(time).ok()),
+            trace: attribute("AWSTraceHeader").and_then(|header| Trace::parse(header)),
             wait: message
                 .message_attributes
                 .get(wait::ATTRIBUTE)
@@ -183,7 +190,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_and_the_end_of_time_are_answers() {
-        let invocation = |left| Invocation { deadline: Instant::now() + left, function_arn: String::new() };
+        let invocation =
+            |left| Invocation { deadline: Instant::now() + left, function_arn: String::new(), trace: None };
         let minute = invocation(Duration::from_secs(60));
         let panics = guarded(&minute, async { if minute.is_over() { Ok(()) } else { panic!("no such {}", "index") } });
         assert_eq!(panics.await, Err(Fault::passing("panicked: no such index")));

@@ -24,6 +24,7 @@ pub mod report;
 pub mod secret;
 pub mod start;
 pub mod stop;
+pub mod trace;
 pub mod wait;
 
 pub use ::config::{label, origin};

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::config::{Connect, TaskDefinition, variables};
 use crate::name::{AgentName, digest};
+use crate::trace::{self, Trace};
 
 /// The version of every message here.
 pub const VERSION: u32 = 1;
@@ -261,6 +262,9 @@ pub struct Record {
     /// The build that asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub build: Option<Build>,
+    /// The request's trace, where it is sampled.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "trace::optional")]
+    pub trace: Option<Trace>,
 }
 
 impl Record {
@@ -480,6 +484,19 @@ pub struct Timings {
     /// From the request to this notice, in ms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total_ms: Option<i64>,
+}
+
+impl Timings {
+    /// The stages of the way to a notice, each from where the one before ends. The last is the one that had not ended then.
+    pub fn stages(&self, notified_at: Timestamp) -> Vec<(&'static str, Timestamp, Timestamp)> {
+        const NAMES: [&str; 5] = ["waiting", "launch", "pull", "start", "notice"];
+        let ends = [self.launched_at, self.pull_started_at, self.pull_stopped_at, self.started_at];
+        let last = ends.iter().rposition(Option::is_some).map_or(0, |known| known + 1);
+        let known = NAMES.into_iter().zip(ends).filter_map(|(name, end)| Some((name, end?)));
+        let Some(mut begin) = self.requested_at else { return Vec::new() };
+        let stages = known.chain([(NAMES[last], notified_at)]);
+        stages.map(|(name, end)| (name, std::mem::replace(&mut begin, end), end)).collect()
+    }
 }
 
 /// Reads a body of JSON, bare or in an SNS envelope. How deep it nests is limited by `serde_json`, to 128.

@@ -14,6 +14,7 @@ use crate::name::AgentName;
 use crate::notifier::{Delivery, Fallback, Target, Undelivered, Work};
 use crate::outcome::{self, Running};
 use crate::stop::{Cause, Stop};
+use crate::trace;
 
 /// An agent of ours that has, or had, a task.
 #[derive(Clone, Copy)]
@@ -174,7 +175,7 @@ async fn ready(app: &App, agent: OurAgent<'_>, task: &Task, record: Option<&Reco
         }
     }
     let notice = agent.subject(Some(record)).ready(endpoint, task, app.now());
-    notify_ready(app, agent, task, &notice, record.webhook_url.as_deref()).await
+    notify_ready(app, agent, task, &notice, record).await
 }
 
 /// The node of an agent whose task runs.
@@ -256,12 +257,12 @@ async fn notify_ready(
     agent: OurAgent<'_>,
     task: &Task,
     notice: &Notice,
-    webhook_url: Option<&str>,
+    record: &Record,
 ) -> Result<Reported, Fault> {
     let claim = app.memory.claim(&notice.id, app.now());
-    let delivery = match (webhook_url, &claim) {
+    let delivery = match (&record.webhook_url, &claim) {
         (_, Claim::Taken) => return Err(Fault::passing("the notice is on its way just now")),
-        (Some(url), Claim::Mine(_)) => app.notifier.notify(notice, &Target::Request(url.to_owned())).await?,
+        (Some(url), Claim::Mine(_)) => app.notifier.notify(notice, &Target::Request(url.clone())).await?,
         _ => Delivery::Delivered,
     };
     let told = match delivery {
@@ -279,6 +280,7 @@ async fn notify_ready(
         delivery.done(app.now());
     }
     tell_listeners(app, notice).await?;
+    trace::send(app.settings.xray_daemon, record.trace.as_ref(), notice);
     record_or_keep(app, agent, task, told).await?;
     Ok(Reported::Done)
 }
@@ -354,6 +356,8 @@ pub async fn stopped(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<(), 
         NoticeType::Failed if task.reported() => Ok(()),
         NoticeType::Failed => {
             tell_once(app, &notice, request.as_ref().and_then(|record| record.webhook_url.as_deref())).await?;
+            let trace = request.as_ref().and_then(|record| record.trace.as_ref());
+            trace::send(app.settings.xray_daemon, trace, &notice);
             // ECS may take no tag of a stopped task any more.
             if let Err(fault) = record(agent.cloud, &task.arn, &format!("failed {}", app.now())).await {
                 tracing::debug!(task.arn = task.arn, error = %fault, "not marked as reported");

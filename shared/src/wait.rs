@@ -14,6 +14,7 @@ use crate::capacity::Need;
 use crate::config::{Cloud, Limit, Size};
 use crate::fault::Fault;
 use crate::message::{Failure, FailureCode, MOST_AGENTS, RequestId};
+use crate::trace::{self, Trace};
 
 /// The message attribute that travels with a request between the queues, as JSON: SQS takes ten attributes at most.
 pub const ATTRIBUTE: &str = "wait";
@@ -64,6 +65,9 @@ pub struct Wait {
     pub waits_for: WaitsFor,
     /// Why, in ECS' words.
     pub reason: String,
+    /// The request's trace, where it is sampled.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "trace::optional")]
+    pub trace: Option<Trace>,
 }
 
 /// Whoever may send to a queue can write the attribute: no more agents are believed than a request can have.
@@ -301,6 +305,7 @@ mod tests {
             exclusive: None,
             waits_for: WaitsFor::Instance,
             reason: "RESOURCE:MEMORY".into(),
+            trace: None,
         };
         let mut rooms = [task, Size { cpu: 4096, memory: 2048 }, Size { cpu: 512, memory: 8192 }];
         assert!(take_room(&wait, rooms.iter_mut()));

@@ -15,4 +15,5 @@ mod sweep;
 mod task_state;
 mod teardown;
 mod template;
+mod trace;
 mod waiting;

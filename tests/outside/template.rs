@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use local::cloudformation::Stack;
+use local::iam::Role;
 use serde_json::Value;
 use tests::roles::{FORWARDING, TEMPLATE};
 
@@ -97,6 +98,22 @@ fn what_holds_messages_outlives_the_stack() {
             assert_eq!(keeps, resource["Type"] == "AWS::SQS::Queue", "{id}");
         }
     }
+}
+
+#[test]
+fn the_functions_may_send_traces_only_where_they_are_traced() {
+    let sends = |tracing| {
+        let stack = stack(&[("Tracing", tracing)]).unwrap();
+        let allows = |role: &&str| {
+            let statements = Role::of(&stack, role).unwrap().statements;
+            statements.iter().any(|statement| statement.actions.contains(&"xray:PutTraceSegments".to_owned()))
+        };
+        ["RequestRole", "TaskStateRole", "TeardownRole"].into_iter().filter(allows).count()
+    };
+    assert_eq!((sends("PassThrough"), sends("Active")), (0, 3));
+    let template = local::cloudformation::parse(TEMPLATE).unwrap();
+    assert_eq!(template["Globals"]["Function"]["Tracing"]["Ref"], "Tracing");
+    assert!(stack(&[("Tracing", "On")]).is_err());
 }
 
 // --- Alarms, as CloudWatch evaluates them ("Using Amazon CloudWatch alarms", "Using math expressions") ---

@@ -256,6 +256,7 @@ impl World {
         let invocation = Invocation {
             deadline: Instant::now() + Duration::from_secs(28),
             function_arn: format!("arn:aws:lambda:{REGION}:{ACCOUNT}:function:{function}"),
+            trace: None,
         };
         let work = async {
             match function {

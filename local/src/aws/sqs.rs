@@ -23,6 +23,8 @@ pub struct Message {
     pub body: String,
     /// String attributes.
     pub attributes: BTreeMap<String, String>,
+    /// The system attribute `AWSTraceHeader`.
+    pub trace: Option<String>,
     /// When it was sent.
     pub sent_at: Timestamp,
     /// When it was first received.
@@ -104,6 +106,16 @@ impl Sqs {
         self.put(name, body.to_owned(), BTreeMap::new(), 0, now)
     }
 
+    /// The same with the system attribute `AWSTraceHeader`, as a sender sets it that is traced.
+    pub fn send_traced(&mut self, name: &str, body: &str, trace: &str, now: Timestamp) -> String {
+        let id = self.send(name, body, now);
+        let sent = self.queues.get_mut(name).and_then(|queue| queue.messages.last_mut());
+        if let Some(message) = sent {
+            message.trace = Some(trace.to_owned());
+        }
+        id
+    }
+
     fn put(
         &mut self,
         name: &str,
@@ -119,6 +131,7 @@ impl Sqs {
                 id: id.clone(),
                 body,
                 attributes,
+                trace: None,
                 sent_at: now,
                 first_received_at: None,
                 receives: 0,
@@ -497,6 +510,7 @@ fn system_attributes(message: &Message) -> Map<String, Value> {
         ("SenderId", "AIDAEXAMPLE".into()),
     ]
     .into_iter()
+    .chain(message.trace.clone().map(|trace| ("AWSTraceHeader", trace)))
     .map(|(key, value)| (key.to_owned(), value.into()))
     .collect()
 }

@@ -1,6 +1,7 @@
 //! The environment of a function: the only place that reads it.
 
 use std::fmt;
+use std::net::SocketAddr;
 
 use aws_sdk_ssm::Client;
 
@@ -8,6 +9,7 @@ use super::{Config, Document, from_documents, is_word};
 use crate::aws::Lazy;
 use crate::fault::Fault;
 use crate::secret::{Environment, SecretStore};
+use crate::trace;
 
 /// What a function is told by its environment, checked.
 #[derive(Debug, Clone)]
@@ -18,6 +20,8 @@ pub struct Settings {
     pub queues: QueueUrls,
     /// What the names of our agents begin with.
     pub agent_name_prefix: String,
+    /// Where Lambda's X-Ray daemon listens, if there is one.
+    pub xray_daemon: Option<SocketAddr>,
 }
 
 /// The URLs of the queues.
@@ -120,7 +124,8 @@ pub async fn load(
     };
     match (config, secrets) {
         (Some(config), Some(secrets)) if faults.is_empty() => {
-            Ok((Settings { config, queues, agent_name_prefix }, secrets))
+            let xray_daemon = environment("AWS_XRAY_DAEMON_ADDRESS").as_deref().and_then(trace::daemon);
+            Ok((Settings { config, queues, agent_name_prefix, xray_daemon }, secrets))
         }
         _ => Err(SettingsFaults(faults)),
     }

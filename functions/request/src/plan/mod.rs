@@ -18,6 +18,7 @@ use shared::label::LabelExpression;
 use shared::message::{AgentRequest, Build, Failure, FailureCode, MOST_AGENTS, Overrides, Record, RequestId, Salvage};
 use shared::name::{AgentName, digest};
 use shared::origin::Origin;
+use shared::trace::Trace;
 use shared::wait::{self, Wait, WaitsFor};
 
 use crate::launch::Launch;
@@ -51,6 +52,8 @@ pub struct Order<'a> {
     pub overrides: Overrides,
     /// What it has been through already.
     pub wait: Option<Wait>,
+    /// Its trace, where it is sampled.
+    pub trace: Option<Trace>,
 }
 
 /// A request that comes to nothing, and whom that can be told.
@@ -66,7 +69,7 @@ pub struct Refused {
     pub webhook_urls: Vec<String>,
 }
 
-/// Message metadata: id, send time, wait.
+/// Message metadata: id, send time, wait, trace.
 #[derive(Debug, Clone, Copy)]
 pub struct Envelope<'a> {
     /// SQS' id.
@@ -75,11 +78,12 @@ pub struct Envelope<'a> {
     pub sent_at: Option<Timestamp>,
     /// What the request has been through.
     pub wait: Option<&'a Wait>,
+    pub trace: Option<&'a Trace>,
 }
 
 impl<'a> From<&'a Item> for Envelope<'a> {
     fn from(item: &'a Item) -> Self {
-        Self { message_id: &item.id, sent_at: item.sent_at, wait: item.wait.as_ref() }
+        Self { message_id: &item.id, sent_at: item.sent_at, wait: item.wait.as_ref(), trace: item.trace.as_ref() }
     }
 }
 
@@ -142,6 +146,8 @@ fn order<'a>(
         .find(|(_, _, template)| expression.matches(&template.labels))
         .ok_or_else(|| Failure::new(FailureCode::NoTemplate, no_template(config, &request.label)))?;
     let wait = envelope.wait.cloned();
+    // A woken request comes with the trace of whoever woke it; its own is the first.
+    let trace = wait.as_ref().map_or_else(|| envelope.trace.cloned(), |wait| wait.trace.clone());
     // Those that wait were promised, whatever the template says by now.
     let promised = wait.iter().flat_map(|wait| &wait.agents).filter(|&&index| index < MOST_AGENTS);
     let promised: Vec<u32> = promised.copied().collect();
@@ -163,6 +169,7 @@ fn order<'a>(
         build: request.build,
         overrides: request.overrides,
         wait,
+        trace,
     })
 }
 
@@ -205,6 +212,7 @@ impl<'a> Order<'a> {
             container: container.to_owned(),
             webhook_url: self.webhook_url(index).map(str::to_owned),
             build: self.build.clone(),
+            trace: self.trace.clone(),
         }
     }
 
@@ -340,6 +348,7 @@ impl<'a> Order<'a> {
             exclusive: blocked.need.exclusive.clone(),
             waits_for: blocked.waits_for,
             reason: blocked.reason.clone(),
+            trace: self.trace.clone(),
         })
     }
 }
@@ -415,7 +424,7 @@ clouds:
     }
 
     fn envelope(wait: Option<&Wait>) -> Envelope<'_> {
-        Envelope { message_id: "11111111-1111-4111-8111-111111111111", sent_at: Some(at(0)), wait }
+        Envelope { message_id: "11111111-1111-4111-8111-111111111111", sent_at: Some(at(0)), wait, trace: None }
     }
 
     fn admitted<'a>(config: &'a Config, body: &str) -> Result<Order<'a>, Box<Refused>> {
@@ -621,7 +630,7 @@ clouds:
             assert_eq!(is_inquiry(&task(status, created), Some(at(100))), inquiry, "{status} {created}");
         }
         assert!(is_inquiry(&task("RUNNING", 1), None) && !is_inquiry(&task("PENDING", 1), None));
-        let old = Envelope { message_id: "m", sent_at: Some(Timestamp::UNIX_EPOCH), wait: None };
+        let old = Envelope { message_id: "m", sent_at: Some(Timestamp::UNIX_EPOCH), wait: None, trace: None };
         assert_eq!(asked_at(old, at(0)), None);
         assert_eq!(asked_at(envelope(None), at(5)), Some(at(0)));
     }
@@ -679,7 +688,7 @@ clouds:
             let _ = admitted(&config, &body);
             let body = serde_json::json!({"version": 1, "label": label, "requestId": "r"}).to_string();
             if let Ok(order) = admitted(&config, &body) {
-                let later = admit(&config, &origin(&config), &body, Envelope { message_id: "x", sent_at: Some(at(9)), wait: None }, at(9));
+                let later = admit(&config, &origin(&config), &body, Envelope { message_id: "x", sent_at: Some(at(9)), wait: None, trace: None }, at(9));
                 prop_assert_eq!(order.name("ecs-", 0), later.expect("the same").name("ecs-", 0));
             }
         }

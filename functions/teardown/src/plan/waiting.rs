@@ -229,6 +229,7 @@ mod tests {
             exclusive: None,
             waits_for,
             reason: "RESOURCE:MEMORY".into(),
+            trace: None,
         };
         Waiting { body: r#"{"version": 1, "label": "maven"}"#.into(), wait: Some(wait), receipt: id.into() }
     }

@@ -68,15 +68,8 @@ impl Http {
     /// # Errors
     /// When the PEM holds no certificate, or one that cannot be read.
     pub fn with_tls(private_authority: Option<&str>) -> anyhow::Result<Self> {
-        let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-        if let Some(pem) = private_authority {
-            let public = roots.len();
-            for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
-                let certificate = certificate.context("a PEM certificate cannot be read")?;
-                roots.add(certificate).context("a PEM certificate cannot be used")?;
-            }
-            anyhow::ensure!(roots.len() > public, "holds no PEM certificate (`-----BEGIN CERTIFICATE-----`)");
-        }
+        let mut roots = private_authority.map_or_else(|| Ok(RootCertStore::empty()), authority)?;
+        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
         let config = ClientConfig::builder_with_provider(crypto::ring::default_provider().into())
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
@@ -123,6 +116,20 @@ impl Http {
             Err(_) => Err(HttpFault::Timeout { host: host.clone(), timeout }),
         }
     }
+}
+
+/// The PEM certificates of a private authority.
+///
+/// # Errors
+/// When the PEM holds no certificate, or one that cannot be read.
+pub fn authority(pem: &str) -> anyhow::Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+        let certificate = certificate.context("a PEM certificate cannot be read")?;
+        roots.add(certificate).context("a PEM certificate cannot be used")?;
+    }
+    anyhow::ensure!(!roots.is_empty(), "holds no PEM certificate (-----BEGIN CERTIFICATE-----)");
+    Ok(roots)
 }
 
 /// The innermost source says what really happened (`connection refused`); the layers above it do not.

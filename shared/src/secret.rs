@@ -10,6 +10,7 @@ use base64::Engine as _;
 use crate::aws::Lazy;
 use crate::config::{Config, SecretRef};
 use crate::fault::Fault;
+use crate::http::authority;
 
 /// A text that nobody prints.
 #[derive(Clone, PartialEq, Eq)]
@@ -82,10 +83,10 @@ impl Secrets {
     fn put(&mut self, path: &str, secret: Secret) -> Result<(), String> {
         match path {
             API_TOKEN => self.api_token = Some(secret),
-            CA_CERTIFICATE if !secret.expose().contains("-----BEGIN CERTIFICATE-----") => {
-                return Err("holds no PEM certificate (-----BEGIN CERTIFICATE-----)".into());
+            CA_CERTIFICATE => {
+                authority(secret.expose()).map_err(|error| format!("{error:#}"))?;
+                self.ca_certificate = Some(secret);
             }
-            CA_CERTIFICATE => self.ca_certificate = Some(secret),
             AUTHORIZATION if http::HeaderValue::from_str(secret.expose()).is_err() => {
                 return Err("cannot be a header: it holds a line break or a control character".into());
             }
@@ -292,13 +293,16 @@ pub(crate) mod tests {
 
     #[tokio::test]
     async fn all_parameters_come_with_one_call() {
-        let ssm = ssm(|operation, input| {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let certificate = rcgen::CertificateParams::default().self_signed(&key).expect("a certificate").pem();
+        let stored = certificate.clone();
+        let ssm = ssm(move |operation, input| {
             assert_eq!(operation, "GetParameters");
             assert_eq!(input["WithDecryption"], true);
             assert_eq!(input["Names"], json!(["/ca:3", "/signing", "/token", "arn:aws:ssm:eu-west-1:1:parameter/raw"]));
             let parameters = json!([
                 {"Name": "/token", "Value": "t0ken\n"},
-                {"Name": "/ca", "Selector": ":3", "Value": "-----BEGIN CERTIFICATE-----\n"},
+                {"Name": "/ca", "Selector": ":3", "Value": stored},
                 {"Name": "/raw", "ARN": "arn:aws:ssm:eu-west-1:1:parameter/raw", "Value": "raw authorization\r\n"},
                 {"Name": "/signing", "Value": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"},
             ]);
@@ -307,7 +311,7 @@ pub(crate) mod tests {
         let store = SecretStore::read(&config(ALL_IN_SSM), ssm, nothing()).await.expect("secrets");
         let secrets = store.current();
         assert_eq!(secrets.api_token.as_ref().map(Secret::expose), Some("t0ken"));
-        assert_eq!(secrets.ca_certificate.as_ref().map(Secret::expose), Some("-----BEGIN CERTIFICATE-----"));
+        assert_eq!(secrets.ca_certificate.as_ref().map(Secret::expose), Some(certificate.trim_end()));
         assert_eq!(secrets.webhook_authorization.as_ref().map(Secret::expose), Some("raw authorization"));
         assert_eq!(secrets.webhook_signing_key.as_ref().map(|key| key.expose().len()), Some(24));
         let printed = format!("{store:?} {secrets:?}");

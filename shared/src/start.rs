@@ -52,9 +52,20 @@ where
 }
 
 async fn start(environment: Environment) -> Result<App, SettingsFaults> {
-    let http = http(&environment).map_err(|error| SettingsFaults(vec![format!("{error:#}")]))?;
+    // With a bundle at fault, the other settings are looked at all the same.
+    let (http, fault) = match http(&environment) {
+        Ok(http) => (Ok(http), None),
+        Err(error) => (Http::with_tls(None), Some(format!("{error:#}"))),
+    };
+    let http = http.map_err(|error| SettingsFaults(vec![format!("{error:#}")]))?;
     let sdk = aws::sdk_config(&environment, &http);
-    build(&sdk, environment, Clock::system(), http).await
+    match (build(&sdk, environment, Clock::system(), http).await, fault) {
+        (app, None) => app,
+        (Ok(_), Some(fault)) => Err(SettingsFaults(vec![fault])),
+        (Err(SettingsFaults(faults)), Some(fault)) => {
+            Err(SettingsFaults(std::iter::once(fault).chain(faults).collect()))
+        }
+    }
 }
 
 /// Trusts the public authorities, and those of `AWS_CA_BUNDLE`, as the SDKs for other languages do.

@@ -100,6 +100,125 @@ async fn every_fault_of_a_configuration_is_named_at_once_with_its_path() {
 }
 
 #[tokio::test]
+async fn unknown_keys_and_reserved_variables_are_named_wherever_they_stand() {
+    let reserved = [
+        "JENKINS_URL",
+        "JENKINS_AGENT_NAME",
+        "JENKINS_SECRET",
+        "JENKINS_AGENT_WORKDIR",
+        "JENKINS_WEB_SOCKET",
+        "JENKINS_NAME",
+        "JENKINS_TUNNEL",
+        "JENKINS_DIRECT_CONNECTION",
+        "JENKINS_INSTANCE_IDENTITY",
+        "JENKINS_PROTOCOLS",
+    ];
+    let sections = [
+        "/jenkins",
+        "/jenkins/webhook",
+        "/clouds/0",
+        "/clouds/0/instanceCapacity",
+        "/clouds/0/templates/0",
+        "/clouds/0/templates/0/ssh",
+        "/clouds/0/templates/0/ssh/hostKeyVerification",
+        "/clouds/0/templates/0/limits",
+        "/clouds/0/templates/0/placementStrategy/0",
+        "/clouds/0/templates/0/placementConstraints/0",
+        "/clouds/0/templates/1/launch",
+        "/clouds/0/templates/1/launch/capacityProviders/0",
+        "/clouds/1/templates/0/network",
+    ];
+    let mut stack = Stack::with(|config| {
+        config["colour"] = "red".into();
+        config["clouds"][0]["instanceCapacity"] = json!({"cpu": 4096, "memory": 7680});
+        let templates = &mut config["clouds"][0]["templates"];
+        templates[0]["ssh"]["hostKeyVerification"] = json!({"key": "ssh-ed25519 AAAA"});
+        templates[0]["placementStrategy"] = json!([{"type": "random"}]);
+        templates[0]["placementConstraints"] = json!([{"type": "distinctInstance"}]);
+        templates[1]["launch"] = json!({"capacityProviders": [{"name": "own"}]});
+        let pairs = reserved.iter().chain(&["jenkins_url"]).map(|name| ((*name).to_owned(), json!("x")));
+        templates[2]["environment"] = pairs.collect::<serde_json::Map<_, _>>().into();
+        for section in sections {
+            config.pointer_mut(section).unwrap()["colour"] = "red".into();
+        }
+    })
+    .await;
+    let said = failed_start(&mut stack, Binary::TaskState).await;
+    let found: Vec<_> = said.lines().filter_map(|line| line.strip_prefix("- ")?.split_once(": ")).collect();
+    let mut expected = vec!["colour".to_owned(), "clouds[0].templates[0].ssh.hostKeyVerification.key".into()];
+    expected.extend(sections.iter().map(|section| {
+        let parts = section[1..].split('/').map(|part| match part.parse::<u32>() {
+            Ok(index) => format!("[{index}]"),
+            Err(_) => format!(".{part}"),
+        });
+        format!("{}.colour", parts.collect::<String>().trim_start_matches('.'))
+    }));
+    let variables = reserved.iter().chain(&["jenkins_url"]);
+    expected.extend(variables.map(|name| format!("clouds[0].templates[2].environment.{name}")));
+    expected.sort();
+    let mut paths: Vec<_> = found.iter().map(|(path, _)| (*path).to_owned()).collect();
+    paths.sort();
+    assert_eq!(paths, expected, "{said}");
+}
+
+#[tokio::test]
+async fn a_certificate_at_fault_is_named_beside_the_other_settings() {
+    let broken = "-----BEGIN CERTIFICATE-----\nhunter2\n-----END CERTIFICATE-----\n";
+    for authority in ["jenkins.caCertificate", "AWS_CA_BUNDLE"] {
+        let mut stack = Stack::with(|config| {
+            config["colour"] = "red".into();
+            if authority == "jenkins.caCertificate" {
+                config["jenkins"]["caCertificate"] = json!({"env": "AUTHORITY"});
+            }
+        })
+        .await;
+        stack.set_env("AUTHORITY", Some(broken));
+        if authority == "AWS_CA_BUNDLE" {
+            stack.set_env("AWS_CA_BUNDLE", Some("/nowhere/bundle.pem"));
+        }
+        stack.set_env("WAITING_QUEUE_URL", None);
+        let said = failed_start(&mut stack, Binary::Teardown).await;
+        for setting in [authority, "colour", "WAITING_QUEUE_URL"] {
+            assert!(said.contains(&format!("- {setting}: ")), "{setting}: {said}");
+        }
+        assert!(!said.contains("hunter2"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_allowed_and_ignored_starts() {
+    let mut stack = Stack::with(|config| {
+        let everything = json!({"network": {"subnets": ["subnet-1"], "assignPublicIp": true}, "platformVersion": "1.4.0",
+            "placementStrategy": [{"type": "random"}], "placementConstraints": [{"type": "distinctInstance"}],
+            "allowedOverrides": ["ephemeralStorage"], "limits": {"ephemeralStorage": 200}});
+        let extend = |template: &mut Value, more: &Value| {
+            template.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        };
+        let templates = &mut config["clouds"][0]["templates"];
+        extend(&mut templates[0], &everything);
+        templates[0]["launch"] = json!({"type": "default"});
+        extend(&mut templates[1], &everything);
+        templates[1]["launch"] = json!({"capacityProviders": [{"name": "own", "weight": 0, "base": 1}, {"name": "other"}]});
+        templates[2]["ssh"] = json!({"port": 2222, "hostKeyVerification": "knownHosts"});
+        templates[2]["limits"] = json!({"cpu": 1, "memory": 1, "ephemeralStorage": 21});
+        templates[2]["allowedTaskDefinitions"] = json!(["x-*"]);
+        templates[2]["environment"] = json!({"REMOTING_OPTS": "-x", "JENKINS_JAVA_OPTS": "-y"});
+        for limit in ["containerStartTimeout", "maxLifetime", "idleTimeout"] {
+            templates[2][limit] = "never".into();
+        }
+        for limit in ["instanceLaunchTimeout", "instanceRegistrationTimeout", "idleInstanceTimeout"] {
+            config["clouds"][0][limit] = "never".into();
+        }
+        config["clouds"][0]["agentUrl"] = "http://jenkins.internal:8080/ci".into();
+    })
+    .await;
+    for binary in [Binary::Request, Binary::TaskState, Binary::Teardown] {
+        let answer = stack.invoke(binary, json!({"Records": []})).await;
+        assert_eq!(answer.unwrap()["batchItemFailures"], json!([]), "{binary:?}");
+    }
+}
+
+#[tokio::test]
 async fn each_source_of_the_configuration_serves() {
     // A file, in YAML proper.
     let mut stack = Stack::start().await;

@@ -31,7 +31,7 @@ const UNSAMPLED: &str = "Root=1-5bef4de7-ad49b0e87f6ef6c87fc2e700;Sampled=0";
 
 struct Invocation {
     id: String,
-    event: Value,
+    event: Bytes,
     timeout: Duration,
 }
 
@@ -119,6 +119,14 @@ impl Function {
     /// # Errors
     /// When it ended, or did not answer.
     pub async fn invoke_within(&mut self, event: Value, timeout: Duration) -> Result<Outcome> {
+        self.invoke_with(event.to_string().into(), timeout).await
+    }
+
+    /// Invokes it with an event that may be anything, JSON or not.
+    ///
+    /// # Errors
+    /// When it ended, or did not answer.
+    pub async fn invoke_with(&mut self, event: Bytes, timeout: Duration) -> Result<Outcome> {
         self.counter += 1;
         let id = format!("{:08x}-0000-4000-8000-000000000000", self.counter);
         let (sender, receiver) = oneshot::channel();
@@ -207,7 +215,7 @@ async fn runtime_api(
         ["2018-06-01", "runtime", "invocation", "next"] => {
             let Some(invocation) = events.lock().await.recv().await else { return answer(500) };
             let deadline = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + invocation.timeout;
-            let mut response = Response::new(Body::from(invocation.event.to_string()));
+            let mut response = Response::new(Body::from(invocation.event));
             let arn = format!("arn:aws:lambda:eu-west-1:123456789012:function:{name}");
             for (header, value) in [
                 ("content-type", "application/json"),

@@ -5,9 +5,9 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use aws_lambda_events::event::sqs::{BatchItemFailure, SqsBatchResponse, SqsEvent, SqsMessage};
+use aws_lambda_events::event::sqs::{BatchItemFailure, SqsBatchResponse};
 use futures::FutureExt as _;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -66,7 +66,7 @@ pub struct Item {
     pub receipt: String,
     /// How often it was received, this time included.
     pub receives: u32,
-    /// When it was sent.
+    /// When it was sent, as the record says ([`Item::sent_at`]).
     pub sent_at: Option<Timestamp>,
     /// What the request has been through.
     pub wait: Option<wait::Wait>,
@@ -76,24 +76,34 @@ pub struct Item {
     pub trace: Option<Trace>,
 }
 
-impl From<SqsMessage> for Item {
-    fn from(message: SqsMessage) -> Self {
-        let attribute = |name: &str| message.attributes.get(name);
+/// Whether what was sent then may still lie in a queue: SQS keeps a message for 14 days at most (API_CreateQueue).
+pub fn may_be_in_a_queue(sent_at: Timestamp, now: Timestamp) -> bool {
+    now.duration_since(sent_at) <= SignedDuration::from_hours(14 * 24)
+}
+
+impl Item {
+    /// When it was sent, unless that was so long ago that no queue would have it.
+    pub fn sent_at(&self, now: Timestamp) -> Option<Timestamp> {
+        self.sent_at.filter(|&sent_at| may_be_in_a_queue(sent_at, now))
+    }
+
+    /// Reads a record. What is not as SQS has it is as if it were not there: one odd record must not fail the batch.
+    fn read(record: &Value) -> Self {
+        let text = |path: &str| record.pointer(path).and_then(Value::as_str);
+        let number = |path: &str| text(path).and_then(|number| number.parse::<i64>().ok());
+        let wait = text(&format!("/messageAttributes/{}/stringValue", wait::ATTRIBUTE));
+        let owned = |path: &str| text(path).unwrap_or_default().to_owned();
         Self {
-            receives: attribute("ApproximateReceiveCount").and_then(|count| count.parse().ok()).unwrap_or(1),
-            sent_at: attribute("SentTimestamp")
-                .and_then(|time| time.parse().ok())
-                .and_then(|time| Timestamp::from_millisecond(time).ok()),
-            trace: attribute("AWSTraceHeader").and_then(|header| Trace::parse(header)),
-            wait: message
-                .message_attributes
-                .get(wait::ATTRIBUTE)
-                .and_then(|attribute| attribute.string_value.as_deref())
-                .and_then(|json| serde_json::from_str(json).ok()),
-            id: message.message_id.unwrap_or_default(),
-            body: message.body.unwrap_or_default(),
-            receipt: message.receipt_handle.unwrap_or_default(),
-            source_arn: message.event_source_arn.unwrap_or_default(),
+            id: owned("/messageId"),
+            body: owned("/body"),
+            receipt: owned("/receiptHandle"),
+            receives: number("/attributes/ApproximateReceiveCount")
+                .and_then(|count| u32::try_from(count).ok())
+                .unwrap_or(1),
+            sent_at: number("/attributes/SentTimestamp").and_then(|time| Timestamp::from_millisecond(time).ok()),
+            trace: text("/attributes/AWSTraceHeader").and_then(Trace::parse),
+            wait: wait.and_then(|json| serde_json::from_str(json).ok()),
+            source_arn: owned("/eventSourceARN"),
         }
     }
 }
@@ -102,9 +112,9 @@ impl From<SqsMessage> for Item {
 ///
 /// # Errors
 /// When it is no batch of SQS.
-pub fn items(event: Value) -> Result<Vec<Item>> {
-    let event: SqsEvent = serde_json::from_value(event).context("not an SQS batch")?;
-    Ok(event.records.into_iter().map(Item::from).collect())
+pub fn items(event: &Value) -> Result<Vec<Item>> {
+    let records = event.get("Records").and_then(Value::as_array).context("not an SQS batch")?;
+    Ok(records.iter().map(Item::read).collect())
 }
 
 /// Does something with each message of an event, and answers the batch.
@@ -118,7 +128,7 @@ pub async fn each(
     event: Value,
     work: impl AsyncFn(&Item) -> Result<(), Fault>,
 ) -> Result<Value> {
-    let results = items(event)?.into_iter().map(|item| async {
+    let results = items(&event)?.into_iter().map(|item| async {
         // Boxed: a message's way is long, and would be copied whenever the batch is.
         let result = guarded(invocation, Box::pin(work(&item))).await;
         (item, result)

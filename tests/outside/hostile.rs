@@ -42,6 +42,8 @@ async fn no_message_breaks_the_function() {
         r#"{"Type": "Notification", "Message": 7}"#.into(),
         r#"{"Type": "Notification", "Message": "{\"Type\": \"Notification\", \"Message\": \"x\"}"}"#.into(),
         "null".into(),
+        "[1, null, \"maven\", [], null, null, null, {}]".into(),
+        "[1, \"r\", null, null, null, null]".into(),
         "\u{feff}{}".into(),
     ];
     for body in &bodies {
@@ -56,6 +58,111 @@ async fn no_message_breaks_the_function() {
     }
     assert_eq!(stack.rejected().len(), 2 * bodies.len());
     assert!(stack.bodies("completions").is_empty());
+}
+
+#[tokio::test]
+async fn no_invocation_breaks_a_function() {
+    let mut stack = Stack::start().await;
+    let deep = format!("{}{}", "[".repeat(5000), "]".repeat(5000));
+    let events: Vec<Vec<u8>> = vec![
+        b"not JSON".to_vec(),
+        b"".to_vec(),
+        b"{\"Records\": [".to_vec(),
+        b"\xff\xfe\x00".to_vec(),
+        b"{\"detail-type\": \"\xff\"}".to_vec(),
+        b"null".to_vec(),
+        b"[]".to_vec(),
+        b"\"a text\"".to_vec(),
+        b"7".to_vec(),
+        b"{}".to_vec(),
+        b"{\"Records\": null}".to_vec(),
+        b"{\"Records\": {}}".to_vec(),
+        b"{\"Records\": [7, null, \"x\"]}".to_vec(),
+        b"{\"detail-type\": 7, \"detail\": []}".to_vec(),
+        b"{\"detail-type\": \"ECS Task State Change\"}".to_vec(),
+        b"{\"detail-type\": \"ECS Task State Change\", \"detail\": {\"taskArn\": {}, \"version\": \"x\"}}".to_vec(),
+        b"{\"detail-type\": \"ECS Container Instance State Change\", \"detail\": {\"remainingResources\": 7}}".to_vec(),
+        format!("{{\"check\": {deep}}}").into_bytes(),
+        format!("{{\"Records\": {deep}}}").into_bytes(),
+        format!("{{\"detail-type\": \"ECS Task State Change\", \"detail\": {deep}}}").into_bytes(),
+    ];
+    for binary in [Binary::Request, Binary::TaskState, Binary::Teardown] {
+        let process = stack.function(binary).await.id();
+        for event in &events {
+            let text = String::from_utf8_lossy(&event[..event.len().min(80)]).into_owned();
+            let function = stack.function(binary).await;
+            let answer = function.invoke_with(event.clone().into(), Duration::from_secs(10)).await;
+            assert!(answer.is_ok(), "{binary:?} ended at {text}: {answer:?}");
+        }
+        assert_eq!(stack.function(binary).await.id(), process, "{binary:?}");
+    }
+    assert!(stack.calls().iter().all(|call| !call.contains(":Stop") && !call.contains(":Run")), "{:?}", stack.calls());
+    stack.agent("after-all", "node").await;
+    stack.complete(json!({"requestId": "after-all"}));
+    stack.settle().await;
+    let told = stack.told_all();
+    assert!(told.ends_with(&["agent.ready".into(), "agent.stopped".into()]), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_record_that_is_no_message_disturbs_no_neighbour() {
+    for (binary, queue) in
+        [(Binary::Request, "requests"), (Binary::Teardown, "completions"), (Binary::TaskState, "undelivered")]
+    {
+        let mut stack = Stack::start().await;
+        stack.agent("before", "maven").await;
+        let good = match binary {
+            Binary::Request => json!({"version": 1, "requestId": "good", "label": "node"}),
+            Binary::Teardown => json!({"version": 1, "requestId": "before"}),
+            Binary::TaskState => json!({"since": Timestamp::now(), "node": {"name": stack.nodes()[0]}}),
+        };
+        let record = |id: &str, changes: Value| {
+            let mut record = json!({"messageId": id, "receiptHandle": format!("receipt-{id}"), "body": "{}",
+                "attributes": {"ApproximateReceiveCount": "1", "SentTimestamp": "1764012345678"},
+                "messageAttributes": {}, "md5OfBody": "x", "eventSource": "aws:sqs",
+                "eventSourceARN": format!("arn:aws:sqs:eu-west-1:123456789012:{queue}"), "awsRegion": "eu-west-1"});
+            record.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+            record
+        };
+        let records = json!([
+            record("body-null", json!({"body": null})),
+            record("body-object", json!({"body": {"version": 1}})),
+            record("attributes-null", json!({"attributes": null, "messageAttributes": null})),
+            record("attributes-list", json!({"attributes": [], "messageAttributes": []})),
+            record(
+                "count-number",
+                json!({"attributes": {"ApproximateReceiveCount": 1, "SentTimestamp": 1764012345678_u64}})
+            ),
+            record(
+                "count-huge",
+                json!({"attributes": {"ApproximateReceiveCount": "99999999999999999999", "SentTimestamp": "-1"}})
+            ),
+            record("wait-number", json!({"messageAttributes": {"wait": 7}})),
+            record(
+                "wait-binary",
+                json!({"messageAttributes": {"wait": {"dataType": "Binary", "binaryValue": "AAAA"}}})
+            ),
+            record(
+                "wait-rubbish",
+                json!({"messageAttributes": {"wait": {"dataType": "String", "stringValue": "{\"agents\": [99]}"}}})
+            ),
+            record("good", json!({"body": good.to_string()})),
+        ]);
+        let answer = stack.invoke(binary, json!({"Records": records})).await;
+        let answer = answer.unwrap_or_else(|error| panic!("{binary:?}: the batch failed: {error}"));
+        let failed = answer["batchItemFailures"].to_string();
+        assert!(!failed.contains("good"), "{binary:?}: {failed}");
+        assert_eq!(
+            stack.rejected().len() + answer["batchItemFailures"].as_array().unwrap().len(),
+            9,
+            "{binary:?}: {failed}"
+        );
+        match binary {
+            Binary::Request => assert_eq!(stack.active_tasks().len(), 2),
+            Binary::Teardown => assert!(stack.active_tasks().is_empty()),
+            Binary::TaskState => assert!(stack.nodes().is_empty()),
+        }
+    }
 }
 
 #[tokio::test]

@@ -27,7 +27,7 @@ pub async fn handle(app: &App, invocation: &Invocation, event: Value) -> Result<
     if event.get("check").is_some() {
         return Ok(serde_json::to_value(check::report(app).await)?);
     }
-    let mut items = batch::items(event).context("the event is not {\"check\": {}} either")?;
+    let mut items = batch::items(&event).context("the event is not {\"check\": {}} either")?;
     for item in &mut items {
         item.trace = item.trace.take().or_else(|| invocation.trace.clone());
     }

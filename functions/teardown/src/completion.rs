@@ -72,7 +72,7 @@ pub async fn complete(app: &App, invocation: &Invocation, batch: &Batch, item: &
         None => end_named(&work).await,
     };
     let now = app.now();
-    let is_young = plan::may_still_be_placed(&app.config().clouds, item.sent_at.unwrap_or(now), now);
+    let is_young = plan::may_still_be_placed(&app.config().clouds, item.sent_at(now).unwrap_or(now), now);
     match ended {
         Ok(Outcome::Over) => Ok(()),
         Ok(Outcome::Refused(reason)) => reject(app, item, &reason).await,

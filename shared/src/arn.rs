@@ -1,5 +1,7 @@
 //! Amazon Resource Names, taken apart: `arn:PARTITION:SERVICE:REGION:ACCOUNT:RESOURCE`.
 
+use std::collections::BTreeSet;
+
 use crate::config::Cloud;
 
 /// An ARN of any service.
@@ -46,6 +48,22 @@ pub fn account(arn: &str) -> Option<&str> {
 /// Whether a text is the id of an AWS account.
 pub fn is_account(text: &str) -> bool {
     text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// The accounts of the stack itself, as far as that is known without asking: those of its function and its queue.
+pub fn own_accounts(function_arn: &str, queue_url: &str, queue_arn: &str) -> BTreeSet<String> {
+    let found = [account(function_arn), account(queue_arn), queue_url.rsplit('/').nth(1)];
+    found.into_iter().flatten().filter(|account| is_account(account)).map(str::to_owned).collect()
+}
+
+/// The accounts that a cloud's tasks can be in: that of its cluster's ARN or its role, else the stack's own.
+pub fn accounts_of(cloud: &Cloud, own: &BTreeSet<String>) -> BTreeSet<String> {
+    let named = match (ClusterArn::parse(&cloud.cluster), &cloud.assume_role_arn) {
+        (Some(cluster), _) => Some(cluster.account).filter(|account| is_account(account)),
+        (None, Some(role)) => account(role),
+        (None, None) => return own.clone(),
+    };
+    named.map(str::to_owned).into_iter().collect()
 }
 
 /// The ARN of an ECS cluster.

@@ -468,3 +468,85 @@ async fn a_completion_of_a_task_that_ended_by_itself_makes_no_failed_start_of_it
     assert_eq!(stack.told(&url), ["agent.ready"]);
     assert!(!stack.told_all().iter().any(|told| told.contains("START_FAILED")), "{:?}", stack.told_all());
 }
+
+#[tokio::test]
+async fn a_task_of_another_account_is_rejected_without_a_call_though_the_cluster_is_a_bare_name() {
+    let mut stack = Stack::start().await;
+    let id = "0123456789abcdef0123456789abcdef";
+    stack.complete(json!({"taskArn": format!("arn:aws:ecs:{REGION}:999999999999:task/{CLUSTER}/{id}")}));
+    stack.complete(json!({"taskArn": format!("arn:aws:ecs:{REGION}::task/{CLUSTER}/{id}")}));
+    stack.complete(json!({"taskArn": format!("arn:aws:ecs:{REGION}:{ACCOUNT}:task/{CLUSTER}/{id}/more")}));
+    stack.complete(json!({"taskArn": format!("arn:aws:ecs:{REGION}:{ACCOUNT}:task/{id}")}));
+    stack.complete(json!({"taskArn": "", "requestId": "x"}));
+    stack.poll(Binary::Teardown, "completions").await;
+    assert_eq!((stack.rejected().len(), stack.bodies("completions").len()), (5, 0));
+    assert!(stack.calls().iter().all(|call| !call.starts_with("ecs:")), "{:?}", stack.calls());
+}
+
+#[tokio::test]
+async fn the_roles_condition_refuses_a_task_without_our_tag() {
+    let mut stack = Stack::start().await;
+    stack.allow_denials();
+    stack.agent("ours", "node").await;
+    let mut input = stack.inputs("RunTask").remove(0);
+    for tags in [json!([]), json!([{"key": "jenkins-ecs-agents:controller", "value": "https://another.example.com/"}])]
+    {
+        input["startedBy"] = "somebody".into();
+        input["tags"] = tags.clone();
+        input.as_object_mut().unwrap().remove("clientToken");
+        let answer = stack.aws().ecs.call("RunTask", &input, jiff::Timestamp::now()).unwrap();
+        let before = stack.rejected().len();
+        stack.complete(json!({"taskArn": answer["tasks"][0]["taskArn"]}));
+        stack.settle().await;
+        assert_eq!(stack.rejected().len(), before + 1, "{tags}");
+        assert!(stack.bodies("completions").is_empty(), "{tags}");
+    }
+    assert_eq!(stack.active_tasks().len(), 3);
+}
+
+#[tokio::test]
+async fn a_build_of_a_long_name_is_named_as_far_as_ecs_takes_it() {
+    let mut stack = Stack::start().await;
+    stack.agent("long", "node").await;
+    let arn = stack.tasks()[0].arn.clone();
+    let job = format!("folder/{}", "команда/".repeat(100));
+    stack.complete(json!({"taskArn": arn, "build": {"job": job, "number": 7}, "result": "ABORTED"}));
+    stack.settle().await;
+    assert!(stack.active_tasks().is_empty() && stack.rejected().is_empty());
+    assert!(stack.tasks()[0].stopped_reason.as_deref().unwrap().contains("folder/команда"));
+}
+
+#[tokio::test]
+async fn a_completion_of_what_is_on_its_way_stops_it_wherever_it_is() {
+    let mut stack = Stack::start().await;
+    // Placed and not running yet; its events are still to come.
+    stack.aws().ecs.settings().pull = Duration::from_secs(3600);
+    let url = stack.webhook();
+    stack.ask(json!({"requestId": "pulling", "label": "node", "webhookUrl": url}));
+    stack.poll(Binary::Request, "requests").await;
+    stack.complete(json!({"requestId": "pulling", "build": {"job": "a", "number": 1}}));
+    stack.settle().await;
+    assert!(stack.active_tasks().is_empty() && stack.bodies("completions").is_empty());
+    assert!(stack.nodes().is_empty());
+    assert!(stack.told(&url).iter().all(|told| told == "agent.failed START_FAILED"), "{:?}", stack.told(&url));
+}
+
+/// As in AWS' own examples of events, which are of 2018.
+#[tokio::test]
+async fn a_time_that_no_queue_keeps_is_no_time() {
+    let mut stack = Stack::start().await;
+    let record = |body: serde_json::Value| {
+        json!({"messageId": "059f36b4-87a3-44ab-83d2-661975830a7d", "receiptHandle": "x", "body": body.to_string(),
+            "attributes": {"ApproximateReceiveCount": "1", "SentTimestamp": "1545082649183"}, "messageAttributes": {},
+            "eventSource": "aws:sqs", "eventSourceARN": format!("arn:aws:sqs:{REGION}:{ACCOUNT}:completions")})
+    };
+    let event = json!({"Records": [record(json!({"version": 1, "requestId": "never-was"}))]});
+    let answer = stack.invoke(Binary::Teardown, event).await.unwrap();
+    assert_eq!(answer["batchItemFailures"].as_array().unwrap().len(), 1, "it may still be placed");
+    let event = json!({"Records": [record(json!({"version": 1, "requestId": "old", "label": "node"}))]});
+    stack.invoke(Binary::Request, event).await.unwrap();
+    stack.settle().await;
+    assert_eq!(stack.told_all(), ["agent.ready"]);
+    let took = stack.all_notices()[0].body["timings"]["totalMs"].as_i64().unwrap();
+    assert!((0..60_000).contains(&took), "{took} ms");
+}

@@ -7,6 +7,7 @@ use aws_lambda_events::event::sqs::SqsBatchResponse;
 use futures::future::join_all;
 use serde_json::Value;
 use shared::app::App;
+use shared::arn;
 use shared::aws::ecs::{DesiredStatus, TaskFilter};
 use shared::batch::{self, Invocation, Item, guarded};
 use shared::cloud::Cloud;
@@ -15,7 +16,7 @@ use shared::outcome::is_ours;
 
 use crate::placing::{self, Placed};
 use crate::plan::limits::{self, Existing, Split};
-use crate::plan::{self, Order, Refused};
+use crate::plan::{self, Envelope, Order, Refused};
 use crate::room::{self, Rooms};
 use crate::{check, failure};
 
@@ -38,7 +39,7 @@ pub async fn handle(app: &App, invocation: &Invocation, event: Value) -> Result<
 ///
 /// What a record's way can come to is boxed: it is 100 KB and more, and would be copied at each step.
 async fn answer(app: &App, invocation: &Invocation, items: Vec<Item>) -> SqsBatchResponse {
-    let admitted: Vec<_> = items.iter().map(|item| admit(app, item)).collect();
+    let admitted: Vec<_> = items.iter().map(|item| admit(app, invocation, item)).collect();
     let mut counts = count(app, invocation, &admitted).await;
     // Who may start under maxAgents is settled in order, before anything runs.
     let splits: Vec<_> = admitted.iter().map(|admitted| split(app, admitted.as_ref().ok(), &mut counts)).collect();
@@ -88,8 +89,12 @@ async fn answer(app: &App, invocation: &Invocation, items: Vec<Item>) -> SqsBatc
     batch::answer(&app.queues, queue, items.iter().cloned().zip(results).collect()).await
 }
 
-fn admit<'a>(app: &'a App, item: &Item) -> Result<Order<'a>, Box<Refused>> {
-    plan::admit(app.config(), app.jenkins.origin(), &item.body, item.into(), app.now())
+fn admit<'a>(app: &'a App, invocation: &Invocation, item: &Item) -> Result<Order<'a>, Box<Refused>> {
+    let own = arn::own_accounts(&invocation.function_arn, &app.queues.urls.requests, &item.source_arn);
+    let now = app.now();
+    let (wait, trace) = (item.wait.as_ref(), item.trace.as_ref());
+    let envelope = Envelope { message_id: &item.id, sent_at: item.sent_at(now), wait, trace, own_accounts: &own };
+    plan::admit(app.config(), app.jenkins.origin(), &item.body, envelope, now)
 }
 
 /// Counts the agents of the clouds where a request meets a limit: one look for the whole batch.

@@ -25,7 +25,7 @@ pub(crate) async fn answer(app: &App, item: &Item, agent: Agent<'_>, arns: &[Str
         // ECS is eventually consistent: what another copy has just started may not be seen yet (API_RunTask).
         return Err(Fault::passing("the request's task is not described yet"));
     }
-    let notice = match plan::inquiry::answer(&tasks, plan::asked_at(item.into(), app.now())) {
+    let notice = match plan::inquiry::answer(&tasks, plan::asked_at(item, app.now())) {
         Answer::Ready(task) => ready_again(app, agent, task).await?,
         Answer::Ended(task) => {
             app.notifier.delete_node(agent.name).await?;

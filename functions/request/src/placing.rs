@@ -115,7 +115,7 @@ pub(crate) fn is_pinned(task_definition: &str) -> bool {
 
 async fn start(app: &App, item: &Item, agent: Agent<'_>, container: &str) -> Result<End, Fault> {
     let order = agent.order;
-    let asked = plan::asked_at(item.into(), app.now());
+    let asked = plan::asked_at(item, app.now());
     let mut known = Known {
         receives: item.receives,
         has_waited: app.memory.has_waited(order.request_id.as_str()),

@@ -1,5 +1,6 @@
 //! From the configuration to the RunTask request, for every form of launch: the shape at the SDK's edge.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use aws_sdk_ecs::config::{BehaviorVersion, Credentials, Region};
@@ -19,7 +20,8 @@ async fn run_task_of(template: &str, overrides: Value) -> Value {
     );
     let config = from_yaml(&yaml).unwrap_or_else(|errors| panic!("{errors:?}"));
     let body = json!({"version": 1, "label": "l", "requestId": "r-1", "overrides": overrides, "webhookUrl": "https://ci.example.com/w"}).to_string();
-    let envelope = Envelope { message_id: "m", sent_at: None, wait: None, trace: None };
+    let own_accounts = &BTreeSet::new();
+    let envelope = Envelope { message_id: "m", sent_at: None, wait: None, trace: None, own_accounts };
     let origin = Origin::new((*config.jenkins.url).clone());
     let order = admit(&config, &origin, &body, envelope, Timestamp::UNIX_EPOCH)
         .map_err(|refused| refused.failure.message)

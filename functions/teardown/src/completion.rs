@@ -1,9 +1,10 @@
 //! A build is over: its agent's task is stopped, before anything that could fail, and its node goes.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 
 use futures::future::join_all;
 use shared::app::App;
+use shared::arn;
 use shared::aws::ecs::{DesiredStatus, Task, TaskFilter};
 use shared::batch::{Invocation, Item};
 use shared::cloud::Cloud;
@@ -116,17 +117,17 @@ struct Found<'a> {
 }
 
 /// Stops a task by its ARN. StopTask goes out before anything that can fail.
-async fn end_task(work: &Work<'_>, invocation: &Invocation, item: &Item, arn: &str) -> Result<Outcome, Fault> {
+async fn end_task(work: &Work<'_>, invocation: &Invocation, item: &Item, task_arn: &str) -> Result<Outcome, Fault> {
     let app = work.app;
     let clouds = &app.config().clouds;
     let queue = &app.queues.urls.completions;
-    let accounts = |cloud| plan::accounts(cloud, &invocation.function_arn, queue, &item.source_arn);
-    let accounts: Vec<BTreeSet<String>> = clouds.iter().map(accounts).collect();
-    let cloud = match plan::place(arn, clouds, &accounts) {
+    let own = arn::own_accounts(&invocation.function_arn, queue, &item.source_arn);
+    let accounts: Vec<_> = clouds.iter().map(|cloud| arn::accounts_of(cloud, &own)).collect();
+    let cloud = match plan::place(task_arn, clouds, &accounts) {
         Ok(index) => app.clouds.at(index),
         Err(reason) => return Ok(Outcome::Refused(reason)),
     };
-    let task = stop_task(work, cloud, arn).await?;
+    let task = stop_task(work, cloud, task_arn).await?;
     let started_by = task.as_ref().and_then(|task| task.started_by.clone());
     let name = started_by.or_else(|| work.completion.agent.clone()).and_then(|name| app.agent_name(&name));
     if let Some(name) = &name {

@@ -6,12 +6,12 @@ pub mod limits;
 pub mod overrides;
 pub mod room;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use shared::agents::Subject;
 use shared::aws::ecs::{CONTROLLER_TAG, PlacementFailure, TaskDefinition};
-use shared::batch::Item;
+use shared::batch::{self, Item};
 use shared::capacity::Need;
 use shared::config::{Cloud, Config, Connect, Size, Template};
 use shared::label::LabelExpression;
@@ -69,7 +69,7 @@ pub struct Refused {
     pub webhook_urls: Vec<String>,
 }
 
-/// Message metadata: id, send time, wait, trace.
+/// Message metadata: id, send time, wait, trace, accounts.
 #[derive(Debug, Clone, Copy)]
 pub struct Envelope<'a> {
     /// SQS' id.
@@ -79,12 +79,8 @@ pub struct Envelope<'a> {
     /// What the request has been through.
     pub wait: Option<&'a Wait>,
     pub trace: Option<&'a Trace>,
-}
-
-impl<'a> From<&'a Item> for Envelope<'a> {
-    fn from(item: &'a Item) -> Self {
-        Self { message_id: &item.id, sent_at: item.sent_at, wait: item.wait.as_ref(), trace: item.trace.as_ref() }
-    }
+    /// The accounts of the queue and the function.
+    pub own_accounts: &'a BTreeSet<String>,
 }
 
 /// Reads a message and finds the template that serves it.
@@ -154,7 +150,8 @@ fn order<'a>(
     let count = request.count.unwrap_or(template.agents_per_request);
     let count = promised.iter().map(|index| index + 1).max().unwrap_or_default().max(count);
     let has_webhooks = request.webhook_urls.len() >= count as usize;
-    overrides::check(cloud, template, &request.overrides, has_webhooks)?;
+    overrides::check(template, &request.overrides, has_webhooks)?;
+    overrides::check_task_definition(cloud, template, &request.overrides, envelope.own_accounts)?;
     Ok(Order {
         cloud_index,
         cloud,
@@ -370,10 +367,9 @@ pub struct Blocked {
 
 /// When a request was asked for: when its first message was sent. None where that cannot be: SQS keeps a message for 14
 /// days at most.
-pub fn asked_at(envelope: Envelope<'_>, now: Timestamp) -> Option<Timestamp> {
-    const RETENTION: jiff::SignedDuration = jiff::SignedDuration::from_hours(14 * 24);
-    let asked = envelope.wait.map(|wait| wait.requested_at).or(envelope.sent_at);
-    asked.filter(|&asked| now.duration_since(asked) <= RETENTION)
+pub fn asked_at(item: &Item, now: Timestamp) -> Option<Timestamp> {
+    let asked = item.wait.as_ref().map(|wait| wait.requested_at).or(item.sent_at);
+    asked.filter(|&asked| batch::may_be_in_a_queue(asked, now))
 }
 
 #[cfg(test)]
@@ -423,8 +419,11 @@ clouds:
         Timestamp::from_second(1_800_000_000 + seconds).expect("a time")
     }
 
+    static NO_ACCOUNTS: BTreeSet<String> = BTreeSet::new();
+
     fn envelope(wait: Option<&Wait>) -> Envelope<'_> {
-        Envelope { message_id: "11111111-1111-4111-8111-111111111111", sent_at: Some(at(0)), wait, trace: None }
+        let message_id = "11111111-1111-4111-8111-111111111111";
+        Envelope { message_id, sent_at: Some(at(0)), wait, trace: None, own_accounts: &NO_ACCOUNTS }
     }
 
     fn admitted<'a>(config: &'a Config, body: &str) -> Result<Order<'a>, Box<Refused>> {
@@ -630,9 +629,9 @@ clouds:
             assert_eq!(is_inquiry(&task(status, created), Some(at(100))), inquiry, "{status} {created}");
         }
         assert!(is_inquiry(&task("RUNNING", 1), None) && !is_inquiry(&task("PENDING", 1), None));
-        let old = Envelope { message_id: "m", sent_at: Some(Timestamp::UNIX_EPOCH), wait: None, trace: None };
-        assert_eq!(asked_at(old, at(0)), None);
-        assert_eq!(asked_at(envelope(None), at(5)), Some(at(0)));
+        let sent = |at| Item { sent_at: Some(at), ..Item::default() };
+        assert_eq!(asked_at(&sent(Timestamp::UNIX_EPOCH), at(0)), None);
+        assert_eq!(asked_at(&sent(at(0)), at(5)), Some(at(0)));
     }
 
     #[test]
@@ -688,7 +687,7 @@ clouds:
             let _ = admitted(&config, &body);
             let body = serde_json::json!({"version": 1, "label": label, "requestId": "r"}).to_string();
             if let Ok(order) = admitted(&config, &body) {
-                let later = admit(&config, &origin(&config), &body, Envelope { message_id: "x", sent_at: Some(at(9)), wait: None, trace: None }, at(9));
+                let later = admit(&config, &origin(&config), &body, Envelope { message_id: "x", sent_at: Some(at(9)), ..envelope(None) }, at(9));
                 prop_assert_eq!(order.name("ecs-", 0), later.expect("the same").name("ecs-", 0));
             }
         }

@@ -1,6 +1,8 @@
 //! What a request may ask for besides what its template says.
 
-use shared::arn::{Arn, ClusterArn};
+use std::collections::BTreeSet;
+
+use shared::arn;
 use shared::config::{Cloud, Override, Template, variables};
 use shared::message::{Failure, FailureCode, Overrides};
 
@@ -11,11 +13,10 @@ const EPHEMERAL_STORAGE: std::ops::RangeInclusive<u32> = 21..=200;
 ///
 /// # Errors
 /// The first that is not allowed.
-pub fn check(cloud: &Cloud, template: &Template, overrides: &Overrides, has_webhooks: bool) -> Result<(), Failure> {
+pub fn check(template: &Template, overrides: &Overrides, has_webhooks: bool) -> Result<(), Failure> {
     check_allowed(template, overrides, has_webhooks).map_err(refused)?;
     check_amounts(template, overrides)?;
-    check_environment(overrides)?;
-    check_task_definition(cloud, template, overrides).map_err(refused)
+    check_environment(overrides)
 }
 
 fn refused(message: String) -> Failure {
@@ -95,33 +96,42 @@ fn check_environment(overrides: &Overrides) -> Result<(), Failure> {
     }
 }
 
-fn check_task_definition(cloud: &Cloud, template: &Template, overrides: &Overrides) -> Result<(), String> {
+/// Checks which task definition a request asks for. `own` are the accounts of the stack.
+///
+/// # Errors
+/// When it is none that the template allows.
+pub fn check_task_definition(
+    cloud: &Cloud,
+    template: &Template,
+    overrides: &Overrides,
+    own: &BTreeSet<String>,
+) -> Result<(), Failure> {
     let Some(asked) = &overrides.task_definition else { return Ok(()) };
     if !template.allowed_task_definitions.iter().any(|pattern| pattern.allows(asked)) {
         let allowed: Vec<_> = template.allowed_task_definitions.iter().map(ToString::to_string).collect();
-        return Err(format!(
+        return Err(refused(format!(
             "overrides.taskDefinition: family {} is not allowed by template {}; it allows: {}",
             asked.family(),
             template.name,
             allowed.join(", ")
-        ));
+        )));
     }
     let Some((region, account)) = asked.region_and_account() else { return Ok(()) };
     if region != cloud.region {
-        return Err(format!("overrides.taskDefinition: region {region} is not that of cloud {}", cloud.name));
+        let message = format!("overrides.taskDefinition: region {region} is not that of cloud {}", cloud.name);
+        return Err(refused(message));
     }
-    match own_account(cloud, template) {
-        Some(own) if own != account => {
-            Err(format!("overrides.taskDefinition: account {account} is not that of the template's task definition"))
+    // The template's task definition is in the account where its tasks run.
+    let accounts = match arn::account(&template.task_definition) {
+        Some(account) => [account.to_owned()].into(),
+        None => arn::accounts_of(cloud, own),
+    };
+    match accounts.is_empty() || accounts.contains(account) {
+        true => Ok(()),
+        false => {
+            let message =
+                format!("overrides.taskDefinition: account {account} is not that of the template's task definition");
+            Err(refused(message))
         }
-        _ => Ok(()),
     }
-}
-
-/// The account of the template's task definition, as far as the configuration tells.
-fn own_account<'a>(cloud: &'a Cloud, template: &'a Template) -> Option<&'a str> {
-    let definition = Arn::parse(&template.task_definition).map(|arn| arn.account);
-    let cluster = || ClusterArn::parse(&cloud.cluster).map(|arn| arn.account);
-    let role = || cloud.assume_role_arn.as_deref().and_then(Arn::parse).map(|arn| arn.account);
-    definition.or_else(cluster).or_else(role)
 }

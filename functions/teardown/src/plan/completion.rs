@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use shared::arn::{self, ClusterArn, TaskArn};
+use shared::arn::TaskArn;
 use shared::aws::ecs::Task;
 use shared::config::Cloud;
 use shared::config::duration::elapsed;
@@ -42,20 +42,6 @@ pub fn place(arn: &str, clouds: &[Cloud], accounts: &[BTreeSet<String>]) -> Resu
         .find(|(_, (_, accounts))| accounts.is_empty() || accounts.contains(cluster.account))
         .map(|(index, _)| index)
         .ok_or_else(|| format!("taskArn: account {} is not ours", cluster.account))
-}
-
-/// The accounts that a cloud's tasks can be in, as far as that is known without asking: that of its cluster's ARN or its
-/// role, else ours.
-pub fn accounts(cloud: &Cloud, function_arn: &str, queue_url: &str, source_arn: &str) -> BTreeSet<String> {
-    let found = match (ClusterArn::parse(&cloud.cluster), &cloud.assume_role_arn) {
-        (Some(cluster), _) => vec![Some(cluster.account)],
-        (None, Some(role)) => vec![arn::account(role)],
-        (None, None) => {
-            let of_queue = queue_url.rsplit('/').nth(1);
-            vec![arn::account(function_arn), arn::account(source_arn), of_queue]
-        }
-    };
-    found.into_iter().flatten().filter(|account| arn::is_account(account)).map(str::to_owned).collect()
 }
 
 /// How long a completion of which ECS knows nothing may still be early: as long as its request could be placed, a day
@@ -100,6 +86,8 @@ pub fn placed(completion: &BuildCompleted, wait: &Wait, body: &str, clouds: &[Cl
 
 #[cfg(test)]
 mod tests {
+    use shared::arn;
+
     use super::*;
     use crate::plan::tests::config;
 
@@ -108,7 +96,8 @@ mod tests {
         let config = config();
         let function = "arn:aws:lambda:eu-west-1:111111111111:function:teardown";
         let queue = "https://sqs.eu-west-1.amazonaws.com/111111111111/completions";
-        let accounts: Vec<_> = config.clouds.iter().map(|cloud| accounts(cloud, function, queue, "")).collect();
+        let own = arn::own_accounts(function, queue, "");
+        let accounts: Vec<_> = config.clouds.iter().map(|cloud| arn::accounts_of(cloud, &own)).collect();
         for (arn, cloud) in [
             ("arn:aws:ecs:eu-west-1:111111111111:task/ci/0123", Some(0)),
             ("arn:aws:ecs:us-east-1:222222222222:task/default/0123", Some(1)),

@@ -1,6 +1,7 @@
 //! What travels: requests and completions from Jenkins, notices to Jenkins, and the record of a request on its task.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -23,7 +24,7 @@ const MESSAGE_BYTES: usize = 64 * 1024;
 /// The longest label expression, in bytes.
 const LABEL_BYTES: usize = 1024;
 
-/// The longest name of a job, path of a URL and the like, in bytes.
+/// The longest ARN, name of an agent and the like, in bytes.
 const TEXT_BYTES: usize = 2048;
 
 /// The most variables, and the most words of a command.
@@ -147,18 +148,18 @@ impl<'de> Deserialize<'de> for RequestId {
 #[serde(deny_unknown_fields)]
 pub struct Build {
     /// The job's full name.
-    #[serde(default, deserialize_with = "short", skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<String>,
     /// The build's number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub number: Option<u64>,
     /// Its page.
-    #[serde(default, deserialize_with = "short", skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
 }
 
-impl std::fmt::Display for Build {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Build {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.job.as_deref().unwrap_or("build"))?;
         self.number.map_or(Ok(()), |number| write!(f, " #{number}"))
     }
@@ -270,6 +271,24 @@ pub struct Record {
 impl Record {
     /// The environment variable that holds it.
     pub const VARIABLE: &str = config::variables::REQUEST_RECORD;
+
+    /// The record as JSON that `fits`. What only people read of the build is left out until it does: its page first, then
+    /// most of its job's name, which may be that of a folder in many others, then all.
+    pub fn within(&self, fits: impl Fn(&str) -> bool) -> String {
+        const JOB: usize = 200;
+        let short = |job: &String| job.chars().take(JOB).chain("…".chars()).collect::<String>();
+        let without_page = self.build.as_ref().map(|build| Build { url: None, ..build.clone() });
+        let in_short = without_page.as_ref().map(|build| Build { job: build.job.as_ref().map(short), ..build.clone() });
+        let ways = [self.build.clone(), without_page, in_short, None].into_iter();
+        let json = |build| serde_json::to_string(&Self { build, ..self.clone() }).unwrap_or_default();
+        let mut texts = ways.map(json).peekable();
+        while let Some(text) = texts.next() {
+            if fits(&text) || texts.peek().is_none() {
+                return text;
+            }
+        }
+        String::new()
+    }
 }
 
 /// Something Jenkins is told.
@@ -590,6 +609,33 @@ mod tests {
     }
 
     #[test]
+    fn a_record_is_cut_where_only_people_read_it() {
+        let record = |job: &str, url: Option<String>| Record {
+            request_id: "r".parse().expect("an id"),
+            index: 0,
+            count: 1,
+            requested_at: Timestamp::UNIX_EPOCH,
+            container: "agent".into(),
+            webhook_url: Some("https://a/".into()),
+            build: Some(Build { job: Some(job.into()), number: Some(1), url }),
+            trace: None,
+        };
+        let long = record(&"ж".repeat(2000), Some("https://a/".repeat(400)));
+        let cut = |most: usize| {
+            let text = long.within(|text| text.len() <= most);
+            let cut: Record = serde_json::from_str(&text).expect("a record");
+            assert_eq!(Record { build: long.build.clone(), ..cut.clone() }, long, "the rest stays");
+            cut.build.map(|build| (build.job.map(|job| job.chars().count()), build.number, build.url.is_some()))
+        };
+        assert_eq!(cut(10_000), Some((Some(2000), Some(1), true)));
+        assert_eq!(cut(5000), Some((Some(2000), Some(1), false)));
+        assert_eq!(cut(1000), Some((Some(201), Some(1), false)));
+        assert_eq!(cut(10), None);
+        let short = record("a", None);
+        assert_eq!(serde_json::from_str::<Record>(&short.within(|_| true)).ok(), Some(short));
+    }
+
+    #[test]
     fn reads_every_override() {
         let arn = "arn:aws:ecs:eu-west-1:123456789012:task-definition/jenkins-maven:7";
         let overrides = request(json!({"overrides": {"ephemeralStorage": 50, "taskDefinition": arn, "cpu": null,
@@ -608,8 +654,6 @@ mod tests {
         let deep = (0..200).fold(json!(1), |inner, _| json!([inner]));
         for (fields, fault) in [
             (json!({"label": "a || ".repeat(300) + "a"}), "label: has 1501 bytes, at most 1024 go"),
-            (json!({"build": {"job": long}}), "build.job: has 2049 bytes"),
-            (json!({"build": {"url": long}}), "build.url: has 2049 bytes"),
             (json!({"webhookUrl": vec!["https://a/"; 11]}), "webhookUrl: has 11 URLs"),
             (json!({"overrides": {"environment": variables}}), "overrides.environment: has 101 entries"),
             (json!({"overrides": {"command": vec!["x"; 101]}}), "overrides.command: has 101 entries"),

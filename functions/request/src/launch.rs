@@ -37,6 +37,36 @@ pub struct Launch<'a> {
     pub ephemeral_storage: Option<u32>,
 }
 
+/// What the overrides of a task may have, as JSON (API_RunTask: 8192 characters in all, with the JSON around them). Counted
+/// in bytes, of which there are at least as many.
+pub const OVERRIDES_BYTES: usize = 8192;
+
+impl Launch<'_> {
+    /// How long its overrides are as JSON, or a little longer.
+    pub fn overrides_bytes(&self) -> usize {
+        // The names of all members, each number and the braces around.
+        const FRAME: usize = 256;
+        let pair = |(name, value): (&String, &String)| variable_bytes(name, value);
+        let environment: usize = self.environment.iter().map(pair).sum();
+        let texts = self.command.iter().flatten().chain(&self.task_role).chain([&self.container]);
+        environment + texts.map(|text| text_bytes(text) + 1).sum::<usize>() + FRAME
+    }
+}
+
+/// How long an environment override is as JSON.
+pub fn variable_bytes(name: &str, value: &str) -> usize {
+    r#"{"name":,"value":},"#.len() + text_bytes(name) + text_bytes(value)
+}
+
+fn text_bytes(text: &str) -> usize {
+    let escaped = |byte: u8| match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' => 2,
+        0..0x20 => 6,
+        _ => 1,
+    };
+    2 + text.bytes().map(escaped).sum::<usize>()
+}
+
 /// Writes a launch down as RunTask takes it, but for the cluster.
 ///
 /// # Errors

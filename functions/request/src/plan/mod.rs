@@ -21,7 +21,7 @@ use shared::origin::Origin;
 use shared::trace::Trace;
 use shared::wait::{self, Wait, WaitsFor};
 
-use crate::launch::Launch;
+use crate::launch::{Launch, OVERRIDES_BYTES, variable_bytes};
 
 /// A request that a template serves.
 #[derive(Debug, Clone)]
@@ -230,12 +230,11 @@ impl<'a> Order<'a> {
     ) -> Launch<'a> {
         let mut environment = self.environment();
         environment.extend(inbound.unwrap_or_default());
-        environment.insert(Record::VARIABLE.into(), serde_json::to_string(record).unwrap_or_default());
         let mut tags = self.template.tags.clone();
         tags.insert(CONTROLLER_TAG.into(), controller.into());
         tags.insert("jenkins-ecs-agents:template".into(), self.template.name.clone());
         tags.insert("jenkins-ecs-agents:request-id".into(), self.request_id.to_string());
-        Launch {
+        let mut launch = Launch {
             template: self.template,
             started_by: name.to_string(),
             client_token: digest(&[name.as_str(), &self.attempt().to_string()]),
@@ -248,7 +247,12 @@ impl<'a> Order<'a> {
             task_role: self.overrides.task_role.clone(),
             task_definition: self.task_definition().to_owned(),
             ephemeral_storage: self.overrides.ephemeral_storage,
-        }
+        };
+        // What is ours is never why ECS refuses a task.
+        let room = OVERRIDES_BYTES.saturating_sub(launch.overrides_bytes());
+        let record = record.within(|record| variable_bytes(Record::VARIABLE, record) <= room);
+        launch.environment.insert(Record::VARIABLE.into(), record);
+        launch
     }
 
     /// The task definition that its tasks run: the template's, unless it asks for another.

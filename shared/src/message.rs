@@ -92,15 +92,19 @@ pub struct Salvage {
 impl Salvage {
     /// Reads what can be read.
     pub fn from(body: &str) -> Self {
-        let Ok(mut fields) = read::<serde_json::Map<String, Value>>(body, "an object") else {
+        let message = sns_message(body).ok().flatten();
+        let Ok(Value::Object(mut fields)) = serde_json::from_str(message.as_deref().unwrap_or(body)) else {
             return Self::default();
         };
         let mut take = |name: &str| fields.remove(name).unwrap_or_default();
-        let mut webhook_urls = one_or_many(take("webhookUrl")).unwrap_or_default();
-        webhook_urls.truncate(MOST_AGENTS as usize);
+        let webhook_urls = match take("webhookUrl") {
+            Value::Array(urls) => urls,
+            url => vec![url],
+        };
+        let texts = webhook_urls.into_iter().filter_map(|url| url.as_str().map(str::to_owned));
         Self {
             request_id: serde_json::from_value(take("requestId")).ok(),
-            webhook_urls,
+            webhook_urls: texts.take(MOST_AGENTS as usize).collect(),
             build: serde_json::from_value(take("build")).ok(),
         }
     }

@@ -167,6 +167,43 @@ async fn a_refusal_that_cannot_be_kept_is_not_acknowledged() {
 }
 
 #[tokio::test]
+async fn a_build_is_told_once_though_its_refusal_cannot_be_kept_and_kept_once_though_it_cannot_be_told() {
+    for (label, code) in [("nothing", "agent.failed NO_TEMPLATE"), ("node", "agent.failed LAUNCH_FAILED")] {
+        let mut stack =
+            Stack::with(|config| config["clouds"][1]["templates"][0]["taskDefinition"] = "gone".into()).await;
+        stack.allow_denials();
+        let url = stack.webhook();
+        stack.aws().faults.always("sqs", "SendMessage", Some(Fault::server()));
+        stack.ask(json!({"requestId": "told", "label": label, "webhookUrl": url}));
+        for _ in 0..2 {
+            stack.unhide("requests");
+            stack.poll(Binary::Request, "requests").await;
+        }
+        assert_eq!(stack.told(&url), [code]);
+        assert_eq!(stack.bodies("requests").len(), 1, "its copy is still to be made");
+        stack.aws().faults.always("sqs", "SendMessage", None);
+        stack.unhide("requests");
+        stack.settle().await;
+        assert_eq!((stack.told(&url), stack.told_all()), (vec![code.into()], vec![code.into()]));
+        assert_eq!((stack.rejected().len(), stack.bodies("requests").len()), (1, 0));
+
+        // And the other way about: the copy is made, and what Jenkins cannot take cannot be kept.
+        let mut stack =
+            Stack::with(|config| config["clouds"][1]["templates"][0]["taskDefinition"] = "gone".into()).await;
+        stack.allow_denials();
+        stack.jenkins_goes_down();
+        let lets_the_copy_pass = [None].into_iter().chain((0..6).map(|_| Some(Fault::server())));
+        stack.aws().faults.script("sqs", "SendMessage", lets_the_copy_pass);
+        stack.ask(json!({"requestId": "kept", "label": label}));
+        for _ in 0..3 {
+            stack.unhide("requests");
+            stack.poll(Binary::Request, "requests").await;
+        }
+        assert_eq!((stack.rejected().len(), stack.bodies("undelivered").len()), (1, 1), "{label}");
+    }
+}
+
+#[tokio::test]
 async fn events_outlast_an_ecs_that_does_not_answer() {
     let mut stack = Stack::start().await;
     stack.aws().faults.always("ecs", "DescribeTasks", Some(Fault::server()));

@@ -4,6 +4,7 @@ use futures::future::join_all;
 use shared::app::App;
 use shared::batch::Item;
 use shared::fault::Fault;
+use shared::memory::Claim;
 use shared::message::{Failure, FailureCode, Notice, NoticeType};
 
 use crate::plan::{Order, Refused};
@@ -33,9 +34,11 @@ pub(crate) async fn end(
     agents: &[u32],
     failure: Failure,
 ) -> Result<(), Fault> {
-    if failure.code != FailureCode::CapacityTimeout {
-        app.queues.reject(&item.body, &failure.message).await?;
-    }
+    // Whoever waits is told, whatever the copy comes to.
+    let copied = match failure.code {
+        FailureCode::CapacityTimeout => Ok(()),
+        _ => copy(app, item, &failure).await,
+    };
     tracing::error!(
         request.id = order.request_id.as_str(),
         code = failure.code.as_str(),
@@ -46,10 +49,9 @@ pub(crate) async fn end(
         let name = order.name(&app.settings.agent_name_prefix, index);
         let mut notice = order.subject(&name).notice(NoticeType::Failed, app.now());
         notice.failure = Some(failure.clone());
-        let targets = app.notifier.everybody(order.webhook_url(index));
-        async move { app.notifier.notify_all(&notice, targets).await }
+        notify(app, item, notice, order.webhook_url(index))
     });
-    join_all(told).await.into_iter().collect()
+    join_all(told).await.into_iter().chain([copied]).collect()
 }
 
 /// Refuses a message that is no request that can be served.
@@ -64,8 +66,7 @@ pub(crate) async fn refuse(app: &App, item: &Item, refused: &Refused) -> Result<
         error = refused.failure.message,
         "request refused"
     );
-    let reason = format!("{}: {}", refused.failure.code.as_str(), refused.failure.message);
-    app.queues.reject(&item.body, &reason).await?;
+    let copied = copy(app, item, &refused.failure).await;
     let subject = refused.request_id.as_ref().map_or(item.id.as_str(), |id| id.as_str());
     let notice = |index: usize| {
         let mut notice = Notice::new(NoticeType::Failed, &format!("{subject}/{index}"), app.now());
@@ -82,11 +83,34 @@ pub(crate) async fn refuse(app: &App, item: &Item, refused: &Refused) -> Result<
     if urls.is_empty() {
         urls.push((0, None));
     }
-    let told = urls.into_iter().map(|(index, url)| {
-        let (notice, targets) = (notice(index), app.notifier.everybody(url));
-        async move { app.notifier.notify_all(&notice, targets).await }
-    });
-    join_all(told).await.into_iter().collect()
+    let told = urls.into_iter().map(|(index, url)| notify(app, item, notice(index), url));
+    join_all(told).await.into_iter().chain([copied]).collect()
+}
+
+/// Puts a copy of a message into the rejected queue, with the reason.
+async fn copy(app: &App, item: &Item, failure: &Failure) -> Result<(), Fault> {
+    let reason = format!("{}: {}", failure.code.as_str(), failure.message);
+    once(app, item, "copied", app.queues.reject(&item.body, &reason)).await
+}
+
+/// Tells whoever hears of an agent.
+async fn notify(app: &App, item: &Item, notice: Notice, webhook_url: Option<&str>) -> Result<(), Fault> {
+    let targets = app.notifier.everybody(webhook_url);
+    once(app, item, &notice.id, app.notifier.notify_all(&notice, targets)).await
+}
+
+/// Does something about a message once, however often it comes back to this process for something else.
+async fn once(app: &App, item: &Item, what: &str, work: impl Future<Output = Result<(), Fault>>) -> Result<(), Fault> {
+    match app.memory.claim(&format!("{what} of {}", item.id), app.now()) {
+        Claim::Delivered if !item.id.is_empty() => Ok(()),
+        Claim::Taken if !item.id.is_empty() => Err(Fault::passing("it is being told just now")),
+        Claim::Mine(claim) => {
+            work.await?;
+            claim.done(app.now());
+            Ok(())
+        }
+        _ => work.await,
+    }
 }
 
 /// What a record comes to that met a fault. A final one ends it. Any other brings it back, until one try before the last

@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::marker::PhantomData;
 
 use jiff::Timestamp;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
@@ -47,7 +50,7 @@ pub struct AgentRequest {
     #[serde(default, rename = "webhookUrl", deserialize_with = "one_or_many")]
     pub webhook_urls: Vec<String>,
     /// The build that asks.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object")]
     pub build: Option<Build>,
     /// Nobody wants the agents any more after this.
     #[serde(default)]
@@ -56,7 +59,7 @@ pub struct AgentRequest {
     #[serde(default)]
     pub count: Option<u32>,
     /// What is to differ from the template.
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "object_or_default")]
     pub overrides: Overrides,
 }
 
@@ -122,8 +125,8 @@ impl RequestId {
     }
 }
 
-impl std::fmt::Display for RequestId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
@@ -224,7 +227,7 @@ pub struct BuildCompleted {
     #[serde(default, deserialize_with = "short")]
     pub task_arn: Option<String>,
     /// The build.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object")]
     pub build: Option<Build>,
     /// How it ended, in Jenkins' words.
     #[serde(default, deserialize_with = "short")]
@@ -530,7 +533,7 @@ fn read<T: serde::de::DeserializeOwned>(body: &str, what: &str) -> Result<T, Str
     let message = sns_message(body).map_err(|error| format!("not JSON: {error}"))?;
     // From the text, not from the parsed value: only so does a doubled field not pass unseen.
     let mut text = serde_json::Deserializer::from_str(message.as_deref().unwrap_or(body));
-    let read =
+    let Object(read) =
         serde_path_to_error::deserialize(&mut text).map_err(|error| match error.path().to_string().as_str() {
             "." => format!("not {what}: {}", error.inner()),
             path => format!("not {what}: {path}: {}", error.inner()),
@@ -574,6 +577,39 @@ fn bounded<E: serde::de::Error>(text: &str, most: usize) -> Result<String, E> {
         return Err(E::custom(format!("has {} bytes, at most {most} go", text.len())));
     }
     Ok(text.to_owned())
+}
+
+/// A JSON object: serde would take a list of the fields' values as well.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Object(PhantomData))
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for Object<PhantomData<T>> {
+    type Value = Object<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<Object<T>, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(fields)).map(Object)
+    }
+}
+
+fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    Ok(Option::<Object<T>>::deserialize(deserializer)?.map(|object| object.0))
+}
+
+fn object_or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + Default,
+{
+    Ok(object(deserializer)?.unwrap_or_default())
 }
 
 /// What is null is as if it were not there, as Groovy's JsonOutput writes what has no value.

@@ -22,6 +22,7 @@ pub struct Memory {
     addresses: Lookups<String, Addresses>,
     notices: Mutex<HashMap<String, NoticeState>>,
     waited: Mutex<HashMap<String, Timestamp>>,
+    started: Mutex<HashMap<String, String>>,
     max_receives: OnceCell<Option<u32>>,
 }
 
@@ -112,6 +113,16 @@ impl Memory {
     /// Whether a copy of a request has gone to wait.
     pub fn has_waited(&self, request_id: &str) -> bool {
         lock(&self.waited).contains_key(request_id)
+    }
+
+    /// Whether a task was started for another message than this one, a copy of which this is then. ECS' answer alone may not
+    /// tell it: clocks differ, and a task is pending for a while.
+    pub fn was_started_for_another(&self, task_arn: &str, message_id: &str) -> bool {
+        let mut started = lock(&self.started);
+        if started.len() >= LIMIT {
+            started.clear();
+        }
+        started.entry(task_arn.to_owned()).or_insert_with(|| message_id.to_owned()) != message_id
     }
 
     /// Whether this process has delivered a notice to the request's webhook.

@@ -133,6 +133,9 @@ async fn start(app: &App, item: &Item, agent: Agent<'_>, container: &str) -> Res
                 {
                     outcome = run_task(app, agent, &container, known.inbound.as_ref()).await;
                 }
+                if let RunTaskOutcome::Started(task) = &outcome {
+                    known.is_copy = app.memory.was_started_for_another(&task.arn, &item.id);
+                }
                 known.outcome = Some(outcome);
             }
             Step::Answer(arns) => return inquiry::answer(app, item, agent, &arns).await.map(|()| End::Done),

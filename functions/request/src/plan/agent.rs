@@ -23,6 +23,8 @@ pub struct Known {
     /// What an inbound agent needs to connect, once its node was created.
     pub inbound: Option<Result<BTreeMap<String, String>, Fault>>,
     pub outcome: Option<RunTaskOutcome>,
+    /// Whether RunTask's answer shows a task that was started for another message.
+    pub is_copy: bool,
 }
 
 /// What is to be done about an agent.
@@ -63,7 +65,9 @@ pub fn next(order: &Order<'_>, known: &Known, asked: Option<Timestamp>) -> Step 
             (None, Some(Err(fault))) => Step::Retry(fault.clone()),
             (None, _) => Step::RunTask,
         },
-        (Some(RunTaskOutcome::Started(task)), _) if is_inquiry(task, asked) => Step::Answer(vec![task.arn.clone()]),
+        (Some(RunTaskOutcome::Started(task)), _) if known.is_copy || is_inquiry(task, asked) => {
+            Step::Answer(vec![task.arn.clone()])
+        }
         (Some(RunTaskOutcome::Started(_)), _) => Step::Started,
         (Some(RunTaskOutcome::Existing(arns)), _) if !arns.is_empty() => Step::Answer(arns.clone()),
         (Some(RunTaskOutcome::Existing(_)), None) => Step::LookForTask,

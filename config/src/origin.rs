@@ -57,6 +57,16 @@ impl Origin {
         if url.host() != root.host() {
             return Err(format!("the host is {}", url.host_str().unwrap_or("missing")));
         }
+        // A parser reads `0x7f.1` and `127.0.0.1.` as 127.0.0.1; Jenkins does not write itself so.
+        let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+        let host = match authority.find(']') {
+            Some(end) => &authority[..=end],
+            None => authority.split(':').next().unwrap_or_default(),
+        };
+        let is_own = root.host_str().is_some_and(|own| host.eq_ignore_ascii_case(own));
+        if !is_own && (host.is_ascii() || root.domain().is_none()) {
+            return refuse("the host is written in another way");
+        }
         if url.port_or_known_default() != root.port_or_known_default() {
             return refuse("the port is another");
         }
@@ -93,6 +103,8 @@ mod tests {
     fn only_jenkins_is_called() {
         let at_root = origin("https://jenkins.example.com/");
         let below = origin("https://example.com:8443/jenkins/");
+        let (by_ip, by_ip6) = (origin("http://127.0.0.1:8080"), origin("http://[::1]:8080/"));
+        let by_idn = origin("https://bücher.example/");
         for (origin, url, allowed) in [
             (&at_root, "https://jenkins.example.com/webhook-step/6f0c", true),
             (&at_root, "https://jenkins.example.com:443/webhook-step/6f0c", true),
@@ -124,6 +136,17 @@ mod tests {
             (&at_root, "https://jenkins.example.com/job/My%20Job/x?a=b@c", true),
             (&at_root, "https://jenkins.example.com?x", true),
             (&at_root, "https://jenkins.example.com.:443/x", false),
+            (&at_root, "https://jenkins%2eexample.com/x", false),
+            (&by_ip, "http://127.0.0.1:8080/x", true),
+            (&by_ip, "http://127.0.0.1.:8080/x", false),
+            (&by_ip, "http://127.1:8080/x", false),
+            (&by_ip, "http://2130706433:8080/x", false),
+            (&by_ip, "http://0x7f.0.0.1:8080/x", false),
+            (&by_ip, "http://\u{ff11}27.0.0.1:8080/x", false),
+            (&by_ip6, "http://[::1]:8080/x", true),
+            (&by_ip6, "http://[0::1]:8080/x", false),
+            (&by_idn, "https://bücher.example/x", true),
+            (&by_idn, "https://xn--bcher-kva.example/x", true),
             (&at_root, "https:jenkins.example.com/x", false),
             (&at_root, "ht\ntps://jenkins.example.com/x", false),
             (&at_root, "file:///etc/passwd", false),

@@ -771,3 +771,117 @@ async fn giving_back_leaves_the_group_no_zones_to_even_out() {
     assert_eq!(stack.active_tasks().len(), 1, "the busy instance was not ended for its zone");
     assert!(!stack.told_all().iter().any(|told| told.starts_with("agent.stopped")), "{:?}", stack.told_all());
 }
+
+#[tokio::test]
+async fn keep_holds_for_starts_duplicates_and_lifetimes_alike() {
+    let mut stack = Stack::start().await;
+    let keep = |stack: &Stack, arn: &str| {
+        stack.aws().ecs.task_mut(arn).unwrap().tags.insert("jenkins-ecs-agents:keep".into(), String::new());
+    };
+    stack.agent("elder", "node").await;
+    let mut input = stack.inputs("RunTask").remove(0);
+    input["clientToken"] = "another".into();
+    stack.aws().ecs.call("RunTask", &input, Timestamp::now()).unwrap();
+    stack.aws().ecs.behave("jenkins-maven", Behaviour::NeverRuns);
+    let url = stack.webhook();
+    stack.ask(json!({"requestId": "never", "label": "maven", "webhookUrl": url}));
+    stack.poll(Binary::Request, "requests").await;
+    stack.advance().clear();
+    for task in stack.tasks() {
+        keep(&stack, &task.arn);
+        age(&stack, &task.arn, SignedDuration::from_hours(30));
+    }
+    for later in [0, 1, 2] {
+        stack.sweep_at(Timestamp::now() + minutes(later)).await.unwrap();
+    }
+    assert_eq!((stack.active_tasks().len(), stack.count("ecs:StopTask")), (3, 0));
+    assert_eq!(stack.told(&url), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_cluster_that_cannot_be_asked_keeps_all_nodes_and_no_other_clusters_tasks() {
+    let mut stack = Stack::start().await;
+    for (id, label) in [("gone", "node"), ("old", "maven")] {
+        stack.agent(id, label).await;
+    }
+    let (gone, old) = (stack.tasks().remove(0), stack.tasks().remove(1));
+    stack.aws().ecs.exit(&gone.arn, 0, Timestamp::now());
+    age(&stack, &old.arn, SignedDuration::from_hours(25));
+    stack.advance().clear();
+    // A process that is told of one more cluster, which is not there.
+    let mut config: Value = serde_json::from_str(stack.env("AGENTS_CONFIG").strip_prefix("inline:").unwrap()).unwrap();
+    let mut lost = config["clouds"][1].clone();
+    (lost["name"], lost["cluster"]) = ("lost".into(), "lost".into());
+    config["clouds"].as_array_mut().unwrap().push(lost);
+    stack.set_env("AGENTS_CONFIG", Some(&format!("inline:{config}")));
+    stack.kill(Binary::Teardown);
+    stack.allow_denials();
+    for later in [1, 2, 3] {
+        stack.sweep_at(Timestamp::now() + minutes(later)).await.unwrap();
+    }
+    assert!(stack.active_tasks().is_empty(), "where ECS answers, the lifetime is over");
+    assert!(stack.nodes().contains(&gone.started_by), "a node may be of the cluster that does not answer");
+}
+
+#[tokio::test]
+async fn two_sights_of_a_node_within_the_same_minute_are_one() {
+    let mut stack = Stack::start().await;
+    stack.agent("gone", "node").await;
+    let gone = stack.tasks().remove(0);
+    {
+        let mut aws = stack.aws();
+        aws.ecs.exit(&gone.arn, 0, Timestamp::now());
+        aws.advance(Timestamp::now() + SignedDuration::from_hours(2));
+    }
+    stack.advance().clear();
+    let first = Timestamp::now() + minutes(1);
+    for (seconds, nodes) in [(0, 1), (1, 1), (30, 1), (60, 0)] {
+        stack.sweep_at(first + Duration::from_secs(seconds)).await.unwrap();
+        assert_eq!(stack.nodes().len(), nodes, "after {seconds} s");
+    }
+}
+
+#[tokio::test]
+async fn a_scheduled_event_without_a_time_is_a_sweep_of_now() {
+    let mut stack = Stack::start().await;
+    stack.agent("old", "node").await;
+    let arn = stack.tasks()[0].arn.clone();
+    age(&stack, &arn, SignedDuration::from_hours(25));
+    for time in [json!(null), json!("soon"), json!(7)] {
+        let event = json!({"detail-type": "Scheduled Event", "source": "aws.events", "time": time, "detail": {}});
+        stack.invoke(Binary::Teardown, event).await.unwrap();
+    }
+    stack.settle().await;
+    assert_eq!(stack.told_all(), ["agent.ready", "agent.stopped LIFETIME_EXCEEDED"]);
+}
+
+#[tokio::test]
+async fn the_agents_of_a_template_that_was_taken_out_end_and_so_do_their_nodes() {
+    let mut stack = Stack::start().await;
+    for id in ["gone", "there"] {
+        stack.agent(id, "node").await;
+    }
+    let gone = stack.tasks().remove(0);
+    {
+        let mut aws = stack.aws();
+        aws.ecs.exit(&gone.arn, 0, Timestamp::now());
+        aws.advance(Timestamp::now() + SignedDuration::from_hours(2));
+    }
+    stack.advance().clear();
+    let mut config: Value = serde_json::from_str(stack.env("AGENTS_CONFIG").strip_prefix("inline:").unwrap()).unwrap();
+    config["clouds"][1]["templates"][0]["name"] = "renamed".into();
+    stack.set_env("AGENTS_CONFIG", Some(&format!("inline:{config}")));
+    for binary in [Binary::Request, Binary::TaskState, Binary::Teardown] {
+        stack.kill(binary);
+    }
+    for later in [1, 2] {
+        stack.sweep_at(Timestamp::now() + minutes(later)).await.unwrap();
+    }
+    assert_eq!(stack.nodes().len(), 1, "the node of the task that runs stays");
+    assert!(!stack.nodes().contains(&gone.started_by));
+    // With the defaults of a template, the other is idle ten minutes later.
+    for later in [3, 14] {
+        sweep_in(&mut stack, later).await;
+    }
+    assert!(stack.active_tasks().is_empty() && stack.nodes().is_empty());
+}

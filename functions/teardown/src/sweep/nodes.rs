@@ -64,8 +64,7 @@ pub(super) async fn sweep<'a>(
     let ours: Vec<_> = nodes
         .filter_map(|node| {
             let name = app.agent_name(&node.name)?;
-            let is_known = app.clouds.iter().any(|cloud| cloud.template(app.template_name(&name)).is_some());
-            (is_known && !is_elsewhere(app, node)).then_some((node, name))
+            is_ours(app, node, &name).then_some((node, name))
         })
         .collect();
     each(invocation, CONCURRENCY, &ours, |(node, name)| step(app, node, name, running.contains(name), now)).await;
@@ -94,7 +93,9 @@ async fn step(app: &App, node: &NodeState, name: &AgentName, is_alive: bool, now
 
 /// Whether a task of this name runs, asked just now.
 async fn runs(app: &App, name: &AgentName) -> Result<bool, Fault> {
-    for cloud in app.clouds.iter().filter(|cloud| cloud.template(app.template_name(name)).is_some()) {
+    let serves = |cloud: &Cloud| cloud.template(app.template_name(name)).is_some();
+    let is_served = app.clouds.iter().any(serves);
+    for cloud in app.clouds.iter().filter(|cloud| !is_served || serves(cloud)) {
         let filter = TaskFilter::StartedBy(name.as_str());
         if !cloud.cluster.list_tasks(filter, DesiredStatus::Running).await?.is_empty() {
             return Ok(true);
@@ -103,10 +104,14 @@ async fn runs(app: &App, name: &AgentName) -> Result<bool, Fault> {
     Ok(false)
 }
 
-/// Whether a node says that it is of a cluster that is not ours: another stack's, with the same prefix.
-fn is_elsewhere(app: &App, node: &NodeState) -> bool {
-    node.description.as_deref().and_then(agents::described_cluster).is_some_and(|(name, region)| {
-        let is_here = |cloud: &Cloud| cloud.config.region == region && cluster_name(&cloud.config.cluster) == name;
-        app.clouds.iter().all(|cloud| !is_here(cloud))
-    })
+/// Whether a node that has a name of ours is ours, and not another stack's with the same prefix: it says its cluster, and
+/// where it does not, its template has to be one of ours. So the node of a template that was taken out goes, too.
+fn is_ours(app: &App, node: &NodeState, name: &AgentName) -> bool {
+    match node.description.as_deref().and_then(agents::described_cluster) {
+        Some((cluster, region)) => app
+            .clouds
+            .iter()
+            .any(|cloud| cloud.config.region == region && cluster_name(&cloud.config.cluster) == cluster),
+        None => app.clouds.iter().any(|cloud| cloud.template(app.template_name(name)).is_some()),
+    }
 }

@@ -1,8 +1,9 @@
 //! Requests: what is placed, what is refused, and who is told (contract, section 3).
 
 use jiff::Timestamp;
+use local::aws::ApiError;
 use serde_json::{Value, json};
-use tests::{Binary, CLUSTER, REGION, Stack};
+use tests::{ACCOUNT, Binary, CLUSTER, REGION, Stack};
 
 fn template_of(started_by: &str) -> &str {
     started_by.strip_prefix("ecs-").unwrap().rsplit_once('-').unwrap().0
@@ -485,6 +486,21 @@ async fn a_copy_of_a_request_starts_nothing_and_asks_again() {
     assert!(told.last().unwrap().starts_with("agent.failed"), "{told:?}");
 }
 
+/// ECS may answer a token that it knows as it did at first, and clocks differ.
+#[tokio::test]
+async fn a_copy_is_answered_though_ecs_answers_as_at_first() {
+    let mut stack = Stack::start().await;
+    let url = stack.agent("again", "node").await;
+    let first = stack.aws().calls("ecs", "RunTask")[0].output.clone();
+    let replay = ApiError { status: 200, extra: first, ..ApiError::new("", "") };
+    stack.aws().faults.script("ecs", "RunTask", [Some(local::aws::Fault::Error(replay))]);
+    let copy = stack.webhook();
+    stack.ask(json!({"requestId": "again", "label": "node", "webhookUrl": copy}));
+    stack.settle().await;
+    assert_eq!((stack.told(&copy), stack.tasks().len()), (vec!["agent.ready".into()], 1));
+    assert_eq!(stack.notices(Some(&copy))[0].body["id"], stack.notices(Some(&url))[0].body["id"]);
+}
+
 #[tokio::test]
 async fn a_copy_without_a_webhook_of_its_own_is_answered_at_the_configured_one() {
     let mut stack = Stack::start().await;
@@ -583,5 +599,512 @@ async fn another_task_definition_is_run_where_the_template_allows_its_family() {
         stack.settle().await;
         assert_eq!(stack.told(&url), [expected], "{asked}");
         assert!(stack.tasks().is_empty(), "{asked}");
+    }
+}
+
+/// RunTask's answer of failures alone, one for each reason.
+fn failures_alone(reasons: &[&str]) -> local::aws::Fault {
+    let arn = |number: usize| format!("arn:aws:ecs:{REGION}:{ACCOUNT}:container-instance/{CLUSTER}/{number:032x}");
+    let failures: Vec<_> =
+        reasons.iter().enumerate().map(|(number, reason)| json!({"arn": arn(number), "reason": reason})).collect();
+    let answer = ApiError { status: 200, extra: json!({"tasks": [], "failures": failures}), ..ApiError::new("", "") };
+    local::aws::Fault::Error(answer)
+}
+
+fn tokens(stack: &Stack) -> Vec<String> {
+    stack.inputs("RunTask").iter().map(|input| input["clientToken"].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn every_failure_that_room_mends_is_waited_for() {
+    let client_error = |code: &str, message: &str| local::aws::Fault::Error(ApiError::new(code, message));
+    let cases = [
+        failures_alone(&["RESOURCE:CPU"]),
+        failures_alone(&["RESOURCE:MEMORY"]),
+        failures_alone(&["RESOURCE:PORTS"]),
+        failures_alone(&["RESOURCE:ENI"]),
+        failures_alone(&["RESOURCE:GPU"]),
+        failures_alone(&["RESOURCE:NEURON"]),
+        failures_alone(&["AGENT"]),
+        failures_alone(&["distinctInstance placement constraint unsatisfied."]),
+        failures_alone(&["LOCATION", "RESOURCE:MEMORY"]),
+        failures_alone(&["ATTRIBUTE"]),
+        failures_alone(&["MemberOf placement constraint unsatisfied."]),
+        failures_alone(&["LOCATION"]),
+        client_error("InvalidParameterException", "No Container Instances were found in your cluster."),
+        client_error("ClientException", "No Container Instances were found in your capacity provider."),
+    ];
+    for fault in cases {
+        let mut stack = Stack::start().await;
+        stack.aws().faults.script("ecs", "RunTask", [Some(fault.clone())]);
+        let url = stack.webhook();
+        stack.ask(json!({"requestId": "blocked", "label": "maven", "webhookUrl": url}));
+        stack.poll(Binary::Request, "requests").await;
+        assert_eq!((stack.bodies("waiting").len(), stack.bodies("requests").len()), (1, 0), "{fault:?}");
+        assert_eq!(stack.told(&url), Vec::<String>::new(), "{fault:?}");
+        assert_eq!(stack.told_all(), ["agent.waiting"], "{fault:?}");
+        assert!(stack.rejected().is_empty(), "{fault:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_failure_that_no_waiting_mends_is_told_and_one_that_nobody_knows_comes_back() {
+    for (reasons, without_group, is_final) in [
+        (&["MISSING"][..], false, true),
+        (&["INACTIVE"], false, true),
+        (&["ATTRIBUTE"], true, true),
+        (&["LOCATION"], true, true),
+        (&["MemberOf placement constraint unsatisfied."], true, true),
+        (&["ATTRIBUTE", "RESOURCE:MEMORY"], true, false),
+        (&["something that ECS invents tomorrow"], false, false),
+        (&[], false, false),
+    ] {
+        let mut stack = Stack::with(|config| {
+            if without_group {
+                config["clouds"][0].as_object_mut().unwrap().remove("autoScalingGroup");
+            }
+        })
+        .await;
+        stack.aws().faults.script("ecs", "RunTask", [Some(failures_alone(reasons))]);
+        let url = stack.agent("blocked", "maven").await;
+        let told = if is_final { vec!["agent.failed LAUNCH_FAILED"] } else { vec![] };
+        assert_eq!(stack.told(&url), told, "{reasons:?}");
+        assert_eq!(stack.rejected().len(), usize::from(is_final), "{reasons:?}");
+        let kept = stack.bodies("requests").len() + stack.bodies("waiting").len();
+        assert_eq!(kept, usize::from(!is_final), "{reasons:?}");
+        assert!(stack.rejected().iter().all(|(_, reason)| reason.contains("LAUNCH_FAILED")), "{:?}", stack.rejected());
+    }
+}
+
+#[tokio::test]
+async fn the_token_changes_only_after_an_answer_of_failures_alone() {
+    let mut stack = Stack::start().await;
+    let server = || Some(local::aws::Fault::server());
+    // Each receive makes three tries.
+    stack.aws().faults.script("ecs", "RunTask", std::iter::repeat_with(server).take(6));
+    let url = stack.webhook();
+    stack.ask(json!({"requestId": "token", "label": "node", "webhookUrl": url}));
+    for _ in 0..2 {
+        stack.poll(Binary::Request, "requests").await;
+        stack.kill(Binary::Request);
+        stack.unhide("requests");
+    }
+    stack.aws().faults.script("ecs", "RunTask", [Some(failures_alone(&["RESOURCE:MEMORY"]))]);
+    stack.poll(Binary::Request, "requests").await;
+    let before = tokens(&stack);
+    assert_eq!(before.len(), 7);
+    assert!(before.iter().all(|token| *token == before[0]), "{before:?}");
+    // It travels with the message, to whichever process; an answer that gets lost keeps it.
+    stack.kill(Binary::Request);
+    stack.unhide("waiting");
+    stack.aws().faults.script("ecs", "RunTask", std::iter::repeat_with(|| Some(local::aws::Fault::Lost)).take(3));
+    stack.sweep().await;
+    stack.kill(Binary::Request);
+    stack.unhide("requests");
+    stack.settle().await;
+    let after = tokens(&stack).split_off(7);
+    assert!(!after.is_empty() && after.iter().all(|token| *token == after[0] && *token != before[0]), "{after:?}");
+    assert_eq!(stack.tasks().len(), 1);
+    assert_eq!(stack.told(&url), ["agent.ready"]);
+}
+
+#[tokio::test]
+async fn request_ids_counts_and_urls_are_taken_up_to_their_limits() {
+    let mut stack = Stack::start().await;
+    let longest = format!("{}._:/-Z9", "a".repeat(121));
+    assert_eq!(longest.len(), 128);
+    let good = [json!({"requestId": longest}), json!({"requestId": "x"}), json!({"requestId": null, "count": null})];
+    let bad = [
+        json!({"requestId": format!("{longest}a")}),
+        json!({"requestId": ""}),
+        json!({"requestId": "a b"}),
+        json!({"requestId": "a\n"}),
+        json!({"requestId": "ä"}),
+        json!({"requestId": "a?b"}),
+        json!({"requestId": 7}),
+        json!({"requestId": ["a"]}),
+        json!({"count": 0}),
+        json!({"count": 11}),
+        json!({"count": -1}),
+        json!({"count": 1.5}),
+        json!({"count": "2"}),
+        json!({"count": 4_294_967_297_u64}),
+        json!({"label": ""}),
+        json!({"label": " \n "}),
+        json!({"label": null}),
+        json!({"label": ["maven"]}),
+        json!({"version": "1"}),
+        json!({"version": 1.5}),
+        json!({"version": null}),
+        json!({"webhookUrl": ""}),
+        json!({"webhookUrl": 7}),
+        json!({"expiresAt": "2026-11-24"}),
+        json!({"expiresAt": 1_764_012_345}),
+        json!({"build": "app/main"}),
+        json!({"build": {"job": "a", "unknown": 1}}),
+        json!({"build": ["app/main", 1]}),
+        json!({"overrides": []}),
+        json!({"overrides": {"unknown": 1}}),
+        json!({"overrides": {"cpu": "1024"}}),
+        json!({"overrides": {"memory": -1}}),
+        json!({"overrides": {"environment": {"A": 1}}}),
+    ];
+    let body = |fields: &Value| {
+        let mut body = json!({"version": 1, "label": "node"});
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        body.to_string()
+    };
+    let (good, bad): (Vec<_>, Vec<_>) = (good.iter().map(body).collect(), bad.iter().map(body).collect());
+    for body in good.iter().chain(&bad) {
+        stack.send("requests", body);
+        stack.poll(Binary::Request, "requests").await;
+    }
+    let rejected: Vec<_> = stack.rejected();
+    let bodies: Vec<_> = rejected.iter().map(|(body, _)| body.clone()).collect();
+    assert_eq!(bodies, bad);
+    assert!(rejected.iter().all(|(_, reason)| reason.starts_with("INVALID_REQUEST: ")), "{rejected:?}");
+    assert_eq!(stack.tasks().len(), good.len());
+    assert!(stack.bodies("requests").is_empty());
+    for input in stack.inputs("RunTask") {
+        assert!(
+            input["clientToken"].as_str().unwrap().len() <= 64 && input["startedBy"].as_str().unwrap().len() <= 128
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_label_is_read_as_jenkins_reads_it() {
+    let mut stack = Stack::with(|config| {
+        config["clouds"][1]["templates"][0]["labels"] = json!(["linux", "big one", "a&&b", "jdk-17", "größe"]);
+    })
+    .await;
+    let cases = [
+        ("\n\t jdk-17 \r\n", true),
+        ("\u{a0}jdk-17", true),
+        ("\"big one\"", true),
+        ("\"big one\"&&größe", true),
+        ("\"a&&b\"", true),
+        ("\"jdk-17\" && !maven", true),
+        ("!maven&&!host&&!dial", true),
+        ("maven->größe && jdk-17", false),
+        ("(linux -> größe)", true),
+        ("größe && (jdk-17 <-> linux)", true),
+        ("big one", false),
+        ("big", false),
+        ("'jdk-17'", false),
+        ("!!jdk-17", false),
+        ("jdk-17 -> linux -> linux", false),
+        ("jdk-17 &&", false),
+        ("jdk-17 & linux", false),
+        ("(jdk-17", false),
+        ("\"jdk-17", false),
+        ("JDK-17", false),
+    ];
+    for (number, (label, _)) in cases.iter().enumerate() {
+        stack.ask(json!({"requestId": format!("label-{number}"), "label": label}));
+        stack.settle().await;
+    }
+    let served: Vec<_> = stack.inputs("RunTask").iter().map(|input| input["startedBy"].clone()).collect();
+    let of_node = |number: usize| shared::name::AgentName::new("ecs-", "node", &format!("label-{number}"), 0);
+    for (number, (label, is_served)) in cases.iter().enumerate() {
+        assert_eq!(served.contains(&json!(of_node(number).as_str())), *is_served, "{label:?}");
+    }
+}
+
+#[tokio::test]
+async fn overrides_go_up_to_their_limits() {
+    let role = "arn:aws:iam::123456789012:role/agent-of-a-build";
+    let cases = [
+        (json!({"cpu": 4096, "memory": 7680}), None),
+        (json!({"cpu": 1}), None),
+        (json!({"cpu": 0}), Some("INVALID_REQUEST")),
+        (json!({"cpu": 4097}), Some("OVERRIDE_REFUSED")),
+        (json!({"memory": 7681}), Some("OVERRIDE_REFUSED")),
+        (json!({"command": ["sh", "-c", "x"]}), None),
+        (json!({"taskRole": role}), None),
+        (json!({"ephemeralStorage": 21}), Some("OVERRIDE_REFUSED")),
+        (json!({"taskDefinition": "jenkins-maven"}), Some("OVERRIDE_REFUSED")),
+        (json!({"environment": {"A": "b", "PATH+X": "/x"}}), None),
+        (json!({"environment": {"jenkins_secret": "x"}}), Some("OVERRIDE_REFUSED")),
+        (json!({"environment": {"JENKINS_PROTOCOLS": "x"}}), Some("OVERRIDE_REFUSED")),
+        (json!({"environment": {"Jenkins_Java_Opts": "x"}}), Some("OVERRIDE_REFUSED")),
+        (json!({}), None),
+        (json!({"environment": {}, "cpu": null, "command": null, "taskRole": null}), None),
+    ];
+    for (overrides, refused) in cases {
+        let mut stack = Stack::with(|config| {
+            let template = &mut config["clouds"][0]["templates"][0];
+            template["allowedOverrides"] = json!(["cpu", "memory", "environment", "command", "taskRole"]);
+            template["limits"] = json!({"cpu": 4096, "memory": 7680});
+        })
+        .await;
+        stack.allow_denials();
+        let url = stack.webhook();
+        stack.ask(json!({"requestId": "asked", "label": "maven", "webhookUrl": [url], "overrides": overrides}));
+        stack.poll(Binary::Request, "requests").await;
+        match refused {
+            Some(code) => assert_eq!(stack.told(&url), [format!("agent.failed {code}")], "{overrides}"),
+            None => {
+                let input = stack.inputs("RunTask").remove(0);
+                let asked = &input["overrides"];
+                let container = &asked["containerOverrides"][0];
+                if let Some(command) = overrides.get("command").filter(|command| !command.is_null()) {
+                    assert_eq!(container["command"], *command);
+                }
+                if let Some(role) = overrides.get("taskRole").filter(|role| !role.is_null()) {
+                    assert_eq!(asked["taskRoleArn"], *role);
+                }
+                for amount in ["cpu", "memory"] {
+                    let expected = overrides.get(amount).and_then(Value::as_u64).map(|amount| amount.to_string());
+                    assert_eq!(asked[amount].as_str().map(str::to_owned), expected, "{overrides}");
+                }
+            }
+        }
+        assert_eq!(stack.count("ecs:RunTask"), usize::from(refused.is_none()), "{overrides}");
+    }
+}
+
+#[tokio::test]
+async fn ephemeral_storage_is_for_fargate_from_21_to_200() {
+    for (size, limit, expected) in [
+        (0, None, false),
+        (20, None, false),
+        (21, None, true),
+        (200, None, true),
+        (201, None, false),
+        (50, Some(50), true),
+        (51, Some(50), false),
+    ] {
+        let mut stack = Stack::with(|config| {
+            let template = &mut config["clouds"][1]["templates"][0];
+            template["allowedOverrides"] = json!(["ephemeralStorage"]);
+            template["limits"] = limit.map_or(json!({}), |limit| json!({"ephemeralStorage": limit}));
+        })
+        .await;
+        // It says nothing of what runs: no webhook is needed.
+        stack.ask(json!({"requestId": "storage", "label": "node", "overrides": {"ephemeralStorage": size}}));
+        stack.poll(Binary::Request, "requests").await;
+        let inputs = stack.inputs("RunTask");
+        match expected {
+            true => assert_eq!(inputs[0]["overrides"]["ephemeralStorage"], json!({"sizeInGiB": size})),
+            false => {
+                assert!(inputs.is_empty(), "{size}");
+                assert_eq!(stack.told_all(), ["agent.failed OVERRIDE_REFUSED"], "{size}");
+            }
+        }
+    }
+    // Where a strategy decides, it is for ECS to refuse.
+    for launch in [json!({"type": "default"}), json!({"capacityProviders": [{"name": "own"}]})] {
+        let mut stack = Stack::with(|config| {
+            let template = &mut config["clouds"][0]["templates"][0];
+            template["launch"] = launch.clone();
+            template["allowedOverrides"] = json!(["ephemeralStorage"]);
+        })
+        .await;
+        let message = "You must use Fargate launch type or capacity provider for ephemeral storage.";
+        let refusal = ApiError::new("InvalidParameterException", message);
+        stack.aws().faults.script("ecs", "RunTask", [Some(local::aws::Fault::Error(refusal))]);
+        stack.ask(json!({"requestId": "storage", "label": "maven", "overrides": {"ephemeralStorage": 21}}));
+        stack.settle().await;
+        assert_eq!(stack.told_all(), ["agent.failed LAUNCH_FAILED"], "{launch}");
+        assert_eq!(stack.inputs("RunTask")[0]["overrides"]["ephemeralStorage"]["sizeInGiB"], 21);
+    }
+}
+
+#[tokio::test]
+async fn a_task_definition_is_asked_for_by_family_revision_or_arn_of_the_own_account() {
+    let arn =
+        |region: &str, account: &str, name: &str| format!("arn:aws:ecs:{region}:{account}:task-definition/{name}");
+    let cases = [
+        ("jenkins-other".to_owned(), "agent.ready"),
+        ("jenkins-other:1".into(), "agent.ready"),
+        (arn(REGION, ACCOUNT, "jenkins-other:1"), "agent.ready"),
+        ("jenkins-other:9".into(), "agent.failed LAUNCH_FAILED"),
+        ("jenkins-maven".into(), "agent.ready"),
+        ("jenkins-dial".into(), "agent.failed LAUNCH_FAILED"),
+        ("jenkins-nameless".into(), "agent.failed LAUNCH_FAILED"),
+        ("foreign".into(), "agent.failed OVERRIDE_REFUSED"),
+        (arn(REGION, ACCOUNT, "foreign:1"), "agent.failed OVERRIDE_REFUSED"),
+        (arn("us-east-1", ACCOUNT, "jenkins-other:1"), "agent.failed OVERRIDE_REFUSED"),
+        (arn(REGION, "999999999999", "jenkins-other:1"), "agent.failed OVERRIDE_REFUSED"),
+        (arn(REGION, ACCOUNT, "jenkins-other"), "agent.failed INVALID_REQUEST"),
+        ("jenkins-other:0".into(), "agent.failed INVALID_REQUEST"),
+        ("jenkins other".into(), "agent.failed INVALID_REQUEST"),
+        (String::new(), "agent.failed INVALID_REQUEST"),
+    ];
+    for by_arn in [false, true] {
+        for (asked, expected) in &cases {
+            let mut stack = Stack::with(|config| {
+                let template = &mut config["clouds"][0]["templates"][0];
+                template["allowedOverrides"] = json!(["taskDefinition"]);
+                template["allowedTaskDefinitions"] = json!(["jenkins-*"]);
+                if by_arn {
+                    template["taskDefinition"] = arn(REGION, ACCOUNT, "jenkins-maven:1").into();
+                }
+            })
+            .await;
+            stack.allow_denials();
+            let container = |name: &str, ports: Value| json!({"name": name, "image": "a", "essential": true, "cpu": 64, "memory": 64, "portMappings": ports});
+            for definition in [
+                json!({"family": "jenkins-other", "networkMode": "bridge", "containerDefinitions": [
+                    container("first", json!([])), container("agent", json!([{"containerPort": 22, "hostPort": 0}]))]}),
+                json!({"family": "jenkins-nameless", "networkMode": "bridge",
+                    "containerDefinitions": [container("first", json!([{"containerPort": 22, "hostPort": 0}]))]}),
+            ] {
+                stack.aws().ecs.register_definition(&definition).unwrap();
+            }
+            let url = stack.webhook();
+            let overrides = json!({"taskDefinition": asked});
+            stack.ask(json!({"requestId": "image", "label": "maven", "webhookUrl": url, "overrides": overrides}));
+            stack.settle().await;
+            assert_eq!(stack.told(&url), [*expected], "{asked}");
+            if *expected == "agent.ready" {
+                let input = stack.inputs("RunTask").remove(0);
+                assert_eq!(input["taskDefinition"], *asked);
+                assert_eq!(input["overrides"]["containerOverrides"][0]["name"], "agent");
+                let key = Binary::Request.access_key();
+                let calls = stack
+                    .aws()
+                    .calls("ecs", "DescribeTaskDefinition")
+                    .iter()
+                    .filter(|call| call.access_key == key)
+                    .count();
+                assert_eq!(calls, 1, "{asked}: {:?}", stack.calls());
+            } else {
+                assert_eq!(stack.count("ecs:RunTask"), 0, "{asked}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn with_the_default_strategy_ecs_chooses_and_no_group_is_raised() {
+    let mut stack =
+        Stack::with(|config| config["clouds"][0]["templates"][0]["launch"] = json!({"type": "default"})).await;
+    let failure = failures_alone(&["RESOURCE:MEMORY"]);
+    stack.aws().faults.script("ecs", "RunTask", [Some(failure)]);
+    let url = stack.agent("default", "maven").await;
+    let input = stack.inputs("RunTask").remove(0);
+    for parameter in ["launchType", "capacityProviderStrategy", "platformVersion", "networkConfiguration"] {
+        assert!(input.get(parameter).is_none_or(Value::is_null), "{parameter}: {input}");
+    }
+    assert_eq!((stack.bodies("waiting").len(), stack.told(&url).len()), (1, 0));
+    stack.unhide("waiting");
+    stack.sweep().await;
+    assert!(!stack.calls().iter().any(|call| call.starts_with("autoscaling:Set")), "{:?}", stack.calls());
+}
+
+#[tokio::test]
+async fn lists_of_webhooks_may_be_empty_shorter_or_longer() {
+    let mut stack = Stack::start().await;
+    let urls: Vec<_> = (0..6).map(|_| stack.webhook()).collect();
+    stack.ask(json!({"requestId": "none", "label": "node", "webhookUrl": []}));
+    stack.ask(json!({"requestId": "null", "label": "node", "webhookUrl": null}));
+    stack.ask(json!({"requestId": "fewer", "label": "node", "count": 3, "webhookUrl": urls[..2]}));
+    stack.ask(json!({"requestId": "more", "label": "node", "count": 1, "webhookUrl": urls[2..5]}));
+    stack.ask(json!({"requestId": "one", "label": "node", "count": 2, "webhookUrl": urls[5]}));
+    stack.settle().await;
+    assert_eq!(stack.tasks().len(), 8);
+    let told: Vec<_> = urls.iter().map(|url| stack.told(url).len()).collect();
+    assert_eq!(told, [1, 1, 1, 0, 0, 1]);
+    assert_eq!(stack.told_all().len(), 8);
+}
+
+#[tokio::test]
+async fn a_refused_request_is_told_at_each_url_that_may_be_called() {
+    let mut stack = Stack::start().await;
+    let urls: Vec<_> = (0..5).map(|_| stack.webhook()).collect();
+    let inner = json!({"version": 9, "webhookUrl": urls[1]}).to_string();
+    for body in [
+        json!({"version": 1, "label": "node", "webhookUrl": [7, urls[0], "http://evil.example/x"]}),
+        json!({"Type": "Notification", "Message": inner}),
+        json!({"version": 1, "label": "x".repeat(100_000), "webhookUrl": urls[2]}),
+        json!({"version": 1, "label": "node", "requestId": "with a blank", "webhookUrl": [urls[3]]}),
+        json!({"version": 1, "label": "node", "count": 2, "unknown": 1, "webhookUrl": urls[4]}),
+    ] {
+        stack.send("requests", &body.to_string());
+    }
+    stack.settle().await;
+    for url in &urls {
+        assert_eq!(stack.told(url), ["agent.failed INVALID_REQUEST"]);
+    }
+    assert_eq!(stack.rejected().len(), urls.len());
+    assert_eq!(stack.calls().iter().filter(|call| !call.starts_with("sqs:")).count(), 0, "{:?}", stack.calls());
+}
+
+#[tokio::test]
+async fn tricks_with_the_origin_start_nothing() {
+    let mut stack = Stack::start().await;
+    let root = stack.jenkins_root().to_owned();
+    let host = root.trim_start_matches("http://").trim_end_matches("/ci/").to_owned();
+    let port = host.rsplit(':').next().unwrap().to_owned();
+    let bad = [
+        format!("http://{host}/ci-evil/x"),
+        format!("http://{host}/ci%2fx"),
+        format!("http://{host}/CI/x"),
+        format!("http://{host}//ci/x"),
+        format!("http://{host}/ci/%2E%2e/x"),
+        format!("http://{host}/ci/%252e%252e/x"),
+        format!("http://{host}/ci/.%2e/x"),
+        format!("http://{host}/ci/..;/x"),
+        format!("http://{host}\\@evil.example/ci/x"),
+        format!("http://{host}@evil.example/ci/x"),
+        format!("http://@{host}/ci/x"),
+        format!("http://:@{host}/ci/x"),
+        format!("http://127.0.0.1.:{port}/ci/x"),
+        format!("http://127.1:{port}/ci/x"),
+        format!("http://2130706433:{port}/ci/x"),
+        format!("http://0x7f.0.0.1:{port}/ci/x"),
+        format!("http://%31%32%37.0.0.1:{port}/ci/x"),
+        format!("http://[::ffff:127.0.0.1]:{port}/ci/x"),
+        format!("http://evil.example/ci/x?http://{host}/ci/"),
+        format!("http:/{host}/ci/x"),
+        format!("http:{host}/ci/x"),
+        format!("//{host}/ci/x"),
+        "http://127.0.0.1/ci/x".into(),
+        format!("http://127.0.0.1:{port}0/ci/x"),
+        format!(" http://{host}/ci/x"),
+        format!("http://{host}/ci/x\r\nHost: evil.example"),
+    ];
+    for (number, url) in bad.iter().enumerate() {
+        stack.ask(json!({"requestId": format!("bad-{number}"), "label": "node", "webhookUrl": url}));
+    }
+    stack.settle().await;
+    let started: Vec<_> = stack.all_notices().into_iter().filter(|notice| notice.kind() == "agent.ready").collect();
+    assert!(stack.tasks().is_empty(), "{started:#?}");
+    assert_eq!(stack.rejected().len(), bad.len());
+    // What is the same origin in other words is called.
+    let token = stack.webhook().rsplit('/').next().unwrap().to_owned();
+    for (number, url) in
+        [format!("HTTP://{host}/ci/webhook-step/{token}"), format!("http://{host}/ci/a/./b?x=%20")].iter().enumerate()
+    {
+        stack.ask(json!({"requestId": format!("good-{number}"), "label": "node", "webhookUrl": url}));
+    }
+    stack.settle().await;
+    assert!(stack.tasks().len() == 2 && stack.rejected().len() == bad.len(), "{:?}", stack.rejected().last());
+}
+
+/// A job deep in folders whose names are not ASCII: its page's URL is longer than a record may be.
+#[tokio::test]
+async fn a_build_of_a_long_name_is_no_reason_to_refuse() {
+    let folder = "Команда-платформы-и-инструментов";
+    let job = format!("{}feature%2FАРХ-1234-очень-длинное-имя-ветки", format!("{folder}/").repeat(24));
+    let encoded: String = folder.bytes().map(|byte| format!("%{byte:02X}")).collect();
+    let page = format!("https://jenkins.example.com/{}job/feature/7/", format!("job/{encoded}/").repeat(24));
+    let build = json!({"job": job, "number": 7, "url": page});
+    for (environment, is_whole) in [(0, true), (3000, false), (6800, false)] {
+        let mut stack = Stack::with(|config| {
+            config["clouds"][0]["templates"][0]["environment"] = json!({"LONG": "\"".repeat(environment / 2)});
+        })
+        .await;
+        let url = stack.webhook();
+        stack.ask(json!({"requestId": "long", "label": "maven", "webhookUrl": url, "build": build}));
+        stack.settle().await;
+        assert_eq!(stack.told(&url), ["agent.ready"], "{environment}: {:?}", stack.rejected());
+        let told = &stack.notices(Some(&url))[0].body["build"];
+        assert_eq!(*told == build, is_whole, "{environment}: {told}");
+        stack.complete(json!({"requestId": "long", "build": build}));
+        stack.settle().await;
+        assert!(stack.active_tasks().is_empty() && stack.rejected().is_empty(), "{environment}");
     }
 }

@@ -4,6 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use local::jenkins::Permission;
 use serde_json::json;
+use tests::edge::Edge;
 use tests::{API_TOKEN, AUTHORIZATION, Stack};
 
 const SIGNING_KEY: &[u8; 32] = b"0signing0key0of0the0webhooks0000";
@@ -131,4 +132,63 @@ async fn a_missing_permission_is_named() {
     let output = stack.output();
     assert!(output.contains("Agent/Create") || output.contains("hudson.model.Computer.Create"), "{output}");
     assert!(!stack.bodies("undelivered").is_empty());
+}
+
+/// As where Jenkins has a certificate of a company's own authority.
+#[tokio::test]
+async fn jenkins_is_trusted_by_the_authority_of_ca_certificate() {
+    for is_trusted in [true, false] {
+        let mut stack = Stack::start().await;
+        let root = stack.jenkins_root().to_owned();
+        let (edge, authority) = Edge::tls(root.trim_end_matches("/ci/")).await.unwrap();
+        let config = stack.env("AGENTS_CONFIG").replace(root.trim_end_matches("/ci/"), &edge.url);
+        let mut config: serde_json::Value = serde_json::from_str(config.strip_prefix("inline:").unwrap()).unwrap();
+        if is_trusted {
+            config["jenkins"]["caCertificate"] = json!({"env": "AUTHORITY"});
+        }
+        stack.set_env("AUTHORITY", Some(&authority));
+        stack.set_env("AGENTS_CONFIG", Some(&format!("inline:{config}")));
+        // The roles were deployed for the other URL.
+        stack.aws().guard = None;
+        let url = stack.webhook();
+        let over_tls = url.replace(root.trim_end_matches("/ci/"), &edge.url);
+        stack.ask(json!({"requestId": "over-tls", "label": "node", "webhookUrl": over_tls}));
+        stack.settle().await;
+        let told = if is_trusted { vec!["agent.ready"] } else { vec![] };
+        assert_eq!(
+            (stack.told(&url), stack.nodes().len()),
+            (told.iter().map(ToString::to_string).collect(), told.len())
+        );
+        assert_eq!(stack.bodies("undelivered").is_empty(), is_trusted);
+        assert_eq!(stack.output().contains("UnknownIssuer"), !is_trusted);
+    }
+}
+
+#[tokio::test]
+async fn a_secret_may_be_a_file_and_a_level_of_the_log_shows_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(path("token"), format!("{API_TOKEN}\n")).unwrap();
+    std::fs::write(path("raw"), format!("{AUTHORIZATION}\r\n")).unwrap();
+    for format in ["JSON", "Text"] {
+        let mut stack = Stack::with(|config| {
+            config["jenkins"]["apiToken"] = json!({"file": path("token")});
+            config["jenkins"]["webhook"]["authorization"] = json!({"file": path("raw")});
+        })
+        .await;
+        stack.set_env("AWS_LAMBDA_LOG_LEVEL", Some("TRACE"));
+        stack.set_env("AWS_LAMBDA_LOG_FORMAT", Some(format));
+        let url = stack.agent("filed", "dial").await;
+        assert_eq!(stack.told(&url), ["agent.ready"]);
+        stack.complete(json!({"requestId": "filed"}));
+        stack.settle().await;
+        let said = stack.output();
+        let basic = STANDARD.encode(format!("ecs-agents:{API_TOKEN}"));
+        for secret in [API_TOKEN, AUTHORIZATION, &basic, stack.env("AWS_SECRET_ACCESS_KEY")] {
+            assert!(!said.contains(secret), "{format}: {secret}");
+        }
+        let lines = said.lines().filter(|line| !line.is_empty());
+        let are_json = lines.clone().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok());
+        assert!(lines.count() > 0 && are_json == (format == "JSON"), "{said}");
+    }
 }

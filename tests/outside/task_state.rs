@@ -972,3 +972,233 @@ async fn many_that_are_ready_at_once_are_told_once_under_the_real_quotas() {
     assert!(stack.bodies("undelivered").is_empty());
     assert!(stack.tasks().iter().all(|task| task.tags.contains_key("jenkins-ecs-agents:reported")));
 }
+
+/// How often something was posted to a webhook, whatever it answered.
+fn posts(stack: &Stack, path: &str) -> usize {
+    stack.jenkins().exchanges().iter().filter(|exchange| exchange.target.ends_with(path)).count()
+}
+
+#[tokio::test]
+async fn an_inbound_agent_dials_agent_url_and_all_else_stays_with_jenkins() {
+    let dialled = "http://jenkins.internal:8081/inside";
+    let mut stack = Stack::with(|config| config["clouds"][0]["agentUrl"] = dialled.into()).await;
+    let url = stack.agent("inside", "dial").await;
+    assert_eq!((stack.told(&url), stack.told_all()), (vec!["agent.ready".into()], vec!["agent.ready".into()]));
+    let input = stack.inputs("RunTask").remove(0);
+    let pairs = input["overrides"]["containerOverrides"][0]["environment"].as_array().unwrap();
+    let given: Vec<_> = pairs.iter().filter(|pair| pair["name"] == "JENKINS_URL").map(|pair| &pair["value"]).collect();
+    assert_eq!(given, [dialled]);
+    assert_eq!(stack.tasks()[0].tags["jenkins-ecs-agents:controller"], stack.jenkins_root());
+    // A webhook there is another origin's.
+    stack.ask(json!({"requestId": "there", "label": "dial", "webhookUrl": format!("{dialled}/webhook-step/x")}));
+    stack.settle().await;
+    assert_eq!(stack.told_all().last().map(String::as_str), Some("agent.failed INVALID_REQUEST"));
+}
+
+#[tokio::test]
+async fn each_status_of_success_is_a_delivery_and_any_other_is_not() {
+    for (status, is_delivered) in [(200, true), (201, true), (202, true), (204, true), (206, false)] {
+        let mut stack = Stack::start().await;
+        let url = stack.webhook();
+        let path = path(&stack, &url);
+        stack.jenkins().script(&path, [page(status, &[])]);
+        stack.ask(json!({"requestId": "status", "label": "node", "webhookUrl": url}));
+        stack.settle().await;
+        let told = &stack.tasks()[0].tags["jenkins-ecs-agents:reported"];
+        assert_eq!(told.starts_with("ready"), is_delivered, "{status}: {told}");
+        assert_eq!((posts(&stack, &path), stack.rejected().len()), (1, usize::from(!is_delivered)), "{status}");
+        assert!(stack.bodies("undelivered").is_empty(), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_refused_notice_makes_the_secrets_read_once_more_and_waits() {
+    for status in [401, 403] {
+        let mut stack = Stack::start().await;
+        let url = stack.webhook();
+        let path = path(&stack, &url);
+        stack.function(Binary::TaskState).await;
+        stack.jenkins().script(&path, [page(status, &[]), page(status, &[])]);
+        stack.ask(json!({"requestId": "refused", "label": "node", "webhookUrl": url}));
+        stack.poll(Binary::Request, "requests").await;
+        let reads = |stack: &Stack| {
+            let key = Binary::TaskState.access_key();
+            stack.aws().journal.iter().filter(|call| call.service == "ssm" && call.access_key == key).count()
+        };
+        stack.invoke(Binary::TaskState, json!({"Records": []})).await.unwrap();
+        let before = reads(&stack);
+        stack.deliver().await;
+        assert_eq!((reads(&stack), posts(&stack, &path)), (before + 1, 2), "{status}");
+        assert!(stack.rejected().is_empty() && !stack.bodies("undelivered").is_empty(), "{status}");
+        let output = stack.output();
+        let names = |line: &str| line.contains("ERROR") && line.contains("jenkins.webhook.authorization");
+        assert!(output.lines().any(names), "{status}: {output}");
+        stack.unhide("undelivered");
+        stack.settle().await;
+        assert_eq!((stack.told(&url), posts(&stack, &path)), (vec!["agent.ready".into()], 3), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_redirect_is_never_followed_wherever_it_leads() {
+    for status in [301, 302, 303, 307, 308] {
+        let mut stack = Stack::start().await;
+        let (url, other) = (stack.webhook(), stack.webhook());
+        let path = path(&stack, &url);
+        stack.jenkins().script(&path, [page(status, &[("location", &other)])]);
+        let configured = page(status, &[("location", &other)]);
+        stack.jenkins().script("ecs-agents/notices", [configured]);
+        stack.ask(json!({"requestId": "moved", "label": "node", "webhookUrl": url}));
+        stack.settle().await;
+        let other = other.strip_prefix(stack.jenkins_root()).unwrap().to_owned();
+        assert_eq!((posts(&stack, &path), posts(&stack, &other)), (1, 0), "{status}");
+        assert_eq!(stack.rejected().len(), 2, "{status}: one of each webhook");
+        assert_eq!((stack.active_tasks().len(), stack.nodes().len()), (1, 1), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn only_the_requests_own_webhook_speaks_for_its_build() {
+    for answer in [page(410, &[]), page(404, &[("x-jenkins", "2.579")]), page(400, &[])] {
+        let status = answer.status();
+        let mut stack = Stack::start().await;
+        stack.jenkins().script("ecs-agents/notices", [answer]);
+        let url = stack.agent("wanted", "node").await;
+        assert_eq!((stack.told(&url), stack.told_all().len()), (vec!["agent.ready".into()], 0), "{status}");
+        assert_eq!((stack.active_tasks().len(), stack.nodes().len()), (1, 1), "{status}");
+        let rejected = stack.rejected();
+        assert!(rejected.len() == 1 && rejected[0].0.contains("agent.ready"), "{status}: {rejected:?}");
+        assert!(stack.bodies("undelivered").is_empty(), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn nobody_who_waits_for_a_failed_agent_is_no_failure_of_ours() {
+    for answer in [page(410, &[]), page(404, &[("x-jenkins", "2.579")])] {
+        let mut stack = Stack::start().await;
+        let urls = [stack.webhook(), stack.webhook()];
+        for url in &urls {
+            let path = path(&stack, url);
+            stack.jenkins().script(&path, [answer.clone()]);
+        }
+        stack.aws().ecs.behave("jenkins-node", Behaviour::ImageMissing);
+        stack.ask(json!({"requestId": "fails", "label": "node", "webhookUrl": urls[0]}));
+        stack.ask(json!({"requestId": "refused", "label": "nothing", "webhookUrl": urls[1]}));
+        stack.settle().await;
+        for url in &urls {
+            assert_eq!(posts(&stack, &path(&stack, url)), 1);
+        }
+        let mut told = stack.told_all();
+        told.sort();
+        assert_eq!(told, ["agent.failed NO_TEMPLATE", "agent.failed START_FAILED"]);
+        assert!(stack.bodies("undelivered").is_empty());
+        assert_eq!(stack.count("ecs:StopTask"), 0, "it has ended");
+    }
+}
+
+#[tokio::test]
+async fn without_nodes_an_unwanted_agent_is_stopped_unasked() {
+    for answer in [page(410, &[]), page(404, &[("x-jenkins", "2.579")])] {
+        let mut stack = Stack::with(|config| {
+            config["jenkins"]["registerNodes"] = false.into();
+            config["clouds"][0]["templates"].as_array_mut().unwrap().pop();
+        })
+        .await;
+        let url = stack.webhook();
+        let path = path(&stack, &url);
+        stack.jenkins().script(&path, [answer]);
+        stack.ask(json!({"requestId": "unwanted", "label": "node", "webhookUrl": url}));
+        stack.settle().await;
+        assert!(stack.active_tasks().is_empty());
+        assert!(stack.jenkins().exchanges().iter().all(|exchange| !exchange.target.contains("computer")));
+    }
+}
+
+#[tokio::test]
+async fn a_retry_is_signed_anew_under_the_same_id() {
+    let key = b"a key of the stack's own, 32 byte";
+    let mut stack =
+        Stack::with(|config| config["jenkins"]["webhook"]["signingSecret"] = json!({"env": "SIGNING"})).await;
+    stack.set_env("SIGNING", Some(&format!("whsec_{}", STANDARD.encode(key))));
+    // Refused by the stand-in, which keeps what arrived.
+    let url = stack.jenkins().register_webhook(Some("another"));
+    stack.ask(json!({"requestId": "signed", "label": "nothing", "webhookUrl": url}));
+    stack.settle().await;
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    stack.unhide("undelivered");
+    stack.poll(Binary::TaskState, "undelivered").await;
+    let arrivals: Vec<_> = {
+        let path = path(&stack, &url);
+        let jenkins = stack.jenkins();
+        let of_url = jenkins.arrivals().iter().filter(|arrival| arrival.path == path).cloned();
+        of_url.collect()
+    };
+    assert!(arrivals.len() >= 2);
+    for arrival in &arrivals {
+        let header = |name: &str| arrival.headers[name].to_str().unwrap().to_owned();
+        let body: Value = serde_json::from_slice(&arrival.body).unwrap();
+        let (id, timestamp) = (header("webhook-id"), header("webhook-timestamp"));
+        assert_eq!(id, body["id"].as_str().unwrap());
+        assert_eq!(arrival.body, arrivals[0].body, "to the byte");
+        let mut mac = Hmac::<Sha256>::new_from_slice(key).unwrap();
+        mac.update(format!("{id}.{timestamp}.").as_bytes());
+        mac.update(&arrival.body);
+        assert_eq!(header("webhook-signature"), format!("v1,{}", STANDARD.encode(mac.finalize().into_bytes())));
+        let sent = arrival.at.as_second();
+        assert!((sent - timestamp.parse::<i64>().unwrap()).abs() <= 1, "{timestamp}, at {sent}");
+    }
+    assert_ne!(arrivals.last().unwrap().headers["webhook-timestamp"], arrivals[0].headers["webhook-timestamp"]);
+}
+
+#[tokio::test]
+async fn a_failed_start_tells_all_that_ecs_says() {
+    let mut stack = Stack::start().await;
+    stack.aws().ecs.settings().binding = Duration::from_secs(3600);
+    let url = stack.agent("fails", "maven").await;
+    let task = stack.tasks().remove(0);
+    stack.aws().ecs.exit_container(&task.arn, "agent", 3, Timestamp::now());
+    stack.advance();
+    // ECS' own words for a container that was killed for its memory.
+    let reason = "OutOfMemoryError: Container killed due to memory usage";
+    let is_last = |event: &&mut Value| event["detail"]["lastStatus"] == "STOPPED";
+    let event = stack.advance().iter_mut().find(is_last).unwrap();
+    event["detail"]["containers"].as_array_mut().unwrap().iter_mut().for_each(|container| {
+        if container["name"] == "agent" {
+            container["reason"] = reason.into();
+        }
+    });
+    stack.settle().await;
+    let body = stack.notices(Some(&url)).remove(0).body;
+    let failure = &body["failure"];
+    assert_eq!((&body["type"], &failure["code"]), (&json!("agent.failed"), &json!("START_FAILED")));
+    assert_eq!((&failure["stopCode"], &failure["exitCode"]), (&json!("EssentialContainerExited"), &json!(3)));
+    let message = failure["message"].as_str().unwrap();
+    for words in ["Essential container in task exited", reason, "exit code 3", "agent"] {
+        assert!(message.contains(words), "{words}: {message}");
+    }
+    assert_eq!((&body["agent"]["name"], &body["task"]["arn"]), (&json!(task.started_by), &json!(task.arn)));
+}
+
+#[tokio::test]
+async fn host_keys_are_verified_as_the_template_says_and_variables_reach_the_node() {
+    for (setting, expected) in [
+        (json!("none"), HostKeyVerification::NonVerifying),
+        (json!("knownHosts"), HostKeyVerification::KnownHosts),
+        (json!({"key": HOST_KEY}), HostKeyVerification::Key(HOST_KEY.into())),
+    ] {
+        let mut stack = Stack::with(|config| {
+            config["clouds"][0]["templates"][0]["ssh"]["hostKeyVerification"] = setting.clone();
+            config["clouds"][0]["templates"][0]["environment"] = json!({"A": "template", "B": "template"});
+        })
+        .await;
+        let url = stack.webhook();
+        let overrides = json!({"environment": {"A": "request"}});
+        stack.ask(json!({"requestId": "keys", "label": "maven", "webhookUrl": url, "overrides": overrides}));
+        stack.settle().await;
+        let jenkins = stack.jenkins();
+        let node = jenkins.nodes().next().unwrap();
+        let Launcher::Ssh(launcher) = &node.launcher else { panic!("{:?}", node.launcher) };
+        assert_eq!(launcher.host_key_verification.as_ref(), Some(&expected));
+        assert_eq!((node.environment["A"].as_str(), node.environment["B"].as_str()), ("request", "template"));
+    }
+}

@@ -521,3 +521,36 @@ async fn instances_that_never_register_are_neither_booting_nor_raised_beyond_rea
     assert_eq!(desired(&stack), 2, "what keeps two from the cluster would keep the third");
     assert!(stack.output().contains("never registered in the cluster"), "the reason names them");
 }
+
+#[tokio::test]
+async fn one_that_bounced_waits_longer_before_it_is_woken_again() {
+    let mut stack = slow_boot(|_| {}).await;
+    ask(&stack, "fill", 3);
+    stack.settle().await;
+    let url = stack.agent("bounces", "maven").await;
+    let is_of_instance = |event: &&Value| event["detail-type"] == "ECS Container Instance State Change";
+    let mut event = stack.history.iter().rfind(is_of_instance).unwrap().clone();
+    // It says that there is room, and another request will have taken that.
+    for resource in event["detail"]["remainingResources"].as_array_mut().unwrap() {
+        match resource["name"].as_str() {
+            Some("CPU") => resource["integerValue"] = 4096.into(),
+            Some("MEMORY") => resource["integerValue"] = 7680.into(),
+            _ => {}
+        }
+    }
+    let mut delays = Vec::new();
+    for _ in 0..4 {
+        let now = Timestamp::now();
+        delays.push(stack.aws().sqs.messages("waiting")[0].visible_at.duration_since(now).as_secs().max(0));
+        stack.unhide("waiting");
+        stack.invoke(Binary::TaskState, event.clone()).await.unwrap();
+        assert_eq!((stack.bodies("requests").len(), stack.bodies("waiting").len()), (1, 0), "woken: {delays:?}");
+        stack.poll(Binary::Request, "requests").await;
+        assert_eq!((stack.bodies("requests").len(), stack.bodies("waiting").len()), (0, 1), "bounced: {delays:?}");
+    }
+    assert!(delays[0] == 0 && delays.is_sorted() && delays[3] >= 10 && delays[3] <= 900, "{delays:?}");
+    assert_eq!(
+        (stack.told(&url).len(), stack.told_all().iter().filter(|told| *told == "agent.waiting").count()),
+        (0, 1)
+    );
+}

@@ -103,8 +103,6 @@ mod tests {
     fn only_jenkins_is_called() {
         let at_root = origin("https://jenkins.example.com/");
         let below = origin("https://example.com:8443/jenkins/");
-        let (by_ip, by_ip6) = (origin("http://127.0.0.1:8080"), origin("http://[::1]:8080/"));
-        let by_idn = origin("https://bücher.example/");
         for (origin, url, allowed) in [
             (&at_root, "https://jenkins.example.com/webhook-step/6f0c", true),
             (&at_root, "https://jenkins.example.com:443/webhook-step/6f0c", true),
@@ -137,16 +135,6 @@ mod tests {
             (&at_root, "https://jenkins.example.com?x", true),
             (&at_root, "https://jenkins.example.com.:443/x", false),
             (&at_root, "https://jenkins%2eexample.com/x", false),
-            (&by_ip, "http://127.0.0.1:8080/x", true),
-            (&by_ip, "http://127.0.0.1.:8080/x", false),
-            (&by_ip, "http://127.1:8080/x", false),
-            (&by_ip, "http://2130706433:8080/x", false),
-            (&by_ip, "http://0x7f.0.0.1:8080/x", false),
-            (&by_ip, "http://\u{ff11}27.0.0.1:8080/x", false),
-            (&by_ip6, "http://[::1]:8080/x", true),
-            (&by_ip6, "http://[0::1]:8080/x", false),
-            (&by_idn, "https://bücher.example/x", true),
-            (&by_idn, "https://xn--bcher-kva.example/x", true),
             (&at_root, "https:jenkins.example.com/x", false),
             (&at_root, "ht\ntps://jenkins.example.com/x", false),
             (&at_root, "file:///etc/passwd", false),
@@ -163,6 +151,26 @@ mod tests {
         }
         let long = format!("https://jenkins.example.com/{}", "%25".repeat(LENGTH));
         assert!(at_root.allows(&long).is_err());
+    }
+
+    #[test]
+    fn a_host_is_written_in_one_way() {
+        let (by_ip, by_ip6) = (origin("http://127.0.0.1:8080"), origin("http://[::1]:8080/"));
+        let by_idn = origin("https://bücher.example/");
+        for (origin, url, allowed) in [
+            (&by_ip, "http://127.0.0.1:8080/x", true),
+            (&by_ip, "http://127.0.0.1.:8080/x", false),
+            (&by_ip, "http://127.1:8080/x", false),
+            (&by_ip, "http://2130706433:8080/x", false),
+            (&by_ip, "http://0x7f.0.0.1:8080/x", false),
+            (&by_ip, "http://\u{ff11}27.0.0.1:8080/x", false),
+            (&by_ip6, "http://[::1]:8080/x", true),
+            (&by_ip6, "http://[0::1]:8080/x", false),
+            (&by_idn, "https://bücher.example/x", true),
+            (&by_idn, "https://xn--bcher-kva.example/x", true),
+        ] {
+            assert_eq!(origin.allows(url).is_ok(), allowed, "{url}");
+        }
     }
 
     #[test]

@@ -337,3 +337,50 @@ async fn a_message_too_long_to_copy_with_its_reason_is_kept_in_part() {
     assert!(stack.bodies("requests").is_empty());
     assert_eq!(stack.told_all(), ["agent.failed INVALID_REQUEST"]);
 }
+
+/// Whoever may send to the requests queue can write the attribute in which a request says what it has been through.
+#[tokio::test]
+async fn a_forged_wait_breaks_nothing_and_has_an_end() {
+    let times = ["-009999-01-02T01:59:59Z", "9999-12-30T22:00:00Z"];
+    for (since, is_late) in [(times[0], true), (times[1], false)] {
+        let mut stack = Stack::with(|config| config["clouds"][1]["instanceLaunchTimeout"] = "1s".into()).await;
+        stack.aws().ecs.settings().fargate_has_capacity = false;
+        let url = stack.webhook();
+        stack.ask(json!({"requestId": "forged", "label": "node", "webhookUrl": url}));
+        let wait = json!({"requestId": "another", "requestedAt": since, "since": since, "attempt": u32::MAX,
+            "agents": [0, 0, 9], "cloud": "nowhere", "template": "nothing", "size": {"cpu": u32::MAX, "memory": u32::MAX},
+            "gpus": u32::MAX, "waitsFor": "instance", "reason": "x"});
+        let text = wait.to_string();
+        stack.aws().sqs.queues.get_mut("requests").unwrap().messages[0].attributes.insert("wait".into(), text);
+        stack.poll(Binary::Request, "requests").await;
+        assert_eq!(stack.bodies("waiting").is_empty(), is_late);
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        stack.unhide("waiting");
+        stack.sweep().await;
+        assert!(stack.told(&url).iter().all(|told| told == "agent.failed CAPACITY_TIMEOUT"), "{:?}", stack.told(&url));
+        assert!(!stack.told(&url).is_empty() && stack.tasks().is_empty(), "{since}");
+        assert!(stack.bodies("requests").is_empty() && stack.bodies("waiting").is_empty(), "{since}");
+    }
+}
+
+#[tokio::test]
+async fn the_largest_numbers_are_only_numbers() {
+    let mut stack = Stack::with(|config| {
+        let template = &mut config["clouds"][0]["templates"][0];
+        template.as_object_mut().unwrap().remove("limits");
+    })
+    .await;
+    let most = json!({"cpu": u32::MAX, "memory": u32::MAX});
+    for number in 0..3 {
+        stack.ask(json!({"requestId": format!("most-{number}"), "label": "maven", "count": 10, "overrides": most}));
+    }
+    let url = stack.webhook();
+    let build = json!({"job": "a", "number": u64::MAX});
+    stack.ask(json!({"requestId": "late", "label": "node", "webhookUrl": url, "build": build,
+        "expiresAt": "9999-12-30T22:00:00Z"}));
+    stack.settle().await;
+    assert_eq!((stack.told(&url), stack.active_tasks().len()), (vec!["agent.ready".into()], 1));
+    let failed = stack.told_all().iter().filter(|told| *told == "agent.failed LAUNCH_FAILED").count();
+    assert_eq!((failed, stack.bodies("waiting").len()), (30, 0));
+    assert!(!stack.calls().iter().any(|call| call.starts_with("autoscaling:Set")), "{:?}", stack.calls());
+}

@@ -146,9 +146,9 @@ fn order<'a>(
     let trace = wait.as_ref().map_or_else(|| envelope.trace.cloned(), |wait| wait.trace.clone());
     // Those that wait were promised, whatever the template says by now.
     let promised = wait.iter().flat_map(|wait| &wait.agents).filter(|&&index| index < MOST_AGENTS);
-    let promised: Vec<u32> = promised.copied().collect();
+    let promised: BTreeSet<u32> = promised.copied().collect();
     let count = request.count.unwrap_or(template.agents_per_request);
-    let count = promised.iter().map(|index| index + 1).max().unwrap_or_default().max(count);
+    let count = promised.last().map_or(count, |index| count.max(index + 1));
     let has_webhooks = request.webhook_urls.len() >= count as usize;
     overrides::check(template, &request.overrides, has_webhooks)?;
     overrides::check_task_definition(cloud, template, &request.overrides, envelope.own_accounts)?;
@@ -161,7 +161,7 @@ fn order<'a>(
         expires_at: request.expires_at,
         expired,
         count,
-        agents: if wait.is_some() { promised } else { (0..count).collect() },
+        agents: if wait.is_some() { promised.into_iter().collect() } else { (0..count).collect() },
         webhook_urls: request.webhook_urls,
         build: request.build,
         overrides: request.overrides,
@@ -330,12 +330,13 @@ impl<'a> Order<'a> {
     /// # Errors
     /// When its time is up.
     pub fn next_wait(&self, blocked: &Blocked, now: Timestamp) -> Result<Wait, Failure> {
-        let since = self.wait.as_ref().map_or(now, |wait| wait.since);
+        // Whoever may send a request can write the attribute: a wait has an end all the same.
+        let since = self.wait.as_ref().map_or(now, |wait| wait.since.min(now));
         if let Some(failure) = wait::too_long(since, &blocked.reason, Some(self.cloud), self.expires_at, now) {
             return Err(failure);
         }
         // An answer of failures alone is certain, so that the next RunTask carries the next attempt.
-        let attempt = self.attempt() + u32::from(blocked.waits_for != WaitsFor::MaxAgents);
+        let attempt = self.attempt().saturating_add(u32::from(blocked.waits_for != WaitsFor::MaxAgents));
         Ok(Wait {
             request_id: self.request_id.clone(),
             requested_at: self.requested_at,

@@ -253,3 +253,29 @@ async fn another_region_and_account_is_checked_with_its_own_credentials() {
     assert!(far.contains(&("us-east-1".into(), "999999999999".into())), "{far:?}");
     assert!(far.contains(&(REGION.into(), "123456789012".into())), "{far:?}");
 }
+
+#[tokio::test]
+async fn the_report_has_one_shape_and_is_asked_afresh() {
+    let mut stack = Stack::with(|config| config["clouds"][0]["templates"][0]["taskDefinition"] = "later".into()).await;
+    for is_there in [false, true] {
+        if is_there {
+            let container = json!({"name": "agent", "image": "a", "essential": true, "cpu": 64, "memory": 64,
+                "portMappings": [{"containerPort": 22, "hostPort": 0}]});
+            let definition = json!({"family": "later", "networkMode": "bridge", "containerDefinitions": [container]});
+            stack.aws().ecs.register_definition(&definition).unwrap();
+        }
+        let report = check(&mut stack).await;
+        let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        assert_eq!(keys(&report), ["items", "ok"]);
+        assert_eq!(report["ok"], is_there, "{report:#}");
+        for item in report["items"].as_array().unwrap() {
+            assert_eq!(keys(item), ["found", "item", "mend", "ok"], "{item}");
+            let texts =
+                [&item["item"], &item["found"]].into_iter().chain((item["ok"] == false).then_some(&item["mend"]));
+            assert!(texts.into_iter().all(|text| text.as_str().is_some_and(|text| !text.is_empty())), "{item}");
+        }
+        let of_template = |item: &&Value| item["item"] == "clouds[0].templates[0].taskDefinition";
+        let item = report["items"].as_array().unwrap().iter().find(of_template).unwrap();
+        assert_eq!(item["ok"], is_there, "{item}");
+    }
+}

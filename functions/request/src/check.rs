@@ -31,7 +31,6 @@ pub(crate) struct Item {
     /// What was found.
     pub found: String,
     /// How to mend it; none where nothing is to mend.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub mend: Option<String>,
 }
 

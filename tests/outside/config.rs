@@ -262,6 +262,41 @@ async fn the_parameters_under_a_path_are_joined_in_the_order_of_their_names() {
 }
 
 #[tokio::test]
+async fn faults_in_several_parameters_are_named_with_their_parameter() {
+    let mut stack = Stack::start().await;
+    let whole: Value = serde_json::from_str(stack.env("AGENTS_CONFIG").strip_prefix("inline:").unwrap()).unwrap();
+    {
+        let mut aws = stack.aws();
+        let mut put = |name: &str, text: String| {
+            aws.parameters.values.insert(format!("/jenkins/agents/clouds/{name}"), text);
+        };
+        put("00", json!({"jenkins": whole["jenkins"], "colour": "red"}).to_string());
+        put("01", json!({"clouds": [whole["clouds"][1]]}).to_string());
+        put("02", "clouds: [hunter2".into());
+        let mut cloud = whole["clouds"][0].clone();
+        cloud["templates"][0]["executors"] = 0.into();
+        put("deeper/03", json!({"clouds": [cloud, whole["clouds"][1]]}).to_string());
+        put("deeper/04", json!({"jenkins": whole["jenkins"]}).to_string());
+        put("deeper/05", "[]".into());
+    }
+    stack.set_env("AGENTS_CONFIG", Some("ssm:/jenkins/agents/clouds/"));
+    let said = failed_start(&mut stack, Binary::Teardown).await;
+    let in_parameter = |name: &str| format!("/jenkins/agents/clouds/{name}");
+    for (path, parameter) in [
+        ("colour: ", ""),
+        ("/jenkins/agents/clouds/02: not YAML", ""),
+        ("clouds[1].templates[0].executors: ", "deeper/03"),
+        ("clouds[2].name: ", "deeper/03"),
+        ("jenkins: is in /jenkins/agents/clouds/00 too", "deeper/04"),
+        ("/jenkins/agents/clouds/deeper/05: ", ""),
+    ] {
+        let line = said.lines().find(|line| line.contains(path)).unwrap_or_else(|| panic!("{path}: {said}"));
+        assert!(parameter.is_empty() || line.contains(&in_parameter(parameter)), "{line}");
+    }
+    assert!(!said.contains("hunter2"), "{said}");
+}
+
+#[tokio::test]
 async fn the_example_in_the_repository_is_a_configuration() {
     let mut stack = Stack::start().await;
     let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../agents.example.yaml");

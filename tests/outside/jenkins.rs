@@ -142,3 +142,29 @@ async fn a_webhooks_answer_is_read_no_further_than_it_is_of_use() {
     assert_eq!(count(&stack, &path), 1, "delivered, whatever else is said");
     assert!(stack.bodies("undelivered").is_empty());
 }
+
+#[tokio::test]
+async fn a_root_url_without_its_last_slash_serves_as_it_is_written() {
+    let mut stack = Stack::with(|config| {
+        let url = config["jenkins"]["url"].as_str().unwrap().trim_end_matches('/').to_owned();
+        config["jenkins"]["url"] = url.into();
+    })
+    .await;
+    let written = stack.jenkins_root().trim_end_matches('/').to_owned();
+    let url = stack.agent("slash", "dial").await;
+    assert_eq!((stack.told(&url), stack.nodes().len()), (vec!["agent.ready".into()], 1));
+    let task = stack.active_tasks().remove(0);
+    assert_eq!(task.tags["jenkins-ecs-agents:controller"], written);
+    for (number, path) in ["-evil/x", "x", "/../x", "@evil.example/x"].iter().enumerate() {
+        stack.ask(
+            json!({"requestId": format!("evil-{number}"), "label": "node", "webhookUrl": format!("{written}{path}")}),
+        );
+    }
+    stack.settle().await;
+    assert_eq!((stack.rejected().len(), stack.tasks().len()), (4, 1));
+    stack.sweep().await;
+    assert_eq!(stack.active_tasks().len(), 1, "it is ours, and not overdue");
+    stack.complete(json!({"taskArn": task.arn}));
+    stack.settle().await;
+    assert!(stack.active_tasks().is_empty() && stack.nodes().is_empty());
+}

@@ -59,6 +59,9 @@ pub struct Sqs {
     account: String,
     endpoint: String,
     counter: u64,
+    /// Whether messages come as from SQS: in an order that it chooses, and often fewer than were asked for though there are
+    /// more ("Best-effort ordering"; `API_ReceiveMessage`, MaxNumberOfMessages). Otherwise in the order of their coming.
+    pub scattered: bool,
 }
 
 impl Sqs {
@@ -69,6 +72,7 @@ impl Sqs {
             account: account.into(),
             endpoint: endpoint.trim_end_matches('/').into(),
             counter: 0,
+            scattered: false,
         }
     }
 
@@ -147,14 +151,24 @@ impl Sqs {
         let Some(queue) = self.queues.get_mut(name) else { return Vec::new() };
         let hidden = SignedDuration::from_secs(visibility.unwrap_or(queue.visibility_timeout));
         let redrive = queue.redrive.clone();
+        let mut visible: Vec<usize> =
+            (0..queue.messages.len()).filter(|&index| queue.messages[index].visible_at <= now).collect();
+        let mut most = most;
+        if self.scattered && !visible.is_empty() {
+            let chance = scatter(self.counter, now);
+            let start = chance as usize % visible.len();
+            visible.rotate_left(start);
+            most = most.min(1 + (chance >> 32) as usize % 12);
+        }
         let (mut received, mut dead) = (Vec::new(), Vec::new());
-        queue.messages.retain_mut(|message| {
-            if message.visible_at > now || received.len() >= most {
-                return true;
+        for index in visible {
+            if received.len() >= most {
+                break;
             }
+            let message = &mut queue.messages[index];
             if redrive.as_ref().is_some_and(|(_, count)| message.receives >= *count) {
-                dead.push(message.clone());
-                return false;
+                dead.push(index);
+                continue;
             }
             self.counter += 1;
             message.receives += 1;
@@ -162,12 +176,13 @@ impl Sqs {
             message.visible_at = now + hidden;
             message.receipt = Some(format!("{}#{}", message.id, self.counter));
             received.push(message.clone());
-            true
-        });
+        }
+        dead.sort_unstable_by_key(|&index| std::cmp::Reverse(index));
+        let dead: Vec<Message> = dead.into_iter().map(|index| queue.messages.remove(index)).collect();
         if let Some((letters, _)) = redrive
             && let Some(letters) = self.queues.get_mut(&letters)
         {
-            letters.messages.extend(dead);
+            letters.messages.extend(dead.into_iter().rev());
         }
         received
     }
@@ -411,6 +426,14 @@ impl Sqs {
             }
         }
     }
+}
+
+/// A number without apparent order, the same for the same calls (the finaliser of SplitMix64).
+fn scatter(counter: u64, now: Timestamp) -> u64 {
+    let mut x = counter ^ now.as_millisecond().cast_unsigned().wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
 }
 
 fn text<'a>(value: &'a Value, key: &str) -> &'a str {

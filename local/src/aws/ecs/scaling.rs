@@ -199,6 +199,21 @@ impl Ecs {
         self.reconcile(&group, now);
     }
 
+    /// An instance in standby goes back into service by way of `Pending`; the desired capacity goes up with it, to the maximum
+    /// at most (API_ExitStandby).
+    pub fn exit_standby(&mut self, id: &str, now: Timestamp) {
+        let Some(member) = self.member(id).filter(|member| member.lifecycle == "Standby") else { return };
+        member.lifecycle = "Pending:Wait";
+        let weight = member.weight;
+        let Some(name) = self.group_of_instance(id).map(str::to_owned) else { return };
+        if let Some(group) = self.groups.get_mut(&name) {
+            group.desired = (group.desired + weight).min(group.maximum);
+            group.most = group.most.max(group.living());
+        }
+        self.proceed(id, now);
+        self.reconcile(&name, now);
+    }
+
     /// An instance is told to end. A lifecycle hook may hold it for a while.
     pub(super) fn begin_termination(&mut self, id: &str, cause: &str, now: Timestamp) {
         let Some(name) = self.group_of_instance(id).map(str::to_owned) else { return };

@@ -620,12 +620,13 @@ async fn loopback() -> Result<TcpListener> {
 }
 
 /// What the deployed rules let through.
-fn rule_matches(event: &Value) -> bool {
+pub fn rule_matches(event: &Value) -> bool {
     let detail = &event["detail"];
     match event["detail-type"].as_str() {
         Some("ECS Task State Change") => {
             let ours = detail["startedBy"].as_str().is_some_and(|name| name.starts_with("ecs-"));
-            ours && matches!(detail["lastStatus"].as_str(), Some("RUNNING" | "STOPPED"))
+            let of_service = detail["group"].as_str().is_some_and(|group| group.starts_with("service:"));
+            ours && !of_service && matches!(detail["lastStatus"].as_str(), Some("RUNNING" | "STOPPED"))
         }
         Some("ECS Container Instance State Change") => detail["status"] == "ACTIVE" && detail["agentConnected"] == true,
         _ => false,
@@ -674,8 +675,6 @@ pub fn configuration(root: &str, webhook: &str) -> Value {
 pub fn furnish(ecs: &mut Ecs, now: Timestamp) -> Result<()> {
     let settings = ecs.settings();
     settings.without_delays();
-    settings.run_task_rate = None;
-    settings.spare_the_functions();
     ecs.create_cluster(CLUSTER);
     // A sidecar with a port of its own stands before the agent: the named container counts, not the first.
     let sidecar = json!({"name": "sidecar", "image": "proxy", "essential": true, "cpu": 64, "memory": 64,

@@ -474,17 +474,30 @@ async fn waiting_work_keeps_what_it_needs() {
     assert_eq!(stack.count("autoscaling:TerminateInstanceInAutoScalingGroup"), 0);
 }
 
+/// So many times ten agents that run already, however long ECS would have taken to launch them.
+async fn run_tens(stack: &mut Stack, tens: usize) {
+    let quotas = {
+        let mut aws = stack.aws();
+        let settings = aws.ecs.settings();
+        (settings.quotas.take(), settings.run_task_rate.take())
+    };
+    for number in 0..tens {
+        stack.ask(json!({"requestId": format!("ten-{number}"), "label": "node", "count": 10}));
+    }
+    while stack.poll(Binary::Request, "requests").await > 0 {}
+    stack.advance().clear();
+    let mut aws = stack.aws();
+    let settings = aws.ecs.settings();
+    (settings.quotas, settings.run_task_rate) = quotas;
+}
+
 #[tokio::test]
 async fn all_pages_are_looked_at() {
     let mut stack = Stack::with(|config| {
         config["clouds"][1]["templates"][0]["idleTimeout"] = "never".into();
     })
     .await;
-    for number in 0..25 {
-        stack.ask(json!({"requestId": format!("page-{number}"), "label": "node", "count": 10}));
-    }
-    while stack.poll(Binary::Request, "requests").await > 0 {}
-    stack.advance().clear();
+    run_tens(&mut stack, 25).await;
     let tasks = stack.active_tasks();
     assert_eq!(tasks.len(), 250);
     for task in &tasks {
@@ -499,18 +512,14 @@ async fn all_pages_are_looked_at() {
 }
 
 #[tokio::test]
-async fn five_thousand_tasks_and_five_hundred_instances_fit_into_one_sweep() {
+async fn five_thousand_tasks_and_five_hundred_instances_fit_into_a_sweep() {
     let mut stack = Stack::with(|config| {
         config["jenkins"]["registerNodes"] = false.into();
         config["clouds"][0]["idleInstanceTimeout"] = "10m".into();
         config["clouds"][0]["templates"].as_array_mut().unwrap().truncate(1);
     })
     .await;
-    for number in 0..500 {
-        stack.ask(json!({"requestId": format!("many-{number}"), "label": "node", "count": 10}));
-    }
-    while stack.poll(Binary::Request, "requests").await > 0 {}
-    stack.advance().clear();
+    run_tens(&mut stack, 500).await;
     let last = {
         let mut aws = stack.aws();
         aws.ecs.group_mut(GROUP).unwrap().maximum = 500;
@@ -526,8 +535,14 @@ async fn five_thousand_tasks_and_five_hundred_instances_fit_into_one_sweep() {
     age(&stack, &last, SignedDuration::from_hours(25));
     stack.sweep_at(Timestamp::now()).await.unwrap();
     assert_eq!(stack.active_tasks().len(), 4999, "the one that is overdue is found among them");
-    let idle = stack.aws().ecs.instances().filter(|instance| !instance.tags.is_empty()).count();
-    assert_eq!(idle, 500, "and every idle instance is marked");
+    let unmarked = |stack: &Stack| stack.aws().ecs.instances().filter(|instance| instance.tags.is_empty()).count();
+    assert!(unmarked(&stack) < 400, "and idle instances are marked, as many as ECS takes");
+    for _ in 0..15 {
+        if unmarked(&stack) > 0 {
+            stack.sweep_at(Timestamp::now()).await.unwrap();
+        }
+    }
+    assert_eq!(unmarked(&stack), 0, "the next sweeps mark the rest");
     let process = stack.function(Binary::Teardown).await.id().unwrap();
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let peak: u64 = status

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use jiff::{SignedDuration, Timestamp};
 use local::aws::Fault;
-use local::aws::ecs::{Addressing, Behaviour, Quotas};
+use local::aws::ecs::{Addressing, Behaviour};
 use local::jenkins::{HostKeyVerification, Launcher, Mode};
 use serde_json::{Value, json};
 use sha2::Sha256;
@@ -943,9 +943,8 @@ async fn a_public_address_is_asked_for_each_time() {
 }
 
 #[tokio::test]
-async fn many_that_are_ready_at_once_are_told_once_under_the_real_quotas() {
+async fn many_that_are_ready_at_once_are_told_once() {
     let mut stack = Stack::start().await;
-    stack.aws().ecs.settings().quotas = Some(Quotas::default());
     let urls: Vec<_> = (0..60)
         .map(|index| {
             let url = stack.webhook();

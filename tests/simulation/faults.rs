@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use local::aws::ecs::InstanceStatus;
+
 use super::traits::Trait;
 use super::world::{Plan, World};
 
@@ -104,13 +106,22 @@ pub(crate) fn run(plan: Plan) -> World {
         }
         let at_most = if fate.aborted { told.len() <= 1 } else { told.len() == 1 };
         hold(at_most, format!("{} has the outcomes {told:?}: {fate:?}", fate.request));
+        let is_lost = fate.agent.as_ref().is_some_and(|name| world.sim().lost.contains(name));
+        if fate.failure.is_some() && fate.label != "broken" && !is_lost {
+            hold(false, format!("{fate:?} got no agent: {told:?}"));
+        }
         if faultless {
             hold(fate.astray.is_none(), format!("{} leads astray: {fate:?}", fate.request));
-            hold(fate.built || fate.failure.is_some(), format!("{fate:?}"));
+            hold(fate.built || fate.failure.is_some() || is_lost, format!("{fate:?}"));
         }
     }
     let sim = world.sim();
-    let running: Vec<_> = sim.aws.ecs.tasks().filter(|task| task.desired_status == "RUNNING").collect();
+    let running: Vec<_> = sim
+        .aws
+        .ecs
+        .tasks()
+        .filter(|task| task.desired_status == "RUNNING" && !task.group.starts_with("service:"))
+        .collect();
     hold(running.is_empty(), format!("{} tasks run without a build, {:?} first", running.len(), running.first()));
     hold(sim.aws.ecs.most_of_a_name <= 1, format!("{} tasks had one name at once", sim.aws.ecs.most_of_a_name));
     for queue in ["requests", "waiting", "undelivered", "completions", "rejected", "dead"] {
@@ -122,8 +133,25 @@ pub(crate) fn run(plan: Plan) -> World {
     let group = sim.aws.ecs.group("ci").expect("the group");
     hold(group.most <= bounds.1 as usize, format!("the group had {} instances", group.most));
     hold(group.desired == bounds.0, format!("the group is left at {}", group.desired));
-    for fate in fates.iter().filter(|fate| fate.failure.is_some() && fate.label != "broken") {
-        hold(false, format!("{fate:?} got no agent: {:?}", outcomes.get(&fate.request)));
+    let members: Vec<_> = group.members.iter().filter(|member| !member.lifecycle.starts_with("Warmed")).collect();
+    hold(members.len() == bounds.0 as usize, format!("the group still has {members:?}"));
+    let is_foreign = |name: &str| name == "others";
+    for instance in sim.aws.ecs.instances() {
+        let group = sim
+            .aws
+            .ecs
+            .groups()
+            .find(|group| group.members.iter().any(|member| Some(&member.id) == Some(&instance.ec2_id)));
+        let is_untouched = instance.status == InstanceStatus::Active && instance.tags.is_empty();
+        hold(
+            group.is_some_and(|group| is_foreign(&group.name)) && is_untouched,
+            format!("{instance:?} is left, or not as it was"),
+        );
+    }
+    let others = sim.aws.ecs.group("others").map_or(2, |group| group.desired);
+    hold(others == 2, format!("another's group has {others} instances"));
+    if !traits.contains(&Trait::Spot) {
+        hold(sim.lost.is_empty(), format!("agents went with their instance: {:?}", sim.lost));
     }
     let built = fates.iter().filter(|fate| fate.built).count();
     println!(

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use local::aws::Aws;
-use local::aws::ecs::{Addressing, Quotas};
+use local::aws::ecs::{Addressing, Kind};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::json;
@@ -15,17 +15,19 @@ use serde_json::json;
 pub(crate) enum Trait {
     /// The group counts in units, of which an instance has two.
     Weighted,
+    /// The group has two instance types, one twice as large as the other.
+    Mixed,
     /// A daemon service has a task on each instance.
     Daemons,
     /// Instances of another group, for another architecture, are in the cluster.
     Foreign,
-    /// Ports are bound to IPv4 and IPv6, each to a port of its own, in either order.
+    /// Ports are bound to IPv4 and IPv6, each to a port of its own, in either order; or to IPv6 alone.
     DualStack,
-    /// ECS' request quotas hold.
-    Quotas,
+    /// Agents have a port of their instance to themselves: there is one on each.
+    HostPort,
     /// A few instances never register.
     Broken,
-    /// The group evens out its zones, and protects its instances from that.
+    /// The group rebalances its zones, from which its instances are protected.
     Zones,
     /// Network bindings show a few seconds after RUNNING.
     LateBindings,
@@ -33,25 +35,43 @@ pub(crate) enum Trait {
     Health,
     /// Lifecycle hooks hold instances on their way in and out.
     Hooks,
+    /// The group has a warm pool.
+    WarmPool,
+    /// Instances are put in standby, and back into service.
+    Standby,
+    /// Container agents lose their connection now and then.
+    Disconnects,
+    /// EC2 takes instances back.
+    Spot,
+    /// In the beginning, neither EC2 nor Fargate has capacity.
+    Scarce,
+    /// What AWS does not document is otherwise, as the seed draws it.
+    Undocumented,
 }
 
 impl Trait {
     /// All of them.
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 17] = [
         Self::Weighted,
+        Self::Mixed,
         Self::Daemons,
         Self::Foreign,
         Self::DualStack,
-        Self::Quotas,
+        Self::HostPort,
         Self::Broken,
         Self::Zones,
         Self::LateBindings,
         Self::Health,
         Self::Hooks,
+        Self::WarmPool,
+        Self::Standby,
+        Self::Disconnects,
+        Self::Spot,
+        Self::Scarce,
+        Self::Undocumented,
     ];
 
-    /// Those with which every run of the functions ends as it has to. A trait moves here when they live with it; of the
-    /// others, `DualStack` is known to fail: Jenkins gets the port of IPv6 with the address of IPv4.
+    /// Those with which every run of the functions ends as it has to. A trait moves here when they live with it.
     pub(crate) const LIVED_WITH: &[Self] = &[];
 
     /// The traits of a world: half of those that the functions live with, by the seed, or exactly those that
@@ -77,6 +97,16 @@ impl Trait {
                     (group.weight, group.maximum) = (Some(2), group.maximum * 2);
                 }
             }
+            Self::Mixed => {
+                if let Some(group) = aws.ecs.group_mut("ci") {
+                    let kind = |name: &str, times: u32| Kind {
+                        name: name.into(),
+                        weight: group.weight.map(|weight| weight * times),
+                        size: (group.size.0 * times, group.size.1 * times),
+                    };
+                    group.kinds = vec![kind("m6i.large", 1), kind("m6i.xlarge", 2)];
+                }
+            }
             Self::Daemons => {
                 let definition = json!({"family": "daemon", "containerDefinitions": [
                     {"name": "logs", "image": "logs", "cpu": 64, "memory": 256}]});
@@ -90,24 +120,40 @@ impl Trait {
                 aws.ecs.fill_group("others", 2, now);
             }
             Self::DualStack => {
-                let v6_first = seed.is_multiple_of(2);
-                aws.ecs.settings().instance_addresses =
-                    if v6_first { Addressing::DualV6First } else { Addressing::Dual };
+                let kinds = [Addressing::DualV6First, Addressing::Dual, Addressing::V6];
+                aws.ecs.settings().instance_addresses = kinds[(seed % 3) as usize];
+                aws.ecs.settings().interface_addresses = kinds[(seed / 3 % 3) as usize];
             }
-            Self::Quotas => aws.ecs.settings().quotas = Some(Quotas::default()),
             Self::Broken => {
                 if let Some(group) = aws.ecs.group_mut("ci") {
                     group.broken = 2;
                 }
             }
             Self::Zones => {
-                aws.ecs.settings().rebalance = Some(seconds(60));
                 if let Some(group) = aws.ecs.group_mut("ci") {
+                    group.suspended.clear();
                     group.protects_new = true;
                 }
             }
             Self::LateBindings => aws.ecs.settings().binding = seconds(3),
-            Self::Health => aws.ecs.settings().health_events = false,
+            // Of the task definitions.
+            Self::HostPort | Self::Health => {}
+            Self::WarmPool => aws.ecs.fill_warm_pool("ci", 3, "Warmed:Stopped", now),
+            // They come about while the world runs.
+            Self::Standby | Self::Disconnects | Self::Spot => {}
+            Self::Scarce => {
+                aws.ecs.settings().fargate_has_capacity = false;
+                if let Some(group) = aws.ecs.group_mut("ci") {
+                    group.lacks_capacity();
+                }
+            }
+            Self::Undocumented => {
+                let settings = aws.ecs.settings();
+                settings.bindings_are_null = seed & 1 == 0;
+                settings.tags_on_stopped_tasks = seed & 2 == 0;
+                settings.replays_failures = seed & 4 != 0;
+                settings.lack_of_fargate_is_an_error = seed & 8 == 0;
+            }
             Self::Hooks => {
                 if let Some(group) = aws.ecs.group_mut("ci") {
                     (group.launch_hook, group.terminate_hook) = (Some(seconds(20)), Some(seconds(90)));

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use shared::app::{App, Clock};
 use shared::batch::Invocation;
 use shared::http::Http;
+use tests::rule_matches;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -70,6 +71,8 @@ pub(crate) struct Fate {
     pub built: bool,
     /// What a failure said.
     pub failure: Option<String>,
+    /// The agent that it got, or that failed.
+    pub(crate) agent: Option<String>,
     /// The address that Jenkins got, where it leads elsewhere.
     pub astray: Option<String>,
 }
@@ -80,10 +83,16 @@ pub(crate) struct Sim {
     pub jenkins: Jenkins,
     random: StdRng,
     faults: f64,
+    /// Whether all builds are over.
+    is_calm: bool,
     /// The ids of the notices of which the function heard that they had arrived.
     acknowledged: HashSet<String>,
     /// How often each action was called, by `function service:Action`.
     pub calls: BTreeMap<String, usize>,
+    /// How many processes each function had.
+    pub(crate) processes: BTreeMap<&'static str, usize>,
+    /// Names of the agents whose instance was gone before they were.
+    pub(crate) lost: HashSet<String>,
 }
 
 /// The world.
@@ -93,20 +102,23 @@ pub(crate) struct World {
     start: Instant,
     epoch: Timestamp,
     plan: Arc<Plan>,
-    apps: Arc<HashMap<&'static str, App>>,
+    /// Each function's processes that have nothing to do, with the time since when. As on Lambda, an invocation has one to
+    /// itself, and what a process remembers ends with it.
+    idle: Arc<Mutex<HashMap<&'static str, Vec<(Instant, App)>>>>,
     fates: Arc<Mutex<BTreeMap<u32, Fate>>>,
     instances: Arc<Mutex<Vec<usize>>>,
 }
 
 /// Round-trip time to AWS and Jenkins.
 const TRIP: Duration = Duration::from_millis(15);
+/// After so long Lambda ends a process that has nothing to do; it does not say when, and nobody may count on it.
+const IDLE_PROCESS: Duration = Duration::from_secs(300);
 
 impl World {
     /// Builds it.
     pub(crate) async fn new(plan: Plan) -> Self {
         let epoch: Timestamp = "2026-03-02T00:00:00Z".parse().expect("a time");
         let start = Instant::now();
-        let now = move || epoch + SignedDuration::try_from(start.elapsed()).unwrap_or_default();
         let mut aws = Aws::new(REGION, ACCOUNT, "http://aws.test");
         aws.ecs.create_cluster("ci");
         let container = |name: &str, port: u16| {
@@ -115,6 +127,9 @@ impl World {
         };
         for (family, mode) in [("ssh", "bridge"), ("inbound", "awsvpc"), ("broken", "awsvpc")] {
             let mut agent = container("agent", 22);
+            if family == "ssh" && plan.traits.contains(&Trait::HostPort) {
+                agent["portMappings"][0]["hostPort"] = 22.into();
+            }
             if plan.traits.contains(&Trait::Health) {
                 agent["healthCheck"] = json!({"command": ["CMD", "true"]});
             }
@@ -125,8 +140,16 @@ impl World {
         aws.ecs.behave("broken", local::aws::ecs::Behaviour::ImageMissing);
         aws.ecs.create_group("ci", "ci", plan.bounds, (4096, 8192), epoch);
         aws.ecs.settings().boot = plan.boot;
-        aws.ecs.settings().spare_the_functions();
-        plan.traits.iter().for_each(|it| it.apply(&mut aws, plan.seed, epoch));
+        aws.sqs.scattered = true;
+        // As the check demands of a group that gives its instances back.
+        if let Some(group) = aws.ecs.group_mut("ci") {
+            group.suspended.insert("AZRebalance".into());
+        }
+        // In one order, whatever they were drawn in: some build on others.
+        Trait::ALL
+            .into_iter()
+            .filter(|it| plan.traits.contains(it))
+            .for_each(|it| it.apply(&mut aws, plan.seed, epoch));
         for (name, redrive) in [
             ("dead", None),
             ("requests", Some(("dead", 20))),
@@ -146,22 +169,18 @@ impl World {
             jenkins,
             random,
             faults: 0.0,
+            is_calm: false,
             acknowledged: HashSet::new(),
             calls: BTreeMap::new(),
+            processes: BTreeMap::new(),
+            lost: HashSet::new(),
         }));
-        let mut apps = HashMap::new();
-        for function in ["request", "task-state", "teardown"] {
-            let environment = environment(&plan.config);
-            let http = connector(function, sim.clone(), now);
-            let app = shared::start::build(&sdk(&http), environment, Clock::new(now), http).await;
-            apps.insert(function, app.unwrap_or_else(|faults| panic!("{faults}")));
-        }
         Self {
             sim,
             start,
             epoch,
             plan: Arc::new(plan),
-            apps: Arc::new(apps),
+            idle: Arc::default(),
             fates: Arc::default(),
             instances: Arc::default(),
         }
@@ -199,6 +218,10 @@ impl World {
             spawn_local(self.clone().pump_events()),
             spawn_local(self.clone().sweep_every_minute()),
             spawn_local(self.clone().restart_jenkins_now_and_then()),
+            spawn_local(self.clone().lose_instances_now_and_then()),
+            spawn_local(self.clone().disconnect_instances_now_and_then()),
+            spawn_local(self.clone().put_instances_in_standby_now_and_then()),
+            spawn_local(self.clone().end_want_of_capacity()),
         ];
         for (queue, function) in [("requests", "request"), ("undelivered", "task-state"), ("completions", "teardown")] {
             // MaximumConcurrency 2
@@ -220,9 +243,11 @@ impl World {
             build.await.expect("a build");
         }
         self.set_faults(0.0);
+        self.sim().is_calm = true;
         self.sim().jenkins.set_starting(false);
         // What was aborted before it was placed is kept for as long as it could be placed.
-        sleep(Duration::from_secs(3 * 3600)).await;
+        let rest = if self.plan.faults > 0.0 { 180 } else { 75 };
+        sleep(Duration::from_secs(rest * 60)).await;
         for part in machinery {
             part.abort();
         }
@@ -252,7 +277,7 @@ impl World {
 
     /// Invokes a function; now and then it is killed in the middle.
     async fn invoke(&self, function: &'static str, event: Value) -> Option<Value> {
-        let app = &self.apps[function];
+        let app = self.process(function).await;
         let invocation = Invocation {
             deadline: Instant::now() + Duration::from_secs(28),
             function_arn: format!("arn:aws:lambda:{REGION}:{ACCOUNT}:function:{function}"),
@@ -260,14 +285,37 @@ impl World {
         };
         let work = async {
             match function {
-                "request" => request::handler::handle(app, &invocation, event).await,
-                "task-state" => task_state::handler::handle(app, &invocation, event).await,
-                _ => teardown::handler::handle(app, &invocation, event).await,
+                "request" => request::handler::handle(&app, &invocation, event).await,
+                "task-state" => task_state::handler::handle(&app, &invocation, event).await,
+                _ => teardown::handler::handle(&app, &invocation, event).await,
             }
         };
         let killed = self.goes_wrong();
         let time = if killed { self.between(Duration::ZERO, Duration::from_secs(1)) } else { Duration::from_secs(60) };
-        timeout(time, work).await.ok()?.ok()
+        let answer = timeout(time, work).await.ok()?;
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.entry(function).or_default().push((Instant::now(), app));
+        answer.ok()
+    }
+
+    /// A process of a function: one that has nothing to do, if it has not been idle for so long that Lambda ended it.
+    async fn process(&self, function: &'static str) -> App {
+        let warm = {
+            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            let processes = idle.entry(function).or_default();
+            processes.retain(|(since, _)| since.elapsed() < IDLE_PROCESS);
+            processes.pop()
+        };
+        if let Some((_, app)) = warm {
+            return app;
+        }
+        *self.sim().processes.entry(function).or_default() += 1;
+        let (epoch, start) = (self.epoch, self.start);
+        let now = move || epoch + SignedDuration::try_from(start.elapsed()).unwrap_or_default();
+        let http = connector(function, self.sim.clone(), now);
+        let environment = environment(&self.plan.config);
+        let app = shared::start::build(&sdk(&http), environment, Clock::new(now), http).await;
+        app.unwrap_or_else(|faults| panic!("{faults}"))
     }
 
     /// An event source mapping: batches of ten, partial batch responses.
@@ -298,7 +346,8 @@ impl World {
                 let mut sim = self.sim();
                 (sim.aws.advance(now), sim.aws.next_due())
             };
-            for event in events.into_iter().filter(concerns_us) {
+            self.note_lost(&events);
+            for event in events.into_iter().filter(rule_matches) {
                 let copies = if self.goes_wrong() { 2 } else { 1 };
                 for _ in 0..copies {
                     if self.goes_wrong() && self.sim().random.random_bool(0.2) {
@@ -327,6 +376,16 @@ impl World {
         }
     }
 
+    fn note_lost(&self, events: &[Value]) {
+        let on_lost_host = |detail: &&Value| {
+            let reason = detail["stoppedReason"].as_str().unwrap_or_default();
+            detail["lastStatus"] == "STOPPED" && reason.starts_with("Host EC2")
+        };
+        let lost = events.iter().map(|event| &event["detail"]).filter(on_lost_host);
+        let names = lost.filter_map(|detail| detail["startedBy"].as_str().map(str::to_owned));
+        self.sim().lost.extend(names.filter(|name| !name.starts_with("ecs-svc/")));
+    }
+
     async fn sweep_every_minute(self) {
         loop {
             {
@@ -350,6 +409,70 @@ impl World {
                 sleep(self.between(Duration::from_secs(60), Duration::from_secs(900))).await;
                 self.sim().jenkins.set_starting(false);
             }
+        }
+    }
+
+    /// Whether something happens to instances: while there are builds.
+    fn is_disturbed_by(&self, it: Trait) -> bool {
+        self.plan.traits.contains(&it) && !self.sim().is_calm
+    }
+
+    /// One of the group's instances that are in service.
+    fn some_instance(&self) -> Option<String> {
+        let mut sim = self.sim();
+        let group = sim.aws.ecs.group("ci")?;
+        let in_service = group.members.iter().filter(|member| member.lifecycle == "InService");
+        let ids: Vec<String> = in_service.map(|member| member.id.clone()).collect();
+        let choice = sim.random.random_range(0..ids.len().max(1));
+        ids.into_iter().nth(choice)
+    }
+
+    /// EC2 takes Spot instances back.
+    async fn lose_instances_now_and_then(self) {
+        while self.is_disturbed_by(Trait::Spot) {
+            sleep(self.between(Duration::from_secs(60), Duration::from_secs(240))).await;
+            let now = self.now();
+            if let Some(id) = self.some_instance().filter(|_| self.is_disturbed_by(Trait::Spot)) {
+                self.sim().aws.ecs.interrupt_instance(&id, now);
+            }
+        }
+    }
+
+    /// Container agents lose their connection for a while, as when they are updated.
+    async fn disconnect_instances_now_and_then(self) {
+        while self.is_disturbed_by(Trait::Disconnects) {
+            sleep(self.between(Duration::from_secs(30), Duration::from_secs(180))).await;
+            let Some(id) = self.some_instance() else { continue };
+            let Some(arn) = self.sim().aws.ecs.instance_of(&id).map(|instance| instance.arn.clone()) else { continue };
+            let now = self.now();
+            self.sim().aws.ecs.connect_instance(&arn, false, now);
+            sleep(self.between(Duration::from_secs(5), Duration::from_secs(90))).await;
+            let now = self.now();
+            self.sim().aws.ecs.connect_instance(&arn, true, now);
+        }
+    }
+
+    /// Somebody takes instances out of service for a look, and puts them back.
+    async fn put_instances_in_standby_now_and_then(self) {
+        while self.is_disturbed_by(Trait::Standby) {
+            sleep(self.between(Duration::from_secs(120), Duration::from_secs(400))).await;
+            let Some(id) = self.some_instance() else { continue };
+            let now = self.now();
+            let lowers = self.sim().random.random_bool(0.5);
+            self.sim().aws.ecs.enter_standby(&id, lowers, now);
+            sleep(self.between(Duration::from_secs(60), Duration::from_secs(600))).await;
+            let now = self.now();
+            self.sim().aws.ecs.exit_standby(&id, now);
+        }
+    }
+
+    /// What is scarce in the beginning is to be had later.
+    async fn end_want_of_capacity(self) {
+        sleep(self.between(Duration::from_secs(120), Duration::from_secs(900))).await;
+        let mut sim = self.sim();
+        sim.aws.ecs.settings().fargate_has_capacity = true;
+        if let Some(group) = sim.aws.ecs.group_mut("ci") {
+            group.cannot_launch = None;
         }
     }
 
@@ -382,6 +505,7 @@ impl World {
                 Err(_) => break None,
             }
         };
+        fate.agent = outcome.as_ref().and_then(|notice| notice["agent"]["name"].as_str().map(str::to_owned));
         let mut completion = json!({"version": 1, "requestId": request, "build": {"job": "sim", "number": number}});
         match outcome {
             None => fate.aborted = aborts.is_some(),
@@ -429,19 +553,17 @@ impl World {
         }
     }
 
-    /// Where a node leads, if that is not the IPv4 port of its agent's container.
+    /// Where a node leads, if that is not the port of its agent's container: of IPv4, or of IPv6 where that is all there is.
     fn astray(&self, name: &str) -> Option<String> {
         let sim = self.sim();
         let Some(Launcher::Ssh(launcher)) = sim.jenkins.node(name).map(|node| &node.launcher) else { return None };
         let task = sim.aws.ecs.tasks().find(|task| task.started_by == name && task.desired_status == "RUNNING")?;
-        let binding =
-            task.containers.iter().flat_map(|container| &container.bindings).find(|binding| binding.ip == "0.0.0.0");
-        let place = task.instance.as_deref().and_then(|arn| sim.aws.ecs.instance(arn));
-        let (binding, place) = binding.zip(place)?;
-        let right = launcher.port == i64::from(binding.host) && launcher.host.as_ref() == Some(&place.private_address);
-        (!right).then(|| {
-            format!("{:?}:{} instead of {}:{}", launcher.host, launcher.port, place.private_address, binding.host)
-        })
+        let place = sim.aws.ecs.instance(task.instance.as_deref()?)?;
+        let bindings = || task.containers.iter().flat_map(|container| &container.bindings);
+        let binding = bindings().find(|binding| binding.ip == "0.0.0.0").or_else(|| bindings().next())?;
+        let host = if binding.ip == "::" { place.ipv6_address.as_deref()? } else { &place.private_address };
+        let right = launcher.port == i64::from(binding.host) && launcher.host.as_deref() == Some(host);
+        (!right).then(|| format!("{:?}:{} instead of {host}:{}", launcher.host, launcher.port, binding.host))
     }
 
     /// The build runs on its node as long as that stays.
@@ -484,14 +606,6 @@ impl World {
         }
         outcomes
     }
-}
-
-/// The rules of the template: tasks of ours that run or ended, container instances.
-fn concerns_us(event: &Value) -> bool {
-    let detail = &event["detail"];
-    event["detail-type"] == "ECS Container Instance State Change"
-        || (detail["startedBy"].as_str().is_some_and(|name| name.starts_with("ecs-"))
-            && matches!(detail["lastStatus"].as_str(), Some("RUNNING" | "STOPPED")))
 }
 
 /// When the builds come: the hours of the span by the curve's weights.

@@ -138,14 +138,6 @@ impl Addressing {
 }
 
 impl Settings {
-    /// Switches off what today's functions do not live with. Each line goes when they do: AWS has every one of these.
-    pub fn spare_the_functions(&mut self) {
-        // Agents are told ready twice, and a completion of an unknown request ends the batch.
-        self.quotas = None;
-        // Giving back an instance of the emptier zone ends a busy one of the other.
-        self.rebalance = None;
-    }
-
     /// Makes everything that takes time take none. Events still come one after the other.
     pub fn without_delays(&mut self) {
         for delay in [

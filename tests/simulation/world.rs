@@ -11,6 +11,7 @@ use aws_smithy_async::rt::sleep::{SharedAsyncSleep, TokioSleep};
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use local::aws::Aws;
+use local::aws::ecs::Task;
 use local::jenkins::{Jenkins, Launcher, Permission};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -86,7 +87,7 @@ pub(crate) struct Sim {
     /// Whether all builds are over.
     is_calm: bool,
     /// The ids of the notices of which the function heard that they had arrived.
-    acknowledged: HashSet<String>,
+    pub(crate) acknowledged: HashSet<String>,
     /// How often each action was called, by `function service:Action`.
     pub calls: BTreeMap<String, usize>,
     /// How many processes each function had.
@@ -201,9 +202,9 @@ impl World {
         self.fates.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    /// Whether the function heard that a notice had arrived.
-    pub(crate) fn acknowledged(&self, id: &str) -> bool {
-        self.sim().acknowledged.contains(id)
+    /// How the run is.
+    pub(crate) fn plan(&self) -> &Plan {
+        &self.plan
     }
 
     /// How many instances there were at each minute.
@@ -557,7 +558,11 @@ impl World {
     fn astray(&self, name: &str) -> Option<String> {
         let sim = self.sim();
         let Some(Launcher::Ssh(launcher)) = sim.jenkins.node(name).map(|node| &node.launcher) else { return None };
-        let task = sim.aws.ecs.tasks().find(|task| task.started_by == name && task.desired_status == "RUNNING")?;
+        if sim.aws.ecs.doubled.contains(name) {
+            return None;
+        }
+        let runs = |task: &&Task| task.started_by == name && task.desired_status == "RUNNING";
+        let task = sim.aws.ecs.tasks().find(runs)?;
         let place = sim.aws.ecs.instance(task.instance.as_deref()?)?;
         let bindings = || task.containers.iter().flat_map(|container| &container.bindings);
         let binding = bindings().find(|binding| binding.ip == "0.0.0.0").or_else(|| bindings().next())?;

@@ -84,8 +84,8 @@ pub struct Ecs {
     buckets: Buckets,
     counter: u64,
     now: Timestamp,
-    /// The most tasks that were ever active at once under one name: more than one is a doubled agent.
-    pub most_of_a_name: usize,
+    /// Names under which more than one task was active at once: doubled agents.
+    pub doubled: BTreeSet<String>,
 }
 
 /// Something that happens by itself.
@@ -186,7 +186,7 @@ impl Ecs {
             buckets: Buckets::default(),
             counter: 0,
             now: Timestamp::UNIX_EPOCH,
-            most_of_a_name: 0,
+            doubled: BTreeSet::new(),
         }
     }
 

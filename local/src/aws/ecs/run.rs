@@ -265,8 +265,9 @@ impl Ecs {
         if !order.started_by.is_empty() && !order.started_by.starts_with("ecs-svc/") {
             let of_name = self.by_starter.entry(order.started_by.to_owned()).or_default();
             of_name.insert(arn.clone());
-            let active = of_name.iter().filter(|arn| self.active.contains(*arn)).count();
-            self.most_of_a_name = self.most_of_a_name.max(active);
+            if of_name.iter().filter(|arn| self.active.contains(*arn)).count() > 1 {
+                self.doubled.insert(order.started_by.to_owned());
+            }
         }
         match place {
             Some(place) => {

@@ -1,21 +1,34 @@
-//! How much capacity the waiting work needs: one plan, for `request` and the sweep alike. Pure.
+//! How much capacity the waiting work needs, and what has room for it: one model of a cloud, for `request`, `task-state` and
+//! the sweep alike. Pure.
 //!
-//! The answer is absolute and computed from what is observed, so two copies that run at once come to the same number;
+//! The plan's answer is absolute and computed from what is observed, so two copies that run at once come to the same number;
 //! it is only ever a raise. It is in the group's own units: instances, or what they weigh.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use crate::aws::autoscaling::Group;
-use crate::aws::ecs::Instance;
-use crate::config::Size;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::aws::autoscaling::{Group, Membership};
+use crate::aws::ecs::{Instance, Task};
+use crate::config::{Size, Template};
+
+/// What an instance has only once.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Exclusive {
+    HostPort(u16),
+    /// A place for the only task of this family (`distinctInstance`).
+    Family(String),
+}
 
 /// What one waiting agent takes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Need {
     pub size: Size,
     pub gpus: u32,
-    /// What an instance has only once, a host port, say: no two agents with the same need share an instance.
-    pub exclusive: Option<String>,
+    /// No two agents with the same need share an instance.
+    pub exclusive: Option<Exclusive>,
 }
 
 impl Need {
@@ -23,11 +36,59 @@ impl Need {
     fn is_apart(&self) -> bool {
         self.gpus > 0 || self.exclusive.is_some()
     }
+
+    /// Takes this from what there is. False if there is not enough.
+    fn take_from(&self, room: &mut Size, gpus: &mut u32, taken: &mut BTreeSet<Exclusive>) -> bool {
+        let is_free = self.exclusive.as_ref().is_none_or(|what| !taken.contains(what));
+        let fits = is_free && self.gpus <= *gpus && self.size.fits(*room);
+        if fits {
+            *room = room.without(self.size);
+            *gpus -= self.gpus;
+            taken.extend(self.exclusive.clone());
+        }
+        fits
+    }
 }
 
 impl From<Size> for Need {
     fn from(size: Size) -> Self {
         Self { size, ..Self::default() }
+    }
+}
+
+impl Instance {
+    /// Takes room for one more agent. False if there is none.
+    pub fn take(&mut self, need: &Need) -> bool {
+        self.free != Size::default() && need.take_from(&mut self.free, &mut self.free_gpus, &mut self.taken)
+    }
+
+    /// Whether it is there for the tasks of a template, with room or without: those outside AWS for the launch type
+    /// EXTERNAL; for tasks that the cloud's group is raised for, its own instances; none that leave it.
+    pub fn serves(&self, membership: Membership, template: Option<&Template>) -> bool {
+        let is_external = template.is_some_and(Template::is_external);
+        let is_there = match membership {
+            Membership::Stays => true,
+            Membership::Leaves => false,
+            Membership::Foreign => template.is_some_and(|template| !template.scales_group()),
+        };
+        self.takes_tasks() && self.is_external() == is_external && is_there
+    }
+}
+
+/// The daemon services of a cluster, and what their tasks take of its container instances: registered resources include
+/// that, remaining ones do not.
+#[derive(Debug, Clone, Default)]
+pub struct Daemons {
+    /// Names of services.
+    pub services: BTreeSet<String>,
+    /// What they take, in how many tasks, by container instance; those that were not looked at are missing.
+    pub taken: HashMap<String, (Size, u32)>,
+}
+
+impl Daemons {
+    /// Whether a task is of one of them.
+    pub fn run(&self, task: &Task) -> bool {
+        task.service().is_some_and(|service| self.services.contains(service))
     }
 }
 
@@ -40,10 +101,10 @@ pub struct Observed {
     pub instances: Vec<Instance>,
     /// What a new instance of the group offers, as configured; else what its largest registered one does.
     pub configured: Option<Size>,
-    /// What daemons take of each instance, and how many there are.
-    pub daemons: (Size, u32),
-    /// Ids of the group's instances that have not registered in time: neither booting nor room.
-    pub never_registered: BTreeSet<String>,
+    pub daemons: Daemons,
+    /// Instances of the group, by their ids in EC2, that have not registered in time, and since when that is so: neither
+    /// booting nor room.
+    pub never_registered: BTreeMap<String, Timestamp>,
     /// Container instances that ECS named for another reason than CPU and memory, and whether their tasks tell how many
     /// an instance holds ([`crate::fault::Placement::Slots`]).
     pub unfit: BTreeMap<String, bool>,
@@ -62,34 +123,39 @@ pub struct Plan {
 
 /// A place for tasks: an instance that is there, boots or is to come.
 #[derive(Clone)]
-struct Bin {
+struct Place {
     room: Size,
     gpus: u32,
     slots: u32,
-    exclusive: BTreeSet<String>,
+    taken: BTreeSet<Exclusive>,
 }
 
-impl Bin {
+impl Place {
     fn take(&mut self, need: &Need) -> bool {
-        let is_free = need.exclusive.as_ref().is_none_or(|what| !self.exclusive.contains(what));
-        let fits = self.slots > 0 && is_free && need.gpus <= self.gpus && need.size.fits(self.room);
-        if fits {
-            self.room = self.room.without(need.size);
-            self.gpus -= need.gpus;
-            self.slots -= 1;
-            self.exclusive.extend(need.exclusive.clone());
-        }
+        let fits = self.slots > 0 && need.take_from(&mut self.room, &mut self.gpus, &mut self.taken);
+        self.slots -= u32::from(fits);
         fits
     }
 }
 
 impl Observed {
-    /// The group's own container instances, but for those that are leaving it.
-    fn registered(&self) -> impl Iterator<Item = &Instance> {
-        let members = self.group.iter().flat_map(|group| &group.instances);
-        let staying = members.filter(|member| member.lifecycle.counts()).map(|member| member.id.as_str());
-        let staying: HashSet<&str> = staying.collect();
-        self.instances.iter().filter(move |instance| instance.is_one_of(&staying))
+    /// What each container instance is to the group, in their order; in a cloud without a group, every one is its own.
+    pub fn memberships(&self) -> Vec<Membership> {
+        match &self.group {
+            None => vec![Membership::Stays; self.instances.len()],
+            Some(group) => {
+                let membership = group.memberships();
+                self.instances.iter().map(|instance| membership(instance.ec2_id.as_deref())).collect()
+            }
+        }
+    }
+
+    /// The group's own container instances, but for those that are leaving it; in a cloud without a group, all that are not
+    /// outside AWS.
+    pub fn own(&self) -> impl Iterator<Item = &Instance> {
+        let own = self.instances.iter().zip(self.memberships());
+        own.filter(|(instance, membership)| *membership == Membership::Stays && !instance.is_external())
+            .map(|(instance, _)| instance)
     }
 
     /// Whether a container instance belongs to the group.
@@ -99,22 +165,30 @@ impl Observed {
         members.any(|member| Some(&member.id) == instance.ec2_id.as_ref())
     }
 
-    /// What one new instance of the group has for agents.
+    /// What daemons take of an instance of the group, and how many there are, as far as any instance was looked at.
+    fn daemons_of_one(&self) -> (Size, u32) {
+        let seen = |instance: &Instance| self.daemons.taken.get(&instance.arn).copied();
+        let of_own = self.own().filter_map(seen).max_by_key(|(_, count)| *count);
+        of_own.or_else(|| self.instances.iter().find_map(seen)).unwrap_or_default()
+    }
+
+    /// Tasks on an instance that are no daemon's.
+    fn agents_on(&self, instance: &Instance, daemons: u32) -> u32 {
+        instance.tasks.saturating_sub(self.daemons.taken.get(&instance.arn).map_or(daemons, |(_, count)| *count))
+    }
+
+    /// What one new instance of the group registers with.
     fn new_instance(&self) -> Option<Size> {
-        let totals = self.registered().map(|instance| instance.total).filter(|total| total.memory > 0);
-        let size = self.configured.or_else(|| totals.max_by_key(|size| (size.memory, size.cpu)));
-        size.map(|size| size.without(self.daemons.0))
+        let totals = self.own().map(|instance| instance.total).filter(|total| total.memory > 0);
+        self.configured.or_else(|| totals.max_by_key(|size| (size.memory, size.cpu)))
     }
 
     /// The instance that comes nearest to holding a task that is larger than any instance can be, as far as anything is
     /// known; none if one may hold it. In a cloud without a group every instance counts as its own.
     pub fn too_large(&self, size: Size) -> Option<Size> {
-        let own: Vec<&Instance> = match &self.group {
-            Some(_) => self.registered().collect(),
-            None => self.instances.iter().filter(|instance| !instance.is_external()).collect(),
-        };
-        let totals = own.into_iter().map(|instance| instance.total).filter(|total| total.memory > 0);
-        let known: Vec<_> = totals.map(|total| total.without(self.daemons.0)).chain(self.new_instance()).collect();
+        let totals = self.own().map(|instance| instance.total).filter(|total| total.memory > 0);
+        let (daemons, _) = self.daemons_of_one();
+        let known: Vec<_> = totals.chain(self.new_instance()).map(|total| total.without(daemons)).collect();
         match known.iter().any(|&total| size.fits(total)) {
             true => None,
             false => known.into_iter().max_by_key(|total| (total.memory, total.cpu)),
@@ -127,9 +201,10 @@ impl Observed {
         if demand.is_empty() {
             return Plan::default();
         }
-        let weight = group.weight_of_new();
+        let size = self.new_instance();
+        let weight = group.weight_of_new(size);
         let booting = self.booting(group).div_ceil(weight);
-        let needed = match self.new_instance() {
+        let needed = match size {
             Some(size) => self.instances_beyond(booting, size, demand),
             // Nothing is known of an instance's size: the first to boot will tell. Agents that share none need one each.
             None => {
@@ -150,39 +225,46 @@ impl Observed {
 
     /// The units of the desired capacity that are on their way: neither registered nor known never to register.
     fn booting(&self, group: &Group) -> u32 {
-        let registered: HashSet<&str> =
+        let registered: BTreeSet<&str> =
             self.instances.iter().filter_map(|instance| instance.ec2_id.as_deref()).collect();
         let settled = group.instances.iter().filter(|member| {
-            let is_settled = registered.contains(member.id.as_str()) || self.never_registered.contains(&member.id);
+            let is_settled = registered.contains(member.id.as_str()) || self.never_registered.contains_key(&member.id);
             member.lifecycle.counts() && is_settled
         });
         group.desired.saturating_sub(settled.map(|member| member.weight).sum())
     }
 
-    /// How many new instances it takes beyond those that are there or boot.
-    fn instances_beyond(&self, booting: u32, size: Size, demand: &[Need]) -> u32 {
+    /// What an instance of this size is before any agent is on it.
+    fn new_place(&self, size: Size, demand: &[Need]) -> Place {
+        let (room, daemons) = self.daemons_of_one();
         // An instance that is full for network interfaces or ports tells how many tasks an instance holds.
         let full = self.instances.iter().filter(|instance| self.unfit.get(&instance.arn) == Some(&true));
-        let agents = full.map(|instance| instance.tasks.saturating_sub(self.daemons.1)).filter(|&agents| agents > 0);
+        let agents = full.map(|instance| self.agents_on(instance, daemons)).filter(|&agents| agents > 0);
         let slots = agents.max().filter(|_| demand.iter().all(|need| need.exclusive.is_none())).unwrap_or(u32::MAX);
         // One GPU an instance is presumed until one has registered.
-        let gpus = self.registered().map(|instance| instance.gpus).max().filter(|&gpus| gpus > 0);
+        let gpus = self.own().map(|instance| instance.gpus).max().filter(|&gpus| gpus > 0);
         let gpus = gpus.or(demand.iter().map(|need| need.gpus).max()).unwrap_or_default();
-        let new = Bin { room: size, gpus, slots, exclusive: BTreeSet::new() };
+        // What is taken of an instance without tasks is reserved on each: the port of its sshd, say.
+        let empty = self.own().filter(|instance| instance.tasks == 0).min_by_key(|instance| instance.taken.len());
+        let taken = empty.map(|instance| instance.taken.clone()).unwrap_or_default();
+        Place { room: size.without(room), gpus, slots, taken }
+    }
+
+    /// How many new instances it takes beyond those that are there or boot.
+    fn instances_beyond(&self, booting: u32, size: Size, demand: &[Need]) -> u32 {
+        let new = self.new_place(size, demand);
+        let (_, daemons) = self.daemons_of_one();
         let has_room = |instance: &&Instance| instance.takes_tasks() && !self.unfit.contains_key(&instance.arn);
-        let mut bins: Vec<Bin> = self
-            .registered()
-            .filter(has_room)
-            .map(|instance| Bin {
-                room: instance.free,
-                gpus: instance.free_gpus,
-                slots: slots.saturating_sub(instance.tasks.saturating_sub(self.daemons.1)),
-                ..new.clone()
-            })
-            .collect();
-        bins.extend((0..booting).map(|_| new.clone()));
-        let before = bins.len();
-        // The largest first: the usual way to need few bins (first fit decreasing).
+        let there = self.own().filter(has_room).map(|instance| Place {
+            room: instance.free,
+            gpus: instance.free_gpus,
+            slots: new.slots.saturating_sub(self.agents_on(instance, daemons)),
+            taken: instance.taken.clone(),
+        });
+        let mut places: Vec<Place> = there.collect();
+        places.extend((0..booting).map(|_| new.clone()));
+        let before = places.len();
+        // The largest first: the usual way to need few places (first fit decreasing).
         let mut demand: Vec<&Need> = demand.iter().collect();
         demand.sort_unstable_by_key(|need| std::cmp::Reverse((need.size.memory, need.size.cpu)));
         // Equal needs come one after the other: where one found no place, the next does not look there again.
@@ -193,18 +275,18 @@ impl Observed {
                 first = 0;
             }
             previous = Some(need);
-            match bins[first..].iter_mut().position(|bin| bin.take(need)) {
+            match places[first..].iter_mut().position(|place| place.take(need)) {
                 Some(offset) => first += offset,
-                None if need.size.fits(size) && need.gpus <= gpus => {
-                    first = bins.len();
-                    let mut bin = new.clone();
-                    bin.take(need);
-                    bins.push(bin);
+                None => {
+                    first = places.len();
+                    let mut place = new.clone();
+                    if place.take(need) {
+                        places.push(place);
+                    }
                 }
-                None => first = bins.len(),
             }
         }
-        (bins.len() - before) as u32
+        (places.len() - before) as u32
     }
 }
 
@@ -213,7 +295,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::aws::autoscaling::{GroupInstance, Lifecycle};
+    use crate::aws::autoscaling::{CapacityUnit, GroupInstance, Lifecycle};
     use crate::aws::ecs::InstanceStatus;
 
     const TASK: Size = Size { cpu: 1024, memory: 2048 };
@@ -305,7 +387,7 @@ mod tests {
     #[test]
     fn what_daemons_take_is_nobody_s_room() {
         let mut state = observed(1, 10, &[Size { cpu: 4032, memory: 7168 }]);
-        state.daemons = (Size { cpu: 64, memory: 512 }, 1);
+        state.daemons.taken.insert("arn-0".into(), (Size { cpu: 64, memory: 512 }, 1));
         let nearly_all = Size { cpu: 1024, memory: 7500 };
         assert_eq!(state.too_large(nearly_all), Some(Size { cpu: 4032, memory: 7168 }));
         assert_eq!(state.plan(&needs(nearly_all, 1)).raise_to, None);
@@ -328,6 +410,36 @@ mod tests {
     }
 
     #[test]
+    fn a_group_in_vcpus_or_memory_counts_an_instance_of_it_from_the_first_on() {
+        let of = |unit: CapacityUnit, desired: u32| {
+            let mut state = observed(desired, 100_000, &[]);
+            state.group.as_mut().expect("a group").unit = unit;
+            state.plan(&needs(TASK, 20)).raise_to
+        };
+        // Three on an instance of four vCPUs and, as EC2 counts, 8192 MiB.
+        assert_eq!(of(CapacityUnit::Vcpu, 0), Some(7 * 4));
+        assert_eq!(of(CapacityUnit::Vcpu, 4), Some(7 * 4), "one boots");
+        assert_eq!(of(CapacityUnit::MemoryMib, 0), Some(7 * 8192));
+        let mut unknown = observed(0, 100, &[]);
+        unknown.configured = None;
+        unknown.group.as_mut().expect("a group").unit = CapacityUnit::Vcpu;
+        assert_eq!(unknown.plan(&needs(TASK, 20)).raise_to, Some(1), "whatever that launches will tell");
+    }
+
+    #[test]
+    fn what_an_instance_has_only_once_is_free_until_it_is_taken() {
+        let need = |exclusive: Exclusive| Need { size: TASK, exclusive: Some(exclusive), ..Need::default() };
+        let (port, family) = (need(Exclusive::HostPort(2222)), need(Exclusive::Family("maven".into())));
+        let mut instance = Instance { free: INSTANCE, ..Instance::default() };
+        assert!(instance.take(&port) && !instance.take(&port));
+        assert!(instance.take(&family) && !instance.take(&family));
+        let mut state = observed(1, 10, &[INSTANCE]);
+        assert_eq!(state.plan(std::slice::from_ref(&port)).raise_to, None);
+        state.instances[0].taken.insert(Exclusive::HostPort(2222));
+        assert_eq!(state.plan(&[port]).raise_to, Some(2));
+    }
+
+    #[test]
     fn instances_that_never_registered_are_neither_booting_nor_raised_beyond_reason() {
         let zombies = |count: usize| {
             let mut state = observed(count as u32, 100, &[]);
@@ -338,7 +450,7 @@ mod tests {
                     ..GroupInstance::default()
                 })
                 .collect();
-            state.never_registered = members.iter().map(|member| member.id.clone()).collect();
+            state.never_registered = members.iter().map(|member| (member.id.clone(), Timestamp::UNIX_EPOCH)).collect();
             state.group.as_mut().expect("a group").instances = members;
             state
         };
@@ -353,8 +465,9 @@ mod tests {
 
     #[test]
     fn agents_that_share_no_instance_get_one_each() {
-        let apart =
-            |count: usize| vec![Need { size: TASK, exclusive: Some("host port 22".into()), ..Need::default() }; count];
+        let apart = |count: usize| {
+            vec![Need { size: TASK, exclusive: Some(Exclusive::HostPort(22)), ..Need::default() }; count]
+        };
         let mut state = observed(0, 10, &[]);
         assert_eq!(state.plan(&apart(4)).raise_to, Some(4));
         state.configured = None;

@@ -1,24 +1,51 @@
-//! Looks at a cloud: what its plan of capacity needs to know.
+//! Looks at a cloud: what its plan of capacity, its waiting requests and its idle instances need to know.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::aws::autoscaling::{Group, Lifecycle};
-use crate::aws::ecs::{DesiredStatus, Instance, TaskFilter};
-use crate::capacity::Observed;
+use crate::aws::ecs::{Cluster, DesiredStatus, Instance, Task, TaskFilter};
+use crate::capacity::{Daemons, Exclusive, Observed};
 use crate::cloud::Cloud;
-use crate::config::Size;
-use crate::config::duration::elapsed;
+use crate::config::{Limit, Size};
 use crate::fault::Fault;
 
-/// Observes a cloud, but for its group.
+/// What the tasks of a cluster that are to run say of the container instances that they are on.
+#[derive(Debug, Default)]
+pub struct Tasks {
+    /// The service of each task of one, and what it takes.
+    services: HashMap<String, Vec<(String, Size)>>,
+    families: HashMap<String, BTreeSet<String>>,
+}
+
+impl Tasks {
+    pub fn add(&mut self, task: &Task) {
+        let Some(instance) = task.container_instance_arn.clone() else { return };
+        if let Some(service) = task.service() {
+            self.services.entry(instance).or_default().push((service.to_owned(), task.size));
+        } else if let Some(family) = task.family() {
+            self.families.entry(instance).or_default().insert(family.to_owned());
+        }
+    }
+}
+
+/// Observes a cloud, but for its group. Where nobody has listed the cluster's tasks, those of one instance have to do.
 ///
 /// # Errors
 /// When AWS could not be asked.
-pub async fn instances(cloud: &Cloud) -> Result<Observed, Fault> {
-    let instances = cloud.cluster.instances().await?;
-    let daemons = daemons(cloud, &instances).await?;
+pub async fn instances(cloud: &Cloud, tasks: Option<&Tasks>) -> Result<Observed, Fault> {
+    let mut instances = cloud.cluster.instances().await?;
+    let sampled = match tasks {
+        Some(_) => Tasks::default(),
+        None => sample(&cloud.cluster, &instances).await?,
+    };
+    let tasks = tasks.unwrap_or(&sampled);
+    let daemons = daemons(cloud, tasks).await?;
+    for instance in &mut instances {
+        let families = tasks.families.get(&instance.arn).into_iter().flatten();
+        instance.taken.extend(families.cloned().map(Exclusive::Family));
+    }
     Ok(Observed { instances, daemons, configured: cloud.config.instance_capacity, ..Observed::default() })
 }
 
@@ -29,9 +56,14 @@ pub async fn instances(cloud: &Cloud) -> Result<Observed, Fault> {
 /// When AWS could not be asked.
 pub async fn group(cloud: &Cloud, name: &str, observed: &mut Observed, now: Timestamp) -> Result<bool, Fault> {
     let Some(mut group) = cloud.groups.describe(name).await? else { return Ok(false) };
-    let unregistered = unregistered(&group, &observed.instances);
-    if !unregistered.is_empty() {
-        observed.never_registered = never_registered(cloud, &unregistered, now).await?;
+    if unregistered(&group, &observed.instances).next().is_some() {
+        observed.never_registered =
+            never_registered(cloud, &group, &observed.instances, now).await.unwrap_or_else(|fault| {
+                // They are taken to boot: nothing is ended and nothing more is launched on a guess.
+                let consequence = "nobody knows when instances were launched that have not registered";
+                tracing::warn!(cloud = cloud.name(), error = %fault, "{consequence}");
+                BTreeMap::new()
+            });
         match cloud.groups.describe(name).await? {
             Some(again) => group = again,
             None => return Ok(false),
@@ -42,29 +74,59 @@ pub async fn group(cloud: &Cloud, name: &str, observed: &mut Observed, now: Time
 }
 
 /// Ids of a group's instances that are in service and in no cluster of ours.
-fn unregistered(group: &Group, instances: &[Instance]) -> Vec<String> {
+fn unregistered<'a>(group: &'a Group, instances: &'a [Instance]) -> impl Iterator<Item = &'a str> {
     let registered: BTreeSet<_> = instances.iter().filter_map(|instance| instance.ec2_id.as_deref()).collect();
     let in_service = group.instances.iter().filter(|member| member.lifecycle == Lifecycle::InService);
-    in_service.map(|member| &member.id).filter(|id| !registered.contains(id.as_str())).cloned().collect()
+    in_service.map(|member| member.id.as_str()).filter(move |id| !registered.contains(id))
 }
 
-/// Those of the instances that were launched too long ago to register still.
-async fn never_registered(cloud: &Cloud, ids: &[String], now: Timestamp) -> Result<BTreeSet<String>, Fault> {
-    let Some(limit) = cloud.config.registration_timeout().0 else { return Ok(BTreeSet::new()) };
-    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+/// The group's instances that should have registered by now, by their ids in EC2, and since when that is so.
+///
+/// # Errors
+/// When EC2 could not be asked when they were launched.
+pub async fn never_registered(
+    cloud: &Cloud,
+    group: &Group,
+    instances: &[Instance],
+    now: Timestamp,
+) -> Result<BTreeMap<String, Timestamp>, Fault> {
+    let Limit(Some(limit)) = cloud.config.registration_timeout() else { return Ok(BTreeMap::new()) };
+    let ids: Vec<&str> = unregistered(group, instances).collect();
     let launched = cloud.ec2.launch_times(&ids).await?;
-    Ok(launched.into_iter().filter(|(_, at)| elapsed(*at, now) >= limit).map(|(id, _)| id).collect())
+    let limit = SignedDuration::try_from(limit).unwrap_or(SignedDuration::MAX);
+    let due = launched.into_iter().filter_map(|(id, at)| Some((id, at.checked_add(limit).ok()?)));
+    Ok(due.filter(|(_, due)| *due <= now).collect())
 }
 
-/// What daemon services take of an instance, as seen on the instance with the fewest tasks: registered resources include
-/// it, remaining ones do not.
-async fn daemons(cloud: &Cloud, instances: &[Instance]) -> Result<(Size, u32), Fault> {
+/// The tasks of the instance with the fewest, which are its daemons' before all.
+async fn sample(cluster: &Cluster, instances: &[Instance]) -> Result<Tasks, Fault> {
     let candidates = instances.iter().filter(|instance| instance.takes_tasks() && !instance.is_external());
-    let Some(sample) = candidates.filter(|instance| instance.tasks > 0).min_by_key(|instance| instance.tasks) else {
-        return Ok((Size::default(), 0));
+    let mut tasks = Tasks::default();
+    if let Some(sample) = candidates.filter(|instance| instance.tasks > 0).min_by_key(|instance| instance.tasks) {
+        let arns = cluster.list_tasks(TaskFilter::Instance(&sample.arn), DesiredStatus::Running).await?;
+        cluster.describe_tasks(&arns[..arns.len().min(100)]).await?.iter().for_each(|task| tasks.add(task));
+    }
+    Ok(tasks)
+}
+
+/// Which of the services that have tasks are daemons, and what they take. A service that is none has its tasks where it
+/// happens to have them: they say nothing about a new instance, and keep the one that they are on.
+async fn daemons(cloud: &Cloud, tasks: &Tasks) -> Result<Daemons, Fault> {
+    if tasks.services.is_empty() {
+        return Ok(Daemons::default());
+    }
+    let services = match cloud.cluster.daemon_services().await {
+        Err(fault) if fault.is_final() => {
+            let consequence = "no service is taken for a daemon: instances with tasks of services are not given back";
+            tracing::error!(cloud = cloud.name(), error = %fault, "{consequence}");
+            BTreeSet::new()
+        }
+        services => services?,
     };
-    let arns = cloud.cluster.list_tasks(TaskFilter::Instance(&sample.arn), DesiredStatus::Running).await?;
-    let tasks = cloud.cluster.describe_tasks(&arns[..arns.len().min(100)]).await?;
-    let of_services = tasks.iter().filter(|task| task.is_of_service());
-    Ok(of_services.fold((Size::default(), 0), |(size, count), task| (size.with(task.size), count + 1)))
+    let of_instance = |tasks: &Vec<(String, Size)>| {
+        let daemons = tasks.iter().filter(|(service, _)| services.contains(service));
+        daemons.fold((Size::default(), 0), |(size, count), (_, one)| (size.with(*one), count + 1))
+    };
+    let taken = tasks.services.iter().map(|(arn, tasks)| (arn.clone(), of_instance(tasks))).collect();
+    Ok(Daemons { services, taken })
 }

@@ -9,8 +9,9 @@ use jiff::Timestamp;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::aws::ecs::Instance;
 use crate::aws::queues::Queues;
-use crate::capacity::Need;
+use crate::capacity::{Exclusive, Need};
 use crate::config::{Cloud, Limit, Size};
 use crate::fault::Fault;
 use crate::message::{Failure, FailureCode, MOST_AGENTS, RequestId};
@@ -19,10 +20,10 @@ use crate::trace::{self, Trace};
 /// The message attribute that travels with a request between the queues, as JSON: SQS takes ten attributes at most.
 pub const ATTRIBUTE: &str = "wait";
 
-/// The most messages that one look at the waiting queue takes.
+/// The most messages that a batch of requests looks at to count what waits: the sweep counts the rest.
 const LOOK: usize = 500;
 
-/// The most that the sweep takes; beyond that, the next sweeps see the rest.
+/// The most that the sweep and an event take; beyond that, the next sweeps see the rest.
 const LOOK_AT_ALL: usize = 10_000;
 
 /// What the messages of one look may hold in all, in bytes of a function's 256 MiB.
@@ -58,9 +59,9 @@ pub struct Wait {
     pub size: Option<Size>,
     #[serde(default, skip_serializing_if = "is_zero")]
     pub gpus: u32,
-    /// What an instance has only once ([`Need::exclusive`]).
+    /// What no two of its agents share ([`Need::exclusive`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub exclusive: Option<String>,
+    pub exclusive: Option<Exclusive>,
     /// What it waits for.
     pub waits_for: WaitsFor,
     /// Why, in ECS' words.
@@ -104,6 +105,11 @@ impl Wait {
             bounces => Duration::from_secs(5 << (bounces - 2).min(5)),
         }
     }
+
+    /// What one of its agents takes.
+    pub fn need(&self) -> Need {
+        Need { size: self.size.unwrap_or_default(), gpus: self.gpus, exclusive: self.exclusive.clone() }
+    }
 }
 
 /// A message taken from the waiting queue.
@@ -125,7 +131,7 @@ pub async fn look(queues: &Queues) -> Result<Vec<Waiting>, Fault> {
     look_at(queues, LOOK).await
 }
 
-/// The same for the sweep: as much of what waits as one invocation can work on.
+/// The same, as much of what waits as one invocation can work on: what fits may stand behind any number that does not.
 ///
 /// # Errors
 /// When nothing could be received.
@@ -226,7 +232,7 @@ pub fn demand<'a>(cloud: &Cloud, waiting: impl Iterator<Item = &'a Waiting>) -> 
         .filter_map(|message| message.wait.as_ref())
         .filter(scales)
         .flat_map(|wait| {
-            let need = Need { size: wait.size.unwrap_or_default(), gpus: wait.gpus, exclusive: wait.exclusive.clone() };
+            let need = wait.need();
             wait.agents.iter().map(move |&index| ((wait.request_id.as_str(), index), need.clone()))
         })
         .collect()
@@ -250,24 +256,27 @@ pub fn too_long(
     Some(Failure::new(FailureCode::CapacityTimeout, message))
 }
 
-/// Takes room for as many of a request's agents as fit. False if none does. Pure.
-pub fn take_room<'a>(wait: &Wait, rooms: impl Iterator<Item = &'a mut Size>) -> bool {
-    let size = wait.size.unwrap_or_default();
+/// Takes room on these instances for as many of a request's agents as fit. False if none does. Pure.
+pub fn take_room<'a>(wait: &Wait, instances: impl Iterator<Item = &'a mut Instance>) -> bool {
+    let need = wait.need();
     let mut left = wait.agents.len();
-    for room in rooms {
-        while left > 0 && size.fits(*room) && *room != Size::default() {
-            *room = room.without(size);
+    for instance in instances {
+        while left > 0 && instance.take(&need) {
             left -= 1;
         }
     }
     left < wait.agents.len()
 }
 
-/// Splits off what fits into `room`, in the order given. Pure.
-pub fn fitting(waiting: Vec<Waiting>, mut room: Size, serves: impl Fn(&Wait) -> bool) -> (Vec<Waiting>, Vec<Waiting>) {
+/// Splits off what fits on an instance, in the order given. Pure.
+pub fn fitting(
+    waiting: Vec<Waiting>,
+    instance: &mut Instance,
+    serves: impl Fn(&Instance, &Wait) -> bool,
+) -> (Vec<Waiting>, Vec<Waiting>) {
     waiting.into_iter().partition(|message| {
-        let wait = message.wait.as_ref().filter(|wait| wait.waits_for == WaitsFor::Instance && serves(wait));
-        wait.is_some_and(|wait| take_room(wait, std::iter::once(&mut room)))
+        let wait = message.wait.as_ref().filter(|wait| wait.waits_for == WaitsFor::Instance && serves(instance, wait));
+        wait.is_some_and(|wait| take_room(wait, std::iter::once(&mut *instance)))
     })
 }
 
@@ -307,9 +316,11 @@ mod tests {
             reason: "RESOURCE:MEMORY".into(),
             trace: None,
         };
-        let mut rooms = [task, Size { cpu: 4096, memory: 2048 }, Size { cpu: 512, memory: 8192 }];
-        assert!(take_room(&wait, rooms.iter_mut()));
-        assert_eq!(rooms, [Size { cpu: 0, memory: 0 }, Size { cpu: 3072, memory: 0 }, Size { cpu: 512, memory: 8192 }]);
-        assert!(!take_room(&wait, rooms.iter_mut()), "nothing is left");
+        let rooms = [task, Size { cpu: 4096, memory: 2048 }, Size { cpu: 512, memory: 8192 }];
+        let mut instances = rooms.map(|free| Instance { free, ..Instance::default() });
+        assert!(take_room(&wait, instances.iter_mut()));
+        let left = [Size { cpu: 0, memory: 0 }, Size { cpu: 3072, memory: 0 }, Size { cpu: 512, memory: 8192 }];
+        assert_eq!(instances.each_ref().map(|instance| instance.free), left);
+        assert!(!take_room(&wait, instances.iter_mut()), "nothing is left");
     }
 }

@@ -9,6 +9,7 @@ mod hostile;
 mod iam;
 mod jenkins;
 mod request;
+mod room;
 mod secrets;
 mod simulator;
 mod sweep;

@@ -9,13 +9,13 @@ use shared::batch::{Invocation, Item, guarded};
 use shared::capacity::{Need, Observed, Plan};
 use shared::cloud::Cloud;
 use shared::fault::{Fault, Placement};
-use shared::message::{Failure, FailureCode, NoticeType};
+use shared::message::NoticeType;
 use shared::observe;
 use shared::wait::{self, Waiting, WaitsFor};
 
 use crate::failure;
-use crate::placing::{self, Agent};
-use crate::plan::limits::Existing;
+use crate::placing;
+use crate::plan::limits::{Existing, Split};
 use crate::plan::{Blocked, Order, room};
 
 /// Orders with those of their agents that found no room.
@@ -105,7 +105,7 @@ impl Room {
             };
             taken.insert(order.request_id.to_string(), room::need(order, &definition));
         }
-        let mut observed = observe::instances(cloud).await?;
+        let mut observed = observe::instances(cloud, None).await?;
         let failures = needs.iter().flat_map(|(_, blocked)| placing::failures(blocked));
         observed.unfit = failures
             .filter(|failure| failure.placement != Placement::Size)
@@ -210,7 +210,12 @@ pub(crate) async fn wait(
             blocked.reason = room::explain(&blocked.reason, order, &room.observed, room.plan);
         }
         match order.next_wait(&blocked, app.now()) {
-            Err(failure) => expire(app, item, order, &blocked.agents, failure).await?,
+            // On the way of any request whose time is up: agents that exist all the same are reported as they are.
+            Err(failure) => {
+                let expired = order.expire(failure);
+                let agents = Split { placeable: blocked.agents, over_limit: Vec::new() };
+                placing::place(app, item, &expired, agents).await?;
+            }
             Ok(wait) => {
                 app.memory.remember_wait(order.request_id.as_str(), app.now());
                 wait::hand_over(&app.queues, &item.body, &wait).await?;
@@ -231,29 +236,6 @@ pub(crate) async fn wait(
         tracing::warn!(request.id = order.request_id.as_str(), error = %fault, "nobody heard that it waits");
     }
     Ok(())
-}
-
-/// Fails agents whose time is up; those that exist all the same are reported as they are.
-async fn expire(app: &App, item: &Item, order: &Order<'_>, agents: &[u32], failure: Failure) -> Result<(), Fault> {
-    debug_assert_eq!(failure.code, FailureCode::CapacityTimeout);
-    let cloud = app.clouds.at(order.cloud_index);
-    let mut never_started = Vec::new();
-    for &index in agents {
-        let name = order.name(&app.settings.agent_name_prefix, index);
-        match cloud.cluster.tasks_named(name.as_str()).await {
-            Ok(arns) if arns.is_empty() => never_started.push(index),
-            Ok(arns) => {
-                let agent = Agent { order, index, name: &name, cloud };
-                crate::inquiry::answer(app, item, agent, &arns).await?;
-            }
-            Err(fault) if fault.is_final() => never_started.push(index),
-            Err(fault) => return Err(fault),
-        }
-    }
-    match never_started.is_empty() {
-        true => Ok(()),
-        false => failure::end(app, item, order, &never_started, failure).await,
-    }
 }
 
 /// Tells everybody but the request's own webhook, which takes one outcome.

@@ -1,12 +1,14 @@
 //! Sequences an event of ECS, or a batch of what Jenkins could not take yet. Decides nothing.
 
 use anyhow::{Result, anyhow};
-use futures::future::join_all;
+use futures::future::{join_all, try_join_all};
 use serde_json::Value;
 use shared::app::App;
 use shared::arn::ClusterArn;
-use shared::aws::ecs::Task;
+use shared::aws::autoscaling::Membership;
+use shared::aws::ecs::{self, Task};
 use shared::batch::{self, Invocation, Item, guarded};
+use shared::cloud::Cloud;
 use shared::fault::Fault;
 use shared::message::{Notice, NoticeType};
 use shared::notifier::{Target, Undelivered, Work};
@@ -95,7 +97,7 @@ async fn agent_ended(app: &App, invocation: &Invocation, task: &Task) -> Result<
         return Ok(());
     }
     guarded(invocation, async {
-        let mut waiting = wait::look(&app.queues).await?;
+        let mut waiting = wait::look_at_all(&app.queues).await?;
         let serves = |message: &wait::Waiting| {
             message.wait.as_ref().is_some_and(|wait| {
                 wait.waits_for == WaitsFor::MaxAgents
@@ -116,26 +118,44 @@ async fn agent_ended(app: &App, invocation: &Invocation, task: &Task) -> Result<
 /// A container instance has room: as many waiting requests as fit, oldest first, go back to the requests queue.
 async fn room(app: &App, instance: &Instance) -> Result<(), Fault> {
     let Some(cluster) = ClusterArn::parse(&instance.cluster_arn) else { return Ok(()) };
-    let clouds: Vec<_> = app.clouds.of_cluster(cluster).iter().map(|cloud| cloud.name()).collect();
-    let Some(room) = instance.room().filter(|_| !clouds.is_empty()) else { return Ok(()) };
-    let waiting = wait::look(&app.queues).await?;
-    if waiting.is_empty() {
-        return Ok(());
-    }
-    let (woken, rest) = wait::fitting(waiting, room, |wait| clouds.contains(&wait.cloud.as_str()));
+    let clouds = app.clouds.of_cluster(cluster);
+    let Some(mut instance) = instance.with_room().filter(|_| !clouds.is_empty()) else { return Ok(()) };
+    let room = instance.free;
+    let waiting = wait::look_at_all(&app.queues).await?;
+    let asked = clouds.iter().filter(|cloud| plan::waits_for_instance(&waiting, &cloud.config));
+    let asked = try_join_all(asked.map(async |cloud| Ok((&cloud.config, membership(cloud, &instance).await?)))).await;
+    let clouds = match asked {
+        Ok(clouds) => clouds,
+        Err(fault) => {
+            wait::release(&app.queues, &waiting).await;
+            return Err(fault);
+        }
+    };
+    let serves = |instance: &_, wait: &_| plan::serves(instance, wait, &clouds);
+    let (woken, rest) = wait::fitting(waiting, &mut instance, serves);
     wait::release(&app.queues, &rest).await;
-    tracing::info!(
-        container_instance.arn = instance.container_instance_arn,
-        room.cpu = room.cpu,
-        room.memory_mib = room.memory,
-        woken = woken.len(),
-        waiting = rest.len(),
-        "room on an instance"
-    );
+    if !rest.is_empty() || !woken.is_empty() {
+        tracing::info!(
+            container_instance.arn = instance.arn,
+            room.cpu = room.cpu,
+            room.memory_mib = room.memory,
+            woken = woken.len(),
+            waiting = rest.len(),
+            "room on an instance"
+        );
+    }
     for result in join_all(woken.iter().map(|message| wait::wake(&app.queues, message))).await {
         result?;
     }
     Ok(())
+}
+
+/// What a container instance is to a cloud's group; in a cloud without one, every instance is its own. Of a group that is not
+/// there, none is.
+async fn membership(cloud: &Cloud, instance: &ecs::Instance) -> Result<Membership, Fault> {
+    let Some(name) = &cloud.config.auto_scaling_group else { return Ok(Membership::Stays) };
+    let group = cloud.groups.describe(name).await?;
+    Ok(group.map_or(Membership::Foreign, |group| group.memberships()(instance.ec2_id.as_deref())))
 }
 
 /// Tries again what Jenkins could not take. What never works, or has not worked for a day, goes to the rejected queue.

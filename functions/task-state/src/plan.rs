@@ -5,9 +5,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
-use shared::aws::ecs::{DesiredStatus, InstanceStatus, Task, TaskStatus};
-use shared::config::Size;
+use shared::aws::autoscaling::Membership;
+use shared::aws::ecs::{self, DesiredStatus, InstanceStatus, Task, TaskStatus};
+use shared::capacity::Exclusive;
+use shared::config::{Cloud, Size};
 use shared::stop::{Cause, Stop};
+use shared::wait::{Wait, Waiting, WaitsFor};
 
 /// What an invocation brings.
 #[derive(Debug)]
@@ -59,9 +62,13 @@ pub struct Instance {
     pub container_instance_arn: String,
     /// Its cluster's ARN.
     pub cluster_arn: String,
+    /// Its id in EC2.
+    pub ec2_instance_id: Option<String>,
     pub status: InstanceStatus,
     /// Whether its container agent talks to ECS.
     pub agent_connected: bool,
+    pub running_tasks_count: u32,
+    pub pending_tasks_count: u32,
     /// What no task has reserved.
     pub remaining_resources: Vec<Resource>,
 }
@@ -70,22 +77,49 @@ pub struct Instance {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Resource {
-    /// `CPU`, `MEMORY`, `PORTS`, …
+    /// `CPU`, `MEMORY`, `PORTS`, `GPU`, …
     pub name: String,
     /// How much, where it is a number.
     pub integer_value: i64,
+    /// The GPUs that are free; the ports that are not.
+    pub string_set_value: Vec<String>,
 }
 
 impl Instance {
-    /// The room that it has for tasks; none if it takes none.
-    pub fn room(&self) -> Option<Size> {
-        let amount = |name: &str| {
-            let found = self.remaining_resources.iter().find(|resource| resource.name == name)?;
-            u32::try_from(found.integer_value).ok()
+    /// The container instance with its room for tasks; none if it takes none.
+    pub fn with_room(&self) -> Option<ecs::Instance> {
+        let find = |name: &str| self.remaining_resources.iter().find(|resource| resource.name == name);
+        let amount = |name: &str| u32::try_from(find(name)?.integer_value).ok();
+        let texts = |name: &str| find(name).map(|resource| resource.string_set_value.as_slice()).unwrap_or_default();
+        let instance = ecs::Instance {
+            arn: self.container_instance_arn.clone(),
+            ec2_id: self.ec2_instance_id.clone(),
+            status: self.status.clone(),
+            connected: self.agent_connected,
+            free: Size { cpu: amount("CPU")?, memory: amount("MEMORY")? },
+            free_gpus: u32::try_from(texts("GPU").len()).unwrap_or(u32::MAX),
+            taken: texts("PORTS").iter().filter_map(|port| port.parse().ok().map(Exclusive::HostPort)).collect(),
+            tasks: self.running_tasks_count.saturating_add(self.pending_tasks_count),
+            ..ecs::Instance::default()
         };
-        let room = Size { cpu: amount("CPU")?, memory: amount("MEMORY")? };
-        (self.status == InstanceStatus::Active && self.agent_connected && room.memory > 0).then_some(room)
+        (instance.takes_tasks() && instance.free.memory > 0).then_some(instance)
     }
+}
+
+/// Whether a container instance serves what a request waits for. `clouds` are those of its cluster, each with what the
+/// instance is to its group.
+pub fn serves(instance: &ecs::Instance, wait: &Wait, clouds: &[(&Cloud, Membership)]) -> bool {
+    let Some((cloud, membership)) = clouds.iter().find(|(cloud, _)| cloud.name == wait.cloud) else { return false };
+    let template = cloud.templates.iter().find(|template| template.name == wait.template);
+    // Which families have tasks on it, the event does not say; the sweep knows.
+    let is_shared = matches!(wait.exclusive, Some(Exclusive::Family(_))) && instance.tasks > 0;
+    instance.serves(*membership, template) && !is_shared
+}
+
+/// Whether something waits for an instance of a cloud.
+pub fn waits_for_instance(waiting: &[Waiting], cloud: &Cloud) -> bool {
+    let waits = |wait: &Wait| wait.waits_for == WaitsFor::Instance && wait.cloud == cloud.name;
+    waiting.iter().filter_map(|message| message.wait.as_ref()).any(waits)
 }
 
 /// What is to be done about a task's event.
@@ -139,16 +173,29 @@ mod tests {
         let instance = |status: &str, connected: bool, memory: i64| {
             let detail = json!({"detail-type": "ECS Container Instance State Change", "detail": {
                 "status": status, "agentConnected": connected, "containerInstanceArn": "x", "unknown": 1,
+                "ec2InstanceId": "i-1", "runningTasksCount": 1, "pendingTasksCount": 1,
                 "remainingResources": [
                     {"name": "CPU", "type": "INTEGER", "integerValue": 1024},
                     {"name": "MEMORY", "type": "INTEGER", "integerValue": memory},
-                    {"name": "PORTS", "type": "STRINGSET", "stringSetValue": ["22"]}]}});
+                    {"name": "PORTS", "type": "STRINGSET", "stringSetValue": ["22"]},
+                    {"name": "GPU", "type": "STRINGSET", "stringSetValue": ["GPU-1", "GPU-2"]}]}});
             match event(detail) {
-                Event::Instance(instance) => instance.room(),
+                Event::Instance(instance) => instance.with_room(),
                 other => panic!("{other:?}"),
             }
         };
-        assert_eq!(instance("ACTIVE", true, 2048), Some(Size { cpu: 1024, memory: 2048 }));
+        let expected = ecs::Instance {
+            arn: "x".into(),
+            ec2_id: Some("i-1".into()),
+            status: InstanceStatus::Active,
+            connected: true,
+            free: Size { cpu: 1024, memory: 2048 },
+            free_gpus: 2,
+            taken: [Exclusive::HostPort(22)].into(),
+            tasks: 2,
+            ..ecs::Instance::default()
+        };
+        assert_eq!(instance("ACTIVE", true, 2048), Some(expected));
         assert_eq!(instance("DRAINING", true, 2048), None);
         assert_eq!(instance("ACTIVE", false, 2048), None);
         assert_eq!(instance("ACTIVE", true, 0), None);

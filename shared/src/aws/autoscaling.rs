@@ -1,10 +1,13 @@
 //! Amazon EC2 Auto Scaling.
 
+use std::collections::HashMap;
+
 use aws_sdk_autoscaling::Client;
 use aws_sdk_autoscaling::types::{self as sdk, ScalingActivityStatusCode};
 
 use super::Lazy;
 use super::open_enum::open_enum;
+use crate::config::Size;
 use crate::fault::Fault;
 
 open_enum!(
@@ -25,13 +28,17 @@ open_enum!(
     }
 );
 
-impl Lifecycle {
-    /// Whether the instance is being terminated: it does not count towards the desired capacity any more.
-    pub fn is_ending(&self) -> bool {
-        use Lifecycle::{Terminated, Terminating, TerminatingProceed, TerminatingWait};
-        matches!(self, Terminating | TerminatingWait | TerminatingProceed | Terminated)
+open_enum!(
+    /// What a group's capacity is counted in (API_AutoScalingGroup, DesiredCapacityType); units are instances, or what they
+    /// weigh.
+    CapacityUnit {
+        Units = "units",
+        Vcpu = "vcpu",
+        MemoryMib = "memory-mib",
     }
+);
 
+impl Lifecycle {
     /// Whether the instance counts towards the desired capacity and is there to stay: not in standby, in a warm pool or on
     /// its way out.
     pub fn counts(&self) -> bool {
@@ -56,20 +63,55 @@ pub struct Group {
     /// What instances of its launch template's overrides weigh, in their order; empty where instances are counted
     /// (API_LaunchTemplateOverrides, WeightedCapacity).
     pub weights: Vec<u32>,
+    pub unit: CapacityUnit,
     /// Processes that are suspended: `Launch`, `AZRebalance`, ….
     pub suspended: Vec<String>,
+    /// How many Availability Zones it spreads over.
+    pub zones: usize,
+    /// Whether it replaces Spot instances that are at risk of an interruption.
+    pub rebalances_capacity: bool,
+}
+
+/// What an instance is to a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Membership {
+    /// It is the group's, and there to stay.
+    Stays,
+    /// It is the group's, and in standby, in the warm pool or on its way out: room for nobody.
+    Leaves,
+    /// It is not the group's.
+    Foreign,
 }
 
 impl Group {
-    /// What a new instance adds to the desired capacity: as much as its registered ones, else as the first type that it
-    /// launches.
-    pub fn weight_of_new(&self) -> u32 {
-        let of_members = self.instances.iter().map(|member| member.weight).max();
-        of_members.or(self.weights.first().copied()).unwrap_or(1).max(1)
+    /// What a new instance adds to the desired capacity: as much as the group's others, else as the first type that it
+    /// launches weighs, else what an instance of this size counts for.
+    pub fn weight_of_new(&self, size: Option<Size>) -> u32 {
+        let of_members = || self.instances.iter().map(|member| member.weight).max();
+        let of_size = || match (&self.unit, size) {
+            (CapacityUnit::Vcpu, Some(size)) => Some(size.cpu.div_ceil(1024)),
+            // The memory of an instance type, whole GiB, is a little more than what registers of it.
+            (CapacityUnit::MemoryMib, Some(size)) => Some(size.memory.next_multiple_of(1024)),
+            _ => None,
+        };
+        of_members().or(self.weights.first().copied()).or_else(of_size).unwrap_or(1).max(1)
     }
-}
 
-impl Group {
+    /// What instances of EC2 are to the group, for as many as are asked about.
+    pub fn memberships<'a>(&'a self) -> impl Fn(Option<&str>) -> Membership + use<'a> {
+        let members: HashMap<&str, bool> =
+            self.instances.iter().map(|member| (member.id.as_str(), member.lifecycle.counts())).collect();
+        move |ec2_id| match ec2_id.and_then(|id| members.get(id)) {
+            Some(true) => Membership::Stays,
+            Some(false) => Membership::Leaves,
+            None => Membership::Foreign,
+        }
+    }
+
+    pub fn is_suspended(&self, process: &str) -> bool {
+        self.suspended.iter().any(|suspended| suspended == process)
+    }
+
     /// Whether it has less in service than it is to have.
     pub fn is_short(&self) -> bool {
         let in_service = self.instances.iter().filter(|member| member.lifecycle == Lifecycle::InService);
@@ -85,13 +127,15 @@ pub struct GroupInstance {
     pub lifecycle: Lifecycle,
     /// Its Availability Zone.
     pub zone: String,
+    /// Whether the group's own scale-in leaves it alone.
+    pub protected: bool,
     /// The units of the desired capacity that it counts for; 1 where instances are counted.
     pub weight: u32,
 }
 
 impl Default for GroupInstance {
     fn default() -> Self {
-        Self { id: String::new(), lifecycle: Lifecycle::default(), zone: String::new(), weight: 1 }
+        Self { id: String::new(), lifecycle: Lifecycle::default(), zone: String::new(), protected: false, weight: 1 }
     }
 }
 
@@ -170,6 +214,9 @@ impl From<sdk::AutoScalingGroup> for Group {
                 .into_iter()
                 .filter_map(|kind| kind.weighted_capacity?.parse().ok())
                 .collect(),
+            unit: group.desired_capacity_type.unwrap_or_default().into(),
+            zones: group.availability_zones.unwrap_or_default().len(),
+            rebalances_capacity: group.capacity_rebalance.unwrap_or_default(),
             suspended: group
                 .suspended_processes
                 .unwrap_or_default()
@@ -184,6 +231,7 @@ impl From<sdk::AutoScalingGroup> for Group {
                     id: instance.instance_id.unwrap_or_default(),
                     lifecycle: instance.lifecycle_state.map(|state| state.as_str().into()).unwrap_or_default(),
                     zone: instance.availability_zone.unwrap_or_default(),
+                    protected: instance.protected_from_scale_in.unwrap_or_default(),
                     weight: instance.weighted_capacity.and_then(|weight| weight.parse().ok()).unwrap_or(1),
                 })
                 .collect(),

@@ -88,17 +88,6 @@ impl Client {
         Ok((addresses, tags))
     }
 
-    /// When an instance was launched.
-    ///
-    /// # Errors
-    /// When the call failed or EC2 does not know the instance.
-    pub async fn launched_at(&self, id: &str) -> Result<Option<Timestamp>, Fault> {
-        let text = self.describe_instance(id).await?;
-        let document = parse(DESCRIBE_INSTANCES, &text)?;
-        let launched_at = find_instance(&document, id)?.text_of("launchTime");
-        Ok(launched_at.and_then(|time| time.parse().ok()))
-    }
-
     /// The code of an instance's state reason: `Server.SpotInstanceTermination`. EC2 shows a terminated instance for an
     /// hour or so.
     ///
@@ -131,11 +120,10 @@ impl Client {
             parameters.extend(names.iter().map(String::as_str).zip(ids.iter().copied()));
             let text = self.call(ACTION, &parameters).await?;
             let document = parse(ACTION, &text)?;
-            let found = document.descendants().filter(|node| node.has_tag_name_any("instanceId")).filter_map(|node| {
-                let launched = node.parent()?.children().find(|child| child.has_tag_name_any("launchTime"))?;
-                Some((node.text()?.to_owned(), launched.text()?.parse().ok()?))
-            });
-            times.extend(found);
+            let launched = |id: &&str| {
+                Some(((*id).to_owned(), find_instance(&document, id).ok()?.text_of("launchTime")?.parse().ok()?))
+            };
+            times.extend(ids.iter().filter_map(launched));
         }
         Ok(times)
     }

@@ -325,6 +325,11 @@ impl<'a> Order<'a> {
         self.cloud.auto_scaling_group.is_some() && self.template.scales_group()
     }
 
+    /// The same request once its time is up.
+    pub fn expire(&self, failure: Failure) -> Self {
+        Self { expired: Some(failure), ..self.clone() }
+    }
+
     /// Its next wait, or the failure of one that has waited too long.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use shared::aws::ecs::{PlacementFailure, TaskDefinition};
-use shared::capacity::{Need, Observed, Plan};
+use shared::capacity::{Exclusive, Need, Observed, Plan};
 use shared::config::{Cloud, Config, PlacementConstraint, PlacementConstraintType, Size};
 use shared::fault::Placement;
 
@@ -20,7 +20,7 @@ pub fn explain(reason: &str, order: &Order<'_>, observed: &Observed, plan: Plan)
     };
     match plan {
         Plan { is_broken: true, .. } => {
-            let ids: Vec<_> = observed.never_registered.iter().take(5).map(String::as_str).collect();
+            let ids: Vec<_> = observed.never_registered.keys().take(5).map(String::as_str).collect();
             format!(
                 "{reason}; {} instances of group {} never registered in the cluster ({}): check the cluster's name in their user data, their role and their way to ECS",
                 observed.never_registered.len(),
@@ -59,9 +59,9 @@ pub fn need(order: &Order<'_>, definition: &TaskDefinition) -> Need {
     // (API_RunTask).
     let distinct = order.template.placement_constraints.iter().any(is_distinct).then(|| {
         let family = definition.arn.rsplit('/').next().and_then(|name| name.split(':').next());
-        format!("an instance without another task of family {}", family.unwrap_or_default())
+        Exclusive::Family(family.unwrap_or_default().to_owned())
     });
-    let port = || definition.static_port().map(|port| format!("host port {port}"));
+    let port = || definition.static_port().map(Exclusive::HostPort);
     Need { size: order.size(definition.size), gpus: definition.gpus(), exclusive: distinct.or_else(port) }
 }
 

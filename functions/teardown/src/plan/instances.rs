@@ -1,32 +1,12 @@
 //! Which container instances the sweep gives back.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use jiff::Timestamp;
 use shared::aws::autoscaling::{Group, GroupInstance, Lifecycle};
 use shared::aws::ecs::{IDLE_SINCE_TAG, Instance, InstanceStatus, KEEP_TAG};
+use shared::capacity::Observed;
 use shared::config::{Cloud, Limit};
-
-/// A group and its instances, as they stand.
-#[derive(Debug, Default)]
-pub struct Observed {
-    pub group: Group,
-    /// All container instances of the cluster.
-    pub instances: Vec<Instance>,
-    /// Tasks of daemon services, by the ARN of their container instance.
-    pub daemons: HashMap<String, u32>,
-    /// When instances were launched that are in service and have not registered in the cluster, by their id in EC2.
-    pub launched: BTreeMap<String, Timestamp>,
-}
-
-impl Observed {
-    /// The instances that are in service and have not registered.
-    pub fn unregistered(&self) -> impl Iterator<Item = &str> {
-        let registered: HashSet<&str> = self.instances.iter().filter_map(|it| it.ec2_id.as_deref()).collect();
-        let members = self.group.instances.iter().filter(|member| member.lifecycle == Lifecycle::InService);
-        members.map(|member| member.id.as_str()).filter(move |id| !registered.contains(id))
-    }
-}
 
 /// What the sweep does about a container instance that stays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +31,19 @@ pub struct Due {
     pub weight: u32,
     zone: String,
     since: Timestamp,
+}
+
+impl Due {
+    fn new(member: &GroupInstance, instance: Option<&Instance>, since: Timestamp) -> Self {
+        Self {
+            id: member.id.clone(),
+            arn: instance.map(|instance| instance.arn.clone()),
+            is_draining: instance.is_some_and(|instance| instance.status == InstanceStatus::Draining),
+            weight: member.weight,
+            zone: member.zone.clone(),
+            since,
+        }
+    }
 }
 
 /// What the sweep does about the instances of a group.
@@ -78,7 +71,8 @@ impl Budget {
     /// Scale-in lowers the desired capacity of a group whose instances are all protected, and ends none of them ("Use
     /// instance scale-in protection"): they are beyond it until we end them.
     fn new(group: &Group) -> Self {
-        let living: u32 = group.instances.iter().filter(|member| counts(member)).map(|member| member.weight).sum();
+        let living: u32 =
+            group.instances.iter().filter(|member| member.lifecycle.counts()).map(|member| member.weight).sum();
         Self {
             beyond: if group.protects_new { living.saturating_sub(group.desired) } else { 0 },
             spare: group.desired.saturating_sub(group.minimum),
@@ -102,54 +96,30 @@ impl Budget {
     }
 }
 
-/// Whether an instance counts towards the desired capacity: in standby, in the warm pool and on its way out it does not.
-fn counts(member: &GroupInstance) -> bool {
-    use Lifecycle::{InService, Pending, PendingProceed, PendingWait};
-    matches!(member.lifecycle, InService | Pending | PendingProceed | PendingWait)
-}
-
 /// Plans which instances of a group are given back. `is_needed` says that requests wait: nothing that could serve them goes
 /// then. Only instances in service go.
 pub fn plan(cloud: &Cloud, observed: &Observed, is_needed: bool, now: Timestamp) -> InstancePlan {
     let limit = cloud.idle_instance_timeout;
-    let mut plan = InstancePlan { budget: Budget::new(&observed.group), ..InstancePlan::default() };
-    if limit == Limit::NEVER {
-        return plan;
-    }
+    let Some(group) = observed.group.as_ref().filter(|_| limit != Limit::NEVER) else { return InstancePlan::default() };
+    let mut plan = InstancePlan { budget: Budget::new(group), ..InstancePlan::default() };
     let members: HashMap<&str, &GroupInstance> =
-        observed.group.instances.iter().map(|member| (member.id.as_str(), member)).collect();
+        group.instances.iter().map(|member| (member.id.as_str(), member)).collect();
     let in_service = |id: &str| members.get(id).filter(|member| member.lifecycle == Lifecycle::InService);
     for instance in &observed.instances {
         let Some(member) = instance.ec2_id.as_deref().and_then(in_service) else { continue };
-        let daemons = observed.daemons.get(&instance.arn).copied().unwrap_or_default();
+        let daemons = observed.daemons.taken.get(&instance.arn).map_or(0, |(_, count)| *count);
         let is_busy = instance.tasks > daemons || is_needed;
         match registered(instance, is_busy, limit, now) {
             Some(Registered::Step(step)) => drop(plan.steps.insert(instance.arn.clone(), step)),
-            Some(Registered::Due(since)) => plan.due.push(Due {
-                id: member.id.clone(),
-                arn: Some(instance.arn.clone()),
-                is_draining: instance.status == InstanceStatus::Draining,
-                weight: member.weight,
-                zone: member.zone.clone(),
-                since,
-            }),
+            Some(Registered::Due(since)) => plan.due.push(Due::new(member, Some(instance), since)),
             None => {}
         }
     }
     // One that has not registered in time serves nobody, whoever waits.
-    let registration = cloud.registration_timeout();
-    for id in observed.unregistered() {
-        let (Some(member), Some(&launched), Some(within)) = (in_service(id), observed.launched.get(id), registration.0)
-        else {
-            continue;
-        };
-        let since = launched + within;
-        if limit.is_over(since, now) {
-            let (zone, weight) = (member.zone.clone(), member.weight);
-            plan.due.push(Due { id: id.to_owned(), arn: None, is_draining: false, weight, zone, since });
-        }
-    }
-    plan.due = fullest_zone_first(plan.due, &observed.group);
+    let lost = observed.never_registered.iter().filter(|(_, since)| limit.is_over(**since, now));
+    let lost = lost.filter_map(|(id, since)| Some(Due::new(in_service(id)?, None, *since)));
+    plan.due.extend(lost);
+    plan.due = fullest_zone_first(plan.due, group);
     plan
 }
 
@@ -179,7 +149,7 @@ fn registered(instance: &Instance, is_busy: bool, limit: Limit, now: Timestamp) 
 
 fn fullest_zone_first(mut due: Vec<Due>, group: &Group) -> Vec<Due> {
     let mut zones: HashMap<&str, u32> = HashMap::new();
-    for member in group.instances.iter().filter(|member| counts(member)) {
+    for member in group.instances.iter().filter(|member| member.lifecycle.counts()) {
         *zones.entry(&member.zone).or_default() += 1;
     }
     // The longest idle last: it is the first of those that are equal from the end.
@@ -200,6 +170,7 @@ fn fullest_zone_first(mut due: Vec<Due>, group: &Group) -> Vec<Due> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use shared::capacity::Daemons;
     use shared::config::Size;
 
     use super::*;
@@ -240,7 +211,7 @@ mod tests {
 
     /// The plan for these, whose tasks are all agents, at 1000.
     fn planned(group: Group, instances: &[Instance], is_needed: bool) -> InstancePlan {
-        let observed = Observed { group, instances: instances.to_vec(), ..Observed::default() };
+        let observed = Observed { group: Some(group), instances: instances.to_vec(), ..Observed::default() };
         plan(&config().clouds[0], &observed, is_needed, at(1000))
     }
 
@@ -288,24 +259,28 @@ mod tests {
     #[test]
     fn daemons_keep_no_instance() {
         let instances = [instance(0, 2, "ACTIVE", Some(100)), instance(1, 2, "ACTIVE", Some(100))];
-        let daemons = HashMap::from([("arn-0".to_owned(), 2), ("arn-1".to_owned(), 1)]);
-        let observed =
-            Observed { group: group(&instances, 0), instances: instances.to_vec(), daemons, ..Observed::default() };
+        let taken = [("arn-0", 2), ("arn-1", 1)].map(|(arn, count)| (arn.to_owned(), (Size::default(), count)));
+        let observed = Observed {
+            group: Some(group(&instances, 0)),
+            instances: instances.to_vec(),
+            daemons: Daemons { taken: taken.into(), ..Daemons::default() },
+            ..Observed::default()
+        };
         assert_eq!(ids(plan(&config().clouds[0], &observed, false, at(1000))), ["i-0"]);
     }
 
     #[test]
-    fn an_instance_that_never_registered_is_idle_once_both_its_times_are_over() {
+    fn an_instance_that_should_have_registered_is_idle_from_then_on() {
         let mut group = group(&[instance(0, 0, "ACTIVE", None)], 0);
         group.instances[0].id = "i-lost".into();
         let after = |seconds: i64, is_needed| {
-            let launched = BTreeMap::from([("i-lost".to_owned(), at(1000 - seconds))]);
-            let observed = Observed { group: group.clone(), launched, ..Observed::default() };
+            let never_registered = BTreeMap::from([("i-lost".to_owned(), at(1000 - seconds))]);
+            let observed = Observed { group: Some(group.clone()), never_registered, ..Observed::default() };
             ids(plan(&config().clouds[0], &observed, is_needed, at(1000)))
         };
-        assert_eq!(after(1199, false), [""; 0]);
-        assert_eq!(after(1200, false), ["i-lost"], "ten minutes to register, ten of idleness");
-        assert_eq!(after(1200, true), ["i-lost"], "it serves nobody who waits");
+        assert_eq!(after(599, false), [""; 0]);
+        assert_eq!(after(600, false), ["i-lost"]);
+        assert_eq!(after(600, true), ["i-lost"], "it serves nobody who waits");
     }
 
     #[test]

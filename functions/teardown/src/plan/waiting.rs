@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use jiff::Timestamp;
+use shared::aws::autoscaling::Membership;
 use shared::capacity::Observed;
 use shared::config::{Cloud, Template};
 use shared::message::{AgentRequest, Failure};
@@ -98,6 +99,8 @@ pub fn waiting(
     now: Timestamp,
 ) -> WaitingPlan {
     let mut plan = WaitingPlan::default();
+    let memberships: BTreeMap<usize, Vec<Membership>> =
+        observed.iter().map(|(index, it)| (*index, it.observed.memberships())).collect();
     let mut without_room: BTreeMap<usize, Vec<&Waiting>> = BTreeMap::new();
     for message in messages {
         let Some(wait) = &message.wait else {
@@ -119,8 +122,8 @@ pub fn waiting(
             WaitsFor::Fargate => true,
             WaitsFor::MaxAgents => agents.take(index, cloud, &wait.template),
             WaitsFor::Instance => {
-                let observed = observed.get_mut(&index);
-                let has_room = observed.is_some_and(|it| take_room(cloud, wait, &mut it.observed));
+                let observed = observed.get_mut(&index).zip(memberships.get(&index));
+                let has_room = observed.is_some_and(|(it, known)| take_room(cloud, wait, &mut it.observed, known));
                 if !has_room {
                     without_room.entry(index).or_default().push(message);
                 }
@@ -177,21 +180,12 @@ fn needs_instance(cloud: &Cloud, wait: &Wait, is_free: bool) -> bool {
     }
 }
 
-/// Takes room on the cloud's instances for as many of a request's agents as fit. False if none does.
-fn take_room(cloud: &Cloud, wait: &Wait, observed: &mut Observed) -> bool {
-    let is_external = template_of(cloud, &wait.template).is_some_and(|template| template.is_external());
-    let leaving: HashSet<String> = observed
-        .group
-        .iter()
-        .flat_map(|group| &group.instances)
-        .filter(|member| member.lifecycle.is_ending())
-        .map(|member| member.id.clone())
-        .collect();
-    let serve = observed.instances.iter_mut().filter(|instance| {
-        let leaves = instance.ec2_id.as_ref().is_some_and(|id| leaving.contains(id));
-        instance.takes_tasks() && instance.is_external() == is_external && !leaves
-    });
-    wait::take_room(wait, serve.map(|instance| &mut instance.free))
+/// Takes room on the instances that serve a request, for as many of its agents as fit. False if none does.
+fn take_room(cloud: &Cloud, wait: &Wait, observed: &mut Observed, memberships: &[Membership]) -> bool {
+    let template = template_of(cloud, &wait.template);
+    let there = observed.instances.iter_mut().zip(memberships);
+    let serving = there.filter(|(instance, membership)| instance.serves(**membership, template));
+    wait::take_room(wait, serving.map(|(instance, _)| instance))
 }
 
 /// The raise that gives the rest an instance. What the others took is no longer free.
@@ -207,6 +201,7 @@ fn raise(index: usize, cloud: &Cloud, observed: &Observed, waiting: &[&Waiting])
 mod tests {
     use shared::aws::autoscaling::{Group, GroupInstance};
     use shared::aws::ecs::{Instance, InstanceStatus};
+    use shared::capacity::Exclusive;
     use shared::config::Size;
 
     use super::*;
@@ -284,11 +279,37 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_that_is_being_terminated_is_no_room() {
-        let mut observation = observation(1, Size { cpu: 2048, memory: 4096 }, 10);
-        observation.observed.group.as_mut().expect("a group").instances[0].lifecycle = "Terminating:Wait".into();
-        let plan = plan(&[message("a", 100, WaitsFor::Instance)], Some(observation), Agents::default());
-        assert_eq!(plan.steps, [MessageStep::Keep]);
+    fn neither_an_instance_that_leaves_nor_another_groups_is_room() {
+        let waiting = [message("a", 100, WaitsFor::Instance)];
+        for lifecycle in ["Terminating:Wait", "Standby", "Detaching", "Warmed:Running"] {
+            let mut leaves = observation(1, SIZE, 10);
+            leaves.observed.group.as_mut().expect("a group").instances[0].lifecycle = lifecycle.into();
+            assert_eq!(plan(&waiting, Some(leaves), Agents::default()).steps, [MessageStep::Keep], "{lifecycle}");
+        }
+        let mut foreign = observation(1, SIZE, 10);
+        let group = foreign.observed.group.as_mut().expect("a group");
+        (group.desired, group.instances) = (0, Vec::new());
+        let of_foreign = plan(&waiting, Some(foreign.clone()), Agents::default());
+        assert_eq!((of_foreign.steps, of_foreign.raises.len()), (vec![MessageStep::Keep], 1));
+        foreign.observed.group = None;
+        let own = plan(&waiting, Some(foreign), Agents::default());
+        assert_eq!(own.steps, [MessageStep::Wake], "without a group every instance is the cloud's own");
+    }
+
+    #[test]
+    fn wakes_nothing_for_a_gpu_or_a_port_that_is_taken() {
+        let mut trained = message("a", 100, WaitsFor::Instance);
+        trained.wait.as_mut().expect("a wait").gpus = 1;
+        let mut listening = message("b", 90, WaitsFor::Instance);
+        listening.wait.as_mut().expect("a wait").exclusive = Some(Exclusive::HostPort(2222));
+        let mut there = observation(1, Size { cpu: 4096, memory: 8192 }, 10);
+        there.observed.instances[0].taken.insert(Exclusive::HostPort(2222));
+        let messages = [trained, listening];
+        use MessageStep::{Keep, Wake};
+        assert_eq!(plan(&messages, Some(there.clone()), Agents::default()).steps, [Keep, Keep]);
+        there.observed.instances[0].free_gpus = 1;
+        there.observed.instances[0].taken.clear();
+        assert_eq!(plan(&messages, Some(there), Agents::default()).steps, [Wake, Wake]);
     }
 
     #[test]

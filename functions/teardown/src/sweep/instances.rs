@@ -1,36 +1,36 @@
 //! Container instances that have had nothing to do for long enough are given back.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use futures::future::join_all;
 use jiff::Timestamp;
 use shared::app::App;
 use shared::aws::ecs::{IDLE_SINCE_TAG, InstanceStatus, KEEP_TAG};
 use shared::batch::{Invocation, guarded};
+use shared::capacity::Daemons;
 use shared::cloud::Cloud;
 use shared::config::Limit;
 use shared::fault::Fault;
+use shared::observe;
 
 use super::{CONCURRENCY, each, log};
-use crate::plan::instances::{self as plan, Due, InstancePlan, InstanceStep, Observed};
-
-/// The names of the services that have a task on a container instance, by its ARN; one for each task.
-pub(super) type Services = HashMap<String, Vec<String>>;
-
-/// Instances that did not register are asked for one by one; the next sweeps ask for more.
-const MOST_UNREGISTERED: usize = 20;
+use crate::plan::instances::{self as plan, Due, InstancePlan, InstanceStep};
 
 /// Gives back idle instances, but in the clouds whose instances are `needed`.
 pub(super) async fn sweep(
     app: &App,
     invocation: &Invocation,
     needed: &BTreeSet<usize>,
-    services: &Services,
+    tasks: &observe::Tasks,
     now: Timestamp,
 ) {
     for cloud in app.clouds.iter().filter(|cloud| cloud.config.idle_instance_timeout != Limit::NEVER) {
         let Some(name) = &cloud.config.auto_scaling_group else { continue };
-        let (observed, daemons) = match guarded(invocation, observe(cloud, name, services)).await {
+        let observed = async {
+            let mut observed = observe::instances(cloud, Some(tasks)).await?;
+            observe::group(cloud, name, &mut observed, now).await.map(|is_there| is_there.then_some(observed))
+        };
+        let observed = match guarded(invocation, observed).await {
             Ok(Some(observed)) => observed,
             Ok(None) => {
                 let advice = "there is no such Auto Scaling group: change autoScalingGroup";
@@ -45,41 +45,8 @@ pub(super) async fn sweep(
         let mut plan = plan::plan(&cloud.config, &observed, needed.contains(&cloud.index), now);
         let steps: Vec<_> = std::mem::take(&mut plan.steps).into_iter().collect();
         each(invocation, CONCURRENCY, &steps, |(arn, step)| carry_out(cloud, arn, *step, now)).await;
-        give_back(cloud, invocation, plan, &daemons).await;
+        give_back(cloud, invocation, plan, &observed.daemons).await;
     }
-}
-
-/// The group and its instances as they stand, with the names of the daemon services; none if there is no such group.
-async fn observe(
-    cloud: &Cloud,
-    group: &str,
-    services: &Services,
-) -> Result<Option<(Observed, BTreeSet<String>)>, Fault> {
-    let Some(group) = cloud.groups.describe(group).await? else { return Ok(None) };
-    let mut observed = Observed { group, instances: cloud.cluster.instances().await?, ..Observed::default() };
-    let mut daemons = BTreeSet::new();
-    if observed.instances.iter().any(|instance| services.contains_key(&instance.arn)) {
-        daemons = cloud.cluster.daemon_services().await.unwrap_or_else(|fault| {
-            log(&fault, cloud.name(), "instances with tasks of services are not given back");
-            BTreeSet::new()
-        });
-        let is_daemon = |service: &&String| daemons.contains(*service);
-        let counted = |(arn, services): (&String, &Vec<String>)| {
-            (arn.clone(), u32::try_from(services.iter().filter(is_daemon).count()).unwrap_or_default())
-        };
-        observed.daemons = services.iter().map(counted).collect();
-    }
-    let unregistered: Vec<String> = observed.unregistered().take(MOST_UNREGISTERED).map(str::to_owned).collect();
-    let asked = join_all(unregistered.iter().map(|id| cloud.ec2.launched_at(id))).await;
-    let mut launched = BTreeMap::new();
-    for (id, asked) in unregistered.into_iter().zip(asked) {
-        match asked {
-            Ok(at) => launched.extend(at.map(|at| (id, at))),
-            Err(fault) => log(&fault, cloud.name(), "nobody knows when an instance was launched that did not register"),
-        }
-    }
-    observed.launched = launched;
-    Ok(Some((observed, daemons)))
 }
 
 async fn carry_out(cloud: &Cloud, arn: &str, step: InstanceStep, now: Timestamp) -> Result<(), Fault> {
@@ -91,7 +58,7 @@ async fn carry_out(cloud: &Cloud, arn: &str, step: InstanceStep, now: Timestamp)
 }
 
 /// Ends the instances that are due, as many as may go, some at once. One that stays keeps none of the others.
-async fn give_back(cloud: &Cloud, invocation: &Invocation, plan: InstancePlan, daemons: &BTreeSet<String>) {
+async fn give_back(cloud: &Cloud, invocation: &Invocation, plan: InstancePlan, daemons: &Daemons) {
     let InstancePlan { due, mut budget, .. } = plan;
     let mut due = due.into_iter().peekable();
     while due.peek().is_some() && !invocation.is_over() {
@@ -124,7 +91,7 @@ async fn give_back(cloud: &Cloud, invocation: &Invocation, plan: InstancePlan, d
 }
 
 /// Drains an instance and ends it, unless it has to stay. Answers whether it went.
-async fn end(cloud: &Cloud, due: &Due, lowers: bool, daemons: &BTreeSet<String>) -> Result<bool, Fault> {
+async fn end(cloud: &Cloud, due: &Due, lowers: bool, daemons: &Daemons) -> Result<bool, Fault> {
     let (_, tags) = cloud.ec2.instance(&due.id).await?;
     if tags.iter().any(|(key, _)| key == KEEP_TAG) {
         return stay(cloud, due).await.map(|()| false);
@@ -133,7 +100,7 @@ async fn end(cloud: &Cloud, due: &Due, lowers: bool, daemons: &BTreeSet<String>)
         cloud.cluster.set_instance_status(arn, InstanceStatus::Draining).await?;
         // Only now can no task come any more: what came until here keeps the instance.
         let tasks = cloud.cluster.tasks_on(arn).await?;
-        if tasks.iter().any(|task| !task.service().is_some_and(|service| daemons.contains(service))) {
+        if tasks.iter().any(|task| !daemons.run(task)) {
             return undrain(cloud, arn).await.map(|()| false);
         }
     }

@@ -14,9 +14,8 @@ use shared::app::App;
 use shared::batch::{Invocation, guarded};
 use shared::fault::Fault;
 use shared::name::AgentName;
-use shared::wait;
+use shared::{observe, wait};
 
-use self::instances::Services;
 use self::nodes::Nodes;
 use self::tasks::ClusterTasks;
 use crate::plan::waiting::Agents;
@@ -30,24 +29,23 @@ pub async fn sweep(app: &App, invocation: &Invocation, time: Timestamp) {
     let (nodes, messages) =
         tokio::join!(Nodes::ask(app, invocation), guarded(invocation, wait::look_at_all(&app.queues)));
     let mut found = Vec::new();
-    let mut services = Services::new();
+    let mut on_instances = observe::Tasks::default();
     let mut running = HashSet::<AgentName>::new();
     let mut agents = Agents::default();
     for cloud in app.clouds.distinct_clusters() {
-        match guarded(invocation, ClusterTasks::ask(app, cloud)).await {
+        match guarded(invocation, ClusterTasks::ask(app, cloud, &mut on_instances)).await {
             Err(fault) => {
                 agents
                     .unknown
                     .extend(app.clouds.iter().filter(|it| it.cluster_key() == cloud.cluster_key()).map(|it| it.index));
                 log(&fault, cloud.name(), "the cluster could not be asked; nothing is stopped there");
             }
-            Ok(mut tasks) => {
+            Ok(tasks) => {
                 for task in &tasks.running {
                     running.insert(task.name.clone());
                     agents.count(task.cloud.index, app.template_name(&task.name));
                 }
                 agents.names.extend(tasks.running.iter().chain(&tasks.stopped).map(|task| task.name.clone()));
-                services.extend(std::mem::take(&mut tasks.services));
                 found.push(tasks);
             }
         }
@@ -68,13 +66,13 @@ pub async fn sweep(app: &App, invocation: &Invocation, time: Timestamp) {
     };
     let capacity = async {
         let needed = match messages {
-            Ok(messages) => waiting::sweep(app, invocation, messages, agents, time).await,
+            Ok(messages) => waiting::sweep(app, invocation, messages, (agents, &on_instances), time).await,
             Err(fault) => {
                 tracing::warn!(error = %fault, "the waiting queue could not be read; no instance is given back");
                 app.clouds.iter().map(|cloud| cloud.index).collect()
             }
         };
-        instances::sweep(app, invocation, &needed, &services, time).await;
+        instances::sweep(app, invocation, &needed, &on_instances, time).await;
     };
     tokio::join!(ends, orphans, capacity);
 }

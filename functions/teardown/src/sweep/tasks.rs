@@ -9,11 +9,11 @@ use shared::batch::Invocation;
 use shared::cloud::Cloud;
 use shared::fault::Fault;
 use shared::name::AgentName;
+use shared::observe;
 use shared::outcome;
 use shared::report::{self, OurAgent, Reported};
 use shared::stop::{Cause, Stop};
 
-use super::instances::Services;
 use super::nodes::Nodes;
 use super::{CONCURRENCY, each};
 use crate::plan::tasks::{self as plan, TaskStep};
@@ -43,23 +43,16 @@ pub(super) struct ClusterTasks<'a> {
     pub(super) running: Vec<OurTask<'a>>,
     /// Ours that ended within the last hour.
     pub(super) stopped: Vec<OurTask<'a>>,
-    /// Those of services that are to run.
-    pub(super) services: Services,
 }
 
 impl<'a> ClusterTasks<'a> {
-    pub(super) async fn ask(app: &'a App, cloud: &Cloud) -> Result<Self, Fault> {
-        let mut tasks = Self { running: Vec::new(), stopped: Vec::new(), services: Services::new() };
-        for task in list(cloud, DesiredStatus::Running).await? {
-            if let (Some(instance), Some(service)) = (&task.container_instance_arn, task.service()) {
-                tasks.services.entry(instance.clone()).or_default().push(service.to_owned());
-            } else {
-                tasks.running.extend(OurTask::new(app, task));
-            }
-        }
-        let stopped = list(cloud, DesiredStatus::Stopped).await?.into_iter();
-        tasks.stopped.extend(stopped.filter_map(|task| OurTask::new(app, task)));
-        Ok(tasks)
+    /// Lists them, and notes what they are to their container instances.
+    pub(super) async fn ask(app: &'a App, cloud: &Cloud, on_instances: &mut observe::Tasks) -> Result<Self, Fault> {
+        let running = list(cloud, DesiredStatus::Running).await?;
+        running.iter().for_each(|task| on_instances.add(task));
+        let ours = |task| OurTask::new(app, task);
+        let stopped = list(cloud, DesiredStatus::Stopped).await?.into_iter().filter_map(ours).collect();
+        Ok(Self { running: running.into_iter().filter_map(ours).collect(), stopped })
     }
 }
 

@@ -27,11 +27,11 @@ pub(super) async fn sweep(
     app: &App,
     invocation: &Invocation,
     messages: Vec<Waiting>,
-    agents: Agents,
+    (agents, tasks): (Agents, &observe::Tasks),
     now: Timestamp,
 ) -> BTreeSet<usize> {
     let names = agents.names.clone();
-    let observed = observe_all(app, invocation, &messages, now).await;
+    let observed = observe_all(app, invocation, (&messages, tasks), now).await;
     let plan = plan::waiting(&app.config().clouds, &messages, observed, agents, now);
     for raise in &plan.raises {
         if let Err(fault) = guarded(invocation, carry_out(app, raise)).await {
@@ -57,7 +57,7 @@ pub(super) async fn sweep(
 async fn observe_all(
     app: &App,
     invocation: &Invocation,
-    messages: &[Waiting],
+    (messages, tasks): (&[Waiting], &observe::Tasks),
     now: Timestamp,
 ) -> BTreeMap<usize, Observation> {
     let waits = |cloud: &Cloud| {
@@ -67,7 +67,7 @@ async fn observe_all(
     let overdue = plan::overdue(&app.config().clouds, messages, now);
     let mut all = BTreeMap::new();
     for cloud in app.clouds.iter().filter(|cloud| waits(cloud)) {
-        match guarded(invocation, observe(cloud, overdue.contains(&cloud.index), now)).await {
+        match guarded(invocation, observe(cloud, tasks, overdue.contains(&cloud.index), now)).await {
             Ok(observation) => drop(all.insert(cloud.index, observation)),
             Err(fault) => log(&fault, cloud.name(), "the cloud could not be observed; what waits there waits on"),
         }
@@ -75,8 +75,13 @@ async fn observe_all(
     all
 }
 
-async fn observe(cloud: &Cloud, is_overdue: bool, now: Timestamp) -> Result<Observation, Fault> {
-    let mut observed = observe::instances(cloud).await?;
+async fn observe(
+    cloud: &Cloud,
+    tasks: &observe::Tasks,
+    is_overdue: bool,
+    now: Timestamp,
+) -> Result<Observation, Fault> {
+    let mut observed = observe::instances(cloud, Some(tasks)).await?;
     if let Some(name) = &cloud.config.auto_scaling_group {
         observe::group(cloud, name, &mut observed, now).await?;
     }

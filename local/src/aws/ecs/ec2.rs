@@ -98,6 +98,9 @@ impl Ecs {
         let members =
             |name: &str| -> Vec<&String> { (1..).map_while(|index| form.get(&format!("{name}.{index}"))).collect() };
         let content = match action {
+            "DescribeInstances" if form.keys().any(|key| key.starts_with("Filter.")) => {
+                self.filter_machines(form.get("Filter.1.Name").map(String::as_str), &members("Filter.1.Value"))?
+            }
             "DescribeInstances" => self.describe_machines(&members("InstanceId"))?,
             "DescribeNetworkInterfaces" => self.describe_interfaces(&members("NetworkInterfaceId"))?,
             _ => {
@@ -132,6 +135,19 @@ impl Ecs {
             );
         }
         Ok(format!("<reservationSet>{items}</reservationSet>"))
+    }
+
+    /// The same by a filter, which does not fail for ids that EC2 does not know, and takes 200 values at most.
+    fn filter_machines(&self, name: Option<&str>, ids: &[&String]) -> Result<String, ApiError> {
+        if name != Some("instance-id") || ids.is_empty() || ids.len() > 200 {
+            let message = format!("The filter {name:?} with {} values is invalid", ids.len());
+            return Err(ApiError::new("InvalidParameterValue", message));
+        }
+        let known: Vec<&String> = ids.iter().copied().filter(|id| self.machines.contains_key(*id)).collect();
+        match known.is_empty() {
+            true => Ok("<reservationSet/>".to_owned()),
+            false => self.describe_machines(&known),
+        }
     }
 
     fn describe_machine(&self, id: &str, machine: &Machine) -> String {

@@ -69,11 +69,11 @@ impl TaskDefinition {
 
     /// A port of the container instance that a task takes for itself: one that a mapping names, or any of a container in
     /// the instance's own network.
-    pub fn static_port(&self) -> Option<i32> {
+    pub fn static_port(&self) -> Option<u16> {
         let ports = self.containers.iter().flat_map(|container| match self.network_mode.as_str() {
             "awsvpc" | "none" => Vec::new(),
-            "host" => container.ports.clone(),
-            _ => container.host_ports.values().map(|&port| i32::from(port)).collect(),
+            "host" => container.ports.iter().filter_map(|&port| u16::try_from(port).ok()).collect(),
+            _ => container.host_ports.values().copied().collect(),
         });
         ports.min()
     }

@@ -1,12 +1,13 @@
 //! Container instances.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use aws_sdk_ecs::types as sdk;
 use jiff::Timestamp;
 
 use super::{Cluster, timestamp};
 use crate::aws::open_enum::open_enum;
+use crate::capacity::Exclusive;
 use crate::config::Size;
 use crate::fault::Fault;
 
@@ -36,6 +37,9 @@ pub struct Instance {
     pub free: Size,
     /// GPUs that no task has reserved.
     pub free_gpus: u32,
+    /// What it has only once, and no longer has: its host ports in use; the families that have a task on it, where its tasks
+    /// are known.
+    pub taken: BTreeSet<Exclusive>,
     /// GPUs that it registered with.
     pub gpus: u32,
     /// What it registered with.
@@ -52,11 +56,6 @@ impl Instance {
     /// Whether ECS would place a task on it.
     pub fn takes_tasks(&self) -> bool {
         self.status == InstanceStatus::Active && self.connected
-    }
-
-    /// Whether it is one of these instances of EC2.
-    pub fn is_one_of(&self, ec2_ids: &HashSet<&str>) -> bool {
-        self.ec2_id.as_deref().is_some_and(|id| ec2_ids.contains(id))
     }
 
     /// Whether it is registered from outside AWS: it takes tasks of launch type EXTERNAL, and no others
@@ -83,11 +82,21 @@ fn gpus_of(resources: &[sdk::Resource]) -> u32 {
     gpus.map(|resource| resource.string_set_value().len() as u32).sum()
 }
 
+/// Ports are listed where they are in use.
+fn ports_of(resources: &[sdk::Resource]) -> BTreeSet<Exclusive> {
+    let ports = resources.iter().filter(|resource| resource.name() == Some("PORTS"));
+    ports
+        .flat_map(|resource| resource.string_set_value())
+        .filter_map(|port| port.parse().ok().map(Exclusive::HostPort))
+        .collect()
+}
+
 impl From<sdk::ContainerInstance> for Instance {
     fn from(instance: sdk::ContainerInstance) -> Self {
         Self {
             free: size_of(instance.remaining_resources()),
             free_gpus: gpus_of(instance.remaining_resources()),
+            taken: ports_of(instance.remaining_resources()),
             gpus: gpus_of(instance.registered_resources()),
             total: size_of(instance.registered_resources()),
             tasks: u32::try_from(instance.running_tasks_count + instance.pending_tasks_count).unwrap_or_default(),

@@ -172,6 +172,11 @@ pub struct ContainerOverride {
 }
 
 impl Task {
+    /// The family of its task definition, where nobody has given it another group.
+    pub fn family(&self) -> Option<&str> {
+        self.group.as_deref()?.strip_prefix("family:")
+    }
+
     /// The service that started it.
     pub fn service(&self) -> Option<&str> {
         self.group.as_deref()?.strip_prefix("service:")
@@ -225,11 +230,6 @@ impl Task {
     /// When its outcome was told.
     pub fn reported_at(&self) -> Option<Timestamp> {
         self.tags.get(REPORTED_TAG)?.split_once(' ')?.1.parse().ok()
-    }
-
-    /// Whether a service runs it: a daemon, on an instance of agents (API_Service: `startedBy` is `ecs-svc/` and an id).
-    pub fn is_of_service(&self) -> bool {
-        self.started_by.as_deref().is_some_and(|name| name.starts_with("ecs-svc/"))
     }
 
     /// Whether it is over.

@@ -1,0 +1,297 @@
+//! Whose room is whose: container instances' events and the sweep wake what fits on an instance of the cloud's own group,
+//! and nothing that would only bounce (contract, sections 3, 4 and 7).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use local::aws::Fault;
+use local::aws::ecs::Registration;
+use serde_json::{Value, json};
+use tests::{Binary, CLUSTER, GROUP, Stack};
+
+/// A full instance in the group; what is launched from now on never comes.
+async fn full(change: impl FnOnce(&mut Value)) -> Stack {
+    let mut stack = Stack::with(change).await;
+    stack.aws().ecs.settings().boot = Duration::from_secs(3600);
+    stack.ask(json!({"requestId": "fill", "label": "maven", "count": 3}));
+    stack.settle().await;
+    assert_eq!(stack.active_tasks().len(), 3);
+    stack
+}
+
+/// Puts requests into the waiting queue as the request function does.
+fn wait(stack: &Stack, ids: impl Iterator<Item = String>, change: impl Fn(&mut Value)) {
+    let mut aws = stack.aws();
+    let since = Timestamp::now() - Duration::from_secs(30);
+    for id in ids {
+        let mut wait = json!({"requestId": id, "requestedAt": since, "since": since, "attempt": 1, "agents": [0],
+            "cloud": "linux", "template": "maven", "size": {"cpu": 1024, "memory": 2048}, "waitsFor": "instance",
+            "reason": "RESOURCE:MEMORY"});
+        change(&mut wait);
+        let label = wait["template"].clone();
+        aws.sqs.send("waiting", &json!({"version": 1, "requestId": id, "label": label}).to_string(), since);
+        let message = aws.sqs.queues.get_mut("waiting").unwrap().messages.last_mut().unwrap();
+        message.attributes.insert("wait".to_owned(), wait.to_string());
+    }
+}
+
+fn one(id: &str) -> impl Iterator<Item = String> {
+    std::iter::once(id.to_owned())
+}
+
+/// The event that ECS sends of an instance as it is now.
+fn event(stack: &Stack, arn: &str) -> Value {
+    let mut aws = stack.aws();
+    let input = json!({"cluster": CLUSTER, "containerInstances": [arn]});
+    let answer = aws.ecs.call("DescribeContainerInstances", &input, Timestamp::now()).unwrap();
+    let mut detail = answer["containerInstances"][0].clone();
+    detail["clusterArn"] = format!("arn:aws:ecs:eu-west-1:123456789012:cluster/{CLUSTER}").into();
+    json!({"detail-type": "ECS Container Instance State Change", "source": "aws.ecs", "detail": detail})
+}
+
+async fn bring(stack: &mut Stack, event: Value) {
+    stack.invoke(Binary::TaskState, event).await.unwrap();
+}
+
+/// The first instance of the group, with room for one more agent.
+fn make_room(stack: &Stack) -> String {
+    let mut aws = stack.aws();
+    let own = aws.ecs.group(GROUP).unwrap().members[0].id.clone();
+    let arn = aws.ecs.instance_of(&own).unwrap().arn.clone();
+    aws.ecs.instance_mut(&arn).unwrap().free = (1024, 2048);
+    arn
+}
+
+#[tokio::test]
+async fn an_event_wakes_what_fits_whatever_waits_before_it() {
+    let mut stack = full(|_| {}).await;
+    wait(&stack, (0..1500).map(|number| format!("limited-{number}")), |wait| wait["waitsFor"] = "maxAgents".into());
+    wait(&stack, one("fits"), |_| {});
+    let arn = make_room(&stack);
+    let event = event(&stack, &arn);
+    bring(&mut stack, event).await;
+    let woken = stack.bodies("requests");
+    assert!(woken.len() == 1 && woken[0].contains("fits"), "{woken:?}");
+    let aws = stack.aws();
+    assert!(aws.sqs.messages("waiting").iter().all(|message| message.visible_at <= Timestamp::now()), "and released");
+}
+
+#[tokio::test]
+async fn the_end_of_an_agent_wakes_one_for_max_agents_whatever_waits_before_it() {
+    let mut stack = full(|config| config["clouds"][1]["maxAgents"] = 1.into()).await;
+    stack.agent("first", "node").await;
+    wait(&stack, (0..1500).map(|number| format!("roomless-{number}")), |_| {});
+    wait(&stack, one("limited"), |wait| {
+        wait["cloud"] = "fargate".into();
+        wait["template"] = "node".into();
+        wait["waitsFor"] = "maxAgents".into();
+    });
+    stack.complete(json!({"requestId": "first"}));
+    stack.settle().await;
+    assert!(stack.active_tasks().iter().any(|task| task.started_by.contains("-node-")), "the limited one is placed");
+}
+
+#[tokio::test]
+async fn an_instance_that_leaves_its_group_is_room_for_nobody() {
+    for lifecycle in ["Terminating:Wait", "Standby", "Detaching"] {
+        let mut stack = full(|_| {}).await;
+        wait(&stack, one("waits"), |_| {});
+        let arn = make_room(&stack);
+        stack.aws().ecs.group_mut(GROUP).unwrap().members[0].lifecycle = lifecycle;
+        let event = event(&stack, &arn);
+        bring(&mut stack, event).await;
+        assert_eq!(stack.bodies("requests"), Vec::<String>::new(), "{lifecycle}, by its event");
+        stack.sweep_at(Timestamp::now()).await.unwrap();
+        assert_eq!(stack.bodies("requests"), Vec::<String>::new(), "{lifecycle}, by the sweep");
+        assert_eq!(stack.bodies("waiting").len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn another_groups_instance_is_room_for_nobody() {
+    let mut stack = full(|_| {}).await;
+    stack.aws().ecs.create_group("other", CLUSTER, (0, 1), (4096, 8192), Timestamp::now());
+    stack.aws().ecs.fill_group("other", 1, Timestamp::now());
+    stack.advance().clear();
+    wait(&stack, one("waits"), |_| {});
+    let foreign = stack.aws().ecs.instances().find(|instance| instance.free == (4096, 8192)).unwrap().arn.clone();
+    let foreign = event(&stack, &foreign);
+    bring(&mut stack, foreign).await;
+    assert_eq!(stack.bodies("requests"), Vec::<String>::new(), "by its event");
+    stack.sweep_at(Timestamp::now()).await.unwrap();
+    assert_eq!(stack.bodies("requests"), Vec::<String>::new(), "by the sweep");
+    // Its own group's instance has room.
+    let own = make_room(&stack);
+    let own = event(&stack, &own);
+    bring(&mut stack, own).await;
+    assert_eq!(stack.bodies("requests").len(), 1);
+}
+
+#[tokio::test]
+async fn every_instance_serves_what_no_group_is_raised_for() {
+    for change in [
+        (|config: &mut Value| drop(config["clouds"][0].as_object_mut().unwrap().remove("autoScalingGroup")))
+            as fn(&mut Value),
+        |config| config["clouds"][0]["templates"][0]["launch"] = json!({"type": "default"}),
+    ] {
+        let mut stack = full(change).await;
+        let arn = stack.aws().ecs.add_instance(CLUSTER, "i-0123456789abcdef0", (4096, 8192), 2, Timestamp::now());
+        stack.advance().clear();
+        wait(&stack, one("by-event"), |_| {});
+        let event = event(&stack, &arn);
+        bring(&mut stack, event).await;
+        assert_eq!(stack.bodies("requests").len(), 1);
+        wait(&stack, one("by-sweep"), |_| {});
+        stack.sweep_at(Timestamp::now()).await.unwrap();
+        assert_eq!(stack.bodies("requests").len(), 2);
+        assert_eq!(stack.count("autoscaling:SetDesiredCapacity"), 0);
+    }
+}
+
+#[tokio::test]
+async fn room_without_a_gpu_or_with_the_port_in_use_wakes_nobody() {
+    let mut stack = full(|_| {}).await;
+    let arn = make_room(&stack);
+    let needs: [(&str, fn(&mut Value)); 3] = [
+        ("gpu", |wait| wait["gpus"] = 1.into()),
+        ("port", |wait| wait["exclusive"] = json!({"hostPort": 2222})),
+        ("distinct", |wait| wait["exclusive"] = json!({"family": "jenkins-maven"})),
+    ];
+    stack.aws().ecs.instance_mut(&arn).unwrap().ports.insert(2222);
+    for (id, change) in needs {
+        wait(&stack, one(id), change);
+    }
+    let full = event(&stack, &arn);
+    bring(&mut stack, full).await;
+    stack.sweep_at(Timestamp::now()).await.unwrap();
+    assert_eq!(stack.bodies("requests"), Vec::<String>::new());
+    // One that has all that comes to the group.
+    stack.aws().ecs.settings().boot = Duration::ZERO;
+    stack.aws().ecs.group_mut(GROUP).unwrap().gpus = 1;
+    stack.aws().ecs.fill_group(GROUP, 4, Timestamp::now());
+    stack.advance().clear();
+    stack.unhide("waiting");
+    stack.sweep_at(Timestamp::now()).await.unwrap();
+    assert_eq!(stack.bodies("requests").len(), 3);
+}
+
+#[tokio::test]
+async fn what_an_event_could_not_look_at_is_released_and_left_to_the_sweep() {
+    let mut stack = full(|_| {}).await;
+    wait(&stack, one("waits"), |_| {});
+    let arn = make_room(&stack);
+    stack.aws().faults.always("autoscaling", "DescribeAutoScalingGroups", Some(Fault::server()));
+    let event = event(&stack, &arn);
+    assert!(stack.invoke(Binary::TaskState, event.clone()).await.is_err(), "Lambda brings it again");
+    assert!(stack.aws().sqs.messages("waiting").iter().all(|message| message.visible_at <= Timestamp::now()));
+    stack.aws().faults.always("autoscaling", "DescribeAutoScalingGroups", None);
+    bring(&mut stack, event).await;
+    assert_eq!(stack.bodies("requests").len(), 1);
+}
+
+#[tokio::test]
+async fn an_external_instance_is_room_for_what_runs_outside_aws_alone() {
+    let mut stack = full(|config| config["clouds"][0]["templates"][1]["launch"] = json!({"type": "external"})).await;
+    let registration = Registration {
+        ec2_id: "mi-0123456789abcdef0".into(),
+        size: (4096, 8192),
+        gpus: 0,
+        interfaces: 2,
+        attributes: BTreeMap::from([("ecs.capability.external".to_owned(), String::new())]),
+        tags: BTreeMap::new(),
+        provider: None,
+    };
+    let arn = stack.aws().ecs.register_instance(CLUSTER, registration, Timestamp::now());
+    stack.advance().clear();
+    wait(&stack, one("inside"), |_| {});
+    wait(&stack, one("outside"), |wait| wait["template"] = "host".into());
+    let event = event(&stack, &arn);
+    bring(&mut stack, event).await;
+    let woken = stack.bodies("requests");
+    assert!(woken.len() == 1 && woken[0].contains("outside"), "{woken:?}");
+}
+
+/// Another service's task on an instance, which is no daemon's.
+fn run_replica(stack: &Stack, arn: &str) {
+    let mut aws = stack.aws();
+    let task = aws.ecs.tasks().next().unwrap().arn.clone();
+    let task = aws.ecs.task_mut(&task).unwrap();
+    (task.group, task.started_by) = ("service:web".into(), "ecs-svc/1234567890123456789".into());
+    let (task, group) = (task.arn.clone(), task.group.clone());
+    aws.ecs.instance_mut(arn).unwrap().tasks.insert(task, group);
+}
+
+#[tokio::test]
+async fn the_task_of_a_service_that_is_no_daemon_is_not_expected_on_each_instance() {
+    let mut stack = Stack::with(|config| {
+        config["clouds"][0]["instanceCapacity"] = json!({"cpu": 4096, "memory": 7680});
+    })
+    .await;
+    stack.aws().ecs.settings().boot = Duration::from_secs(3600);
+    stack.agent("another", "maven").await;
+    let arn = stack.aws().ecs.instances().next().unwrap().arn.clone();
+    run_replica(&stack, &arn);
+    let url = stack.webhook();
+    let whole = json!({"requestId": "whole", "label": "maven", "webhookUrl": url, "overrides": {"memory": 7000}});
+    stack.ask(whole);
+    stack.settle().await;
+    assert_eq!(stack.told(&url), Vec::<String>::new(), "it fits on an instance of its own");
+    assert_eq!(stack.aws().ecs.group(GROUP).unwrap().desired, 2);
+    // A daemon of the same size is on each.
+    let mut stack = Stack::with(|config| {
+        config["clouds"][0]["instanceCapacity"] = json!({"cpu": 4096, "memory": 7680});
+    })
+    .await;
+    stack.aws().ecs.create_daemon(CLUSTER, "logs", "jenkins-dial", Timestamp::now()).unwrap();
+    stack.advance().clear();
+    let url = stack.webhook();
+    stack.ask(json!({"requestId": "whole", "label": "maven", "webhookUrl": url, "overrides": {"memory": 7000}}));
+    stack.settle().await;
+    assert_eq!(stack.told(&url), ["agent.failed LAUNCH_FAILED"]);
+    assert_eq!(stack.aws().ecs.group(GROUP).unwrap().desired, 1);
+}
+
+#[tokio::test]
+async fn a_group_that_counts_vcpus_is_raised_by_the_vcpus_of_its_instances() {
+    let mut stack = Stack::with(|config| {
+        config["clouds"][0]["instanceCapacity"] = json!({"cpu": 4096, "memory": 7680});
+    })
+    .await;
+    stack.aws().ecs.settings().boot = Duration::from_secs(3600);
+    stack.aws().ecs.fill_group(GROUP, 0, Timestamp::now());
+    stack.advance().clear();
+    {
+        let mut aws = stack.aws();
+        let group = aws.ecs.group_mut(GROUP).unwrap();
+        (group.desired_type, group.maximum) = (Some("vcpu"), 100);
+    }
+    stack.ask(json!({"requestId": "units", "label": "maven", "count": 7}));
+    stack.settle().await;
+    assert_eq!(stack.aws().ecs.group(GROUP).unwrap().desired, 12, "three instances of four vCPUs");
+    assert_eq!(stack.aws().ecs.group(GROUP).unwrap().members.len(), 3);
+    stack.unhide("waiting");
+    stack.sweep().await;
+    assert_eq!(stack.aws().ecs.group(GROUP).unwrap().desired, 12, "they boot");
+}
+
+#[tokio::test]
+async fn an_overdue_request_that_finds_no_room_fails_once_for_each_agent() {
+    let mut stack = full(|config| config["clouds"][0]["instanceLaunchTimeout"] = "1s".into()).await;
+    let url = stack.webhook();
+    let request = json!({"version": 1, "requestId": "late", "label": "maven", "count": 2, "webhookUrl": [url.clone()]});
+    let since = Timestamp::now() - Duration::from_secs(60);
+    let wait = json!({"requestId": "late", "requestedAt": since, "since": since, "attempt": 1, "agents": [0, 1],
+        "cloud": "linux", "template": "maven", "size": {"cpu": 1024, "memory": 2048}, "waitsFor": "instance",
+        "reason": "RESOURCE:MEMORY"});
+    let mut aws = stack.aws();
+    aws.sqs.send("requests", &request.to_string(), since);
+    let message = aws.sqs.queues.get_mut("requests").unwrap().messages.last_mut().unwrap();
+    message.attributes.insert("wait".to_owned(), wait.to_string());
+    drop(aws);
+    stack.settle().await;
+    assert_eq!(stack.told(&url), ["agent.failed CAPACITY_TIMEOUT"]);
+    let failed: Vec<_> = stack.all_notices().into_iter().filter(|it| it.code() == "CAPACITY_TIMEOUT").collect();
+    assert_eq!(failed.len(), 2, "each agent once: {:?}", stack.told_all());
+    assert!(stack.bodies("waiting").is_empty() && stack.rejected().is_empty());
+}

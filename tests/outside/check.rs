@@ -279,3 +279,92 @@ async fn the_report_has_one_shape_and_is_asked_afresh() {
         assert_eq!(item["ok"], is_there, "{item}");
     }
 }
+
+/// What the check finds wrong with a group that was changed, where idle instances are given back.
+async fn group_faults(change: impl FnOnce(&mut local::aws::ecs::Group)) -> Vec<String> {
+    let mut stack = Stack::with(|config| config["clouds"][0]["idleInstanceTimeout"] = "10m".into()).await;
+    change(stack.aws().ecs.group_mut(GROUP).unwrap());
+    faults(&check(&mut stack).await)
+}
+
+#[tokio::test]
+async fn suspended_processes_that_keep_the_group_as_it_is_are_found() {
+    let protect = |group: &mut local::aws::ecs::Group| {
+        group.protects_new = true;
+        group.members.iter_mut().for_each(|member| member.protected = true);
+    };
+    for process in ["Launch", "Terminate"] {
+        let found = group_faults(|group| {
+            protect(group);
+            group.suspended.insert(process.into());
+        })
+        .await;
+        assert!(found.len() == 1 && found[0].contains(&format!("resume {process}")), "{process}: {found:#?}");
+    }
+    let found = group_faults(|group| {
+        protect(group);
+        group.suspended.extend(["AlarmNotification".into(), "ReplaceUnhealthy".into()]);
+    })
+    .await;
+    assert_eq!(found, Vec::<String>::new(), "these do no harm");
+}
+
+#[tokio::test]
+async fn rebalancing_that_may_end_a_busy_instance_is_found_where_idle_ones_are_given_back() {
+    let protect = |group: &mut local::aws::ecs::Group| group.protects_new = true;
+    let protect_all = |group: &mut local::aws::ecs::Group| {
+        protect(group);
+        group.members.iter_mut().for_each(|member| member.protected = true);
+    };
+    for found in [group_faults(|_| {}).await, group_faults(protect).await] {
+        assert!(found.len() == 1 && found[0].contains("suspend AZRebalance"), "{found:#?}");
+    }
+    assert_eq!(group_faults(protect_all).await, Vec::<String>::new());
+    let suspend = |group: &mut local::aws::ecs::Group| group.suspended.extend(["AZRebalance".into()]);
+    assert_eq!(group_faults(suspend).await, Vec::<String>::new());
+    assert_eq!(group_faults(|group| group.zones.truncate(1)).await, Vec::<String>::new());
+    let spot = |group: &mut local::aws::ecs::Group| {
+        protect_all(group);
+        (group.spot, group.rebalances_capacity) = (true, true);
+    };
+    let found = group_faults(spot).await;
+    assert!(found.len() == 1 && found[0].contains("Capacity Rebalancing"), "{found:#?}");
+}
+
+#[tokio::test]
+async fn instances_that_never_registered_are_found_and_those_that_boot_are_not() {
+    let mut stack = Stack::start().await;
+    stack.aws().ecs.group_mut(GROUP).unwrap().broken = 2;
+    stack.aws().ecs.fill_group(GROUP, 3, jiff::Timestamp::now());
+    assert_eq!(faults(&check(&mut stack).await), Vec::<String>::new(), "they may still register");
+    let lost: Vec<String> = {
+        let aws = stack.aws();
+        let members = aws.ecs.group(GROUP).unwrap().members.iter();
+        members.filter(|member| !member.registers).map(|member| member.id.clone()).collect()
+    };
+    assert_eq!(lost.len(), 2);
+    for id in &lost {
+        stack.aws().ecs.set_launched_at(id, "2026-01-01T00:00:00Z".parse().unwrap());
+    }
+    let found = faults(&check(&mut stack).await);
+    assert!(found.len() == 1 && lost.iter().all(|id| found[0].contains(id.as_str())), "{found:#?}");
+    assert!(found[0].contains("ECS_CLUSTER") && found[0].contains("within 10m"), "{found:#?}");
+    // EC2 cannot be asked.
+    stack.aws().faults.always("ec2", "DescribeInstances", Some(Fault::denied()));
+    let found = faults(&check(&mut stack).await);
+    assert!(found.len() == 1 && found[0].contains("ec2:DescribeInstances"), "{found:#?}");
+}
+
+#[tokio::test]
+async fn reports_a_groups_capacity_in_its_units_and_its_instances_apart_from_others() {
+    let mut stack = Stack::start().await;
+    stack.aws().ecs.add_instance(CLUSTER, "i-0123456789abcdef0", (1024, 1024), 2, jiff::Timestamp::now());
+    let report = check(&mut stack).await.to_string();
+    assert!(report.contains("maximum 4, counted in instances; 1 instances"), "{report}");
+    assert!(report.contains("2 container instances are registered, 2 of them take tasks, 1 are of group"), "{report}");
+    for (desired_type, unit) in [("vcpu", "vCPUs"), ("memory-mib", "MiB")] {
+        stack.aws().ecs.group_mut(GROUP).unwrap().desired_type = Some(desired_type);
+        let report = check(&mut stack).await.to_string();
+        assert!(report.contains(&format!("maximum 4, counted in {unit};")), "{report}");
+    }
+}

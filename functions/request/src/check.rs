@@ -1,16 +1,19 @@
 //! The check: what the function finds with its real role, changing nothing, and how to mend each fault.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Display;
 
 use futures::future::join_all;
+use jiff::Timestamp;
 use serde::Serialize;
 use shared::app::App;
-use shared::aws::ecs::TaskDefinition;
+use shared::aws::autoscaling::{CapacityUnit, Group, Membership};
+use shared::aws::ecs::{Instance, TaskDefinition};
 use shared::aws::queues::QueueAttributeName;
 use shared::cloud::Cloud;
-use shared::config::{Connect, Launch, LaunchType, Template};
+use shared::config::{Connect, Launch, LaunchType, Limit, Template};
 use shared::fault::{Fault, Kind};
+use shared::observe;
 
 /// What was found.
 #[derive(Debug, Clone, Serialize)]
@@ -82,23 +85,23 @@ async fn check_credentials(app: &App) -> Item {
 
 async fn check_cloud(app: &App, cloud: &Cloud) -> Vec<Item> {
     let at = format!("clouds[{}]", cloud.index);
-    let (cluster, group, templates) =
+    let (cluster, capacity, templates) =
         tokio::join!(
             check_cluster(cloud, &at),
-            check_group(cloud, &at),
+            check_capacity(app, cloud, &at),
             join_all(
                 cloud.config.templates.iter().enumerate().map(|(index, template)| {
                     check_template(app, cloud, template, format!("{at}.templates[{index}]"))
                 })
             )
         );
-    cluster.into_iter().chain(group).chain(templates.into_iter().flatten()).collect()
+    std::iter::once(cluster).chain(capacity).chain(templates.into_iter().flatten()).collect()
 }
 
-async fn check_cluster(cloud: &Cloud, at: &str) -> Vec<Item> {
+async fn check_cluster(cloud: &Cloud, at: &str) -> Item {
     let name = &cloud.config.cluster;
     let item = format!("{at}.cluster");
-    let mut items = vec![match cloud.cluster.status().await {
+    match cloud.cluster.status().await {
         Ok(Some(status)) => Item::judged(
             status == "ACTIVE",
             &item,
@@ -111,55 +114,153 @@ async fn check_cluster(cloud: &Cloud, at: &str) -> Vec<Item> {
             "create it, or mend cluster or region",
         ),
         Err(fault) => Item::fault(&item, &fault),
-    }];
-    if cloud.config.templates.iter().all(|template| template.on_fargate()) {
-        return items;
     }
-    let item = format!("{at}.instances");
-    items.push(match cloud.cluster.instances().await {
-        Ok(instances) => {
-            let usable = instances.iter().filter(|instance| instance.takes_tasks()).count();
-            let found = format!("{} container instances are registered, {usable} of them take tasks", instances.len());
-            let may_come = cloud.config.auto_scaling_group.is_some()
-                || cloud.config.templates.iter().any(|template| {
-                    matches!(template.launch, Launch::CapacityProviders(_) | Launch::Type(LaunchType::Default))
-                });
-            Item::judged(
-                usable > 0 || may_come,
-                item,
-                found,
-                "register container instances, or set autoScalingGroup so that the group can be raised",
-            )
-        }
-        Err(fault) => Item::fault(item, &fault),
-    });
-    items
 }
 
-async fn check_group(cloud: &Cloud, at: &str) -> Option<Item> {
-    let name = cloud.config.auto_scaling_group.as_deref()?;
+/// The cluster's own container instances, and the group that they come from.
+async fn check_capacity(app: &App, cloud: &Cloud, at: &str) -> Vec<Item> {
+    let instances = cloud.cluster.instances().await;
+    let group = match &cloud.config.auto_scaling_group {
+        Some(name) => Some((name, cloud.groups.describe(name).await)),
+        None => None,
+    };
+    let mut items = Vec::new();
+    if !cloud.config.templates.iter().all(Template::on_fargate) {
+        let group = group.as_ref().and_then(|(_, group)| group.as_ref().ok()?.as_ref());
+        items.push(match &instances {
+            Ok(instances) => check_instances(cloud, instances, group, format!("{at}.instances")),
+            Err(fault) => Item::fault(format!("{at}.instances"), fault),
+        });
+    }
     let item = format!("{at}.autoScalingGroup");
-    Some(match cloud.groups.describe(name).await {
-        Ok(Some(group)) => Item::judged(
-            group.maximum > 0,
-            item,
-            format!(
-                "group {name}: minimum {}, desired {}, maximum {}, {} instances, {} from the group's own scale-in",
-                group.minimum,
-                group.desired,
-                group.maximum,
-                group.instances.len(),
-                if group.protects_new { "new ones protected" } else { "new ones not protected" }
-            ),
-            "raise the group's maximum above 0",
-        ),
-        Ok(None) => Item::bad(
+    match group {
+        None => {}
+        Some((_, Ok(Some(group)))) => {
+            items.extend(check_group(cloud, &group, &item));
+            if let Ok(instances) = &instances {
+                let never_registered = observe::never_registered(cloud, &group, instances, app.now()).await;
+                items.push(check_registration(cloud, &group, never_registered, format!("{item}.registration")));
+            }
+        }
+        Some((name, Ok(None))) => items.push(Item::bad(
             item,
             format!("there is no Auto Scaling group {name} in {}", cloud.config.region),
             "create it, or mend autoScalingGroup",
-        ),
+        )),
+        Some((_, Err(fault))) => items.push(Item::fault(item, &fault)),
+    }
+    items
+}
+
+fn check_instances(cloud: &Cloud, instances: &[Instance], group: Option<&Group>, item: String) -> Item {
+    let usable = instances.iter().filter(|instance| instance.takes_tasks()).count();
+    let mut found = format!("{} container instances are registered, {usable} of them take tasks", instances.len());
+    if let Some(group) = group {
+        let membership = group.memberships();
+        let own = instances.iter().filter(|it| membership(it.ec2_id.as_deref()) != Membership::Foreign).count();
+        found = format!("{found}, {own} are of group {}", group.name);
+    }
+    let may_come = cloud.config.auto_scaling_group.is_some()
+        || cloud.config.templates.iter().any(|template| {
+            matches!(template.launch, Launch::CapacityProviders(_) | Launch::Type(LaunchType::Default))
+        });
+    Item::judged(
+        usable > 0 || may_come,
+        item,
+        found,
+        "register container instances, or set autoScalingGroup so that the group can be raised",
+    )
+}
+
+/// What of a group works against us.
+fn check_group(cloud: &Cloud, group: &Group, item: &str) -> Vec<Item> {
+    let unit = match &group.unit {
+        CapacityUnit::Vcpu => "vCPUs",
+        CapacityUnit::MemoryMib => "MiB",
+        _ if !group.weights.is_empty() => "units of what its instances weigh",
+        _ => "instances",
+    };
+    let found = format!(
+        "group {}: minimum {}, desired {}, maximum {}, counted in {unit}; {} instances",
+        group.name,
+        group.minimum,
+        group.desired,
+        group.maximum,
+        group.instances.len()
+    );
+    let gives_back = cloud.config.idle_instance_timeout != Limit::NEVER;
+    vec![
+        Item::judged(group.maximum > 0, item, found, "raise the group's maximum above 0"),
+        check_processes(group, gives_back, format!("{item}.suspendedProcesses")),
+        check_rebalancing(group, gives_back, format!("{item}.rebalancing")),
+    ]
+}
+
+fn check_processes(group: &Group, gives_back: bool, item: String) -> Item {
+    let found = match group.suspended.as_slice() {
+        [] => "no process is suspended".to_owned(),
+        suspended => format!("suspended: {}", suspended.join(", ")),
+    };
+    if group.is_suspended("Launch") {
+        return Item::bad(item, found, "resume Launch: however far the group is raised, no instance comes");
+    }
+    // Rebalancing launches without ending, and the group grows ("How suspended processes affect other processes").
+    if gives_back && group.is_suspended("Terminate") {
+        return Item::bad(item, found, "resume Terminate, or set idleInstanceTimeout to never");
+    }
+    Item::good(item, found)
+}
+
+/// Giving back lowers the desired capacity by one instance of one zone, after which the group may end another instance to
+/// even out its zones, whatever runs there (API_TerminateInstanceInAutoScalingGroup).
+fn check_rebalancing(group: &Group, gives_back: bool, item: String) -> Item {
+    if group.rebalances_capacity {
+        return Item::bad(
+            item,
+            "the group ends Spot instances that are at risk of an interruption, with the builds on them",
+            "switch Capacity Rebalancing off: most of them are never interrupted, and an interruption is told in any case",
+        );
+    }
+    let evens_out = group.zones > 1 && !group.is_suspended("AZRebalance");
+    let unprotected = group.instances.iter().filter(|member| member.lifecycle.counts() && !member.protected).count();
+    let found = format!(
+        "{} over {} zones; new instances are {}protected from scale-in, {unprotected} of those there are not",
+        if evens_out { "the group evens out its instances" } else { "the group does not even out its instances" },
+        group.zones,
+        if group.protects_new { "" } else { "not " },
+    );
+    Item::judged(
+        !(gives_back && evens_out) || (group.protects_new && unprotected == 0),
+        item,
+        found,
+        "suspend AZRebalance, or protect the group's instances, new ones and those that are there, from scale-in: where idle \
+         instances are given back, the group may end a busy one to even out its zones",
+    )
+}
+
+fn check_registration(
+    cloud: &Cloud,
+    group: &Group,
+    never_registered: Result<BTreeMap<String, Timestamp>, Fault>,
+    item: String,
+) -> Item {
+    let cluster = &cloud.config.cluster;
+    match never_registered {
+        Ok(lost) if lost.is_empty() => Item::good(item, format!("no instance is overdue in cluster {cluster}")),
+        Ok(lost) => {
+            let ids: Vec<_> = lost.keys().take(5).map(String::as_str).collect();
+            let limit = cloud.config.registration_timeout();
+            let found = format!(
+                "{} instances of group {} have not registered in cluster {cluster} within {limit}: {}",
+                lost.len(),
+                group.name,
+                ids.join(", ")
+            );
+            let mend = "check ECS_CLUSTER in their user data, their instance role, and their way to ECS";
+            Item::bad(item, found, mend)
+        }
         Err(fault) => Item::fault(item, &fault),
-    })
+    }
 }
 
 async fn check_template(app: &App, cloud: &Cloud, template: &Template, at: String) -> Vec<Item> {

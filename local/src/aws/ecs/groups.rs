@@ -40,6 +40,8 @@ pub struct Group {
     pub broken: u32,
     /// Whether its instances are Spot instances.
     pub spot: bool,
+    /// Whether it replaces Spot instances that are at risk of an interruption ("Capacity Rebalancing").
+    pub rebalances_capacity: bool,
     /// Whether its instances are born with scale-in protection.
     pub protects_new: bool,
     /// Attributes that its container instances register with.
@@ -135,6 +137,7 @@ impl Group {
             registers: true,
             broken: 0,
             spot: false,
+            rebalances_capacity: false,
             protects_new: false,
             attributes: BTreeMap::new(),
             tags: BTreeMap::new(),
@@ -276,7 +279,7 @@ impl Group {
              <DefaultCooldown>{}</DefaultCooldown><AvailabilityZones>{zones}</AvailabilityZones>\
              <HealthCheckType>EC2</HealthCheckType><HealthCheckGracePeriod>300</HealthCheckGracePeriod>\
              <CreatedTime>{}</CreatedTime><NewInstancesProtectedFromScaleIn>{}</NewInstancesProtectedFromScaleIn>\
-             <WarmPoolSize>{}</WarmPoolSize><SuspendedProcesses>{}</SuspendedProcesses>\
+             <CapacityRebalance>{}</CapacityRebalance><WarmPoolSize>{}</WarmPoolSize><SuspendedProcesses>{}</SuspendedProcesses>\
              <Instances>{}</Instances><Tags>{}</Tags></member>",
             self.minimum,
             self.maximum,
@@ -286,6 +289,7 @@ impl Group {
             self.cooldown.as_secs(),
             self.created_at,
             self.protects_new,
+            self.rebalances_capacity,
             self.members.iter().filter(|member| member.is_warm()).count(),
             self.suspended.iter().map(suspended).collect::<String>(),
             self.describe_members(),

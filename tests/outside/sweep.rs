@@ -249,6 +249,71 @@ async fn events_that_never_came_are_made_up_for() {
 }
 
 #[tokio::test]
+async fn an_agent_that_was_reported_but_not_yet_recorded_is_not_reported_again() {
+    for label in ["maven", "dial"] {
+        let mut stack = Stack::start().await;
+        stack.aws().faults.always("ecs", "TagResource", Some(Fault::server()));
+        let url = stack.agent("told", label).await;
+        for later in [1, 2, 3] {
+            sweep_in(&mut stack, later).await;
+        }
+        assert_eq!(
+            (stack.told(&url), stack.told_all()),
+            (vec!["agent.ready".into()], vec!["agent.ready".into()]),
+            "{label}"
+        );
+        stack.aws().faults.always("ecs", "TagResource", None);
+        stack.unhide("undelivered");
+        stack.settle().await;
+        assert!(stack.tasks()[0].tags["jenkins-ecs-agents:reported"].starts_with("ready"), "{label}");
+        assert!(stack.bodies("undelivered").is_empty(), "{label}");
+        assert_eq!(stack.told_all(), ["agent.ready"], "{label}");
+    }
+}
+
+#[tokio::test]
+async fn the_sweep_and_an_inquiry_report_the_public_address_and_use_the_event_bus() {
+    let mut stack = Stack::with(|config| {
+        config["eventBus"] = "ci-agents".into();
+        let template = &mut config["clouds"][1]["templates"][0];
+        template["ssh"]["address"] = "public".into();
+        template["network"]["assignPublicIp"] = true.into();
+    })
+    .await;
+    let url = stack.webhook();
+    let request = json!({"requestId": "unheard", "label": "node", "webhookUrl": url});
+    stack.ask(request.clone());
+    stack.poll(Binary::Request, "requests").await;
+    stack.advance().clear();
+    sweep_in(&mut stack, 2).await;
+    let public = stack.tasks()[0].interface.as_ref().unwrap().public_address.clone().unwrap();
+    let hosts = |stack: &Stack| -> Vec<Value> {
+        stack.notices(Some(&url)).iter().map(|notice| notice.body["agent"]["host"].clone()).collect()
+    };
+    assert_eq!(hosts(&stack), [public.clone()]);
+    assert_eq!(stack.aws().bus.entries.len(), 1);
+    stack.jenkins().wait_for_webhook(&url);
+    stack.ask(request);
+    stack.settle().await;
+    assert_eq!(hosts(&stack), [public.clone(), public]);
+}
+
+#[tokio::test]
+async fn an_unreported_inbound_agent_is_reported_once_it_is_online() {
+    let mut stack = Stack::start().await;
+    let url = stack.webhook();
+    stack.ask(json!({"requestId": "unheard", "label": "dial", "webhookUrl": url}));
+    stack.poll(Binary::Request, "requests").await;
+    stack.advance().clear();
+    let name = stack.nodes().remove(0);
+    let environment = stack.inputs("RunTask")[0]["overrides"]["containerOverrides"][0]["environment"].clone();
+    let secret = environment.as_array().unwrap().iter().find(|variable| variable["name"] == "JENKINS_SECRET").unwrap();
+    stack.jenkins().connect_inbound(&name, secret["value"].as_str().unwrap()).unwrap();
+    sweep_in(&mut stack, 2).await;
+    assert_eq!(stack.told(&url), ["agent.ready"]);
+}
+
+#[tokio::test]
 async fn a_node_without_a_task_goes_at_the_second_sight_a_minute_later() {
     let mut stack = Stack::start().await;
     stack.agent("gone", "node").await;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use shared::aws::ecs::{IDLE_SINCE_TAG, KEEP_TAG, Task, TaskStatus};
 use shared::config::duration::elapsed;
-use shared::config::{Limit, Template};
+use shared::config::{Connect, Limit, Template};
 use shared::jenkins::NodeState;
 use shared::stop::{Cause, Stop};
 
@@ -73,14 +73,28 @@ pub fn task_step(task: &Task, template: Option<&Template>, seen: Seen<'_>, now: 
         return TaskStep::Stop(stop);
     }
     if !ready {
-        // Its event is late or lost; half a minute is more than EventBridge takes.
+        let wait = if was_heard_of(template, seen) { HEARD } else { UNHEARD };
         let started = task.started_at.filter(|_| runs && seen != Seen::Away);
         return match started {
-            Some(started) if elapsed(started, now) >= Duration::from_secs(30) => TaskStep::Report,
+            Some(started) if elapsed(started, now) >= wait => TaskStep::Report,
             _ => TaskStep::Leave,
         };
     }
     idle_step(task, template, seen, now)
+}
+
+/// After so long an event is late or lost: more than EventBridge takes.
+const UNHEARD: Duration = Duration::from_secs(30);
+
+/// Where the event was heard, what is left to be done comes back with it, one and three minutes later, or lies in the
+/// undelivered queue. It may be the record alone, and then nobody is to be told again.
+const HEARD: Duration = Duration::from_secs(300);
+
+/// Whether an agent's build has most likely been told: an SSH agent's node is made the moment before. An inbound agent's is
+/// there from the start, and a build that was told takes it as soon as it is online.
+fn was_heard_of(template: Option<&Template>, seen: Seen<'_>) -> bool {
+    let is_ssh = template.is_some_and(|template| template.connect == Connect::Ssh);
+    matches!(seen, Seen::Node(node) if is_ssh || node.offline)
 }
 
 fn idle_step(task: &Task, template: Option<&Template>, seen: Seen<'_>, now: Timestamp) -> TaskStep {
@@ -211,6 +225,11 @@ mod tests {
         let step = |task: &Task, seen: Seen<'_>, now: i64| task_step(task, template, seen, at(now));
         assert_eq!(step(&task(false, &[]), Seen::Unknown, 39), TaskStep::Leave);
         assert_eq!(step(&task(false, &[]), Seen::Unknown, 40), TaskStep::Report);
+        assert_eq!(
+            step(&task(false, &[]), Seen::Node(&idle), 299),
+            TaskStep::Leave,
+            "it was told, and is recorded later"
+        );
         assert_eq!(cause(&step(&task(false, &[]), Seen::Unknown, 300)), Some(Cause::StartTimeout));
         for age in [75, 300, 7199] {
             assert_eq!(step(&task(false, &[]), Seen::Away, age), TaskStep::Leave, "it waits for Jenkins");

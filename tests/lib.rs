@@ -612,6 +612,9 @@ impl Drop for Stack {
             let denied = std::mem::take(&mut lock(&self.seen).denied);
             assert!(denied.is_empty(), "the functions' roles denied: {denied:#?}");
         }
+        if let Err(error) = lock(&self.seen).note() {
+            println!("what the roles were asked for is not noted: {error:#}");
+        }
     }
 }
 

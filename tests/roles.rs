@@ -1,13 +1,14 @@
 //! The roles of `template.yaml` and `forwarding.yaml`, deployed for a configuration: what each function may do.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context as _, Result, ensure};
 use local::aws::{Access, Guard};
 use local::cloudformation;
 use local::http::lock;
-use local::iam::Role;
+use local::iam::{Role, Statement};
 use serde_json::Value;
 
 use crate::{ACCOUNT, Binary, REGION};
@@ -98,6 +99,13 @@ impl Roles {
         main.chain(self.other.values().flat_map(|(_, role)| of("AgentsRole", role))).collect()
     }
 
+    /// The statements of the roles in other accounts, each beside those of the same name in the functions' own roles.
+    pub fn twins(&self) -> impl Iterator<Item = (&Statement, Vec<&Statement>)> {
+        let own = || self.main.values().flat_map(|(_, role)| &role.statements);
+        let others = self.other.values().flat_map(|(_, role)| &role.statements);
+        others.map(move |statement| (statement, own().filter(|own| own.sid == statement.sid).collect()))
+    }
+
     /// Decides one call of an access key.
     ///
     /// # Errors
@@ -173,6 +181,52 @@ pub struct Seen {
     pub used: Used,
     /// What was denied.
     pub denied: Vec<String>,
+}
+
+impl Seen {
+    /// Notes what there is and what was used, for the test that comes after all others ([`Noted`]).
+    ///
+    /// # Errors
+    /// When the note could not be written.
+    pub fn note(&self) -> Result<()> {
+        std::fs::create_dir_all(notes()?)?;
+        let note = tempfile::NamedTempFile::new_in(notes()?)?;
+        serde_json::to_writer(&note, &(&self.permissions, &self.used))?;
+        note.keep()?;
+        Ok(())
+    }
+}
+
+/// What the tests of a run have noted about the roles' permissions.
+#[derive(Debug, Default)]
+pub struct Noted {
+    /// All permissions that there were.
+    pub permissions: Used,
+    /// Those used.
+    pub used: Used,
+}
+
+impl Noted {
+    /// Reads the notes, and takes them away: the next run begins with none.
+    ///
+    /// # Errors
+    /// When there are none, or they cannot be read.
+    pub fn take() -> Result<Self> {
+        let mut noted = Self::default();
+        for entry in std::fs::read_dir(notes()?).context("no test has noted anything")? {
+            let (permissions, used): (Used, Used) = serde_json::from_slice(&std::fs::read(entry?.path())?)?;
+            noted.permissions.extend(permissions);
+            noted.used.extend(used);
+        }
+        std::fs::remove_dir_all(notes()?)?;
+        Ok(noted)
+    }
+}
+
+/// Beside the functions that the tests drive.
+fn notes() -> Result<PathBuf> {
+    let test = std::env::current_exe()?;
+    Ok(test.ancestors().nth(2).context("the test has no folder")?.join("permissions"))
 }
 
 /// The main stack, with what a deployer reads out of the configuration.

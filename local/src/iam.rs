@@ -153,6 +153,15 @@ impl Statement {
         self.actions.iter().any(|pattern| like(&pattern.to_lowercase(), &action))
     }
 
+    /// Whether it holds under the same condition keys, by the same operators.
+    pub fn is_as_narrow_as(&self, other: &Self) -> bool {
+        let keys = |statement: &Self| -> Vec<_> {
+            let conditions = statement.conditions.iter();
+            conditions.map(|it| (it.key.clone(), it.quantifier, it.operator, it.if_exists)).collect()
+        };
+        self.allows == other.allows && keys(self) == keys(other)
+    }
+
     fn matches(&self, access: &Access) -> bool {
         // A call on all resources of a kind is allowed only by a statement about all of them.
         self.names(access)

@@ -122,6 +122,8 @@ class EcsAgents {
     private long since = now()
     private volatile boolean closed
     private volatile EcsAgentsSettings settings
+    /** What is wrong with the settings. */
+    private volatile String fault
     private long readAt = -1
 
     EcsAgents(File file) { this.file = file }
@@ -138,12 +140,19 @@ class EcsAgents {
         readAt = changed
         try {
             settings = EcsAgentsSettings.read(file)
+            fault = null
         } catch (IOException | IllegalArgumentException e) {
-            LOG.log(Level.SEVERE, "ECS agents: ${e.message}${settings ? '; the settings of before count' : ''}")
+            fault = "ECS agents: ${e.message}${settings ? '; the settings of before count' : ''}"
+            LOG.severe(fault)
             return
         }
         // What is in the queue may be served from now on.
         Jenkins.get().queue.buildableItems.each { entered(it) }
+    }
+
+    /** What the listener serves, or why it serves nothing. */
+    String getStatus() {
+        fault ?: "ECS agents: asks for agents for the templates ${settings.templates.collect { it*.name.join(' ') }.join('; ')}"
     }
 
     void keepRefreshing() {
@@ -253,9 +262,8 @@ class EcsAgents {
         try {
             send(settings.requests, request)
         } catch (Exception e) {
-            fault = 'could not post'
-            LOG.log(Level.WARNING,
-                "ECS agents: could not post request ${request.requestId}; trying again in ${TRY_AGAIN_SECONDS} s", e)
+            fault = reason(e)
+            LOG.warning("ECS agents: could not post request ${request.requestId}, trying again in ${TRY_AGAIN_SECONDS} s: ${fault}")
         }
         synchronized (entry) {
             if (entry.left) {
@@ -444,7 +452,7 @@ class EcsAgents {
         try {
             send(settings.completions, [version: 1] + subject + rest)
         } catch (Exception e) {
-            LOG.log(Level.WARNING, "ECS agents: could not give back ${subject}; it ends at its idleTimeout", e)
+            LOG.warning("ECS agents: could not give back ${subject}, which ends at its idleTimeout: ${reason(e)}")
         }
     }
 
@@ -506,6 +514,13 @@ class EcsAgents {
         } finally {
             thread.contextClassLoader = before
         }
+    }
+
+    /** Why a message could not be posted. In a line, since it comes once a minute for each item that waits. */
+    private static String reason(Exception e) {
+        String text = e.message ?: e.toString()
+        text =~ /AccessDenied|AuthorizationError|not authorized|Status Code: 403/
+            ? "${text}. The controller needs the stack's JenkinsPolicy in the credentials that it posts with" : text
     }
 
     private static void sendV2(Closure find, Class type, String region, boolean isTopic, String target, String body) {
@@ -593,8 +608,9 @@ class EcsAgentsGuard {
 def install() {
     File file = new File(Jenkins.get().rootDir, 'ecs-agents.properties')
     if (!file.exists()) {
-        EcsAgents.LOG.warning("ECS agents: there is no ${file}; nothing is asked for. See ecs-agents.properties.example")
-        return
+        String missing = "ECS agents: there is no ${file}; nothing is asked for. See ecs-agents.properties.example"
+        EcsAgents.LOG.warning(missing)
+        return missing
     }
     def agents = new EcsAgents(file)
     [(QueueListener): new EcsAgentsQueueListener(agents: agents),
@@ -610,6 +626,7 @@ def install() {
     }
     agents.refresh()
     agents.keepRefreshing()
+    return agents.status
 }
 
-install()
+install() // the script console shows what it returns

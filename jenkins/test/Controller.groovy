@@ -37,6 +37,10 @@ class Controller {
     final File settings
     final Jenkins jenkins
     final List<String> log = []
+    /** What was logged with a stack trace. */
+    final List<Throwable> thrown = []
+    /** What the script console shows. */
+    String installed
     long clock = System.currentTimeMillis()
     private List timers = []
 
@@ -69,12 +73,17 @@ class Controller {
         Logger logger = Logger.getLogger('jenkins-ecs-agents')
         logger.useParentHandlers = false
         logger.handlers.each { logger.removeHandler(it) }
-        logger.addHandler([publish: { LogRecord record -> log << record.message }, flush: { }, close: { }] as LogHandler)
+        logger.addHandler([publish: { LogRecord record ->
+            log << record.message
+            if (record.thrown) {
+                thrown << record.thrown
+            }
+        }, flush: { }, close: { }] as LogHandler)
         install()
     }
 
     void install() {
-        new GroovyShell(Controller.classLoader).evaluate(script)
+        installed = new GroovyShell(Controller.classLoader).evaluate(script)
         ExtensionList.LISTS.values().flatten().each {
             it.agents.metaClass.now = { -> clock }
             it.agents.since = clock

@@ -244,6 +244,13 @@ test('a request that cannot be posted fails the build with what to mend') {
     assert pipeline.log.any { it.contains('Could not say that request') }
 }
 
+test('a fault that ends with a full stop is quoted with one') {
+    def pipeline = newPipeline()
+    Sent.fault = new IllegalStateException('Unable to locate credentials.\n') // as the AWS CLI says it
+    Tests.thrown(AbortException) { pipeline.ecsAgent(label: 'a') { } }
+    assert pipeline.log.last() =~ /is over: Unable to locate credentials\. An agent of it/
+}
+
 test('a request is posted again after a fault that passes') {
     def pipeline = newPipeline()
     Sent.fault = new IllegalStateException('throttled')

@@ -307,7 +307,24 @@ test('a request that cannot be posted is tried again under the same id') {
     Sent.fault = null
     controller.pass(60)
     assert requests()*.requestId*.tokenize('/')*.last() == ['1']
-    assert controller.log.any { it.contains('could not post') }
+    assert controller.log.any { it.contains('could not post') && it.contains('throttled') }
+}
+
+test('a fault of a post is one line, with what to mend') {
+    // It comes once a minute for each item that waits.
+    def controller = newController()
+    Sent.fault = new IllegalStateException('AccessDenied')
+    controller.enqueue(controller.job('linux'))
+    controller.pass(2)
+    assert controller.log.any { it.contains('AccessDenied') && it.contains('JenkinsPolicy') }
+    assert controller.thrown.empty
+}
+
+test('running the script says what it serves, or what is missing') {
+    // Whoever runs it in the script console sees its result, and nothing of the log.
+    assert newController().installed.contains('linux maven; linux node')
+    assert newController('templates =').installed.contains('templates: has to be')
+    assert newController(null).installed.contains('there is no')
 }
 
 test('a blocked item is not asked for until it is back') {

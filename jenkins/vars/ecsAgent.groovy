@@ -222,7 +222,7 @@ private void complete(Map settings, Map request, String result) {
         fault = e.toString() // a step that is missing, say: no reason to hide how the build itself has ended
     }
     if (fault) {
-        echo "Could not say that request ${request.id} is over: ${fault}. Its agent ends at its idleTimeout."
+        echo "Could not say that request ${request.id} is over: ${fault}. An agent of it ends at its idleTimeout."
     }
 }
 
@@ -652,7 +652,7 @@ final class EcsAgentPost implements Callable<Object> {
             future.get()
             return ''
         } catch (ExecutionException e) {
-            String text = e.cause.message ?: e.cause.toString()
+            String text = (e.cause.message ?: e.cause.toString()).replaceAll(/[\s.]+$/, '')
             boolean isDenied = text =~ /AccessDenied|AuthorizationError|not authorized|Status Code: 403/
             return isDenied ? "${text}. The controller needs the stack's JenkinsPolicy in the credentials that it posts with" : text
         }

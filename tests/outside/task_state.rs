@@ -6,8 +6,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use jiff::{SignedDuration, Timestamp};
-use local::aws::Fault;
 use local::aws::ecs::{Addressing, Behaviour};
+use local::aws::{ApiError, Fault};
 use local::jenkins::{HostKeyVerification, Launcher, Mode};
 use serde_json::{Value, json};
 use sha2::Sha256;
@@ -1200,4 +1200,20 @@ async fn host_keys_are_verified_as_the_template_says_and_variables_reach_the_nod
         assert_eq!(launcher.host_key_verification.as_ref(), Some(&expected));
         assert_eq!((node.environment["A"].as_str(), node.environment["B"].as_str()), ("request", "template"));
     }
+}
+
+#[tokio::test]
+async fn an_end_with_an_instance_that_ec2_has_forgotten_is_reported_all_the_same() {
+    let mut stack = Stack::start().await;
+    stack.agent("host", "maven").await;
+    {
+        let (mut aws, now) = (stack.aws(), Timestamp::now());
+        let id = aws.ecs.instances().next().unwrap().ec2_id.clone();
+        aws.ecs.interrupt_instance(&id, now);
+        let forgotten = ApiError::new("InvalidInstanceID.NotFound", format!("The instance ID '{id}' does not exist"));
+        aws.faults.always("ec2", "DescribeInstances", Some(Fault::Error(forgotten)));
+    }
+    stack.settle().await;
+    assert_eq!(stack.told_all(), ["agent.ready", "agent.stopped"]);
+    assert!(stack.nodes().is_empty() && stack.bodies("undelivered").is_empty());
 }

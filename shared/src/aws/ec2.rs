@@ -88,15 +88,18 @@ impl Client {
         Ok((addresses, tags))
     }
 
-    /// The code of an instance's state reason: `Server.SpotInstanceTermination`. EC2 shows a terminated instance for an
-    /// hour or so.
+    /// The code of an instance's state reason: `Server.SpotInstanceTermination`. None where there is none, or where EC2 no
+    /// longer knows the instance: it shows a terminated one for an hour or so.
     ///
     /// # Errors
-    /// When the call failed or EC2 does not know the instance (any more).
+    /// When the call failed.
     pub async fn state_reason(&self, id: &str) -> Result<Option<String>, Fault> {
-        let text = self.describe_instance(id).await?;
+        let text = match self.describe_instance(id).await {
+            Err(fault) if fault.code.as_deref() == Some("InvalidInstanceID.NotFound") => return Ok(None),
+            answer => answer?,
+        };
         let document = parse(DESCRIBE_INSTANCES, &text)?;
-        let instance = find_instance(&document, id)?;
+        let Ok(instance) = find_instance(&document, id) else { return Ok(None) };
         let reason = instance.children().find(|node| node.has_tag_name_any("stateReason"));
         Ok(reason.and_then(|reason| reason.text_of("code")))
     }

@@ -554,3 +554,19 @@ async fn one_that_bounced_waits_longer_before_it_is_woken_again() {
         (0, 1)
     );
 }
+
+#[tokio::test]
+async fn a_maximum_that_was_lowered_meanwhile_fails_no_request() {
+    let mut stack = slow_boot(|_| {}).await;
+    ask(&stack, "fill", 3);
+    stack.settle().await;
+    let message = "New SetDesiredCapacity value 2 is above max value 1 for the AutoScalingGroup.";
+    let refusal = local::aws::ApiError::new("ValidationError", message);
+    stack.aws().faults.script("autoscaling", "SetDesiredCapacity", [Some(Fault::Error(refusal))]);
+    let url = stack.agent("raced", "maven").await;
+    stack.aws().ecs.group_mut(GROUP).unwrap().maximum = 1;
+    stack.unhide("requests");
+    stack.settle().await;
+    assert_eq!((stack.bodies("waiting").len(), stack.bodies("requests").len()), (1, 0));
+    assert_eq!((stack.told(&url).len(), stack.rejected().len(), desired(&stack)), (0, 0, 1));
+}

@@ -37,7 +37,8 @@ const NO_ROOM: &[&str] = &["no container instances", "capacity is unavailable", 
 /// What EC2 answered ECS comes as a client error, too: `Error retrieving security group information for [sg-…]: Request
 /// limit exceeded. (ErrorCode: RequestLimitExceeded)`.
 const THROTTLED: &[&str] = &["rate exceeded", "throttl", "limit exceeded", "limitexceeded"];
-const PASSING: &[&str] = &["internal error", "internalerror"];
+/// The last is Auto Scaling's, where a group's maximum was lowered since it was described.
+const PASSING: &[&str] = &["internal error", "internalerror", "above max value"];
 
 /// Final are the codes that the API references list and that the same call meets again. Everything unknown is passing:
 /// a lost request is worse than a late refusal.
@@ -94,6 +95,12 @@ mod tests {
             ),
             (Some("ClientException"), "An internal error has occurred (ErrorCode: InternalError)", Passing),
             (Some("ClientException"), "You've reached the limit on the number of tasks", NoRoom),
+            (
+                Some("ValidationError"),
+                "New SetDesiredCapacity value 5 is above max value 4 for the AutoScalingGroup.",
+                Passing,
+            ),
+            (Some("ValidationError"), "AutoScalingGroup name not found - no such group", Permanent),
         ] {
             let fault = Fault::from_aws("ecs:RunTask", code.map(Into::into), message.into());
             assert_eq!(fault.kind, kind, "{fault}");

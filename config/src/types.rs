@@ -95,7 +95,7 @@ impl JsonSchema for RootUrl {
 #[derive(Debug, Clone, Default, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Webhook {
-    /// Receives every notice of every request. Has to be under `jenkins.url`.
+    /// Receives every notice of every request. Must be under `jenkins.url`.
     #[schemars(regex(pattern = "^https?://"))]
     pub url: Option<RootUrl>,
     /// Sent raw as the `Authorization` header of every notice.

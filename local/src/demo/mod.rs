@@ -9,6 +9,7 @@ mod deploy;
 mod emulator;
 mod folder;
 mod forward;
+mod imported;
 mod logs;
 mod options;
 mod page;
@@ -28,12 +29,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use crate::cloudformation;
 use crate::http::lock;
 use containers::Containers;
 use controller::Controller;
 use emulator::{ACCOUNT, Aws, Emulator, REGION};
 use folder::Folder;
 use forward::Rules;
+use imported::Imported;
 pub use options::{Options, USAGE};
 use pipeline::{Shop, Template};
 use ssh::Ssh;
@@ -50,7 +53,8 @@ pub async fn run(options: &Options) -> Result<()> {
     let folder = Folder::new(&stack)?;
     let ssh = Ssh::prepare(&folder).await?;
     let jenkins = Arc::new(Controller::start().await?);
-    let world = Arc::new(World::start().await?);
+    let imported = options.configuration.as_deref().map(Imported::read).transpose()?;
+    let world = Arc::new(World::start(imported.as_ref()).await?);
     println!("Stand-in Jenkins  {}", jenkins.root());
     println!("Simulated ECS     {}", world.endpoint());
     let environment: Vec<_> = ["ECS", "AUTO_SCALING", "EC2"]
@@ -62,7 +66,7 @@ pub async fn run(options: &Options) -> Result<()> {
     let emulator = Emulator::start(&stack, &folder, free_port()?, &environment).await?;
     println!("Emulated AWS      {}", emulator.aws.endpoint);
     let result = tokio::select! {
-        result = demo(options, &emulator, jenkins, world, ssh) => result,
+        result = demo(options, imported.as_ref(), &emulator, (jenkins, world, ssh)) => result,
         _ = tokio::signal::ctrl_c() => interrupted(options),
         _ = terminated.recv() => interrupted(options),
     };
@@ -87,13 +91,12 @@ fn free_port() -> Result<u16> {
 
 async fn demo(
     options: &Options,
+    imported: Option<&Imported>,
     emulator: &Emulator,
-    jenkins: Arc<Controller>,
-    world: Arc<World>,
-    ssh: Ssh,
+    (jenkins, world, ssh): (Arc<Controller>, Arc<World>, Ssh),
 ) -> Result<()> {
     let aws = &emulator.aws;
-    let outputs = deploy(options, emulator, &jenkins).await?;
+    let outputs = deploy(options, imported, emulator, &jenkins).await?;
     if options.check {
         return check(aws, &outputs).await;
     }
@@ -126,19 +129,31 @@ async fn demo(
         summary(options.requests, over_ssh, &shop, &world, &outputs).await?;
     }
     if let Some(page) = &page {
-        serve::serve(&shop, &outputs, page, &emulator.log).await?;
+        let labels = imported.map_or_else(Vec::new, |imported| imported.labels.clone());
+        serve::serve(&shop, &outputs, page, (&emulator.log, &labels)).await?;
     }
     Ok(())
 }
 
 /// Packages the functions, stores the configuration and its secrets, and creates the stack: its outputs.
-async fn deploy(options: &Options, emulator: &Emulator, jenkins: &Controller) -> Result<BTreeMap<String, String>> {
+async fn deploy(
+    options: &Options,
+    imported: Option<&Imported>,
+    emulator: &Emulator,
+    jenkins: &Controller,
+) -> Result<BTreeMap<String, String>> {
     let began = Instant::now();
     let aws = &emulator.aws;
     let stack = options.root.join("local/.stack");
     deploy::upload(aws, &stack, &emulator.temporary, &options.binaries).await?;
-    let configuration =
+    let mut configuration =
         include_str!("agents.yaml").replace("JENKINS_URL", jenkins.root()).replace("NOTICES_URL", &jenkins.notices);
+    if let Some(imported) = imported {
+        let mut document = cloudformation::parse(&configuration)?;
+        document["clouds"] = imported.clouds.clone();
+        // JSON is YAML.
+        configuration = document.to_string();
+    }
     for (name, value, secret) in [
         ("config/demo", configuration.as_str(), false),
         ("secrets/api-token", controller::API_TOKEN, true),
@@ -148,14 +163,20 @@ async fn deploy(options: &Options, emulator: &Emulator, jenkins: &Controller) ->
     }
     let template = std::fs::read_to_string(options.root.join("template.yaml")).context("template.yaml")?;
     let arn = |service: &str, resource: &str| format!("arn:aws:{service}:{REGION}:{ACCOUNT}:{resource}");
+    let cluster = |name: &str| arn("ecs", &format!("cluster/{name}"));
+    let group = |name: &str| arn("autoscaling", &format!("autoScalingGroup:*:autoScalingGroupName/{name}"));
+    let (clusters, groups): (Vec<_>, Vec<_>) = match imported {
+        Some(imported) => (
+            imported.clusters.iter().map(|name| cluster(name)).collect(),
+            imported.groups.iter().map(|(name, _)| group(name)).collect(),
+        ),
+        None => (vec![cluster(world::CLUSTER)], vec![group(world::GROUP)]),
+    };
     let parameters = [
         ("JenkinsUrl", jenkins.root().to_owned()),
-        ("ClusterArns", arn("ecs", &format!("cluster/{}", world::CLUSTER))),
-        ("TaskDefinitionArns", arn("ecs", "task-definition/jenkins-*")),
-        (
-            "AutoScalingGroupArns",
-            arn("autoscaling", &format!("autoScalingGroup:*:autoScalingGroupName/{}", world::GROUP)),
-        ),
+        ("ClusterArns", clusters.join(",")),
+        ("TaskDefinitionArns", arn("ecs", "task-definition/*")),
+        ("AutoScalingGroupArns", groups.join(",")),
         ("Architecture", if cfg!(target_arch = "aarch64") { "arm64" } else { "x86_64" }.to_owned()),
     ];
     let outputs = deploy::create(aws, &template, &parameters).await?;

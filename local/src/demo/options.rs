@@ -20,6 +20,8 @@ pub struct Options {
     pub serve: bool,
     /// Whether the check is all that is wanted.
     pub check: bool,
+    /// A folder with a configuration of the user's own, instead of the demo's.
+    pub configuration: Option<PathBuf>,
 }
 
 impl Options {
@@ -34,6 +36,7 @@ impl Options {
             requests: 20,
             serve: false,
             check: false,
+            configuration: None,
         };
         let mut arguments = arguments.into_iter();
         while let Some(argument) = arguments.next() {
@@ -47,9 +50,15 @@ impl Options {
                 }
                 "--serve" => options.serve = true,
                 "--check" => options.check = true,
+                "--configuration" => options.configuration = Some(value()?.into()),
                 "--help" | "-h" => return Ok(None),
                 _ => bail!("{argument}: no such option\n{USAGE}"),
             }
+        }
+        if options.configuration.is_some() {
+            // Builds of its labels are the user's.
+            options.requests = 0;
+            options.serve = !options.check;
         }
         Ok(Some(options))
     }
@@ -68,7 +77,9 @@ mod tests {
         let options = parse("--requests 4 --serve --root /x")?.context("no help was asked for")?;
         assert_eq!((options.requests, options.serve, options.root), (4, true, PathBuf::from("/x")));
         assert_eq!(parse("--help")?, None);
-        for wrong in ["--requests", "--requests many", "--fast"] {
+        let options = parse("--configuration converted")?.context("no help was asked for")?;
+        assert_eq!((options.requests, options.serve, options.configuration), (0, true, Some("converted".into())));
+        for wrong in ["--requests", "--requests many", "--fast", "--configuration"] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
         Ok(())
@@ -90,7 +101,7 @@ mod tests {
         let help = run(&["--requests", "3", "--help"])?;
         assert!(help.status.success(), "{help:?}");
         assert_eq!(String::from_utf8(help.stdout)?, USAGE);
-        for wrong in [&["--fast"][..], &["--requests"], &["--requests", "many"], &["20"]] {
+        for wrong in [&["--fast"][..], &["--requests"], &["--requests", "many"], &["20"], &["--configuration"]] {
             let refused = run(wrong)?;
             assert!(!refused.status.success() && parse(&wrong.join(" ")).is_err(), "{wrong:?}");
             assert!(String::from_utf8(refused.stderr)?.contains(USAGE), "{wrong:?}");

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::emulator::{ACCOUNT, REGION};
 use super::logs::Logs;
@@ -20,16 +20,22 @@ const LOOK: Duration = Duration::from_millis(500);
 ///
 /// # Errors
 /// None: it ends with the future.
-pub(super) async fn serve(shop: &Shop, outputs: &BTreeMap<String, String>, page: &Server, log: &Path) -> Result<()> {
+/// `labels` are those of an imported configuration's templates.
+pub(super) async fn serve(
+    shop: &Shop,
+    outputs: &BTreeMap<String, String>,
+    page: &Server,
+    (log, labels): (&Path, &[String]),
+) -> Result<()> {
     shop.timelines.settle();
-    instructions(shop, outputs, page, log);
+    instructions(shop, outputs, page, (log, labels));
     tokio::join!(show_notices(shop), show_logs(shop));
     Ok(())
 }
 
 /// In words that version 1 of the AWS CLI understands too: it knows neither `AWS_REGION` nor, before 1.29, the endpoint's
 /// variable, and takes a payload by `fileb://` as version 2 does.
-fn instructions(shop: &Shop, outputs: &BTreeMap<String, String>, page: &Server, log: &Path) {
+fn instructions(shop: &Shop, outputs: &BTreeMap<String, String>, page: &Server, (log, labels): (&Path, &[String])) {
     let aws = format!("aws --endpoint-url {}", shop.aws.endpoint);
     let function = outputs.get("RequestFunctionName").map(String::as_str).unwrap_or_default();
     let send = |queue: &str, body: &str| {
@@ -40,12 +46,19 @@ fn instructions(shop: &Shop, outputs: &BTreeMap<String, String>, page: &Server, 
         page.url()
     );
     println!("  export AWS_ACCESS_KEY_ID={ACCOUNT} AWS_SECRET_ACCESS_KEY=any AWS_DEFAULT_REGION={REGION}");
-    send(&shop.requests, r#"{"version": 1, "requestId": "by-hand-1", "label": "linux && maven"}"#);
-    println!("One with more memory than the template's (use a new requestId for each further request):\n");
-    let larger = r#"{"version": 1, "requestId": "by-hand-2", "label": "maven", "overrides": {"memory": 4096}}"#;
-    send(&shop.requests, larger);
+    for (index, label) in labels.iter().enumerate() {
+        let request = json!({"version": 1, "requestId": format!("by-hand-{}", index + 1), "label": label});
+        send(&shop.requests, &request.to_string());
+    }
+    if labels.is_empty() {
+        send(&shop.requests, r#"{"version": 1, "requestId": "by-hand-1", "label": "linux && maven"}"#);
+        println!("One with more memory than the template's (use a new requestId for each further request):\n");
+        let larger = r#"{"version": 1, "requestId": "by-hand-2", "label": "maven", "overrides": {"memory": 4096}}"#;
+        send(&shop.requests, larger);
+    }
     println!("To report that their builds have completed:\n");
-    for number in 1..=2 {
+    let requests = if labels.is_empty() { 2 } else { labels.len() };
+    for number in 1..=requests {
         send(&shop.completions, &format!(r#"{{"version": 1, "requestId": "by-hand-{number}"}}"#));
     }
     println!("To check the configuration (`./local/run --check` prints a readable report):\n");

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 use super::emulator::{ACCOUNT, REGION};
+use super::imported::{DEFAULT, Imported};
 use crate::aws::Aws;
 use crate::http::{Server, lock, serve_aws};
 
@@ -26,11 +27,12 @@ pub(super) struct World {
 }
 
 impl World {
-    /// Starts it on a free port: a cluster, a group with two instances, and two task definitions.
+    /// Starts it on a free port: the demo's cluster, a group with two instances, and two task definitions; or what an
+    /// imported configuration needs.
     ///
     /// # Errors
-    /// When no port can be had.
-    pub(super) async fn start() -> Result<Self> {
+    /// When no port can be had, or a task definition is refused.
+    pub(super) async fn start(imported: Option<&Imported>) -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let endpoint = format!("http://{}", listener.local_addr()?);
         let mut aws = Aws::new(REGION, ACCOUNT, &endpoint);
@@ -44,10 +46,28 @@ impl World {
         settings.start = Duration::from_millis(100);
         settings.stopping = Duration::from_millis(50);
         settings.stop = Duration::from_millis(200);
-        aws.ecs.create_cluster(CLUSTER);
-        aws.ecs.create_group(GROUP, CLUSTER, (0, 4), (8192, 16384), now);
-        aws.ecs.fill_group(GROUP, 2, now);
-        for definition in definitions() {
+        let own = (vec![CLUSTER], vec![(GROUP, CLUSTER)], definitions().to_vec());
+        let (clusters, groups, definitions) = imported.map_or(own, |imported| {
+            let groups = imported.groups.iter().map(|(group, cluster)| (group.as_str(), cluster.as_str()));
+            (imported.clusters.iter().map(String::as_str).collect(), groups.collect(), imported.definitions.clone())
+        });
+        for cluster in clusters {
+            aws.ecs.create_cluster(cluster);
+            aws.ecs.set_default_strategy(cluster, &[json!({"capacityProvider": "FARGATE", "weight": 1})]);
+        }
+        for (group, cluster) in groups {
+            aws.ecs.create_group(group, cluster, (0, 4), (8192, 16384), now);
+            let providers = imported.into_iter().flat_map(|imported| &imported.providers);
+            for (provider, _) in providers.filter(|(_, of)| of == cluster) {
+                aws.ecs.create_capacity_provider(provider, group, true);
+                if provider == DEFAULT {
+                    aws.ecs.set_default_strategy(cluster, &[json!({"capacityProvider": provider, "weight": 1})]);
+                }
+            }
+            // Afterwards: instances belong to the providers that their group has when they register.
+            aws.ecs.fill_group(group, 2, now);
+        }
+        for definition in definitions {
             aws.ecs
                 .register_definition(&definition)
                 .map_err(|error| anyhow!("register {}: {}", definition["family"], error.message))?;

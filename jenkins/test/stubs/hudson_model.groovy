@@ -172,3 +172,6 @@ class Queue {
     static void withLock(Runnable runnable) { runnable.run() }
     static boolean isBlockedByShutdown(Task task) { Jenkins.get().quietingDown }
 }
+
+/** Every Jenkinsfile imports it. */
+class JDK { }

@@ -57,20 +57,20 @@ fn parameters_take_what_is_right_and_refuse_the_rest_with_a_sentence() {
     }
     for (name, value, words) in [
         ("JenkinsUrl", "https://user@jenkins.example.com/", "a URL without user"),
-        ("ClusterArns", "", "whole ARNs"),
-        ("ClusterArns", "jenkins", "whole ARNs"),
-        ("ClusterArns", "arn:aws:ecs:eu-west-1:111122223333:cluster/*", "without stars"),
+        ("ClusterArns", "", "full ARNs"),
+        ("ClusterArns", "jenkins", "full ARNs"),
+        ("ClusterArns", "arn:aws:ecs:eu-west-1:111122223333:cluster/*", "without wildcards"),
         ("ClusterArns", "arn:aws:ecs:eu-west-1:*:cluster/jenkins", "with region and account"),
         ("TaskDefinitionArns", "arn:aws:ecs:eu-west-1:111122223333:task-definition/maven", "with a revision"),
         ("TaskDefinitionArns", "arn:aws:ecs:eu-west-1:*:task-definition/maven:*", "region and account"),
         ("TaskDefinitionArns", "maven:7", "ARNs of task definitions"),
         ("TaskRoleArns", "arn:aws:iam::*:role/agent", "with their account"),
-        ("AssumeRoleArns", "arn:aws:iam::111122223333:role/*", "without stars"),
+        ("AssumeRoleArns", "arn:aws:iam::111122223333:role/*", "without wildcards"),
         ("AutoScalingGroupArns", "jenkins-ecs", "ARNs of Auto Scaling groups"),
         ("KmsKeyArn", "arn:aws:kms:eu-west-1:111122223333:alias/jenkins", "not of its alias"),
         ("EventBusArn", "ci-agents", "ARN of an event bus"),
-        ("ConfigParameter", "/other/config", "what comes after ParameterPrefix"),
-        ("ParameterPrefix", "/jenkins/", "none at its end"),
+        ("ConfigParameter", "/other/config", "what follows ParameterPrefix"),
+        ("ParameterPrefix", "/jenkins/", "does not end with one"),
         ("AlarmTopicArn", "alarms", "ARN of a topic"),
         ("SubnetIds", "subnet-1", "SubnetIds needs SecurityGroupIds"),
         ("MaximumConcurrency", "1", "MaximumConcurrency"),
@@ -401,7 +401,7 @@ fn the_dashboard_looks_for_messages_that_are_logged() {
 fn permissions() -> String {
     let template = local::cloudformation::parse(TEMPLATE).unwrap();
     let mut lines =
-        vec!["| role | statement | actions | resources | only where |".to_owned(), "|---|---|---|---|---|".into()];
+        vec!["| role | statement | actions | resources | condition |".to_owned(), "|---|---|---|---|---|".into()];
     for (id, policies) in [
         ("CommonPolicy", vec![&template["Resources"]["CommonPolicy"]["Properties"]["PolicyDocument"]]),
         ("RequestRole", inline(&template, "RequestRole")),
@@ -417,7 +417,8 @@ fn permissions() -> String {
                 let keys = keys.as_object().unwrap().iter();
                 keys.map(move |(key, value)| format!("`{key}` {} {}", operator.replace(':', " "), words(value)))
             });
-            let condition = condition.collect::<Vec<_>>().join(" and ");
+            let conditions: Vec<_> = condition.collect();
+            let condition = if conditions.is_empty() { "none".to_owned() } else { conditions.join(" and ") };
             let sid = statement["Sid"].as_str().unwrap();
             lines.push(format!("| {id} | {sid} | {actions} | {resources} | {condition} |"));
         }

@@ -9,7 +9,7 @@ use crate::aws::ec2::Addresses;
 use crate::aws::ecs::{Container, NetworkBinding, NetworkInterface, Task, port_range};
 use crate::cloud::Cloud;
 use crate::config::{self, Address, Connect, Template};
-use crate::fault::{Fault, Kind};
+use crate::fault::Fault;
 use crate::jenkins::{Launcher, Node};
 use crate::memory::Memory;
 use crate::message::{Agent, Build, Notice, NoticeType, Record, RequestId, Task as NoticeTask, Timings};
@@ -28,7 +28,7 @@ pub struct Endpoint {
 /// on the container instance otherwise.
 ///
 /// # Errors
-/// When that cannot be known, now or ever. What is only not there yet is a passing fault of our own ([`is_not_yet`]).
+/// When that cannot be known: not yet, not now, or never.
 pub async fn endpoint(
     memory: &Memory,
     cloud: &Cloud,
@@ -48,12 +48,12 @@ pub async fn endpoint(
             Address::Public => public_addresses(cloud, task).await?,
         };
         let host = addresses.host(template.ssh.address).ok_or_else(|| {
-            Fault::passing("the task has no public address (yet): set network.assignPublicIp, or ssh.address: private")
+            Fault::not_yet("the task has no public address (yet): set network.assignPublicIp, or ssh.address: private")
         })?;
         return Ok(Endpoint { host, port: template.ssh.port });
     }
     let Some(instance) = &task.container_instance_arn else {
-        return Err(Fault::passing("the task has neither a network interface nor a container instance yet"));
+        return Err(Fault::not_yet("the task has neither a network interface nor a container instance yet"));
     };
     if template.is_external() {
         return Err(Fault::permanent(
@@ -70,13 +70,8 @@ pub async fn endpoint(
     };
     ports.on(&addresses, template.ssh.address).ok_or_else(|| {
         let kind = if template.ssh.address == Address::Private { "private" } else { "public" };
-        Fault::passing(format!("container instance {instance} has no {kind} address (yet)"))
+        Fault::not_yet(format!("container instance {instance} has no {kind} address (yet)"))
     })
-}
-
-/// Whether a fault of [`endpoint`] says that something is not there yet, rather than that it could not be asked for.
-pub fn is_not_yet(fault: &Fault) -> bool {
-    fault.kind == Kind::Passing && fault.action.is_empty()
 }
 
 /// The addresses of a task's own network interface; none without one.
@@ -95,7 +90,7 @@ fn own_addresses(task: &Task, container: &Container) -> Option<Addresses> {
 async fn public_addresses(cloud: &Cloud, task: &Task) -> Result<Addresses, Fault> {
     let interface = task
         .interface_detail("networkInterfaceId")
-        .ok_or_else(|| Fault::passing("the task's network interface is not known yet"))?;
+        .ok_or_else(|| Fault::not_yet("the task's network interface is not known yet"))?;
     cloud.ec2.interface(interface).await
 }
 
@@ -168,9 +163,9 @@ async fn mapped_port(
     let is_mapped = found.is_some_and(|container| container.ports.contains(&i32::from(port)));
     match (definition.network_mode.as_str(), fixed) {
         ("host", _) => Ok(HostPorts::any(port)),
-        ("awsvpc", _) => Err(Fault::passing("the task's own address does not show yet")),
+        ("awsvpc", _) => Err(Fault::not_yet("the task's own address does not show yet")),
         (_, Some(fixed)) => Ok(HostPorts::any(*fixed)),
-        _ if is_mapped => Err(Fault::passing(format!("the host port of container {container} does not show yet"))),
+        _ if is_mapped => Err(Fault::not_yet(format!("the host port of container {container} does not show yet"))),
         _ => Err(Fault::permanent(format!(
             "container {container} of {} maps no port {port}: add a port mapping with host port 0, or mend ssh.port",
             definition.arn

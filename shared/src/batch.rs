@@ -10,10 +10,13 @@ use futures::FutureExt as _;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 use tokio::time::Instant;
+use tracing::{Instrument as _, Span};
 
 use crate::aws::queues::Queues;
 use crate::fault::Fault;
+use crate::log_fault;
 use crate::name::digest;
+use crate::span::Ids;
 use crate::trace::Trace;
 use crate::wait;
 
@@ -56,8 +59,10 @@ impl Invocation {
 }
 
 /// A message of a batch.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Item {
+    /// All that is logged of it is logged in there.
+    pub span: Span,
     /// SQS' id.
     pub id: String,
     /// As it was sent.
@@ -94,6 +99,7 @@ impl Item {
         let wait = text(&format!("/messageAttributes/{}/stringValue", wait::ATTRIBUTE));
         let owned = |path: &str| text(path).unwrap_or_default().to_owned();
         Self {
+            span: Ids { message: text("/messageId"), ..Ids::default() }.span(),
             id: owned("/messageId"),
             body: owned("/body"),
             receipt: owned("/receiptHandle"),
@@ -130,7 +136,7 @@ pub async fn each(
 ) -> Result<Value> {
     let results = items(&event)?.into_iter().map(|item| async {
         // Boxed: a message's way is long, and would be copied whenever the batch is.
-        let result = guarded(invocation, Box::pin(work(&item))).await;
+        let result = guarded(invocation, Box::pin(work(&item))).instrument(item.span.clone()).await;
         (item, result)
     });
     let results = futures::future::join_all(results).await;
@@ -162,23 +168,26 @@ pub async fn guarded<T>(invocation: &Invocation, work: impl Future<Output = Resu
 /// Answers a batch: every record that has to come back is hidden for a while first.
 pub async fn answer(queues: &Queues, queue: &str, results: Vec<(Item, Result<(), Fault>)>) -> SqsBatchResponse {
     let failed = results.into_iter().filter_map(|(item, result)| Some((item, result.err()?)));
-    let hidden = failed.map(|(item, fault)| async move {
-        let delay = backoff(&item.id, item.receives);
-        tracing::warn!(
-            message.id = item.id,
-            receives = item.receives,
-            delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
-            error = %fault,
-            "the message comes back"
-        );
-        if !item.receipt.is_empty()
-            && let Err(fault) = queues.hide(queue, &item.receipt, delay).await
-        {
-            tracing::warn!(message.id = item.id, error = %fault, "the message comes back at the queue's own time");
+    let hidden = failed.map(|(item, fault)| {
+        let span = item.span.clone();
+        async move {
+            let delay = backoff(&item.id, item.receives);
+            log_fault!(
+                &fault,
+                receives = item.receives,
+                delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
+                "the message is tried again"
+            );
+            if !item.receipt.is_empty()
+                && let Err(fault) = queues.hide(queue, &item.receipt, delay).await
+            {
+                log_fault!(&fault, "the message could not be hidden until then; its queue decides when it comes back");
+            }
+            let mut failure = BatchItemFailure::default();
+            failure.item_identifier = item.id;
+            failure
         }
-        let mut failure = BatchItemFailure::default();
-        failure.item_identifier = item.id;
-        failure
+        .instrument(span)
     });
     let mut response = SqsBatchResponse::default();
     response.batch_item_failures = futures::future::join_all(hidden).await;

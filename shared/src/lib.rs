@@ -22,6 +22,7 @@ pub mod observe;
 pub mod outcome;
 pub mod report;
 pub mod secret;
+pub mod span;
 pub mod start;
 pub mod stop;
 pub mod trace;

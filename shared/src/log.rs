@@ -1,14 +1,24 @@
-//! Logs as Lambda's advanced logging controls want them.
+//! Logs as Lambda's advanced logging controls want them: one line for each event, with what the spans around it know.
 
-use tracing_subscriber::Layer as _;
+use std::fmt::{Debug, Write as _};
+use std::io::Write as _;
+
+use jiff::Timestamp;
+use serde::Serializer as _;
+use serde_json::Value;
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Subscriber};
+use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{LevelFilter, Targets};
-use tracing_subscriber::fmt::format::FmtSpan;
-use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::layer::{Context, SubscriberExt as _};
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-/// Starts logging. The runtime's own JSON has no timestamp, without which Lambda takes every line for INFO.
+/// Starts logging.
 ///
-/// The level is for our own words: the SDK's DEBUG shows whole requests, secrets and all, and stays off.
+/// The level is for our own words: the SDK's DEBUG shows whole requests, secrets and all, and stays off. What the runtime
+/// would say of an invocation that failed, [`crate::start`] says with its id.
 pub fn init(environment: &dyn Fn(&str) -> Option<String>) {
     let level = match environment("AWS_LAMBDA_LOG_LEVEL").unwrap_or_default().to_ascii_uppercase().as_str() {
         "TRACE" => LevelFilter::TRACE,
@@ -17,13 +27,178 @@ pub fn init(environment: &dyn Fn(&str) -> Option<String>) {
         "ERROR" | "FATAL" => LevelFilter::ERROR,
         _ => LevelFilter::INFO,
     };
-    let ours = ["shared", "request", "task_state", "teardown"];
-    let filter = Targets::new().with_default(LevelFilter::ERROR).with_targets(ours.map(|name| (name, level)));
-    let layer = tracing_subscriber::fmt::layer().with_span_events(FmtSpan::NONE).with_target(false);
-    let layer = match environment("AWS_LAMBDA_LOG_FORMAT").unwrap_or_default().to_ascii_uppercase().as_str() {
-        "TEXT" => layer.without_time().with_ansi(false).boxed(),
-        _ => layer.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed(),
+    let ours = ["shared", "request", "task_state", "teardown"].map(|name| (name, level));
+    let filter = Targets::new().with_default(LevelFilter::ERROR).with_targets(ours);
+    let filter = filter.with_target("lambda_runtime", LevelFilter::OFF);
+    let format = match environment("AWS_LAMBDA_LOG_FORMAT").unwrap_or_default().to_ascii_uppercase().as_str() {
+        "TEXT" => Format::Text,
+        _ => Format::Json,
     };
     // A second call, as in tests, changes nothing.
-    let _ = tracing_subscriber::registry().with(layer.with_filter(filter)).try_init();
+    let _ = tracing_subscriber::registry().with(filter).with(Lines(format)).try_init();
+}
+
+/// Logs a fault, once, where it is dealt with: at the fault's own level, with what follows from it.
+#[macro_export]
+macro_rules! log_fault {
+    ($fault:expr, $($rest:tt)+) => {{
+        let fault: &$crate::fault::Fault = $fault;
+        match fault.level() {
+            tracing::Level::ERROR => tracing::error!(error = %fault, $($rest)+),
+            tracing::Level::WARN => tracing::warn!(error = %fault, $($rest)+),
+            _ => tracing::info!(error = %fault, $($rest)+),
+        }
+    }};
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Json,
+    /// For people: the platform adds the time.
+    Text,
+}
+
+/// Writes each event to the standard output, flat: its own fields, then those of its spans from within.
+struct Lines(Format);
+
+/// Fields in the order in which they became known, each name once.
+#[derive(Default)]
+struct Fields(Vec<(&'static str, Value)>);
+
+impl Fields {
+    fn set(&mut self, name: &'static str, value: Value) {
+        match self.0.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, known)) => *known = value,
+            None => self.0.push((name, value)),
+        }
+    }
+
+    fn take(&mut self, name: &str) -> Option<Value> {
+        let at = self.0.iter().position(|(known, _)| *known == name)?;
+        Some(self.0.remove(at).1)
+    }
+}
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.set(field.name(), format!("{value:?}").into());
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.set(field.name(), value.into());
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.set(field.name(), value.into());
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.set(field.name(), value.into());
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.set(field.name(), value.into());
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.set(field.name(), value.into());
+    }
+}
+
+impl<S: Subscriber + for<'span> LookupSpan<'span>> Layer<S> for Lines {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        let Some(span) = context.span(id) else { return };
+        let mut fields = Fields::default();
+        attributes.record(&mut fields);
+        span.extensions_mut().insert(fields);
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
+        let Some(span) = context.span(id) else { return };
+        if let Some(fields) = span.extensions_mut().get_mut::<Fields>() {
+            values.record(fields);
+        }
+    }
+
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        for span in context.event_scope(event).into_iter().flatten() {
+            if let Some(known) = span.extensions().get::<Fields>() {
+                for (name, value) in &known.0 {
+                    if fields.0.iter().all(|(known, _)| known != name) {
+                        fields.0.push((name, value.clone()));
+                    }
+                }
+            }
+        }
+        let line = self.0.line(event.metadata().level().as_str(), fields);
+        // There is nobody to tell that nobody can be told.
+        let _ = std::io::stdout().lock().write_all(line.as_bytes());
+    }
+}
+
+impl Format {
+    fn line(self, level: &'static str, mut fields: Fields) -> String {
+        let message = fields.take("message").unwrap_or_default();
+        let mut line = match self {
+            Self::Json => {
+                // Without a time, Lambda takes every line for INFO.
+                let time = format!("{:.6}", Timestamp::now());
+                let head = [("timestamp", time.into()), ("level", level.into()), ("message", message)];
+                let mut line = Vec::with_capacity(1024);
+                // Strings and numbers in memory: nothing that could fail.
+                let _ = serde_json::Serializer::new(&mut line).collect_map(head.into_iter().chain(fields.0));
+                String::from_utf8(line).unwrap_or_default()
+            }
+            Self::Text => {
+                let mut line = format!("{level} {}", message.as_str().unwrap_or_default());
+                for (name, value) in fields.0 {
+                    let _ = match &value {
+                        Value::String(text) if !text.contains([' ', '"', '\n']) => write!(line, " {name}={text}"),
+                        other => write!(line, " {name}={other}"),
+                    };
+                }
+                line
+            }
+        };
+        line.push('\n');
+        line
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields() -> Fields {
+        let mut fields = Fields::default();
+        for (name, value) in [
+            ("error", Value::from("a \"b\"\nc")),
+            ("message", "task started".into()),
+            ("build.number", 41.into()),
+            ("request.id", "app-1".into()),
+            ("build.number", 42.into()),
+        ] {
+            fields.set(name, value);
+        }
+        fields
+    }
+
+    #[test]
+    fn a_line_of_json_is_flat_and_has_each_name_once() {
+        let line = Format::Json.line("INFO", fields());
+        let (head, rest) = line.split_once(r#","level""#).expect("a level");
+        let time = head.strip_prefix(r#"{"timestamp":""#).and_then(|time| time.strip_suffix('"'));
+        assert!(time.is_some_and(|time| time.ends_with('Z') && time.parse::<Timestamp>().is_ok()), "{head}");
+        let expected =
+            r#":"INFO","message":"task started","error":"a \"b\"\nc","build.number":42,"request.id":"app-1"}"#;
+        assert_eq!(rest.trim_end(), expected);
+    }
+
+    #[test]
+    fn a_line_of_text_begins_with_its_level() {
+        let expected = "INFO task started error=\"a \\\"b\\\"\\nc\" build.number=42 request.id=app-1\n";
+        assert_eq!(Format::Text.line("INFO", fields()), expected);
+    }
 }

@@ -69,7 +69,7 @@ impl Memory {
         let known = lookup(&self.ec2_ids, arn.to_owned());
         let look = async || {
             let instances = cloud.cluster.describe_instances(&[arn.to_owned()]).await?;
-            let unknown = || Fault::passing(format!("container instance {arn} has no EC2 instance"));
+            let unknown = || Fault::not_yet(format!("container instance {arn} has no EC2 instance"));
             instances.into_iter().find_map(|instance| instance.ec2_id).ok_or_else(unknown)
         };
         let id = known.get_or_try_init(look).await?;
@@ -84,7 +84,7 @@ impl Memory {
         let known = lookup(&self.addresses, arn.to_owned());
         let look = async || {
             let found = Addresses { public: None, ..self.addresses_now(cloud, arn).await? };
-            let none = || Fault::passing(format!("container instance {arn} has no address yet"));
+            let none = || Fault::not_yet(format!("container instance {arn} has no address yet"));
             found.host(Address::Private).ok_or_else(none).map(|_| found)
         };
         known.get_or_try_init(look).await.cloned()

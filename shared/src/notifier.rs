@@ -13,8 +13,9 @@ use url::Url;
 use crate::app::Clock;
 use crate::aws::bus::Bus;
 use crate::aws::queues::Queues;
-use crate::fault::{Fault, Kind};
+use crate::fault::Fault;
 use crate::jenkins::{Jenkins, Receipt};
+use crate::log_fault;
 use crate::message::Notice;
 use crate::name::AgentName;
 
@@ -116,6 +117,21 @@ pub struct Notifier {
 /// Jenkins is given a moment before the first retry.
 const FIRST_RETRY: Duration = Duration::from_secs(5);
 
+impl Target {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Request(_) => "request",
+            Self::Configured => "configured",
+            Self::Bus => "bus",
+        }
+    }
+}
+
+/// Logs why a notice is kept.
+pub fn log_not_delivered(notice: &Notice, fault: &Fault) {
+    log_fault!(fault, notice.r#type = notice.kind.as_str(), notice.id = notice.id, "notice not delivered yet");
+}
+
 impl Notifier {
     /// Everybody who gets every notice.
     pub fn listeners(&self) -> Vec<Target> {
@@ -141,8 +157,8 @@ impl Notifier {
                 tracing::info!(
                     notice.r#type = notice.kind.as_str(),
                     notice.id = notice.id,
-                    request.id = notice.request_id.as_ref().map(|id| id.as_str()),
-                    agent.name = notice.agent.as_ref().map(|agent| agent.name.as_str()),
+                    notice.to = target.name(),
+                    code = notice.failure.as_ref().map(|failure| failure.code.as_str()),
                     "notice delivered"
                 );
                 return Ok(Delivery::Delivered);
@@ -151,16 +167,16 @@ impl Notifier {
             // Only the request's own webhook speaks for its build.
             Ok(Receipt::Unwanted) => "jenkins.webhook.url leads to nothing in Jenkins: correct it".to_owned(),
             Err(fault) if fault.is_final() => fault.to_string(),
-            Err(fault) => {
-                // What somebody has to change is logged as an error where that is known.
-                if fault.kind != Kind::Setting {
-                    tracing::warn!(notice.id = notice.id, error = %fault, "notice not delivered yet");
-                }
-                return Err(fault);
-            }
+            Err(fault) => return Err(fault),
         };
-        tracing::error!(notice.id = notice.id, error = rejection, "notice rejected");
         self.queues.reject(&body, &rejection).await?;
+        tracing::error!(
+            notice.r#type = notice.kind.as_str(),
+            notice.id = notice.id,
+            notice.to = target.name(),
+            error = rejection,
+            "notice rejected"
+        );
         Ok(Delivery::Rejected)
     }
 
@@ -189,10 +205,15 @@ impl Notifier {
     pub async fn notify_all(&self, notice: &Notice, targets: Vec<Target>) -> Result<(), Fault> {
         // All at once: one that does not answer costs the others nothing.
         let sent = join_all(targets.iter().map(|target| self.notify(notice, target))).await;
-        let later: Vec<_> =
-            targets.into_iter().zip(sent).filter_map(|(target, sent)| sent.is_err().then_some(target)).collect();
+        let failed = targets.into_iter().zip(sent).filter_map(|(target, sent)| Some((target, sent.err()?)));
+        let (later, mut faults): (Vec<_>, Vec<_>) = failed.unzip();
         if later.is_empty() {
             return Ok(());
+        }
+        // One outage may keep several from it.
+        faults.dedup();
+        for fault in &faults {
+            log_not_delivered(notice, fault);
         }
         let work = Work::Notice { notice: Box::new(notice.clone()), to: later };
         self.keep(&Undelivered { since: self.clock.now(), work }).await
@@ -226,7 +247,7 @@ impl Notifier {
         match self.jenkins.delete_node(name.as_str()).await {
             Ok(_) => Ok(()),
             Err(fault) => {
-                tracing::warn!(agent.name = name.as_str(), error = %fault, "the node is deleted later");
+                log_fault!(&fault, "the node is deleted later");
                 let work = Work::Node { name: name.to_string() };
                 self.keep(&Undelivered { since: self.clock.now(), work }).await
             }

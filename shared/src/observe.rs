@@ -10,6 +10,7 @@ use crate::capacity::{Daemons, Exclusive, Observed};
 use crate::cloud::Cloud;
 use crate::config::{Limit, Size};
 use crate::fault::Fault;
+use crate::log_fault;
 
 /// What the tasks of a cluster that are to run say of the container instances that they are on.
 #[derive(Debug, Default)]
@@ -61,7 +62,7 @@ pub async fn group(cloud: &Cloud, name: &str, observed: &mut Observed, now: Time
             never_registered(cloud, &group, &observed.instances, now).await.unwrap_or_else(|fault| {
                 // They are taken to boot: nothing is ended and nothing more is launched on a guess.
                 let consequence = "nobody knows when instances were launched that have not registered";
-                tracing::warn!(cloud = cloud.name(), error = %fault, "{consequence}");
+                log_fault!(&fault, cloud = cloud.name(), "{consequence}");
                 BTreeMap::new()
             });
         match cloud.groups.describe(name).await? {
@@ -118,7 +119,7 @@ async fn daemons(cloud: &Cloud, tasks: &Tasks) -> Result<Daemons, Fault> {
     let services = match cloud.cluster.daemon_services().await {
         Err(fault) if fault.is_final() => {
             let consequence = "no service is taken for a daemon: instances with tasks of services are not given back";
-            tracing::error!(cloud = cloud.name(), error = %fault, "{consequence}");
+            log_fault!(&fault, cloud = cloud.name(), "{consequence}");
             BTreeSet::new()
         }
         services => services?,

@@ -8,11 +8,13 @@ use crate::config::variables::is_reserved;
 use crate::config::{Connect, Template};
 use crate::fault::{Fault, Kind};
 use crate::jenkins::{Created, Launcher, Node};
+use crate::log_fault;
 use crate::memory::Claim;
 use crate::message::{Notice, NoticeType, Record};
 use crate::name::AgentName;
 use crate::notifier::{Delivery, Fallback, Target, Undelivered, Work};
 use crate::outcome::{self, Running};
+use crate::span::Ids;
 use crate::stop::{Cause, Stop};
 use crate::trace;
 
@@ -72,7 +74,7 @@ pub async fn task(app: &App, agent: OurAgent<'_>, arn: &str, otherwise: Option<&
     match agent.cloud.cluster.describe_task(arn).await? {
         Some(task) => described(app, agent, &task).await,
         None => {
-            tracing::info!(agent.name = agent.name.as_str(), task.arn = arn, "ECS no longer knows the task");
+            tracing::info!("ECS no longer knows the task");
             lost(app, agent.name, otherwise).await?;
             Ok(Reported::Done)
         }
@@ -103,6 +105,7 @@ pub async fn last_event(app: &App, agent: OurAgent<'_>, event: &Task) -> Result<
 /// Tells what a task has become, as ECS describes it just now.
 async fn described(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<Reported, Fault> {
     let record = task.record();
+    record.iter().for_each(|record| Ids::from(record).record());
     let container = record.as_ref().map(|record| record.container.as_str());
     let has_health_check = has_health_check(app, agent, task, container).await?;
     match outcome::of_running(task, app.controller(), container, has_health_check) {
@@ -110,7 +113,7 @@ async fn described(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<Report
         Running::Stopped => stopped(app, agent, task).await.map(|()| Reported::Done),
         Running::NotYet => Ok(Reported::NotYet(not_yet(task))),
         Running::Nothing(why) => {
-            tracing::debug!(agent.name = agent.name.as_str(), task.arn = task.arn, "{why}");
+            tracing::debug!("{why}");
             Ok(Reported::Done)
         }
     }
@@ -135,7 +138,7 @@ async fn has_health_check(app: &App, agent: OurAgent<'_>, task: &Task, container
             Ok(found.is_some_and(|found| found.health_check))
         }
         Err(fault) if fault.is_final() => {
-            tracing::warn!(task.arn = task.arn, error = %fault, "taken to have no health check");
+            log_fault!(&fault, "whether the container has a health check is not known; it is taken to have none");
             Ok(false)
         }
         Err(fault) => Err(fault),
@@ -157,7 +160,7 @@ async fn ready(app: &App, agent: OurAgent<'_>, task: &Task, record: Option<&Reco
         Connect::Ssh => match agents::endpoint(&app.memory, agent.cloud, template, &record.container, task).await {
             Ok(endpoint) => Some(endpoint),
             Err(fault) if fault.is_final() => return unusable(agent, task, &fault.to_string()).await,
-            Err(fault) if agents::is_not_yet(&fault) => return Ok(Reported::NotYet(fault.message)),
+            Err(fault) if fault.kind == Kind::NotYet => return Ok(Reported::NotYet(fault.message)),
             Err(fault) => return Err(fault),
         },
     };
@@ -261,7 +264,7 @@ async fn notify_ready(
 ) -> Result<Reported, Fault> {
     let claim = app.memory.claim(&notice.id, app.now());
     let delivery = match (&record.webhook_url, &claim) {
-        (_, Claim::Taken) => return Err(Fault::passing("the notice is on its way just now")),
+        (_, Claim::Taken) => return Err(Fault::not_yet("the notice is on its way just now")),
         (Some(url), Claim::Mine(_)) => app.notifier.notify(notice, &Target::Request(url.clone())).await?,
         _ => Delivery::Delivered,
     };
@@ -330,6 +333,7 @@ async fn unusable(agent: OurAgent<'_>, task: &Task, why: &str) -> Result<Reporte
 /// When that has to be tried again.
 pub async fn stopped(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<(), Fault> {
     let request = task.record();
+    request.iter().for_each(|record| Ids::from(record).record());
     let container = request.as_ref().map(|record| record.container.as_str());
     let Some(mut ended) = outcome::of_stopped(task, container, known_readiness(task)) else { return Ok(()) };
     // The sweep may have found a start overdue in the moment in which the agent was told to be ready.
@@ -343,14 +347,7 @@ pub async fn stopped(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<(), 
     let mut notice = agent.subject(request.as_ref()).notice_of_task(ended.kind, task, app.now());
     notice.failure = ended.failure;
     if let Some(failure) = &notice.failure {
-        tracing::error!(
-            agent.name = agent.name.as_str(),
-            task.arn = task.arn,
-            request.id = request.as_ref().map(|record| record.request_id.as_str()),
-            code = failure.code.as_str(),
-            error = failure.message,
-            "agent ended"
-        );
+        tracing::error!(code = failure.code.as_str(), error = failure.message, "agent ended");
     }
     match ended.kind {
         NoticeType::Failed if task.reported() => Ok(()),
@@ -360,7 +357,7 @@ pub async fn stopped(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<(), 
             trace::send(app.settings.xray_daemon, trace, &notice);
             // ECS may take no tag of a stopped task any more.
             if let Err(fault) = record(agent.cloud, &task.arn, &format!("failed {}", app.now())).await {
-                tracing::debug!(task.arn = task.arn, error = %fault, "not marked as reported");
+                tracing::debug!(error = %fault, "not marked as reported");
             }
             Ok(())
         }
@@ -375,7 +372,7 @@ async fn was_interrupted(agent: OurAgent<'_>, task: &Task) -> Result<bool, Fault
     match agent.cloud.ec2.state_reason(id).await {
         Ok(code) => Ok(code.as_deref() == Some("Server.SpotInstanceTermination")),
         Err(fault) if fault.is_final() => {
-            tracing::warn!(ec2.instance = id, error = %fault, "why the instance ended is not known");
+            log_fault!(&fault, ec2.instance = id, "why the instance ended is not known");
             Ok(false)
         }
         Err(fault) => Err(fault),
@@ -399,7 +396,7 @@ async fn tell_once(app: &App, notice: &Notice, webhook_url: Option<&str>) -> Res
             }
             delivery.done(app.now());
         }
-        Claim::Taken => return Err(Fault::passing("the notice is on its way just now")),
+        Claim::Taken => return Err(Fault::not_yet("the notice is on its way just now")),
         Claim::Delivered => {}
     }
     tell_listeners(app, notice).await
@@ -409,7 +406,7 @@ async fn tell_once(app: &App, notice: &Notice, webhook_url: Option<&str>) -> Res
 async fn record_or_keep(app: &App, agent: OurAgent<'_>, task: &Task, told: &str) -> Result<(), Fault> {
     let value = format!("{told} {}", app.now());
     let Err(fault) = record(agent.cloud, &task.arn, &value).await else { return Ok(()) };
-    tracing::warn!(agent.name = agent.name.as_str(), task.arn = task.arn, error = %fault, "told; recorded later");
+    log_fault!(&fault, "the outcome was told; it is recorded later");
     let (cluster, arn, name) = (task.cluster_arn.clone(), task.arn.clone(), agent.name.clone());
     let work = Work::Record { cluster, arn, name, value };
     app.notifier.keep(&Undelivered { since: app.now(), work }).await
@@ -423,11 +420,11 @@ pub async fn record(cloud: &Cloud, arn: &str, value: &str) -> Result<(), Fault> 
     match cloud.cluster.tag(arn, REPORTED_TAG, value).await {
         Err(fault) if fault.kind == Kind::Denied => {
             let advice = "nobody remembers that the outcome was told: the function's role needs ecs:TagResource";
-            tracing::error!(task.arn = arn, error = %fault, "{advice}");
+            tracing::error!(error = %fault, "{advice}");
             Ok(())
         }
         Err(fault) if fault.is_final() => {
-            tracing::debug!(task.arn = arn, error = %fault, "the task takes no tag any more");
+            tracing::debug!(error = %fault, "the task takes no tag any more");
             Ok(())
         }
         result => result,
@@ -439,7 +436,7 @@ pub async fn record(cloud: &Cloud, arn: &str, value: &str) -> Result<(), Fault> 
 /// # Errors
 /// When ECS could not be asked.
 pub async fn stop(agent: OurAgent<'_>, task: &Task, stop: Stop) -> Result<(), Fault> {
-    tracing::info!(agent.name = agent.name.as_str(), task.arn = task.arn, reason = %stop, "stopping the task");
+    tracing::info!(reason = %stop, "stopping the task");
     match agent.cloud.cluster.stop_task(&task.arn, &stop.to_string()).await {
         Err(fault) if fault.kind == Kind::Missing => Ok(()),
         result => result.map(drop),

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use aws_config::SdkConfig;
 use lambda_runtime::{LambdaEvent, service_fn};
 use serde_json::Value;
+use tracing::Instrument as _;
 
 use crate::app::{App, Clock};
 use crate::aws::bus::Bus;
@@ -15,12 +16,14 @@ use crate::aws::{self, Lazy};
 use crate::batch::Invocation;
 use crate::cloud::Clouds;
 use crate::config::settings::{self, SettingsFaults};
+use crate::fault::Fault;
 use crate::http::Http;
 use crate::jenkins::Jenkins;
-use crate::log;
+use crate::log_fault;
 use crate::memory::Memory;
 use crate::notifier::Notifier;
 use crate::secret::Environment;
+use crate::span;
 
 /// Starts a function: everything wrong with its settings ends the start with one message.
 pub async fn run<F>(handle: impl Fn(Arc<App>, Invocation, Value) -> F) -> ExitCode
@@ -28,7 +31,7 @@ where
     F: Future<Output = anyhow::Result<Value>>,
 {
     let environment: Environment = Arc::new(settings::environment);
-    log::init(&*environment);
+    crate::log::init(&*environment);
     let app = match start(environment).await {
         Ok(app) => Arc::new(app),
         Err(faults) => {
@@ -39,8 +42,12 @@ where
     let handle = &handle;
     let service = service_fn(|event: LambdaEvent<Value>| {
         let invocation = Invocation::new(&event.context);
-        let app = app.clone();
-        async move { handle(app, invocation, event.payload).await.map_err(|error| format!("{error:#}")) }
+        let (app, span) = (app.clone(), span::invocation(&event.context.request_id));
+        async move {
+            let answer = handle(app, invocation, event.payload).await;
+            answer.inspect_err(log_failure).map_err(|error| format!("{error:#}"))
+        }
+        .instrument(span)
     });
     match lambda_runtime::run(service).await {
         Ok(()) => ExitCode::SUCCESS,
@@ -48,6 +55,14 @@ where
             tracing::error!(error = %error, "the Lambda runtime ended");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Lambda brings an event again whose invocation failed; the messages of a batch come back as well.
+fn log_failure(error: &anyhow::Error) {
+    match error.downcast_ref::<Fault>() {
+        Some(fault) => log_fault!(fault, "the invocation failed"),
+        None => tracing::error!(error = format!("{error:#}"), "the invocation failed"),
     }
 }
 

@@ -8,13 +8,16 @@ use futures::future::join_all;
 use jiff::Timestamp;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
+use tracing::Instrument as _;
 
 use crate::aws::ecs::Instance;
 use crate::aws::queues::Queues;
 use crate::capacity::{Exclusive, Need};
 use crate::config::{Cloud, Limit, Size};
 use crate::fault::Fault;
+use crate::log_fault;
 use crate::message::{Failure, FailureCode, MOST_AGENTS, RequestId};
+use crate::span::Ids;
 use crate::trace::{self, Trace};
 
 /// The message attribute that travels with a request between the queues, as JSON: SQS takes ten attributes at most.
@@ -123,6 +126,13 @@ pub struct Waiting {
     pub receipt: String,
 }
 
+impl Waiting {
+    /// Whose it is.
+    pub fn ids(&self) -> Ids<'_> {
+        Ids { request: self.wait.as_ref().map(|wait| &wait.request_id), ..Ids::default() }
+    }
+}
+
 /// Takes some of what waits, oldest first. What is not sent back has to be released.
 ///
 /// # Errors
@@ -168,7 +178,7 @@ async fn read(queues: &Queues, most: usize, waiting: &Mutex<Vec<Waiting>>) {
             Ok(received) if received.is_empty() => return,
             Ok(received) => waiting.lock().unwrap_or_else(PoisonError::into_inner).extend(received),
             Err(fault) => {
-                tracing::warn!(error = %fault, "not all waiting requests were read");
+                log_fault!(&fault, "not all waiting requests were read; the others have their turn later");
                 return;
             }
         }
@@ -201,8 +211,12 @@ pub async fn hand_over(queues: &Queues, body: &str, wait: &Wait) -> Result<(), F
 pub async fn wake(queues: &Queues, message: &Waiting) -> Result<(), Fault> {
     let json = message.wait.as_ref().and_then(|wait| serde_json::to_string(wait).ok());
     let attributes: Vec<_> = json.iter().map(|json| (ATTRIBUTE, json.as_str())).collect();
-    queues.send(&queues.urls.requests, &message.body, &attributes, Duration::ZERO).await?;
-    forget(queues, message).await
+    let woken = async {
+        queues.send(&queues.urls.requests, &message.body, &attributes, Duration::ZERO).await?;
+        tracing::info!("request woken: there may be room for it");
+        forget(queues, message).await
+    };
+    woken.instrument(message.ids().span()).await
 }
 
 /// Takes a request out of the waiting queue.

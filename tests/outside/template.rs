@@ -388,7 +388,7 @@ fn the_dashboard_looks_for_messages_that_are_logged() {
     let messages: Vec<_> = messages.collect();
     assert_eq!(messages.len(), 3, "{messages:?}");
     for message in messages {
-        let logged = format!("\"{message}\"\n");
+        let logged = format!("\"{message}\"");
         assert!(sources.iter().any(|source| source.contains(&logged)), "nobody logs {message:?}");
     }
     let [request, _, sweep] = sources;

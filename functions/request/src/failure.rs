@@ -6,7 +6,9 @@ use shared::batch::Item;
 use shared::fault::Fault;
 use shared::memory::Claim;
 use shared::message::{Failure, FailureCode, Notice, NoticeType};
+use tracing::Instrument as _;
 
+use crate::placing;
 use crate::plan::{Order, Refused};
 
 /// Fails agents for a reason that no waiting helps; the message is kept for people.
@@ -39,17 +41,13 @@ pub(crate) async fn end(
         FailureCode::CapacityTimeout => Ok(()),
         _ => copy(app, item, &failure).await,
     };
-    tracing::error!(
-        request.id = order.request_id.as_str(),
-        code = failure.code.as_str(),
-        error = failure.message,
-        "no agent for the request"
-    );
+    tracing::error!(code = failure.code.as_str(), error = failure.message, "no agent for the request");
     let told = agents.iter().map(|&index| {
         let name = order.name(&app.settings.agent_name_prefix, index);
         let mut notice = order.subject(&name).notice(NoticeType::Failed, app.now());
         notice.failure = Some(failure.clone());
-        notify(app, item, notice, order.webhook_url(index))
+        let span = placing::span(order, &name);
+        notify(app, item, notice, order.webhook_url(index)).instrument(span)
     });
     join_all(told).await.into_iter().chain([copied]).collect()
 }
@@ -59,13 +57,7 @@ pub(crate) async fn end(
 /// # Errors
 /// When that could not be told or kept.
 pub(crate) async fn refuse(app: &App, item: &Item, refused: &Refused) -> Result<(), Fault> {
-    tracing::error!(
-        message.id = item.id,
-        request.id = refused.request_id.as_ref().map(|id| id.as_str()),
-        code = refused.failure.code.as_str(),
-        error = refused.failure.message,
-        "request refused"
-    );
+    tracing::error!(code = refused.failure.code.as_str(), error = refused.failure.message, "request refused");
     let copied = copy(app, item, &refused.failure).await;
     let subject = refused.request_id.as_ref().map_or(item.id.as_str(), |id| id.as_str());
     let notice = |index: usize| {
@@ -103,7 +95,7 @@ async fn notify(app: &App, item: &Item, notice: Notice, webhook_url: Option<&str
 async fn once(app: &App, item: &Item, what: &str, work: impl Future<Output = Result<(), Fault>>) -> Result<(), Fault> {
     match app.memory.claim(&format!("{what} of {}", item.id), app.now()) {
         Claim::Delivered if !item.id.is_empty() => Ok(()),
-        Claim::Taken if !item.id.is_empty() => Err(Fault::passing("it is being told just now")),
+        Claim::Taken if !item.id.is_empty() => Err(Fault::not_yet("it is being told just now")),
         Claim::Mine(claim) => {
             work.await?;
             claim.done(app.now());
@@ -139,7 +131,6 @@ pub(crate) async fn give_up_or_retry(
             let agents = without_task(app, order).await;
             if agents.is_empty() {
                 tracing::error!(
-                    request.id = order.request_id.as_str(),
                     error = message,
                     "the request's agents are there; their events tell what becomes of them"
                 );

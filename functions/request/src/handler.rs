@@ -13,6 +13,8 @@ use shared::batch::{self, Invocation, Item, guarded};
 use shared::cloud::Cloud;
 use shared::fault::Fault;
 use shared::outcome::is_ours;
+use shared::span::Ids;
+use tracing::Instrument as _;
 
 use crate::placing::{self, Placed};
 use crate::plan::limits::{self, Existing, Split};
@@ -43,14 +45,14 @@ async fn answer(app: &App, invocation: &Invocation, items: Vec<Item>) -> SqsBatc
     let mut counts = count(app, invocation, &admitted).await;
     // Who may start under maxAgents is settled in order, before anything runs.
     let splits: Vec<_> = admitted.iter().map(|admitted| split(app, admitted.as_ref().ok(), &mut counts)).collect();
-    let placed = items.iter().zip(&admitted).zip(splits).map(|((item, admitted), split)| async move {
-        guarded(invocation, async {
+    let placed = items.iter().zip(&admitted).zip(splits).map(|((item, admitted), split)| {
+        let work = guarded(invocation, async move {
             match admitted {
                 Ok(order) => Box::pin(placing::place(app, item, order, split?)).await,
                 Err(refused) => Box::pin(failure::refuse(app, item, refused)).await.map(|()| Placed::default()),
             }
-        })
-        .await
+        });
+        work.instrument(item.span.clone())
     });
     let placed = join_all(placed).await;
     let counts = counts.into_iter().filter_map(|(index, counted)| Some((index, counted.ok()?))).collect();
@@ -60,29 +62,20 @@ async fn answer(app: &App, invocation: &Invocation, items: Vec<Item>) -> SqsBatc
         .filter_map(|(admitted, placed)| Some((admitted.as_ref().ok()?, placed.as_ref().ok()?.blocked.as_slice())));
     let rooms = Rooms::make(app, invocation, blocked.collect(), &counts).await;
     let rooms = &rooms;
-    let finished = items.iter().zip(&admitted).zip(placed).map(|((item, admitted), placed)| async move {
-        let result = match (admitted, placed) {
-            (Ok(order), Ok(placed)) => {
-                guarded(invocation, Box::pin(room::wait(app, item, order, placed.blocked, rooms))).await
-            }
-            (Err(_), Ok(_)) => Ok(()),
-            (_, Err(fault)) => Err(fault),
+    let finished = items.iter().zip(&admitted).zip(placed).map(|((item, admitted), placed)| {
+        let work = async move {
+            let result = match (admitted, placed) {
+                (Ok(order), Ok(placed)) => {
+                    guarded(invocation, Box::pin(room::wait(app, item, order, placed.blocked, rooms))).await
+                }
+                (Err(_), Ok(_)) => Ok(()),
+                (_, Err(fault)) => Err(fault),
+            };
+            let Err(fault) = result else { return Ok(()) };
+            let admitted = admitted.as_ref().map_err(|refused| &**refused);
+            guarded(invocation, Box::pin(failure::give_up_or_retry(app, item, admitted, fault))).await
         };
-        match result {
-            Err(fault) => {
-                guarded(
-                    invocation,
-                    Box::pin(failure::give_up_or_retry(
-                        app,
-                        item,
-                        admitted.as_ref().map_err(|refused| &**refused),
-                        fault,
-                    )),
-                )
-                .await
-            }
-            done => done,
-        }
+        work.instrument(item.span.clone())
     });
     let results = join_all(finished).await;
     let queue = &app.queues.urls.requests;
@@ -90,11 +83,18 @@ async fn answer(app: &App, invocation: &Invocation, items: Vec<Item>) -> SqsBatc
 }
 
 fn admit<'a>(app: &'a App, invocation: &Invocation, item: &Item) -> Result<Order<'a>, Box<Refused>> {
+    let _span = item.span.enter();
     let own = arn::own_accounts(&invocation.function_arn, &app.queues.urls.requests, &item.source_arn);
     let now = app.now();
     let (wait, trace) = (item.wait.as_ref(), item.trace.as_ref());
     let envelope = Envelope { message_id: &item.id, sent_at: item.sent_at(now), wait, trace, own_accounts: &own };
-    plan::admit(app.config(), app.jenkins.origin(), &item.body, envelope, now)
+    let admitted = plan::admit(app.config(), app.jenkins.origin(), &item.body, envelope, now);
+    let (request, build) = match &admitted {
+        Ok(order) => (Some(&order.request_id), order.build.as_ref()),
+        Err(refused) => (refused.request_id.as_ref(), refused.build.as_ref()),
+    };
+    Ids { request, build, ..Ids::default() }.record();
+    admitted
 }
 
 /// Counts the agents of the clouds where a request meets a limit: one look for the whole batch.

@@ -23,7 +23,7 @@ pub(crate) async fn answer(app: &App, item: &Item, agent: Agent<'_>, arns: &[Str
     let tasks = agent.cloud.cluster.describe_tasks(arns).await?;
     if tasks.is_empty() && item.receives < SURE_AFTER {
         // ECS is eventually consistent: what another copy has just started may not be seen yet (API_RunTask).
-        return Err(Fault::passing("the request's task is not described yet"));
+        return Err(Fault::not_yet("the request's task is not described yet"));
     }
     let notice = match plan::inquiry::answer(&tasks, plan::asked_at(item, app.now())) {
         Answer::Ready(task) => ready_again(app, agent, task).await?,
@@ -34,12 +34,7 @@ pub(crate) async fn answer(app: &App, item: &Item, agent: Agent<'_>, arns: &[Str
         Answer::Nothing => None,
     };
     if let Some(notice) = notice {
-        tracing::info!(
-            request.id = agent.order.request_id.as_str(),
-            agent.name = agent.name.as_str(),
-            notice.r#type = notice.kind.as_str(),
-            "answered an inquiry"
-        );
+        tracing::info!(notice.r#type = notice.kind.as_str(), "answered an inquiry");
         let targets = app.notifier.everybody(agent.order.webhook_url(agent.index));
         app.notifier.notify_all(&notice, targets).await?;
     }

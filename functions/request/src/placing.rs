@@ -12,8 +12,11 @@ use shared::config::Connect;
 use shared::config::variables::INBOUND_VARIABLES;
 use shared::fault::Fault;
 use shared::jenkins::{Launcher, Node};
+use shared::log_fault;
 use shared::message::Failure;
 use shared::name::AgentName;
+use shared::span::Ids;
+use tracing::{Instrument as _, Span};
 
 use crate::plan::agent::{Known, Step};
 use crate::plan::limits::Split;
@@ -28,6 +31,16 @@ pub(crate) struct Agent<'a> {
     pub index: u32,
     pub name: &'a AgentName,
     pub cloud: &'a Cloud,
+}
+
+/// The span of an agent within its request's, which is that of a request's only agent, too.
+pub(crate) fn span(order: &Order<'_>, name: &AgentName) -> Span {
+    let ids = Ids::of_agent(name);
+    if order.agents.len() > 1 {
+        return ids.span();
+    }
+    ids.record();
+    Span::none()
 }
 
 /// What has become of a request's agents before anything is done about room.
@@ -62,7 +75,7 @@ pub(crate) async fn place(app: &App, item: &Item, order: &Order<'_>, split: Spli
     let ends = join_all(split.placeable.into_iter().map(|index| async move {
         let name = order.name(&app.settings.agent_name_prefix, index);
         let agent = Agent { order, index, name: &name, cloud };
-        (index, Box::pin(start(app, item, agent, container)).await)
+        (index, Box::pin(start(app, item, agent, container)).instrument(span(order, &name)).await)
     }))
     .await;
     let mut placed = Placed::default();
@@ -169,13 +182,8 @@ async fn run_task(
     };
     let outcome = agent.cloud.cluster.run_task(input).await;
     if let RunTaskOutcome::Started(task) = &outcome {
-        tracing::info!(
-            request.id = order.request_id.as_str(),
-            agent.name = agent.name.as_str(),
-            task.arn = task.arn,
-            template = order.template.name,
-            "task started"
-        );
+        Ids { task: Some(&task.arn), ..Ids::default() }.record();
+        tracing::info!(cloud = order.cloud.name, template = order.template.name, "task started");
     }
     outcome
 }
@@ -203,7 +211,7 @@ async fn delete_node(app: &App, agent: Agent<'_>) {
         && agent.order.expired.is_none()
         && let Err(fault) = app.jenkins.delete_node(agent.name.as_str()).await
     {
-        tracing::warn!(agent.name = agent.name.as_str(), error = %fault, "the sweep will delete the node");
+        log_fault!(&fault, "the sweep will delete the node");
     }
 }
 

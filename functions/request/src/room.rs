@@ -9,9 +9,11 @@ use shared::batch::{Invocation, Item, guarded};
 use shared::capacity::{Need, Observed, Plan};
 use shared::cloud::Cloud;
 use shared::fault::{Fault, Placement};
+use shared::log_fault;
 use shared::message::NoticeType;
 use shared::observe;
 use shared::wait::{self, Waiting, WaitsFor};
+use tracing::Instrument as _;
 
 use crate::failure;
 use crate::placing;
@@ -78,7 +80,7 @@ impl Others {
             Ok(Self { depth: 0, known })
         };
         guarded(invocation, asked).await.unwrap_or_else(|fault| {
-            tracing::warn!(error = %fault, "who waits already is unknown; the sweep raises the group for them");
+            log_fault!(&fault, "who waits already is unknown; the sweep raises the group for them");
             Self::default()
         })
     }
@@ -220,7 +222,6 @@ pub(crate) async fn wait(
                 app.memory.remember_wait(order.request_id.as_str(), app.now());
                 wait::hand_over(&app.queues, &item.body, &wait).await?;
                 tracing::info!(
-                    request.id = order.request_id.as_str(),
                     agents = ?wait.agents,
                     attempt = wait.attempt,
                     reason = wait.reason,
@@ -233,7 +234,7 @@ pub(crate) async fn wait(
     if order.wait.is_none()
         && let Err(fault) = notify_waiting(app, order, waiting).await
     {
-        tracing::warn!(request.id = order.request_id.as_str(), error = %fault, "nobody heard that it waits");
+        log_fault!(&fault, "nobody heard that the request waits");
     }
     Ok(())
 }
@@ -244,10 +245,11 @@ async fn notify_waiting(app: &App, order: &Order<'_>, agents: Vec<u32>) -> Resul
     if listeners.is_empty() {
         return Ok(());
     }
-    let told = agents.into_iter().map(|index| async move {
+    let told = agents.into_iter().map(|index| {
         let name = order.name(&app.settings.agent_name_prefix, index);
         let notice = order.subject(&name).notice(NoticeType::Waiting, app.now());
-        app.notifier.notify_all(&notice, listeners.clone()).await
+        let span = placing::span(order, &name);
+        async move { app.notifier.notify_all(&notice, listeners.clone()).await }.instrument(span)
     });
     join_all(told).await.into_iter().collect()
 }

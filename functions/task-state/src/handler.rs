@@ -10,10 +10,13 @@ use shared::aws::ecs::{self, Task};
 use shared::batch::{self, Invocation, Item, guarded};
 use shared::cloud::Cloud;
 use shared::fault::Fault;
+use shared::log_fault;
 use shared::message::{Notice, NoticeType};
-use shared::notifier::{Target, Undelivered, Work};
+use shared::notifier::{Target, Undelivered, Work, log_not_delivered};
 use shared::report::{self, OurAgent, Reported};
+use shared::span::Ids;
 use shared::wait::{self, WaitsFor};
+use tracing::Instrument as _;
 
 use crate::plan::{self, Concern, Event, Instance};
 
@@ -27,18 +30,24 @@ pub async fn handle(app: &App, invocation: &Invocation, event: Value) -> Result<
             let queue = &app.queues.urls.undelivered;
             batch::each(&app.queues, invocation, queue, batch, async |item| retry(app, item).await).await
         }
-        Event::Task(task) => {
-            let (changed, woken) =
-                (task_changed(app, invocation, &task).await, agent_ended(app, invocation, &task).await);
-            if let Err(fault) = woken {
-                tracing::warn!(error = %fault, "the next sweep wakes the waiting requests");
+        Event::Task(task) => match app.owner(&task) {
+            None => Ok(Value::Null),
+            Some((cloud, name)) => {
+                let record = task.record();
+                let span = Ids::of_task(&name, &task, record.as_ref()).span();
+                let agent = OurAgent::new(app, cloud, &name);
+                let reported = Box::pin(report(app, invocation, agent, &task)).instrument(span.clone()).await;
+                // In no span of this agent: what is woken is another's.
+                if let Err(fault) = agent_ended(app, invocation, agent, &task).await {
+                    span.in_scope(|| log_fault!(&fault, "the next sweep wakes the waiting requests"));
+                }
+                reported.map(|()| Value::Null)
             }
-            changed.map(|()| Value::Null)
-        }
+        },
         Event::Instance(instance) => match guarded(invocation, room(app, &instance)).await {
             Ok(()) => Ok(Value::Null),
             Err(fault) if fault.is_final() => {
-                tracing::error!(error = %fault, "the next sweep wakes the waiting requests");
+                log_fault!(&fault, "the next sweep wakes the waiting requests");
                 Ok(Value::Null)
             }
             Err(fault) => Err(fault.into()),
@@ -55,9 +64,7 @@ pub async fn handle(app: &App, invocation: &Invocation, event: Value) -> Result<
 }
 
 /// Reports what an event says of a task. What cannot be reported now is kept; what never can is left to the sweep.
-async fn task_changed(app: &App, invocation: &Invocation, task: &Task) -> Result<()> {
-    let Some((cloud, name)) = app.owner(task) else { return Ok(()) };
-    let agent = OurAgent::new(app, cloud, &name);
+async fn report(app: &App, invocation: &Invocation, agent: OurAgent<'_>, task: &Task) -> Result<()> {
     let work = async {
         match plan::concern(task) {
             Concern::Nothing => Ok(()),
@@ -65,35 +72,34 @@ async fn task_changed(app: &App, invocation: &Invocation, task: &Task) -> Result
             Concern::ReportEnd => report::last_event(app, agent, task).await,
             Concern::Report => match report::task(app, agent, &task.arn, None).await? {
                 Reported::NotYet(why) => {
-                    tracing::info!(agent.name = name.as_str(), task.arn = task.arn, why, "looked at again");
+                    tracing::info!(why, "looked at again");
                     report::keep(app, agent, task).await
                 }
                 reported => reported.done(),
             },
         }
     };
-    let (name, arn) = (name.as_str(), &task.arn);
     match guarded(invocation, Box::pin(work)).await {
         Ok(()) => Ok(()),
         Err(fault) if fault.is_final() => {
-            tracing::error!(agent.name = name, task.arn = arn, error = %fault, "not reported; the sweep makes up for it");
+            log_fault!(&fault, "not reported; the sweep makes up for it");
             Ok(())
         }
         Err(fault) => {
-            tracing::warn!(agent.name = name, task.arn = arn, error = %fault, "kept for later");
             let kept = report::keep(app, agent, task).await;
-            kept.map_err(|also| anyhow!("{fault}; and it could not be kept: {also}"))
+            kept.map_err(|also| anyhow!("{fault}; and it could not be kept: {also}"))?;
+            log_fault!(&fault, "not reported yet; kept for later");
+            Ok(())
         }
     }
 }
 
 /// An agent's end is room for one that waits under `maxAgents`.
-async fn agent_ended(app: &App, invocation: &Invocation, task: &Task) -> Result<(), Fault> {
-    let Some((cloud, name)) = app.owner(task).filter(|_| task.is_stopped()) else { return Ok(()) };
-    let template = app.template_name(&name);
+async fn agent_ended(app: &App, invocation: &Invocation, agent: OurAgent<'_>, task: &Task) -> Result<(), Fault> {
+    let (cloud, template) = (agent.cloud, app.template_name(agent.name));
     let limit_of_cloud = cloud.config.max_agents;
     let limit = limit_of_cloud.or_else(|| cloud.template(template)?.max_agents);
-    if limit.is_none() {
+    if limit.is_none() || !task.is_stopped() {
         return Ok(());
     }
     guarded(invocation, async {
@@ -164,12 +170,26 @@ async fn retry(app: &App, item: &Item) -> Result<(), Fault> {
         Ok(undelivered) => undelivered,
         Err(error) => return reject(app, item, &format!("not an undelivered notice: {error}")).await,
     };
+    ids(&undelivered.work).record();
     match work(app, item, &undelivered).await {
         Err(fault) if fault.is_final() => reject(app, item, &fault.to_string()).await,
         Err(fault) if plan::is_given_up(undelivered.since, app.now()) => {
             reject(app, item, &format!("given up after a day: {fault}")).await
         }
         result => result,
+    }
+}
+
+/// Whose it is.
+fn ids(work: &Work) -> Ids<'_> {
+    match work {
+        Work::Task { arn, name, otherwise, .. } => {
+            let known = otherwise.as_ref().map(|fallback| Ids::from(&*fallback.notice)).unwrap_or_default();
+            Ids { agent: Some(name.as_str()), task: Some(arn), ..known }
+        }
+        Work::Record { arn, name, .. } => Ids { agent: Some(name.as_str()), task: Some(arn), ..Ids::default() },
+        Work::Notice { notice, .. } => Ids::from(&**notice),
+        Work::Node { name } => Ids { agent: Some(name), ..Ids::default() },
     }
 }
 
@@ -211,10 +231,10 @@ async fn work(app: &App, item: &Item, undelivered: &Undelivered) -> Result<(), F
 async fn look_again(app: &App, agent: OurAgent<'_>, undelivered: &Undelivered, why: &str) -> Result<(), Fault> {
     let now = app.now();
     if agent.template.is_none_or(|template| template.container_start_timeout.is_over(undelivered.since, now)) {
-        tracing::info!(agent.name = agent.name.as_str(), why, "not ready in time; the sweep stops it");
+        tracing::info!(why, "not ready in time; the sweep stops it");
         return Ok(());
     }
-    tracing::debug!(agent.name = agent.name.as_str(), why, "looked at again");
+    tracing::debug!(why, "looked at again");
     app.notifier.keep_for(undelivered, plan::next_look(undelivered.since, now)).await
 }
 
@@ -232,7 +252,8 @@ async fn deliver(app: &App, undelivered: &Undelivered, notice: &Notice, to: &[Ta
         None => Ok(()),
         Some(fault) if left.len() == to.len() => Err(fault),
         // Whoever has it does not get it again.
-        Some(_) => {
+        Some(fault) => {
+            log_not_delivered(notice, &fault);
             let work = Work::Notice { notice: Box::new(notice.clone()), to: left };
             app.notifier.keep(&Undelivered { since: undelivered.since, work }).await
         }
@@ -244,8 +265,9 @@ async fn not_ours(app: &App, item: &Item, name: &str) -> Result<(), Fault> {
 }
 
 async fn reject(app: &App, item: &Item, reason: &str) -> Result<(), Fault> {
-    tracing::error!(message.id = item.id, error = reason, "undelivered message rejected");
-    app.queues.reject(&item.body, reason).await
+    app.queues.reject(&item.body, reason).await?;
+    tracing::error!(error = reason, "undelivered message rejected");
+    Ok(())
 }
 
 /// Whether what a notice says is still so: a ready agent may have ended since.

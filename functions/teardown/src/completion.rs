@@ -12,9 +12,11 @@ use shared::fault::{Fault, Kind};
 use shared::message::{BuildCompleted, MOST_AGENTS};
 use shared::name::AgentName;
 use shared::outcome;
+use shared::span::Ids;
 use shared::stop::Stop;
 use shared::wait::{self, Waiting};
 use tokio::sync::{Mutex, OnceCell};
+use tracing::Instrument as _;
 
 use crate::plan::completion as plan;
 
@@ -67,6 +69,14 @@ pub async fn complete(app: &App, invocation: &Invocation, batch: &Batch, item: &
         Ok(completion) => completion,
         Err(reason) => return reject(app, item, &reason).await,
     };
+    Ids {
+        message: None,
+        request: completion.request_id.as_ref(),
+        build: completion.build.as_ref(),
+        agent: completion.agent.as_deref(),
+        task: completion.task_arn.as_deref(),
+    }
+    .record();
     let work = Work { app, batch, completion: &completion, stop: plan::completed(&completion) };
     let ended = match &completion.task_arn {
         Some(arn) => end_task(&work, invocation, item, arn).await,
@@ -77,18 +87,18 @@ pub async fn complete(app: &App, invocation: &Invocation, batch: &Batch, item: &
     match ended {
         Ok(Outcome::Over) => Ok(()),
         Ok(Outcome::Refused(reason)) => reject(app, item, &reason).await,
-        Ok(Outcome::Pending) if is_young => {
-            Err(Fault::passing("ECS does not know all agents that are over; they may still be placed"))
-        }
+        Ok(Outcome::Pending) if is_young => Err(Fault::not_yet(
+            "the build is over before ECS knows all agents of its request; they may still be placed",
+        )),
         Ok(Outcome::Pending) => {
-            tracing::info!(message.id = item.id, "ECS does not know all agents that are over, nor will it");
+            tracing::info!("the build is over, and its request can no longer be placed: nothing is left to stop");
             Ok(())
         }
         Ok(Outcome::Unknown(fault)) if fault.is_final() => reject(app, item, &fault.to_string()).await,
         Ok(Outcome::Unknown(fault)) if is_young => Err(fault),
         Ok(Outcome::Unknown(fault)) => {
             let consequence = "given up: the sweep stops what is left of it once it is idle";
-            tracing::error!(message.id = item.id, error = %fault, "{consequence}");
+            tracing::error!(error = %fault, "{consequence}");
             Ok(())
         }
         Err(fault) if fault.is_final() => reject(app, item, &fault.to_string()).await,
@@ -97,8 +107,9 @@ pub async fn complete(app: &App, invocation: &Invocation, batch: &Batch, item: &
 }
 
 async fn reject(app: &App, item: &Item, reason: &str) -> Result<(), Fault> {
-    tracing::error!(message.id = item.id, error = reason, "completion rejected");
-    app.queues.reject(&item.body, reason).await
+    app.queues.reject(&item.body, reason).await?;
+    tracing::error!(error = reason, "completion rejected");
+    Ok(())
 }
 
 /// One completion.
@@ -131,6 +142,7 @@ async fn end_task(work: &Work<'_>, invocation: &Invocation, item: &Item, task_ar
     let started_by = task.as_ref().and_then(|task| task.started_by.clone());
     let name = started_by.or_else(|| work.completion.agent.clone()).and_then(|name| app.agent_name(&name));
     if let Some(name) = &name {
+        Ids::of_agent(name).record();
         remove_node(work, name).await?;
     }
     match (task, name) {
@@ -158,7 +170,10 @@ async fn stop_task(work: &Work<'_>, cloud: &Cloud, arn: &str) -> Result<Option<T
         },
         Err(fault) => return Err(fault),
     };
-    tracing::info!(task.arn = arn, reason = %work.stop, "task stopped");
+    if let Some(record) = task.as_ref().and_then(Task::record) {
+        Ids::from(&record).record();
+    }
+    tracing::info!(reason = %work.stop, "task stopped");
     Ok(task)
 }
 
@@ -171,7 +186,7 @@ async fn end_named(work: &Work<'_>) -> Result<Outcome, Fault> {
                 return Ok(Outcome::Refused(format!("agent: {agent:?} is not the name of an agent of ours")));
             }
             None => {
-                tracing::warn!(agent.name = agent, "not the name of an agent of ours");
+                tracing::warn!("the completion's agent is none of ours; its request's agents are stopped");
                 None
             }
             name => name,
@@ -265,11 +280,16 @@ fn with_templates<'f>(work: &Work<'_>, found: &'f [Found<'_>]) -> Vec<(&'f str, 
 /// # Errors
 /// After all was done that could be done: first what another try may do.
 async fn stop_each(work: &Work<'_>, found: &[Found<'_>]) -> Result<(), Fault> {
-    let ended = join_all(found.iter().map(|agent| async move {
-        if !agent.task.is_ending() {
-            stop_task(work, agent.cloud, &agent.task.arn).await?;
-        }
-        remove_node(work, &agent.name).await
+    let ended = join_all(found.iter().map(|agent| {
+        let record = agent.task.record();
+        let span = Ids::of_task(&agent.name, &agent.task, record.as_ref()).span();
+        let stop = async move {
+            if !agent.task.is_ending() {
+                stop_task(work, agent.cloud, &agent.task.arn).await?;
+            }
+            remove_node(work, &agent.name).await
+        };
+        stop.instrument(span)
     }));
     let mut faults: Vec<Fault> = ended.await.into_iter().filter_map(Result::err).collect();
     faults.sort_by_key(Fault::is_final);
@@ -308,7 +328,7 @@ async fn remove_node(work: &Work<'_>, name: &AgentName) -> Result<(), Fault> {
     if app.jenkins.registers_nodes()
         && let Err(fault) = app.jenkins.set_offline(name.as_str(), &work.stop.text).await
     {
-        tracing::debug!(agent.name = name.as_str(), error = %fault, "not taken offline");
+        tracing::debug!(error = %fault, "not taken offline");
     }
     app.notifier.delete_node(name).await
 }
@@ -342,7 +362,8 @@ async fn withdraw(work: &Work<'_>, found: &[Found<'_>]) -> Result<bool, Fault> {
             }
         }
         wait::forget(&app.queues, message).await?;
-        tracing::info!(request.id = wait.request_id.as_str(), "request withdrawn: its build is over");
+        Ids { request: Some(&wait.request_id), ..Ids::default() }.record();
+        tracing::info!("request withdrawn: its build is over");
     }
     Ok(!ours.is_empty())
 }

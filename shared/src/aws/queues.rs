@@ -11,6 +11,7 @@ use futures::stream::{self, StreamExt as _};
 use super::Lazy;
 use crate::config::QueueUrls;
 use crate::fault::Fault;
+use crate::log_fault;
 
 /// The longest that SQS delays a message (API_SendMessage).
 pub const LONGEST_DELAY: Duration = Duration::from_secs(900);
@@ -54,7 +55,7 @@ impl Queues {
         match send(body).await {
             // With the reason it may be longer than SQS takes: a part of it is better than nothing.
             Err(fault) if body.len() + reason.len() > SURELY_TAKEN => {
-                tracing::warn!(error = %fault, size_bytes = body.len(), "a message is copied to the rejected queue in part");
+                log_fault!(&fault, size_bytes = body.len(), "a message is copied to the rejected queue in part");
                 send(&body[..body.floor_char_boundary(SURELY_TAKEN - 4 * 1024)]).await
             }
             sent => sent,
@@ -130,7 +131,7 @@ impl Queues {
         let call = self.client.change_message_visibility_batch().queue_url(queue);
         if let Err(error) = call.set_entries(Some(entries.collect())).send().await {
             let fault = Fault::from_sdk("sqs:ChangeMessageVisibilityBatch", error);
-            tracing::warn!(error = %fault, "waiting messages stay hidden until their visibility timeout ends");
+            log_fault!(&fault, "waiting requests stay hidden from other functions for up to 90 s");
         }
     }
 

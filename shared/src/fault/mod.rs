@@ -8,6 +8,8 @@ mod placement;
 
 use std::fmt;
 
+use tracing::Level;
+
 pub use placement::{Placement, classify_placement};
 
 /// Why something could not be done.
@@ -28,6 +30,8 @@ pub struct Fault {
 pub enum Kind {
     /// ECS has no room for a task now; it may have later.
     NoRoom,
+    /// What was asked for is on its way, as it should be.
+    NotYet,
     /// Fewer calls have to be made.
     Throttled,
     /// The next try may succeed: a network fault, an outage, and every answer that nobody knows.
@@ -49,6 +53,11 @@ impl Fault {
         Self::own(Kind::Passing, message)
     }
 
+    /// Nothing wrong, but nothing to go on with either.
+    pub fn not_yet(message: impl Into<String>) -> Self {
+        Self::own(Kind::NotYet, message)
+    }
+
     /// A fault of our own making that every try meets.
     pub fn permanent(message: impl Into<String>) -> Self {
         Self::own(Kind::Permanent, message)
@@ -66,8 +75,18 @@ impl Fault {
     /// Whether the same call will fail again, so that nothing is tried again.
     pub fn is_final(&self) -> bool {
         match self.kind {
-            Kind::NoRoom | Kind::Throttled | Kind::Passing | Kind::Setting => false,
+            Kind::NoRoom | Kind::NotYet | Kind::Throttled | Kind::Passing | Kind::Setting => false,
             Kind::Denied | Kind::Missing | Kind::Permanent => true,
+        }
+    }
+
+    /// The level at which whoever deals with it logs it: an error where somebody has to change something, a warning where
+    /// something is in trouble that is not ours, and neither where trying again is all that it takes.
+    pub fn level(&self) -> Level {
+        match self.kind {
+            Kind::NoRoom | Kind::NotYet | Kind::Throttled => Level::INFO,
+            Kind::Passing => Level::WARN,
+            Kind::Setting | Kind::Denied | Kind::Missing | Kind::Permanent => Level::ERROR,
         }
     }
 

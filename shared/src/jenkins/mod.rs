@@ -151,7 +151,6 @@ impl Jenkins {
                 self.refusal(call, &answer)
             }
         };
-        tracing::error!(error = text, "Jenkins refuses us");
         Err(Fault::jenkins(Kind::Setting, text))
     }
 

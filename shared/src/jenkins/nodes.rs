@@ -120,7 +120,7 @@ impl Jenkins {
             match self.create_from_xml(node).await {
                 // A controller that does not take it after all is asked in the older way.
                 Err(fault) if fault.is_final() => {
-                    tracing::debug!(agent.name = node.name, error = %fault, "not created from XML");
+                    tracing::debug!(error = %fault, "not created from XML");
                 }
                 result => return result,
             }
@@ -140,7 +140,6 @@ impl Jenkins {
         }
         self.delete_node(&node.name).await?;
         let text = "created the node without its SSH launcher: install the plugin ssh-slaves (SSH Build Agents)";
-        tracing::error!(agent.name = node.name, error = text, "Jenkins cannot start SSH agents");
         Err(Fault::jenkins(Kind::Setting, text))
     }
 
@@ -309,7 +308,7 @@ impl Jenkins {
                 Fault::jenkins(Kind::Permanent, format!("the answer to {} holds no secret", call.action()))
             }),
             // A node just made may not have its computer yet.
-            StatusCode::NOT_FOUND => Err(Fault::jenkins(Kind::Passing, format!("has no {} yet", call.action()))),
+            StatusCode::NOT_FOUND => Err(Fault::jenkins(Kind::NotYet, format!("has no {} yet", call.action()))),
             _ => Err(self.unexpected(call, &answer)),
         }
     }
@@ -492,7 +491,7 @@ mod tests {
         let asked =
             |status, body| async move { scripted(vec![answer(status, body)]).jenkins.inbound_secret("a").await };
         assert_eq!(asked(200, jnlp).await.expect("a secret").expose(), "5ecre7");
-        assert!(asked(404, "").await.is_err_and(|fault| fault.kind == Kind::Passing));
+        assert!(asked(404, "").await.is_err_and(|fault| fault.kind == Kind::NotYet));
         assert!(asked(200, "<jnlp/>").await.is_err_and(|fault| fault.kind == Kind::Permanent));
     }
 }

@@ -41,12 +41,11 @@ impl Jenkins {
             if let Err(errors) = self.secrets.refresh().await {
                 let text = format!("the webhook answered {}, and the secrets could not be read again", answer.status());
                 let text = format!("{text}: {}", errors.join("; "));
-                tracing::error!(notice.id = id, error = text, "notice not delivered yet");
                 return Err(Fault::jenkins(Kind::Setting, text));
             }
             answer = self.post_once(url.as_str(), id, &body, now).await?;
         }
-        self.receipt(id, &answer)
+        self.receipt(&answer)
     }
 
     async fn post_once(
@@ -56,15 +55,13 @@ impl Jenkins {
         body: &Bytes,
         now: Timestamp,
     ) -> Result<http::Response<Bytes>, Fault> {
-        let request = request(url, id, body, now, &self.secrets.current()).map_err(|text| {
-            tracing::error!(notice.id = id, error = text, "notice not delivered yet");
-            Fault::jenkins(Kind::Setting, text)
-        })?;
+        let request = request(url, id, body, now, &self.secrets.current());
+        let request = request.map_err(|text| Fault::jenkins(Kind::Setting, text))?;
         Ok(self.send(request, TIMEOUT, LIMIT).await?)
     }
 
-    /// What an answer means, with a log entry where somebody has to change a setting.
-    fn receipt(&self, id: &str, answer: &http::Response<Bytes>) -> Result<Receipt, Fault> {
+    /// What an answer means.
+    fn receipt(&self, answer: &http::Response<Bytes>) -> Result<Receipt, Fault> {
         let status = answer.status();
         let text = format!("the webhook answered {status}{}", self.said(answer));
         match status.as_u16() {
@@ -76,9 +73,7 @@ impl Jenkins {
             401 | 403 => {
                 // Without the plugin, Jenkins itself refuses: its filter wants a crumb for what nobody takes.
                 let advice = "change jenkins.webhook.authorization, or install the plugin of that URL (webhook-step)";
-                let text = format!("{text}: {advice}");
-                tracing::error!(notice.id = id, error = text, "notice not delivered yet");
-                Err(Fault::jenkins(Kind::Setting, text))
+                Err(Fault::jenkins(Kind::Setting, format!("{text}: {advice}")))
             }
             300..=399 => {
                 let advice = "redirects are never followed; change jenkins.url, or the webhook's URL";

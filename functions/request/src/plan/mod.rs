@@ -387,6 +387,7 @@ mod tests {
     use std::collections::HashMap;
 
     use proptest::prelude::*;
+    use serde_json::json;
     use shared::aws::ecs::Task;
     use shared::config::from_yaml;
 
@@ -639,7 +640,10 @@ clouds:
             assert_eq!(is_inquiry(&task(status, created), Some(at(100))), inquiry, "{status} {created}");
         }
         assert!(is_inquiry(&task("RUNNING", 1), None) && !is_inquiry(&task("PENDING", 1), None));
-        let sent = |at| Item { sent_at: Some(at), ..Item::default() };
+        let sent = |at: Timestamp| {
+            let record = json!({"attributes": {"SentTimestamp": at.as_millisecond().to_string()}});
+            batch::items(&json!({"Records": [record]})).expect("a batch").remove(0)
+        };
         assert_eq!(asked_at(&sent(Timestamp::UNIX_EPOCH), at(0)), None);
         assert_eq!(asked_at(&sent(at(0)), at(5)), Some(at(0)));
     }

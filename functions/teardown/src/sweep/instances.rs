@@ -11,10 +11,18 @@ use shared::capacity::Daemons;
 use shared::cloud::Cloud;
 use shared::config::Limit;
 use shared::fault::Fault;
+use shared::log_fault;
 use shared::observe;
+use tracing::Span;
 
-use super::{CONCURRENCY, each, log};
+use super::{CONCURRENCY, Item, each};
 use crate::plan::instances::{self as plan, Due, InstancePlan, InstanceStep};
+
+impl Item for (String, InstanceStep) {
+    fn span(&self) -> Span {
+        tracing::error_span!("instance", container_instance.arn = self.0)
+    }
+}
 
 /// Gives back idle instances, but in the clouds whose instances are `needed`.
 pub(super) async fn sweep(
@@ -38,7 +46,7 @@ pub(super) async fn sweep(
                 continue;
             }
             Err(fault) => {
-                log(&fault, cloud.name(), "no instance is given back");
+                log_fault!(&fault, cloud = cloud.name(), "no instance is given back");
                 continue;
             }
         };
@@ -73,14 +81,14 @@ async fn give_back(cloud: &Cloud, invocation: &Invocation, plan: InstancePlan, d
             if let Some(stays) = due.next()
                 && let Err(fault) = guarded(invocation, stay(cloud, &stays)).await
             {
-                log(&fault, cloud.name(), "an instance stays draining until the next sweep");
+                log_fault!(&fault, cloud = cloud.name(), "an instance stays draining until the next sweep");
             }
             continue;
         }
         let ended = wave.iter().map(|(due, lowers)| guarded(invocation, end(cloud, due, *lowers, daemons)));
         for ((due, lowers), ended) in wave.iter().zip(join_all(ended).await) {
             let is_gone = ended.unwrap_or_else(|fault| {
-                log(&fault, cloud.name(), "an instance is given back by a later sweep");
+                log_fault!(&fault, cloud = cloud.name(), "an instance is given back by a later sweep");
                 false
             });
             if !is_gone {
@@ -112,7 +120,7 @@ async fn end(cloud: &Cloud, due: &Due, lowers: bool, daemons: &Daemons) -> Resul
         }
         Err(fault) => {
             let consequence = "an idle instance cannot be ended; it takes tasks again";
-            tracing::error!(cloud = cloud.name(), group, ec2.instance = due.id, error = %fault, "{consequence}");
+            log_fault!(&fault, cloud = cloud.name(), group, ec2.instance = due.id, "{consequence}");
             if let Some(arn) = &due.arn {
                 undrain(cloud, arn).await?;
             }

@@ -13,8 +13,10 @@ use jiff::Timestamp;
 use shared::app::App;
 use shared::batch::{Invocation, guarded};
 use shared::fault::Fault;
+use shared::log_fault;
 use shared::name::AgentName;
 use shared::{observe, wait};
+use tracing::{Instrument as _, Span};
 
 use self::nodes::Nodes;
 use self::tasks::ClusterTasks;
@@ -38,7 +40,7 @@ pub async fn sweep(app: &App, invocation: &Invocation, time: Timestamp) {
                 agents
                     .unknown
                     .extend(app.clouds.iter().filter(|it| it.cluster_key() == cloud.cluster_key()).map(|it| it.index));
-                log(&fault, cloud.name(), "the cluster could not be asked; nothing is stopped there");
+                log_fault!(&fault, cloud = cloud.name(), "the cluster could not be asked; nothing is stopped there");
             }
             Ok(tasks) => {
                 for task in &tasks.running {
@@ -68,7 +70,7 @@ pub async fn sweep(app: &App, invocation: &Invocation, time: Timestamp) {
         let needed = match messages {
             Ok(messages) => waiting::sweep(app, invocation, messages, (agents, &on_instances), time).await,
             Err(fault) => {
-                tracing::warn!(error = %fault, "the waiting queue could not be read; no instance is given back");
+                log_fault!(&fault, "the waiting queue could not be read; no instance is given back");
                 app.clouds.iter().map(|cloud| cloud.index).collect()
             }
         };
@@ -77,30 +79,34 @@ pub async fn sweep(app: &App, invocation: &Invocation, time: Timestamp) {
     tokio::join!(ends, orphans, capacity);
 }
 
-/// Does something for each, some at once, until the time is over; what fails is done by the next sweep.
-async fn each<'a, T, F>(invocation: &Invocation, at_once: usize, all: &'a [T], work: impl Fn(&'a T) -> F)
+/// Does something for each in its own span, some at once, until the time is over; what fails is done by the next sweep.
+async fn each<'a, T: Item, F>(invocation: &Invocation, at_once: usize, all: &'a [T], work: impl Fn(&'a T) -> F)
 where
     F: Future<Output = Result<(), Fault>> + 'a,
 {
+    let work = &work;
     stream::iter(all)
-        .map(|one| guarded(invocation, work(one)))
-        .buffer_unordered(at_once)
-        .for_each(|result| async {
-            match result {
-                Ok(()) => {}
-                Err(fault) if fault.is_final() => {
-                    tracing::error!(error = %fault, "left to the next sweep, which will meet the same");
+        .map(|one| {
+            let result = async move {
+                if let Err(fault) = guarded(invocation, work(one)).await {
+                    log_fault!(&fault, "left to the next sweep");
                 }
-                Err(fault) => tracing::warn!(error = %fault, "left to the next sweep"),
-            }
+            };
+            result.instrument(one.span())
         })
+        .buffer_unordered(at_once)
+        .collect::<()>()
         .await;
 }
 
-/// Logs what a part of the sweep could not do for a cloud: as an error where the next sweep will meet the same.
-fn log(fault: &Fault, cloud: &str, consequence: &str) {
-    match fault.is_final() {
-        true => tracing::error!(cloud, error = %fault, "{consequence}"),
-        false => tracing::warn!(cloud, error = %fault, "{consequence}"),
+/// What the sweep takes a step with.
+trait Item {
+    /// The span of all that is logged of it.
+    fn span(&self) -> Span;
+}
+
+impl<T: Item> Item for &T {
+    fn span(&self) -> Span {
+        (**self).span()
     }
 }

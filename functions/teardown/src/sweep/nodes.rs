@@ -11,9 +11,12 @@ use shared::batch::{Invocation, guarded};
 use shared::cloud::Cloud;
 use shared::fault::{Fault, Kind};
 use shared::jenkins::NodeState;
+use shared::log_fault;
 use shared::name::AgentName;
+use shared::span::Ids;
+use tracing::Span;
 
-use super::{CONCURRENCY, each};
+use super::{CONCURRENCY, Item, each};
 use crate::plan::nodes::{self as plan, NodeStep};
 use crate::plan::tasks::Seen;
 
@@ -33,13 +36,12 @@ impl Nodes {
         }
         match guarded(invocation, app.jenkins.nodes()).await {
             Ok(nodes) => Self::Known(nodes.into_iter().map(|node| (node.name.clone(), node)).collect()),
-            Err(fault) if fault.kind == Kind::Setting || fault.is_final() => {
-                tracing::error!(error = %fault, "no agent is called idle");
-                Self::Unknown
-            }
             Err(fault) => {
-                tracing::warn!(error = %fault, "Jenkins could not be asked; no agent is called idle");
-                Self::Away
+                log_fault!(&fault, "Jenkins could not be asked for its nodes: no agent is stopped as idle");
+                match fault.kind == Kind::Setting || fault.is_final() {
+                    true => Self::Unknown,
+                    false => Self::Away,
+                }
             }
         }
     }
@@ -50,6 +52,12 @@ impl Nodes {
             Self::Unknown => Seen::Unknown,
             Self::Away => Seen::Away,
         }
+    }
+}
+
+impl Item for (&NodeState, AgentName) {
+    fn span(&self) -> Span {
+        Ids::of_agent(&self.1).span()
     }
 }
 
@@ -73,7 +81,7 @@ pub(super) async fn sweep<'a>(
 async fn step(app: &App, node: &NodeState, name: &AgentName, is_alive: bool, now: Timestamp) -> Result<(), Fault> {
     let jenkins = &app.jenkins;
     if node.is_removed() {
-        tracing::info!(agent.name = name.as_str(), "computer deleted: Jenkins has lost its node");
+        tracing::info!("computer deleted: Jenkins has lost its node");
         return jenkins.delete_node(name.as_str()).await.map(drop);
     }
     match plan::node_step(node, now) {
@@ -85,7 +93,7 @@ async fn step(app: &App, node: &NodeState, name: &AgentName, is_alive: bool, now
         NodeStep::Delete if runs(app, name).await? => jenkins.set_online(name.as_str()).await.map(drop),
         NodeStep::Mark => jenkins.set_offline(name.as_str(), &plan::orphan_message(now)).await.map(drop),
         NodeStep::Delete => {
-            tracing::info!(agent.name = name.as_str(), "node deleted: its task is gone");
+            tracing::info!("node deleted: its task is gone");
             jenkins.delete_node(name.as_str()).await.map(drop)
         }
     }

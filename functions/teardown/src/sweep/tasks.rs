@@ -12,10 +12,12 @@ use shared::name::AgentName;
 use shared::observe;
 use shared::outcome;
 use shared::report::{self, OurAgent, Reported};
+use shared::span::Ids;
 use shared::stop::{Cause, Stop};
+use tracing::Span;
 
 use super::nodes::Nodes;
-use super::{CONCURRENCY, each};
+use super::{CONCURRENCY, Item, each};
 use crate::plan::tasks::{self as plan, TaskStep};
 
 /// A task of an agent of ours.
@@ -34,6 +36,12 @@ impl<'a> OurTask<'a> {
 
     fn agent(&self, app: &App) -> OurAgent<'_> {
         OurAgent::new(app, self.cloud, &self.name)
+    }
+}
+
+impl Item for OurTask<'_> {
+    fn span(&self) -> Span {
+        Ids::of_task(&self.name, &self.task, self.task.record().as_ref()).span()
     }
 }
 

@@ -9,13 +9,16 @@ use shared::app::App;
 use shared::batch::{Invocation, guarded};
 use shared::cloud::Cloud;
 use shared::fault::Fault;
+use shared::log_fault;
 use shared::message::{AgentRequest, Failure, NoticeType};
 use shared::name::AgentName;
 use shared::notifier::Target;
 use shared::observe;
+use shared::span::Ids;
 use shared::wait::{self, Wait, Waiting, WaitsFor};
+use tracing::{Instrument as _, Span};
 
-use super::{CONCURRENCY, each, log};
+use super::{CONCURRENCY, Item, each};
 use crate::plan::waiting::{self as plan, Agents, MessageStep, Observation, Raise};
 
 /// Calls of SQS that go out at once, which throttles nobody who stays below thousands a second.
@@ -35,7 +38,7 @@ pub(super) async fn sweep(
     let plan = plan::waiting(&app.config().clouds, &messages, observed, agents, now);
     for raise in &plan.raises {
         if let Err(fault) = guarded(invocation, carry_out(app, raise)).await {
-            log(&fault, app.clouds.at(raise.cloud).name(), "the group is raised by the next sweep");
+            log_fault!(&fault, cloud = app.clouds.at(raise.cloud).name(), "the group is raised by the next sweep");
         }
     }
     let (mut kept, mut woken, mut late) = (Vec::new(), Vec::new(), Vec::new());
@@ -69,7 +72,9 @@ async fn observe_all(
     for cloud in app.clouds.iter().filter(|cloud| waits(cloud)) {
         match guarded(invocation, observe(cloud, tasks, overdue.contains(&cloud.index), now)).await {
             Ok(observation) => drop(all.insert(cloud.index, observation)),
-            Err(fault) => log(&fault, cloud.name(), "the cloud could not be observed; what waits there waits on"),
+            Err(fault) => {
+                log_fault!(&fault, cloud = cloud.name(), "the cloud could not be observed; what waits there waits on");
+            }
         }
     }
     all
@@ -88,7 +93,7 @@ async fn observe(
     let mut launch_failure = None;
     if let Some(group) = observed.group.as_ref().filter(|group| is_overdue && group.is_short()) {
         launch_failure = cloud.groups.last_launch_failure(&group.name).await.unwrap_or_else(|fault| {
-            log(&fault, cloud.name(), "nobody knows why the group has too few instances");
+            log_fault!(&fault, cloud = cloud.name(), "why the group has too few instances is not known");
             None
         });
     }
@@ -109,6 +114,18 @@ async fn carry_out(app: &App, raise: &Raise) -> Result<(), Fault> {
     Ok(())
 }
 
+impl Item for Waiting {
+    fn span(&self) -> Span {
+        self.ids().span()
+    }
+}
+
+impl Item for (Waiting, Failure) {
+    fn span(&self) -> Span {
+        self.0.ids().span()
+    }
+}
+
 /// What this sweep has told, and whom: copies of a request are told once.
 type Told = Mutex<HashSet<(String, Target)>>;
 
@@ -121,6 +138,8 @@ async fn fail(
 ) -> Result<(), Fault> {
     let Some(wait) = &message.wait else { return Ok(()) };
     let request = AgentRequest::parse(&message.body).ok();
+    let build = request.as_ref().and_then(|request| request.build.as_ref());
+    Ids { build, ..Ids::default() }.record();
     let template = app.clouds.named(&wait.cloud).and_then(|cloud| cloud.template(&wait.template));
     for &index in &wait.agents {
         let name = AgentName::new(&app.settings.agent_name_prefix, &wait.template, wait.request_id.as_str(), index);
@@ -131,7 +150,7 @@ async fn fail(
             name: &name,
             template,
             request_id: Some(&wait.request_id),
-            build: request.as_ref().and_then(|request| request.build.as_ref()),
+            build,
             requested_at: Some(wait.requested_at),
         };
         let mut notice = subject.notice(NoticeType::Failed, app.now());
@@ -142,13 +161,8 @@ async fn fail(
             let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
             targets.retain(|target| told.insert((notice.id.clone(), target.clone())));
         }
-        app.notifier.notify_all(&notice, targets).await?;
+        app.notifier.notify_all(&notice, targets).instrument(Ids::of_agent(&name).span()).await?;
     }
-    tracing::error!(
-        request.id = wait.request_id.as_str(),
-        code = failure.code.as_str(),
-        error = failure.message,
-        "no agent for the request"
-    );
+    tracing::error!(code = failure.code.as_str(), error = failure.message, "no agent for the request");
     wait::forget(&app.queues, message).await
 }

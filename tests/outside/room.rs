@@ -153,14 +153,10 @@ async fn every_instance_serves_what_no_group_is_raised_for() {
 async fn room_without_a_gpu_or_with_the_port_in_use_wakes_nobody() {
     let mut stack = full(|_| {}).await;
     let arn = make_room(&stack);
-    let needs: [(&str, fn(&mut Value)); 3] = [
-        ("gpu", |wait| wait["gpus"] = 1.into()),
-        ("port", |wait| wait["exclusive"] = json!({"hostPort": 2222})),
-        ("distinct", |wait| wait["exclusive"] = json!({"family": "jenkins-maven"})),
-    ];
     stack.aws().ecs.instance_mut(&arn).unwrap().ports.insert(2222);
-    for (id, change) in needs {
-        wait(&stack, one(id), change);
+    wait(&stack, one("gpu"), |wait| wait["gpus"] = 1.into());
+    for (id, exclusive) in [("port", json!({"hostPort": 2222})), ("distinct", json!({"family": "jenkins-maven"}))] {
+        wait(&stack, one(id), |wait| wait["exclusive"] = exclusive.clone());
     }
     let full = event(&stack, &arn);
     bring(&mut stack, full).await;
@@ -284,11 +280,12 @@ async fn an_overdue_request_that_finds_no_room_fails_once_for_each_agent() {
     let wait = json!({"requestId": "late", "requestedAt": since, "since": since, "attempt": 1, "agents": [0, 1],
         "cloud": "linux", "template": "maven", "size": {"cpu": 1024, "memory": 2048}, "waitsFor": "instance",
         "reason": "RESOURCE:MEMORY"});
-    let mut aws = stack.aws();
-    aws.sqs.send("requests", &request.to_string(), since);
-    let message = aws.sqs.queues.get_mut("requests").unwrap().messages.last_mut().unwrap();
-    message.attributes.insert("wait".to_owned(), wait.to_string());
-    drop(aws);
+    {
+        let mut aws = stack.aws();
+        aws.sqs.send("requests", &request.to_string(), since);
+        let message = aws.sqs.queues.get_mut("requests").unwrap().messages.last_mut().unwrap();
+        message.attributes.insert("wait".to_owned(), wait.to_string());
+    }
     stack.settle().await;
     assert_eq!(stack.told(&url), ["agent.failed CAPACITY_TIMEOUT"]);
     let failed: Vec<_> = stack.all_notices().into_iter().filter(|it| it.code() == "CAPACITY_TIMEOUT").collect();

@@ -73,28 +73,30 @@ pub fn task_step(task: &Task, template: Option<&Template>, seen: Seen<'_>, now: 
         return TaskStep::Stop(stop);
     }
     if !ready {
-        let wait = if was_heard_of(template, seen) { HEARD } else { UNHEARD };
         let started = task.started_at.filter(|_| runs && seen != Seen::Away);
         return match started {
-            Some(started) if elapsed(started, now) >= wait => TaskStep::Report,
+            Some(started) if elapsed(started, now) >= event_wait(template, seen) => TaskStep::Report,
             _ => TaskStep::Leave,
         };
     }
     idle_step(task, template, seen, now)
 }
 
-/// After so long an event is late or lost: more than EventBridge takes.
-const UNHEARD: Duration = Duration::from_secs(30);
-
-/// Where the event was heard, what is left to be done comes back with it, one and three minutes later, or lies in the
-/// undelivered queue. It may be the record alone, and then nobody is to be told again.
-const HEARD: Duration = Duration::from_secs(300);
-
-/// Whether an agent's build has most likely been told: an SSH agent's node is made the moment before. An inbound agent's is
-/// there from the start, and a build that was told takes it as soon as it is online.
-fn was_heard_of(template: Option<&Template>, seen: Seen<'_>) -> bool {
+/// How long after its start a task whose outcome is not recorded is left to its event and to the undelivered queue. What is
+/// left to be done may be the record alone, and then nobody is to be notified again.
+fn event_wait(template: Option<&Template>, seen: Seen<'_>) -> Duration {
     let is_ssh = template.is_some_and(|template| template.connect == Connect::Ssh);
-    matches!(seen, Seen::Node(node) if is_ssh || node.offline)
+    match seen {
+        // The node of an SSH agent is created by the event, the moment before the notice. What failed then comes back with the
+        // event, one and three minutes later, or lies in the undelivered queue.
+        Seen::Node(_) if is_ssh => Duration::from_secs(300),
+        // A build that was notified takes an inbound agent as soon as it is online: the event is late or lost. Half a minute is
+        // more than EventBridge takes.
+        Seen::Node(node) if !node.offline => Duration::from_secs(30),
+        Seen::Missing => Duration::from_secs(30),
+        // Nobody can say; time for the record to be tried again.
+        Seen::Node(_) | Seen::Unknown | Seen::Away => Duration::from_secs(90),
+    }
 }
 
 fn idle_step(task: &Task, template: Option<&Template>, seen: Seen<'_>, now: Timestamp) -> TaskStep {
@@ -223,13 +225,11 @@ mod tests {
             _ => None,
         };
         let step = |task: &Task, seen: Seen<'_>, now: i64| task_step(task, template, seen, at(now));
-        assert_eq!(step(&task(false, &[]), Seen::Unknown, 39), TaskStep::Leave);
-        assert_eq!(step(&task(false, &[]), Seen::Unknown, 40), TaskStep::Report);
-        assert_eq!(
-            step(&task(false, &[]), Seen::Node(&idle), 299),
-            TaskStep::Leave,
-            "it was told, and is recorded later"
-        );
+        for (seen, wait) in [(Seen::Missing, 30), (Seen::Unknown, 90)] {
+            assert_eq!(step(&task(false, &[]), seen, 9 + wait), TaskStep::Leave, "{seen:?}");
+            assert_eq!(step(&task(false, &[]), seen, 10 + wait), TaskStep::Report, "{seen:?}");
+        }
+        assert_eq!(step(&task(false, &[]), Seen::Node(&idle), 299), TaskStep::Leave, "it is recorded later");
         assert_eq!(cause(&step(&task(false, &[]), Seen::Unknown, 300)), Some(Cause::StartTimeout));
         for age in [75, 300, 7199] {
             assert_eq!(step(&task(false, &[]), Seen::Away, age), TaskStep::Leave, "it waits for Jenkins");

@@ -5,6 +5,7 @@
 //! here. A test looks at what came of it: AWS' journal, the queues, Jenkins' nodes and what arrived at its webhooks.
 
 pub mod edge;
+pub mod emf;
 
 use std::collections::BTreeMap;
 use std::panic::Location;
@@ -184,6 +185,7 @@ impl Stack {
             ("AWS_SECRET_ACCESS_KEY", "0secret0key0of0aws0".into()),
             ("AWS_LAMBDA_LOG_LEVEL", "DEBUG".into()),
             ("AWS_LAMBDA_LOG_FORMAT", "JSON".into()),
+            ("METRICS_NAMESPACE", emf::NAMESPACE.into()),
         ]
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value))
@@ -358,6 +360,16 @@ impl Stack {
     async fn try_poll(&mut self, binary: Binary, queue: &str) -> Result<usize> {
         let aws = self.aws.clone();
         self.try_function(binary).await?.poll(&aws, queue).await
+    }
+
+    /// All metrics that CloudWatch would read from what the functions have printed.
+    ///
+    /// # Errors
+    /// When a line breaks the specification.
+    pub fn metrics(&self) -> Result<Vec<emf::Datum>> {
+        // A configuration from elsewhere is not known here.
+        let is_own = self.env("AGENTS_CONFIG").starts_with("inline:");
+        emf::read(&self.output(), is_own.then_some(&self.config))
     }
 
     /// All that the functions have printed.
@@ -608,9 +620,12 @@ impl Drop for Stack {
                 self.output(),
                 self.calls().join("\n")
             );
-        } else if !self.allows_denials {
+        } else {
             let denied = std::mem::take(&mut lock(&self.seen).denied);
-            assert!(denied.is_empty(), "the functions' roles denied: {denied:#?}");
+            assert!(self.allows_denials || denied.is_empty(), "the functions' roles denied: {denied:#?}");
+            if let Err(error) = self.metrics() {
+                panic!("a metric that CloudWatch would not take: {error:#}");
+            }
         }
         if let Err(error) = lock(&self.seen).note() {
             println!("what the roles were asked for is not noted: {error:#}");

@@ -17,6 +17,8 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use rustls::{ClientConfig, RootCertStore, crypto};
 
+use crate::metrics;
+
 /// A bound on reaching a host; the whole call has its own.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -56,9 +58,9 @@ impl Http {
         Self(SharedHttpConnector::new(InMemory(Box::new(answer))))
     }
 
-    /// The same connection as the SDK's clients take it.
+    /// The same connection as the SDK's clients take it, which counts the calls.
     pub fn client(&self) -> SharedHttpClient {
-        let connector = self.0.clone();
+        let connector = SharedHttpConnector::new(AwsCalls(self.0.clone()));
         http_client_fn(move |_, _| connector.clone())
     }
 
@@ -139,6 +141,17 @@ fn root_cause(error: &dyn std::error::Error) -> String {
         cause = source;
     }
     cause.to_string()
+}
+
+/// Counts the attempts of the SDK's calls.
+#[derive(Debug)]
+struct AwsCalls(SharedHttpConnector);
+
+impl HttpConnector for AwsCalls {
+    fn call(&self, request: Request) -> HttpConnectorFuture {
+        metrics::AWS_CALLS.increment();
+        self.0.call(request)
+    }
 }
 
 /// hyper's client as the SDK takes it.

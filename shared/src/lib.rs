@@ -16,6 +16,7 @@ pub mod jenkins;
 pub mod log;
 pub mod memory;
 pub mod message;
+pub mod metrics;
 pub mod name;
 pub mod notifier;
 pub mod observe;

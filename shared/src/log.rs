@@ -15,6 +15,8 @@ use tracing_subscriber::layer::{Context, SubscriberExt as _};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
+use crate::metrics;
+
 /// Starts logging.
 ///
 /// The level is for our own words: the SDK's DEBUG shows whole requests, secrets and all, and stays off. What the runtime
@@ -34,8 +36,12 @@ pub fn init(environment: &dyn Fn(&str) -> Option<String>) {
         "TEXT" => Format::Text,
         _ => Format::Json,
     };
+    let namespace = environment("METRICS_NAMESPACE").filter(|_| format == Format::Json);
+    if namespace.is_some() {
+        metrics::enable();
+    }
     // A second call, as in tests, changes nothing.
-    let _ = tracing_subscriber::registry().with(filter).with(Lines(format)).try_init();
+    let _ = tracing_subscriber::registry().with(filter).with(Lines { format, namespace }).try_init();
 }
 
 /// Logs a fault, once, where it is dealt with: at the fault's own level, with what follows from it.
@@ -59,7 +65,11 @@ enum Format {
 }
 
 /// Writes each event to the standard output, flat: its own fields, then those of its spans from within.
-struct Lines(Format);
+struct Lines {
+    format: Format,
+    /// Of the metrics; none where lines carry none.
+    namespace: Option<String>,
+}
 
 /// Fields in the order in which they became known, each name once.
 #[derive(Default)]
@@ -123,6 +133,7 @@ impl<S: Subscriber + for<'span> LookupSpan<'span>> Layer<S> for Lines {
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
         let mut fields = Fields::default();
         event.record(&mut fields);
+        let own = fields.0.len();
         for span in context.event_scope(event).into_iter().flatten() {
             if let Some(known) = span.extensions().get::<Fields>() {
                 for (name, value) in &known.0 {
@@ -132,7 +143,8 @@ impl<S: Subscriber + for<'span> LookupSpan<'span>> Layer<S> for Lines {
                 }
             }
         }
-        let line = self.0.line(event.metadata().level().as_str(), fields);
+        metrics::embed(self.namespace.as_deref(), &mut fields.0, own, Timestamp::now().as_millisecond());
+        let line = self.format.line(event.metadata().level().as_str(), fields);
         // There is nobody to tell that nobody can be told.
         let _ = std::io::stdout().lock().write_all(line.as_bytes());
     }

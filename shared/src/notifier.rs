@@ -17,6 +17,7 @@ use crate::fault::Fault;
 use crate::jenkins::{Jenkins, Receipt};
 use crate::log_fault;
 use crate::message::Notice;
+use crate::metrics;
 use crate::name::AgentName;
 
 /// Something that Jenkins could not take yet, as it lies in the undelivered queue.
@@ -167,7 +168,10 @@ impl Notifier {
             // Only the request's own webhook speaks for its build.
             Ok(Receipt::Unwanted) => "jenkins.webhook.url leads to nothing in Jenkins: correct it".to_owned(),
             Err(fault) if fault.is_final() => fault.to_string(),
-            Err(fault) => return Err(fault),
+            Err(fault) => {
+                metrics::NOTICES_UNDELIVERED.increment();
+                return Err(fault);
+            }
         };
         self.queues.reject(&body, &rejection).await?;
         tracing::error!(

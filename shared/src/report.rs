@@ -34,6 +34,10 @@ impl<'a> OurAgent<'a> {
         Self { cloud, name, template: cloud.template(app.template_name(name)) }
     }
 
+    fn template_name(&self) -> Option<&str> {
+        self.template.map(|template| template.name.as_str())
+    }
+
     fn subject<'r>(&self, record: Option<&'r Record>) -> Subject<'r>
     where
         'a: 'r,
@@ -285,6 +289,7 @@ async fn notify_ready(
     tell_listeners(app, notice).await?;
     trace::send(app.settings.xray_daemon, record.trace.as_ref(), notice);
     record_or_keep(app, agent, task, told).await?;
+    log_ready(agent, notice);
     Ok(Reported::Done)
 }
 
@@ -303,12 +308,13 @@ async fn is_at_work(app: &App, name: &AgentName) -> Result<bool, Fault> {
 
 /// Tells everybody but the request's own webhook, once per process. Before anything is recorded: what is recorded is not
 /// told again.
-async fn tell_listeners(app: &App, notice: &Notice) -> Result<(), Fault> {
+async fn tell_listeners(app: &App, notice: &Notice) -> Result<bool, Fault> {
     if let Claim::Mine(delivery) = app.memory.claim(&format!("{} to listeners", notice.id), app.now()) {
         app.notifier.notify_all(notice, app.notifier.listeners()).await?;
         delivery.done(app.now());
+        return Ok(true);
     }
-    Ok(())
+    Ok(false)
 }
 
 /// Records an agent as ready that is at work, though that was never recorded: its build has heard of it, or found it by
@@ -319,7 +325,31 @@ async fn tell_listeners(app: &App, notice: &Notice) -> Result<(), Fault> {
 pub async fn at_work(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<(), Fault> {
     let notice = agent.subject(task.record().as_ref()).ready(None, task, app.now());
     tell_listeners(app, &notice).await?;
-    record_or_keep(app, agent, task, "ready").await
+    record_or_keep(app, agent, task, "ready").await?;
+    log_ready(agent, &notice);
+    Ok(())
+}
+
+/// Logs that an agent is ready, and what each stage of its way took.
+fn log_ready(agent: OurAgent<'_>, notice: &Notice) {
+    let Some(timings) = &notice.timings else { return };
+    let stages = timings.stages(notice.at);
+    let ms = |name: &str| {
+        let (_, from, to) = stages.iter().find(|(stage, ..)| *stage == name)?;
+        // The clocks of ECS and Lambda may differ.
+        Some(to.as_millisecond().saturating_sub(from.as_millisecond()).max(0))
+    };
+    tracing::info!(
+        cloud = agent.cloud.name(),
+        template = agent.template_name(),
+        metric.ready_ms = timings.total_ms.map(|total| total.max(0)),
+        metric.waiting_ms = ms("waiting"),
+        metric.launch_ms = ms("launch"),
+        metric.pull_ms = ms("pull"),
+        metric.start_ms = ms("start"),
+        metric.notice_ms = ms("notice"),
+        "agent ready"
+    );
 }
 
 /// Stops a task that can never become an agent; its last event tells why.
@@ -327,15 +357,33 @@ async fn unusable(agent: OurAgent<'_>, task: &Task, why: &str) -> Result<Reporte
     stop(agent, task, Stop::new(Cause::Unusable, why)).await.map(|()| Reported::Done)
 }
 
-/// Tells the end of a task.
+/// Reports the end of a task.
 ///
 /// # Errors
 /// When that has to be tried again.
 pub async fn stopped(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<(), Fault> {
+    let reported = report_end(app, agent, task).await?;
+    reported.iter().for_each(|notice| log_end(agent, notice, task, true));
+    Ok(())
+}
+
+/// The same for the sweep, which cannot see whether another process has reported the end already: most likely it has, so that
+/// the metrics leave it out.
+///
+/// # Errors
+/// When that has to be tried again.
+pub async fn stopped_unseen(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<(), Fault> {
+    let reported = report_end(app, agent, task).await?;
+    reported.iter().for_each(|notice| log_end(agent, notice, task, false));
+    Ok(())
+}
+
+/// Reports the end of a task. Answers the notice, where this process had not reported it yet.
+async fn report_end(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<Option<Notice>, Fault> {
     let request = task.record();
     request.iter().for_each(|record| Ids::from(record).record());
     let container = request.as_ref().map(|record| record.container.as_str());
-    let Some(mut ended) = outcome::of_stopped(task, container, known_readiness(task)) else { return Ok(()) };
+    let Some(mut ended) = outcome::of_stopped(task, container, known_readiness(task)) else { return Ok(None) };
     // The sweep may have found a start overdue in the moment in which the agent was told to be ready.
     if app.memory.was_delivered(&Notice::new(NoticeType::Ready, agent.name.as_str(), app.now()).id) {
         ended.kind = NoticeType::Stopped;
@@ -346,22 +394,44 @@ pub async fn stopped(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<(), 
     app.notifier.delete_node(agent.name).await?;
     let mut notice = agent.subject(request.as_ref()).notice_of_task(ended.kind, task, app.now());
     notice.failure = ended.failure;
-    if let Some(failure) = &notice.failure {
-        tracing::error!(code = failure.code.as_str(), error = failure.message, "agent ended");
-    }
-    match ended.kind {
-        NoticeType::Failed if task.reported() => Ok(()),
+    let is_new = match ended.kind {
+        NoticeType::Failed if task.reported() => false,
         NoticeType::Failed => {
-            tell_once(app, &notice, request.as_ref().and_then(|record| record.webhook_url.as_deref())).await?;
+            let webhook_url = request.as_ref().and_then(|record| record.webhook_url.as_deref());
+            let is_new = tell_once(app, &notice, webhook_url).await?;
             let trace = request.as_ref().and_then(|record| record.trace.as_ref());
             trace::send(app.settings.xray_daemon, trace, &notice);
             // ECS may take no tag of a stopped task any more.
             if let Err(fault) = record(agent.cloud, &task.arn, &format!("failed {}", app.now())).await {
                 tracing::debug!(error = %fault, "not marked as reported");
             }
-            Ok(())
+            is_new
         }
-        _ => tell_listeners(app, &notice).await,
+        _ => tell_listeners(app, &notice).await?,
+    };
+    Ok(is_new.then_some(notice))
+}
+
+/// Logs how an agent ended.
+fn log_end(agent: OurAgent<'_>, notice: &Notice, task: &Task, is_counted: bool) {
+    let (cloud, template) = (agent.cloud.name(), agent.template_name());
+    let count = |kind| (is_counted && notice.kind == kind).then_some(1);
+    let (failed, stopped) = (count(NoticeType::Failed), count(NoticeType::Stopped));
+    match &notice.failure {
+        Some(failure) => tracing::error!(
+            cloud,
+            template,
+            code = failure.code.as_str(),
+            error = failure.message,
+            metric.agents_failed = failed,
+            metric.agents_stopped = stopped,
+            "agent ended"
+        ),
+        None => {
+            let stop = Stop::parse(task.stopped_reason.as_deref().unwrap_or_default());
+            let cause = stop.map_or("OTHER", |stop| stop.cause.as_str());
+            tracing::info!(cloud, template, cause, metric.agents_stopped = stopped, "agent ended");
+        }
     }
 }
 
@@ -387,8 +457,8 @@ fn known_readiness(task: &Task) -> Option<bool> {
     (!is_ours && !lost_tags).then(|| task.reported_ready())
 }
 
-/// Tells an outcome to the request's webhook, then to everybody else: once per process.
-async fn tell_once(app: &App, notice: &Notice, webhook_url: Option<&str>) -> Result<(), Fault> {
+/// Tells an outcome to the request's webhook, then to everybody else: once per process. Answers whether it was this time.
+async fn tell_once(app: &App, notice: &Notice, webhook_url: Option<&str>) -> Result<bool, Fault> {
     match app.memory.claim(&notice.id, app.now()) {
         Claim::Mine(delivery) => {
             if let Some(url) = webhook_url {
@@ -450,7 +520,7 @@ pub async fn stop(agent: OurAgent<'_>, task: &Task, stop: Stop) -> Result<(), Fa
 pub async fn lost(app: &App, name: &AgentName, otherwise: Option<&Fallback>) -> Result<(), Fault> {
     app.notifier.delete_node(name).await?;
     match otherwise {
-        Some(fallback) => tell_once(app, &fallback.notice, fallback.webhook_url.as_deref()).await,
+        Some(fallback) => tell_once(app, &fallback.notice, fallback.webhook_url.as_deref()).await.map(drop),
         None => Ok(()),
     }
 }

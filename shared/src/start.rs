@@ -21,6 +21,7 @@ use crate::http::Http;
 use crate::jenkins::Jenkins;
 use crate::log_fault;
 use crate::memory::Memory;
+use crate::metrics;
 use crate::notifier::Notifier;
 use crate::secret::Environment;
 use crate::span;
@@ -45,6 +46,7 @@ where
         let (app, span) = (app.clone(), span::invocation(&event.context.request_id));
         async move {
             let answer = handle(app, invocation, event.payload).await;
+            metrics::flush();
             answer.inspect_err(log_failure).map_err(|error| format!("{error:#}"))
         }
         .instrument(span)

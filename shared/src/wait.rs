@@ -17,6 +17,7 @@ use crate::config::{Cloud, Limit, Size};
 use crate::fault::Fault;
 use crate::log_fault;
 use crate::message::{Failure, FailureCode, MOST_AGENTS, RequestId};
+use crate::metrics;
 use crate::span::Ids;
 use crate::trace::{self, Trace};
 
@@ -98,6 +99,17 @@ pub enum WaitsFor {
     Fargate,
     /// The end of another agent.
     MaxAgents,
+}
+
+impl WaitsFor {
+    /// As it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Instance => "instance",
+            Self::Fargate => "fargate",
+            Self::MaxAgents => "maxAgents",
+        }
+    }
 }
 
 impl Wait {
@@ -213,6 +225,7 @@ pub async fn wake(queues: &Queues, message: &Waiting) -> Result<(), Fault> {
     let attributes: Vec<_> = json.iter().map(|json| (ATTRIBUTE, json.as_str())).collect();
     let woken = async {
         queues.send(&queues.urls.requests, &message.body, &attributes, Duration::ZERO).await?;
+        metrics::REQUESTS_WOKEN.increment();
         tracing::info!("request woken: there may be room for it");
         forget(queues, message).await
     };

@@ -9,6 +9,7 @@ mod faults;
 mod hostile;
 mod iam;
 mod jenkins;
+mod metrics;
 mod request;
 mod room;
 mod secrets;

@@ -41,7 +41,14 @@ pub(crate) async fn end(
         FailureCode::CapacityTimeout => Ok(()),
         _ => copy(app, item, &failure).await,
     };
-    tracing::error!(code = failure.code.as_str(), error = failure.message, "no agent for the request");
+    tracing::error!(
+        cloud = order.cloud.name,
+        template = order.template.name,
+        code = failure.code.as_str(),
+        error = failure.message,
+        metric.agents_failed = agents.len(),
+        "no agent for the request"
+    );
     let told = agents.iter().map(|&index| {
         let name = order.name(&app.settings.agent_name_prefix, index);
         let mut notice = order.subject(&name).notice(NoticeType::Failed, app.now());
@@ -57,7 +64,6 @@ pub(crate) async fn end(
 /// # Errors
 /// When that could not be told or kept.
 pub(crate) async fn refuse(app: &App, item: &Item, refused: &Refused) -> Result<(), Fault> {
-    tracing::error!(code = refused.failure.code.as_str(), error = refused.failure.message, "request refused");
     let copied = copy(app, item, &refused.failure).await;
     let subject = refused.request_id.as_ref().map_or(item.id.as_str(), |id| id.as_str());
     let notice = |index: usize| {
@@ -75,6 +81,12 @@ pub(crate) async fn refuse(app: &App, item: &Item, refused: &Refused) -> Result<
     if urls.is_empty() {
         urls.push((0, None));
     }
+    tracing::error!(
+        code = refused.failure.code.as_str(),
+        error = refused.failure.message,
+        metric.agents_failed = urls.len(),
+        "request refused"
+    );
     let told = urls.into_iter().map(|(index, url)| notify(app, item, notice(index), url));
     join_all(told).await.into_iter().chain([copied]).collect()
 }

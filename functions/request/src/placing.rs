@@ -183,7 +183,12 @@ async fn run_task(
     let outcome = agent.cloud.cluster.run_task(input).await;
     if let RunTaskOutcome::Started(task) = &outcome {
         Ids { task: Some(&task.arn), ..Ids::default() }.record();
-        tracing::info!(cloud = order.cloud.name, template = order.template.name, "task started");
+        tracing::info!(
+            cloud = order.cloud.name,
+            template = order.template.name,
+            metric.agents_started = 1,
+            "task started"
+        );
     }
     outcome
 }

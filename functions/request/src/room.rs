@@ -161,6 +161,7 @@ impl Room {
                 maximum = group.maximum,
                 agents = agents.len(),
                 waiting = others.depth,
+                metric.capacity_raised = target.saturating_sub(group.desired),
                 "group raised"
             ),
             Err(fault) if fault.is_final() => self.refused = Some(fault.to_string()),
@@ -225,6 +226,10 @@ pub(crate) async fn wait(
                     agents = ?wait.agents,
                     attempt = wait.attempt,
                     reason = wait.reason,
+                    cloud = wait.cloud,
+                    template = wait.template,
+                    waits_for = wait.waits_for.as_str(),
+                    metric.waits_begun = order.wait.is_none().then_some(wait.agents.len()),
                     "request waits"
                 );
                 waiting.extend(wait.agents);

@@ -11,7 +11,7 @@ use super::emulator::Aws;
 /// Messages below WARN that say why a request has no agent yet, or never gets one.
 const TELLING: [&str; 5] = ["request waits", "request woken", "group raised", "request withdrawn", "given up"];
 /// Fields that everybody has, or that say nothing to people.
-const PLAIN: [&str; 6] = ["timestamp", "level", "message", "span", "target", "filename"];
+const PLAIN: [&str; 7] = ["_aws", "timestamp", "level", "message", "span", "target", "filename"];
 
 /// Follows the logs of the three functions.
 pub(super) struct Logs {

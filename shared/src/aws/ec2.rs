@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use crate::config::Address;
 use crate::fault::Fault;
 use crate::http::Http;
+use crate::metrics;
 
 /// A bound on one call; EC2's reads take tens of milliseconds.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -160,6 +161,7 @@ impl Client {
             .body(Bytes::from(body))
             .map_err(|error| failed(error.to_string()))?;
         self.sign(&mut request).await.map_err(failed)?;
+        metrics::AWS_CALLS.increment();
         let answer = self.http.send(request, TIMEOUT, LIMIT).await.map_err(|error| failed(error.to_string()))?;
         let text = String::from_utf8_lossy(answer.body()).into_owned();
         if answer.status().is_success() {

@@ -12,6 +12,7 @@ use super::Lazy;
 use crate::config::QueueUrls;
 use crate::fault::Fault;
 use crate::log_fault;
+use crate::metrics;
 
 /// The longest that SQS delays a message (API_SendMessage).
 pub const LONGEST_DELAY: Duration = Duration::from_secs(900);
@@ -59,7 +60,9 @@ impl Queues {
                 send(&body[..body.floor_char_boundary(SURELY_TAKEN - 4 * 1024)]).await
             }
             sent => sent,
-        }
+        }?;
+        metrics::MESSAGES_REJECTED.increment();
+        Ok(())
     }
 
     /// Sends a message, with string attributes, visible after the delay.

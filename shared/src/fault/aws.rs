@@ -4,6 +4,7 @@ use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 
 use super::{Fault, Kind};
+use crate::metrics;
 
 impl Fault {
     /// From an error of the SDK.
@@ -27,6 +28,9 @@ impl Fault {
     /// From an error's code and message; no code where no answer came.
     pub fn from_aws(action: &'static str, code: Option<String>, message: String) -> Self {
         let kind = code.as_deref().map_or(Kind::Passing, |code| classify(code, &message));
+        if kind == Kind::Throttled {
+            metrics::AWS_THROTTLES.increment();
+        }
         Self { kind, action, code, message }
     }
 }

@@ -55,6 +55,39 @@ pub struct Agents {
     templates: HashMap<(usize, String), u32>,
 }
 
+/// How many agents of a template there are.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Count<'a> {
+    pub cloud: &'a str,
+    pub template: &'a str,
+    /// Those that have a task.
+    pub running: u32,
+    /// Those that wait, each once, however many copies of its request wait.
+    pub waiting: usize,
+    /// For how long the first of them has waited.
+    pub oldest_wait_ms: i64,
+}
+
+/// Counts the agents of each template that has any. What waits counts only for what is configured: whoever may send to the
+/// queue may write it.
+pub fn counts<'a>(clouds: &'a [Cloud], messages: &[Waiting], agents: &Agents, now: Timestamp) -> Vec<Count<'a>> {
+    let waits = || messages.iter().filter_map(|message| message.wait.as_ref());
+    let templates = clouds.iter().enumerate().flat_map(|(index, cloud)| {
+        cloud.templates.iter().map(move |template| (index, cloud.name.as_str(), template.name.as_str()))
+    });
+    let count = |(index, cloud, template): (usize, &'a str, &'a str)| {
+        let own = || waits().filter(|wait| wait.cloud == cloud && wait.template == template);
+        let waiting: HashSet<_> =
+            own().flat_map(|wait| wait.agents.iter().map(|agent| (wait.request_id.as_str(), *agent))).collect();
+        let oldest = own().map(|wait| wait.since).min();
+        let running = agents.templates.get(&(index, template.to_owned())).copied().unwrap_or_default();
+        let ms = |since: Timestamp| i64::try_from(now.duration_since(since).as_millis()).unwrap_or_default().max(0);
+        let oldest_wait_ms = oldest.map_or(0, ms);
+        Count { cloud, template, running, waiting: waiting.len(), oldest_wait_ms }
+    };
+    templates.map(count).filter(|count| count.running > 0 || count.waiting > 0).collect()
+}
+
 impl Agents {
     /// Counts one more agent of the cloud at this place of the configuration.
     pub fn count(&mut self, index: usize, template: &str) {
@@ -345,5 +378,23 @@ mod tests {
         let unknown = Waiting { wait: None, ..message("b", 0, WaitsFor::Instance) };
         let plan = plan(&[foreign, unknown], None, Agents::default());
         assert_eq!(plan.steps, [MessageStep::Wake, MessageStep::Wake]);
+    }
+
+    #[test]
+    fn counts_each_waiting_agent_once_and_only_what_is_configured() {
+        let mut stranger = message("stranger", 900, WaitsFor::Instance);
+        stranger.wait.as_mut().expect("a wait").template = "unbounded".into();
+        let messages = [
+            message("a", 60, WaitsFor::Instance),
+            message("a", 60, WaitsFor::Instance),
+            message("b", 30, WaitsFor::MaxAgents),
+            stranger,
+        ];
+        let mut agents = Agents::default();
+        agents.count(0, "maven");
+        let config = config();
+        let counts = counts(&config.clouds, &messages, &agents, at(1000));
+        let maven = Count { cloud: "linux", template: "maven", running: 1, waiting: 2, oldest_wait_ms: 60_000 };
+        assert_eq!(counts, [maven]);
     }
 }

@@ -115,7 +115,14 @@ async fn end(cloud: &Cloud, due: &Due, lowers: bool, daemons: &Daemons) -> Resul
     let group = cloud.config.auto_scaling_group.as_deref();
     match cloud.groups.terminate(&due.id, lowers).await {
         Ok(()) => {
-            tracing::info!(cloud = cloud.name(), group, ec2.instance = due.id, "idle instance given back");
+            let cloud = cloud.name();
+            tracing::info!(
+                cloud,
+                group,
+                ec2.instance = due.id,
+                metric.instances_given_back = 1,
+                "idle instance given back"
+            );
             Ok(true)
         }
         Err(fault) => {

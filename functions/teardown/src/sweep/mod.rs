@@ -15,12 +15,13 @@ use shared::batch::{Invocation, guarded};
 use shared::fault::Fault;
 use shared::log_fault;
 use shared::name::AgentName;
-use shared::{observe, wait};
+use shared::observe;
+use shared::wait::{self, Waiting};
 use tracing::{Instrument as _, Span};
 
 use self::nodes::Nodes;
 use self::tasks::ClusterTasks;
-use crate::plan::waiting::Agents;
+use crate::plan::waiting::{self as plan, Agents};
 
 /// Things that are done at once; more would only meet AWS' limits.
 const CONCURRENCY: usize = 10;
@@ -68,7 +69,10 @@ pub async fn sweep(app: &App, invocation: &Invocation, time: Timestamp) {
     };
     let capacity = async {
         let needed = match messages {
-            Ok(messages) => waiting::sweep(app, invocation, messages, (agents, &on_instances), time).await,
+            Ok(messages) => {
+                log_counts(app, &messages, &agents, time);
+                waiting::sweep(app, invocation, messages, (agents, &on_instances), time).await
+            }
             Err(fault) => {
                 log_fault!(&fault, "the waiting queue could not be read; no instance is given back");
                 app.clouds.iter().map(|cloud| cloud.index).collect()
@@ -77,6 +81,20 @@ pub async fn sweep(app: &App, invocation: &Invocation, time: Timestamp) {
         instances::sweep(app, invocation, &needed, &on_instances, time).await;
     };
     tokio::join!(ends, orphans, capacity);
+}
+
+/// Logs how many agents of each template there are, where there are any.
+fn log_counts(app: &App, messages: &[Waiting], agents: &Agents, now: Timestamp) {
+    for count in plan::counts(&app.config().clouds, messages, agents, now) {
+        tracing::info!(
+            cloud = count.cloud,
+            template = count.template,
+            metric.agents_running = count.running,
+            metric.agents_waiting = count.waiting,
+            metric.oldest_wait_ms = count.oldest_wait_ms,
+            "agents of the template"
+        );
+    }
 }
 
 /// Does something for each in its own span, some at once, until the time is over; what fails is done by the next sweep.

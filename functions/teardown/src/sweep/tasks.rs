@@ -141,7 +141,7 @@ pub(super) async fn sweep_ends(app: &App, invocation: &Invocation, stopped: &[Ou
     let unreported: Vec<_> = stopped.iter().filter(|ours| plan::is_unreported_end(&ours.task, now)).collect();
     each(invocation, CONCURRENCY, &unreported, |ours| async move {
         let agent = ours.agent(app);
-        match report::stopped(app, agent, &ours.task).await {
+        match report::stopped_unseen(app, agent, &ours.task).await {
             Err(_) if plan::is_last_sight(&ours.task, now) => report::keep(app, agent, &ours.task).await,
             told => told,
         }

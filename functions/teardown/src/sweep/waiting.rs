@@ -71,7 +71,18 @@ async fn observe_all(
     let mut all = BTreeMap::new();
     for cloud in app.clouds.iter().filter(|cloud| waits(cloud)) {
         match guarded(invocation, observe(cloud, tasks, overdue.contains(&cloud.index), now)).await {
-            Ok(observation) => drop(all.insert(cloud.index, observation)),
+            Ok(observation) => {
+                if let Some(group) = &observation.observed.group {
+                    tracing::info!(
+                        cloud = cloud.name(),
+                        group = group.name,
+                        metric.group_desired = group.desired,
+                        metric.group_maximum = group.maximum,
+                        "requests wait for the group"
+                    );
+                }
+                all.insert(cloud.index, observation);
+            }
             Err(fault) => {
                 log_fault!(&fault, cloud = cloud.name(), "the cloud could not be observed; what waits there waits on");
             }
@@ -109,6 +120,7 @@ async fn carry_out(app: &App, raise: &Raise) -> Result<(), Fault> {
         desired_before = raise.desired_before,
         desired = raise.desired,
         waiting = raise.agents,
+        metric.capacity_raised = raise.desired.saturating_sub(raise.desired_before),
         "group raised"
     );
     Ok(())
@@ -140,7 +152,9 @@ async fn fail(
     let request = AgentRequest::parse(&message.body).ok();
     let build = request.as_ref().and_then(|request| request.build.as_ref());
     Ids { build, ..Ids::default() }.record();
-    let template = app.clouds.named(&wait.cloud).and_then(|cloud| cloud.template(&wait.template));
+    let cloud = app.clouds.named(&wait.cloud);
+    let template = cloud.and_then(|cloud| cloud.template(&wait.template));
+    let mut failed = 0;
     for &index in &wait.agents {
         let name = AgentName::new(&app.settings.agent_name_prefix, &wait.template, wait.request_id.as_str(), index);
         if placed.contains(&name) {
@@ -159,10 +173,19 @@ async fn fail(
         let mut targets = app.notifier.everybody(url.map(String::as_str));
         {
             let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+            let nobody = targets.is_empty();
             targets.retain(|target| told.insert((notice.id.clone(), target.clone())));
+            failed += usize::from(nobody || !targets.is_empty());
         }
         app.notifier.notify_all(&notice, targets).instrument(Ids::of_agent(&name).span()).await?;
     }
-    tracing::error!(code = failure.code.as_str(), error = failure.message, "no agent for the request");
+    tracing::error!(
+        cloud = cloud.map(Cloud::name),
+        template = template.map(|template| template.name.as_str()),
+        code = failure.code.as_str(),
+        error = failure.message,
+        metric.agents_failed = (failed > 0).then_some(failed),
+        "no agent for the request"
+    );
     wait::forget(&app.queues, message).await
 }

@@ -1,0 +1,139 @@
+//! Metrics in CloudWatch's embedded metric format: on lines of the log, without a call (CloudWatch user guide,
+//! "Specification: Embedded metric format").
+//!
+//! A field `metric.NAME` of an event is a metric NAME. It counts for the dimensions that the event itself names
+//! ([`DIMENSIONS`]) and for the whole stack. What has no line of its own is a [`Counter`].
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use serde_json::{Value, json};
+
+/// What the fields that are metrics begin with.
+pub const PREFIX: &str = "metric.";
+
+/// The fields that are dimensions. CloudWatch charges for each value of each, so that an event may have them only with values
+/// that are bounded: names of the configuration, and enumerations.
+pub const DIMENSIONS: [&str; 5] = ["cloud", "template", "code", "cause", "waits_for"];
+
+/// Attempts of calls of AWS' APIs.
+pub static AWS_CALLS: Counter = Counter::new("aws_calls");
+/// Calls that AWS throttled in all their attempts.
+pub static AWS_THROTTLES: Counter = Counter::new("aws_throttles");
+/// Messages that went to the rejected queue.
+pub static MESSAGES_REJECTED: Counter = Counter::new("messages_rejected");
+/// Attempts to deliver a notice that failed and will be repeated.
+pub static NOTICES_UNDELIVERED: Counter = Counter::new("notices_undelivered");
+/// Requests that went back from the waiting queue.
+pub static REQUESTS_WOKEN: Counter = Counter::new("requests_woken");
+
+const COUNTERS: [&Counter; 5] = [&AWS_CALLS, &AWS_THROTTLES, &MESSAGES_REJECTED, &NOTICES_UNDELIVERED, &REQUESTS_WOKEN];
+
+/// Whether lines carry metrics.
+static ENABLED: AtomicBool = AtomicBool::new(false);
+
+/// Counts what has no line of its own, until the next line that has metrics takes it along.
+#[derive(Debug)]
+pub struct Counter {
+    name: &'static str,
+    count: AtomicU64,
+}
+
+impl Counter {
+    const fn new(name: &'static str) -> Self {
+        Self { name, count: AtomicU64::new(0) }
+    }
+
+    pub fn increment(&self) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What was counted since the last time.
+    fn take(&self) -> Option<u64> {
+        Some(self.count.swap(0, Ordering::Relaxed)).filter(|&count| count > 0)
+    }
+}
+
+pub(crate) fn enable() {
+    ENABLED.store(true, Ordering::Relaxed);
+}
+
+/// At the end of an invocation, logs what was counted and no line took along: Lambda may never run the process again.
+pub fn flush() {
+    let is_left = COUNTERS.iter().any(|counter| counter.count.load(Ordering::Relaxed) > 0);
+    if is_left && ENABLED.load(Ordering::Relaxed) {
+        tracing::info!(
+            metric.aws_calls = AWS_CALLS.take(),
+            metric.aws_throttles = AWS_THROTTLES.take(),
+            metric.messages_rejected = MESSAGES_REJECTED.take(),
+            metric.notices_undelivered = NOTICES_UNDELIVERED.take(),
+            metric.requests_woken = REQUESTS_WOKEN.take(),
+            "the invocation is over"
+        );
+    }
+}
+
+/// Gives metrics among an event's own fields, the first `own`, their names. With a namespace, a line that has any becomes
+/// one of the embedded metric format: it takes the counters along, and says what the metrics are.
+pub(crate) fn embed(namespace: Option<&str>, fields: &mut Vec<(&'static str, Value)>, own: usize, now_ms: i64) {
+    let mut names = Vec::new();
+    for (name, _) in &mut fields[..own] {
+        if let Some(metric) = name.strip_prefix(PREFIX) {
+            *name = metric;
+            names.push(metric);
+        }
+    }
+    let Some(namespace) = namespace.filter(|_| !names.is_empty()) else { return };
+    let named = |name: &&&str| fields[..own].iter().any(|(known, value)| known == *name && value.is_string());
+    let dimensions: Vec<&str> = DIMENSIONS.iter().filter(named).copied().collect();
+    let mut sets = vec![Vec::new()];
+    sets.extend((!dimensions.is_empty()).then_some(dimensions));
+    let mut directives = vec![directive(namespace, &sets, &names)];
+    let counted: Vec<_> =
+        COUNTERS.iter().filter_map(|counter| Some((counter.name, Value::from(counter.take()?)))).collect();
+    if !counted.is_empty() {
+        let names: Vec<_> = counted.iter().map(|(name, _)| *name).collect();
+        directives.push(directive(namespace, &[Vec::new()], &names));
+        fields.extend(counted);
+    }
+    fields.push(("_aws", json!({"Timestamp": now_ms, "CloudWatchMetrics": directives})));
+}
+
+fn directive(namespace: &str, dimensions: &[Vec<&str>], names: &[&str]) -> Value {
+    let unit = |name: &str| if name.ends_with("_ms") { "Milliseconds" } else { "Count" };
+    let metrics: Vec<_> = names.iter().map(|name| json!({"Name": name, "Unit": unit(name)})).collect();
+    json!({"Namespace": namespace, "Dimensions": dimensions, "Metrics": metrics})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_with_metrics_says_what_they_are_and_takes_the_counters_along() {
+        let line = |namespace| {
+            let mut fields: Vec<(&'static str, Value)> = vec![
+                ("metric.agents_failed", 2.into()),
+                ("code", "IDLE".into()),
+                ("cloud", "linux".into()),
+                ("error", "x".into()),
+                // Of the span.
+                ("template", "maven".into()),
+            ];
+            AWS_CALLS.increment();
+            embed(namespace, &mut fields, 4, 1_800_000_000_123);
+            fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect::<serde_json::Map<_, _>>()
+        };
+        let plain = line(None);
+        assert_eq!((&plain["agents_failed"], plain.get("_aws")), (&json!(2), None));
+        let found = line(Some("agents"));
+        let metrics = json!([
+            {"Namespace": "agents", "Dimensions": [[], ["cloud", "code"]], "Metrics": [{"Name": "agents_failed", "Unit": "Count"}]},
+            {"Namespace": "agents", "Dimensions": [[]], "Metrics": [{"Name": "aws_calls", "Unit": "Count"}]},
+        ]);
+        assert_eq!(found["_aws"], json!({"Timestamp": 1_800_000_000_123_i64, "CloudWatchMetrics": metrics}));
+        assert_eq!((&found["agents_failed"], &found["aws_calls"]), (&json!(2), &json!(2)));
+        let mut without = vec![("code", Value::from("IDLE"))];
+        embed(Some("agents"), &mut without, 1, 0);
+        assert_eq!(without.len(), 1, "{without:?}");
+    }
+}

@@ -349,6 +349,21 @@ fn messages_that_nobody_receives_raise_an_alarm() {
 }
 
 #[test]
+fn agents_that_fail_raise_an_alarm_where_fewer_become_ready() {
+    let alarm = alarm("AgentsFailAlarm");
+    let of = |failed: &[Option<f64>; 10], ready: &[Option<f64>; 10]| {
+        state(&alarm, &[("agents_failed", failed), ("ready_ms", ready)])
+    };
+    let nothing = lately(0, 0.0);
+    assert_eq!(of(&always(2.0), &nothing), State::Alarm, "an image that does not exist");
+    assert_eq!(of(&always(2.0), &always(1.0)), State::Alarm, "most of them fail");
+    assert_eq!(of(&always(2.0), &always(20.0)), State::Fine, "one template of many");
+    assert_eq!(of(&lately(2, 2.0), &nothing), State::Fine, "ten minutes");
+    assert_eq!(of(&nothing, &always(20.0)), State::Fine, "none fails");
+    assert_eq!(of(&nothing, &nothing), State::Fine, "nobody asks, or there are no metrics");
+}
+
+#[test]
 fn the_sweep_s_alarm_acts_when_it_stops_and_not_on_a_new_stack() {
     let alarm = alarm("SweepAlarm");
     let runs = |invocations: &[Option<f64>; 10]| state(&alarm, &[("Invocations", invocations)]);
@@ -376,23 +391,91 @@ fn every_alarm_tells_the_topic_and_has_its_paragraph_and_its_place_on_the_dashbo
     }
 }
 
-/// The dashboard's queries look for messages by their words.
-#[test]
-fn the_dashboard_looks_for_messages_that_are_logged() {
-    let sources = [
-        include_str!("../../functions/request/src/room.rs"),
-        include_str!("../../functions/request/src/failure.rs"),
-        include_str!("../../functions/teardown/src/sweep/waiting.rs"),
-    ];
-    let messages = TEMPLATE.split("message = '").skip(1).map(|rest| rest.split('\'').next().unwrap());
-    let messages: Vec<_> = messages.collect();
-    assert_eq!(messages.len(), 3, "{messages:?}");
-    for message in messages {
-        let logged = format!("\"{message}\"");
-        assert!(sources.iter().any(|source| source.contains(&logged)), "nobody logs {message:?}");
+// --- The dashboard ---
+
+/// All that the functions are made of.
+fn sources() -> String {
+    fn read(folder: &std::path::Path, all: &mut String) {
+        for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            match entry.extension() {
+                Some(extension) if extension == "rs" => all.push_str(&std::fs::read_to_string(&entry).unwrap()),
+                None if entry.is_dir() => read(&entry, all),
+                _ => {}
+            }
+        }
     }
-    let [request, _, sweep] = sources;
-    assert!(request.contains("\"group raised\"\n") && sweep.contains("\"group raised\"\n"), "both raise groups");
+    let root = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    let mut all = String::new();
+    for folder in ["shared/src", "functions/request/src", "functions/task-state/src", "functions/teardown/src"] {
+        read(&root.join(folder), &mut all);
+    }
+    all
+}
+
+fn widgets() -> Vec<Value> {
+    let body = stack(&[]).unwrap().properties("Dashboard").unwrap()["DashboardBody"].as_str().unwrap().to_owned();
+    let body: Value = serde_json::from_str(&body).unwrap_or_else(|error| panic!("{error}: {body}"));
+    body["widgets"].as_array().unwrap().clone()
+}
+
+/// The grid is 24 wide ("Dashboard Body Structure and Syntax").
+#[test]
+fn the_dashboard_s_widgets_fill_its_grid_without_overlap() {
+    let mut taken = std::collections::BTreeSet::new();
+    let mut bottom = 0;
+    for widget in widgets() {
+        let [x, y, width, height] = ["x", "y", "width", "height"].map(|key| widget[key].as_u64().unwrap());
+        assert!(width > 0 && x + width <= 24, "{widget}");
+        bottom = bottom.max(y + height);
+        let cells = (x..x + width).flat_map(|x| (y..y + height).map(move |y| (x, y)));
+        for cell in cells {
+            assert!(taken.insert(cell), "{cell:?} twice: {widget}");
+        }
+        assert!(widget["type"] == "text" || widget["properties"]["title"].is_string(), "{widget}");
+        assert!(
+            ["text", "alarm"].iter().any(|kind| widget["type"] == *kind)
+                || widget["properties"]["region"] == "eu-west-1"
+        );
+    }
+    assert_eq!(taken.len() as u64, 24 * bottom, "there are holes");
+}
+
+/// What is between two marks, wherever that stands.
+fn between<'a>(text: &'a str, begin: &str, end: &str) -> Vec<&'a str> {
+    text.split(begin).skip(1).map(|rest| rest.split(end).next().unwrap()).collect()
+}
+
+#[test]
+fn the_dashboard_looks_for_messages_and_metrics_that_are_logged() {
+    let sources = sources();
+    let dashboard = Value::from(widgets()).to_string();
+    let mut messages = between(&dashboard, "message = '", "'");
+    messages
+        .extend(between(&dashboard, "message in [", "]").iter().flat_map(|list| list.trim_matches('\'').split("', '")));
+    assert!(messages.len() > 6, "{messages:?}");
+    for message in messages {
+        let logged = [",", "\n", ")"].iter().any(|end| sources.contains(&format!("\"{message}\"{end}")));
+        assert!(logged, "nobody logs {message:?}");
+    }
+    assert_eq!(sources.matches("\"group raised\"\n").count(), 2, "request and the sweep raise groups");
+    let searched = between(&dashboard, r#"MetricName=\""#, r#"\""#);
+    let own = between(&dashboard, r#""jenkins-ecs-agents/agents",""#, r#"""#);
+    assert!(searched.len() > 6 && own.len() > 6, "{searched:?} {own:?}: {dashboard}");
+    for metric in searched.into_iter().chain(own) {
+        let is_counted = sources.contains(&format!("metric.{metric} ="));
+        assert!(is_counted, "nothing counts {metric}");
+        assert!(OPERATIONS.contains(&format!("`{metric}`")), "docs/operations.md says nothing of {metric}");
+    }
+}
+
+#[test]
+fn every_metric_has_its_row_in_the_table() {
+    for metric in between(&sources(), " metric.", " =")
+        .into_iter()
+        .filter(|name| !name.contains(|c: char| c != '_' && !c.is_ascii_lowercase()))
+    {
+        assert!(OPERATIONS.contains(&format!("`{metric}`")), "docs/operations.md says nothing of {metric}");
+    }
 }
 
 // --- The table of permissions in docs/security.md ---

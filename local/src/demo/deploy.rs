@@ -64,8 +64,8 @@ fn is_newer(file: &Path, other: &Path) -> bool {
 }
 
 /// The alarms over several metrics, which the emulator cannot make.
-const MATH_ALARMS: [&str; 4] =
-    ["UndeliveredAlarm", "RequestsUnreadAlarm", "WaitingUnreadAlarm", "CompletionsUnreadAlarm"];
+const MATH_ALARMS: [&str; 5] =
+    ["AgentsFailAlarm", "UndeliveredAlarm", "RequestsUnreadAlarm", "WaitingUnreadAlarm", "CompletionsUnreadAlarm"];
 
 /// The template as `sam package` would leave it: `CodeUri` names the uploaded zip.
 ///

@@ -39,8 +39,8 @@ impl Need {
 
     /// Takes this from what there is. False if there is not enough.
     fn take_from(&self, room: &mut Size, gpus: &mut u32, taken: &mut BTreeSet<Exclusive>) -> bool {
-        let is_free = self.exclusive.as_ref().is_none_or(|what| !taken.contains(what));
-        let fits = is_free && self.gpus <= *gpus && self.size.fits(*room);
+        let is_free = || self.exclusive.as_ref().is_none_or(|what| !taken.contains(what));
+        let fits = self.size.fits(*room) && self.gpus <= *gpus && is_free();
         if fits {
             *room = room.without(self.size);
             *gpus -= self.gpus;
@@ -264,10 +264,10 @@ impl Observed {
         let mut places: Vec<Place> = there.collect();
         places.extend((0..booting).map(|_| new.clone()));
         let before = places.len();
-        // The largest first: the usual way to need few places (first fit decreasing).
+        // The largest first: the usual way to need few places (first fit decreasing). Equal needs come one after the other:
+        // where one found no place, the next does not look there again, so that each kind walks along the places once.
         let mut demand: Vec<&Need> = demand.iter().collect();
-        demand.sort_unstable_by_key(|need| std::cmp::Reverse((need.size.memory, need.size.cpu)));
-        // Equal needs come one after the other: where one found no place, the next does not look there again.
+        demand.sort_unstable_by_key(|need| std::cmp::Reverse((need.size.memory, need.size.cpu, *need)));
         let mut first = 0;
         let mut previous: Option<&Need> = None;
         for need in demand {

@@ -4,11 +4,12 @@
 //!
 //! An invocation is a batch of ten requests for `request`, one event for `task-state`, a batch of ten completions for
 //! `teardown`; AWS and Jenkins are the simulators on loopback. `./local/bench` builds what is measured, and runs this;
-//! with `--guard`, instructions alone, against `baseline.json`.
+//! with `--guard`, instructions alone, against `baseline.json`. Both plan capacity for the requests that wait, too.
 
 mod beside;
 mod callgrind;
 mod guard;
+mod planning;
 mod world;
 
 use anyhow::Result;
@@ -38,11 +39,15 @@ async fn main() -> Result<()> {
     }
     let arguments: Vec<_> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        ["--guard"] => guard::compare().await,
+        ["--guard"] => {
+            planning::measure()?;
+            guard::compare().await
+        }
         ["--guard", "--update"] => guard::update().await,
         [] => {
             functions().await?;
-            beside::table().await
+            beside::table().await?;
+            planning::measure()
         }
         other => anyhow::bail!("{other:?}: there are --guard and --guard --update"),
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use local::aws::Aws;
-use local::aws::ecs::{Addressing, Kind};
+use local::aws::ecs::{Addressing, Group, Kind};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::json;
@@ -91,25 +91,10 @@ impl Trait {
         }
     }
 
-    /// Makes a world like this, before its first build.
+    /// Makes a world like this, before its first build. Task definitions, and what happens to instances, are the world's own.
     pub(crate) fn apply(self, aws: &mut Aws, seed: u64, now: Timestamp) {
-        let seconds = Duration::from_secs;
+        self.change_group(aws.ecs.group_mut("ci").expect("the group"));
         match self {
-            Self::Weighted => {
-                if let Some(group) = aws.ecs.group_mut("ci") {
-                    (group.weight, group.maximum) = (Some(2), group.maximum * 2);
-                }
-            }
-            Self::Mixed => {
-                if let Some(group) = aws.ecs.group_mut("ci") {
-                    let kind = |name: &str, times: u32| Kind {
-                        name: name.into(),
-                        weight: group.weight.map(|weight| weight * times),
-                        size: (group.size.0 * times, group.size.1 * times),
-                    };
-                    group.kinds = vec![kind("m6i.large", 1), kind("m6i.xlarge", 2)];
-                }
-            }
             Self::Daemons => {
                 let definition = json!({"family": "daemon", "containerDefinitions": [
                     {"name": "logs", "image": "logs", "cpu": 64, "memory": 256}]});
@@ -127,29 +112,9 @@ impl Trait {
                 aws.ecs.settings().instance_addresses = kinds[(seed % 3) as usize];
                 aws.ecs.settings().interface_addresses = kinds[(seed / 3 % 3) as usize];
             }
-            Self::Broken => {
-                if let Some(group) = aws.ecs.group_mut("ci") {
-                    group.broken = 2;
-                }
-            }
-            Self::Zones => {
-                if let Some(group) = aws.ecs.group_mut("ci") {
-                    group.suspended.clear();
-                    group.protects_new = true;
-                }
-            }
-            Self::LateBindings => aws.ecs.settings().binding = seconds(3),
-            // Of the task definitions.
-            Self::HostPort | Self::Health => {}
+            Self::LateBindings => aws.ecs.settings().binding = Duration::from_secs(3),
             Self::WarmPool => aws.ecs.fill_warm_pool("ci", 3, "Warmed:Stopped", now),
-            // They come about while the world runs.
-            Self::Standby | Self::Disconnects | Self::Spot => {}
-            Self::Scarce => {
-                aws.ecs.settings().fargate_has_capacity = false;
-                if let Some(group) = aws.ecs.group_mut("ci") {
-                    group.lacks_capacity();
-                }
-            }
+            Self::Scarce => aws.ecs.settings().fargate_has_capacity = false,
             Self::Undocumented => {
                 let settings = aws.ecs.settings();
                 settings.bindings_are_null = seed & 1 == 0;
@@ -157,11 +122,30 @@ impl Trait {
                 settings.replays_failures = seed & 4 != 0;
                 settings.lack_of_fargate_is_an_error = seed & 8 == 0;
             }
-            Self::Hooks => {
-                if let Some(group) = aws.ecs.group_mut("ci") {
-                    (group.launch_hook, group.terminate_hook) = (Some(seconds(20)), Some(seconds(90)));
-                }
+            _ => {}
+        }
+    }
+
+    fn change_group(self, group: &mut Group) {
+        let seconds = Duration::from_secs;
+        match self {
+            Self::Weighted => (group.weight, group.maximum) = (Some(2), group.maximum * 2),
+            Self::Mixed => {
+                let kind = |name: &str, times: u32| Kind {
+                    name: name.into(),
+                    weight: group.weight.map(|weight| weight * times),
+                    size: (group.size.0 * times, group.size.1 * times),
+                };
+                group.kinds = vec![kind("m6i.large", 1), kind("m6i.xlarge", 2)];
             }
+            Self::Broken => group.broken = 2,
+            Self::Zones => {
+                group.suspended.clear();
+                group.protects_new = true;
+            }
+            Self::Scarce => group.lacks_capacity(),
+            Self::Hooks => (group.launch_hook, group.terminate_hook) = (Some(seconds(20)), Some(seconds(90))),
+            _ => {}
         }
     }
 }

@@ -61,7 +61,7 @@ fn parameters_take_what_is_right_and_refuse_the_rest_with_a_sentence() {
         ("ClusterArns", "jenkins", "full ARNs"),
         ("ClusterArns", "arn:aws:ecs:eu-west-1:111122223333:cluster/*", "without wildcards"),
         ("ClusterArns", "arn:aws:ecs:eu-west-1:*:cluster/jenkins", "with region and account"),
-        ("TaskDefinitionArns", "arn:aws:ecs:eu-west-1:111122223333:task-definition/maven", "with a revision"),
+        ("TaskDefinitionArns", "arn:aws:ecs:eu-west-1:111122223333:task-definition/maven", "ending with a revision"),
         ("TaskDefinitionArns", "arn:aws:ecs:eu-west-1:*:task-definition/maven:*", "region and account"),
         ("TaskDefinitionArns", "maven:7", "ARNs of task definitions"),
         ("TaskRoleArns", "arn:aws:iam::*:role/agent", "with their account"),

@@ -9,6 +9,7 @@ mod faults;
 mod hostile;
 mod iam;
 mod jenkins;
+mod logs;
 mod metrics;
 mod request;
 mod room;

@@ -549,3 +549,22 @@ fn the_table_of_permissions_is_the_template_s() {
         assert_eq!(found, wanted, "run this test with UPDATE_DOCS=1, and read the difference");
     }
 }
+
+// --- The saved query ---
+
+/// The story of a request is looked for in all logs, by fields that the lines have.
+#[test]
+fn the_saved_query_looks_through_all_logs_for_ids_that_lines_carry() {
+    let template = local::cloudformation::parse(TEMPLATE).unwrap();
+    let resources = template["Resources"].as_object().unwrap();
+    let logs = resources.iter().filter(|(_, resource)| resource["Type"] == "AWS::Logs::LogGroup");
+    let logs: Vec<_> = logs.map(|(id, _)| serde_json::json!({"Ref": id})).collect();
+    let query = &resources["StoryQuery"]["Properties"];
+    let searched = query["LogGroupNames"].as_array().unwrap();
+    assert!(logs.len() == 3 && logs.iter().all(|log| searched.contains(log)), "{searched:?}");
+    let text = query["QueryString"].as_str().unwrap();
+    let spans = include_str!("../../shared/src/span.rs");
+    for field in ["request.id", "agent.name", "task.arn"] {
+        assert!(text.contains(field) && spans.contains(&format!("{field} = self.")), "{field}");
+    }
+}

@@ -63,14 +63,20 @@ fn is_newer(file: &Path, other: &Path) -> bool {
     matches!((written(file), written(other)), (Some(file), Some(other)) if file > other)
 }
 
-/// The alarms over several metrics, which the emulator cannot make.
-const MATH_ALARMS: [&str; 5] =
-    ["AgentsFailAlarm", "UndeliveredAlarm", "RequestsUnreadAlarm", "WaitingUnreadAlarm", "CompletionsUnreadAlarm"];
+/// What the emulator cannot make: alarms over several metrics, and saved queries.
+const LEFT_OUT: [&str; 6] = [
+    "AgentsFailAlarm",
+    "UndeliveredAlarm",
+    "RequestsUnreadAlarm",
+    "WaitingUnreadAlarm",
+    "CompletionsUnreadAlarm",
+    "StoryQuery",
+];
 
 /// The template as `sam package` would leave it: `CodeUri` names the uploaded zip.
 ///
 /// The emulator takes every number that a parameter brings for a string and then cannot compare it, so that the one it
-/// compares is written out; and it knows no alarms over several metrics, which are left out.
+/// compares is written out; and what it does not know is left out.
 pub(super) fn packaged(template: &str) -> String {
     let mut resource = "";
     let mut lines = Vec::new();
@@ -79,7 +85,7 @@ pub(super) fn packaged(template: &str) -> String {
             resource = name.trim_end_matches(':');
         }
         let on_dashboard = |alarm: &&str| line.contains(&format!("${{{alarm}.Arn}}"));
-        if MATH_ALARMS.contains(&resource) || MATH_ALARMS.iter().any(on_dashboard) {
+        if LEFT_OUT.contains(&resource) || LEFT_OUT.iter().any(on_dashboard) {
             continue;
         }
         let binary = FUNCTIONS.iter().find(|(id, _)| *id == resource).map(|(_, name)| name);

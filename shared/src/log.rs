@@ -19,8 +19,8 @@ use crate::metrics;
 
 /// Starts logging.
 ///
-/// The level is for our own words: the SDK's DEBUG shows whole requests, secrets and all, and stays off. What the runtime
-/// would say of an invocation that failed, [`crate::start`] says with its id.
+/// Only our own words are logged. What the SDK has to say comes back as a fault, and its DEBUG shows whole requests, secrets
+/// and all; what the runtime would say of an invocation that failed, [`crate::start`] says with its id.
 pub fn init(environment: &dyn Fn(&str) -> Option<String>) {
     let level = match environment("AWS_LAMBDA_LOG_LEVEL").unwrap_or_default().to_ascii_uppercase().as_str() {
         "TRACE" => LevelFilter::TRACE,
@@ -30,8 +30,7 @@ pub fn init(environment: &dyn Fn(&str) -> Option<String>) {
         _ => LevelFilter::INFO,
     };
     let ours = ["shared", "request", "task_state", "teardown"].map(|name| (name, level));
-    let filter = Targets::new().with_default(LevelFilter::ERROR).with_targets(ours);
-    let filter = filter.with_target("lambda_runtime", LevelFilter::OFF);
+    let filter = Targets::new().with_targets(ours);
     let format = match environment("AWS_LAMBDA_LOG_FORMAT").unwrap_or_default().to_ascii_uppercase().as_str() {
         "TEXT" => Format::Text,
         _ => Format::Json,

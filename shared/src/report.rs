@@ -506,11 +506,12 @@ pub async fn record(cloud: &Cloud, arn: &str, value: &str) -> Result<(), Fault> 
 /// # Errors
 /// When ECS could not be asked.
 pub async fn stop(agent: OurAgent<'_>, task: &Task, stop: Stop) -> Result<(), Fault> {
-    tracing::info!(reason = %stop, "stopping the task");
     match agent.cloud.cluster.stop_task(&task.arn, &stop.to_string()).await {
-        Err(fault) if fault.kind == Kind::Missing => Ok(()),
-        result => result.map(drop),
-    }
+        Err(fault) if fault.kind == Kind::Missing => return Ok(()),
+        result => result?,
+    };
+    tracing::info!(reason = %stop, "task stopped");
+    Ok(())
 }
 
 /// Tells the end of a task of which nobody can say any more what it has become.

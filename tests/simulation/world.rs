@@ -96,6 +96,9 @@ pub(crate) struct Sim {
     pub(crate) lost: HashSet<String>,
 }
 
+/// Processes that have nothing to do, with the time since when.
+type Idle = Vec<(Instant, App)>;
+
 /// The world.
 #[derive(Clone)]
 pub(crate) struct World {
@@ -103,9 +106,8 @@ pub(crate) struct World {
     start: Instant,
     epoch: Timestamp,
     plan: Arc<Plan>,
-    /// Each function's processes that have nothing to do, with the time since when. As on Lambda, an invocation has one to
-    /// itself, and what a process remembers ends with it.
-    idle: Arc<Mutex<HashMap<&'static str, Vec<(Instant, App)>>>>,
+    /// Of each function. As on Lambda, an invocation has a process to itself, and what that remembers ends with it.
+    idle: Arc<Mutex<HashMap<&'static str, Idle>>>,
     fates: Arc<Mutex<BTreeMap<u32, Fate>>>,
     instances: Arc<Mutex<Vec<usize>>>,
 }

@@ -2,13 +2,14 @@
 
 use std::collections::HashSet;
 
-use aws_config::sts::AssumeRoleProvider;
-use aws_config::{Region, SdkConfig};
 use aws_credential_types::provider::SharedCredentialsProvider;
+use aws_types::SdkConfig;
+use aws_types::region::Region;
 
 use crate::arn::{ClusterArn, TaskArn};
 use crate::aws::Lazy;
 use crate::aws::autoscaling::Groups;
+use crate::aws::credentials::AssumedRole;
 use crate::aws::ec2;
 use crate::aws::ecs::Cluster;
 use crate::config::{self, Template};
@@ -27,15 +28,12 @@ pub struct Cloud {
 
 impl Cloud {
     /// Builds the clients for the cloud's region and role; nothing is called yet.
-    async fn new(sdk: &SdkConfig, http: Http, index: usize, config: config::Cloud) -> Self {
-        let region = Region::new(config.region.clone());
-        let mut regional = sdk.to_builder().region(region.clone());
+    fn new(sdk: &SdkConfig, http: Http, index: usize, config: config::Cloud) -> Self {
+        let mut regional = sdk.to_builder().region(Region::new(config.region.clone())).build();
         if let Some(role) = &config.assume_role_arn {
-            let provider = AssumeRoleProvider::builder(role).session_name("jenkins-ecs-agents").region(region);
-            let provider = provider.configure(sdk).build().await;
-            regional = regional.credentials_provider(SharedCredentialsProvider::new(provider));
+            let role = AssumedRole::new(role, Lazy::new(&regional, aws_sdk_sts::Client::new));
+            regional = regional.into_builder().credentials_provider(SharedCredentialsProvider::new(role)).build();
         }
-        let regional = regional.build();
         Self {
             index,
             cluster: Cluster::new(Lazy::new(&regional, aws_sdk_ecs::Client::new), &config.cluster),
@@ -65,12 +63,9 @@ impl Cloud {
 pub struct Clouds(Vec<Cloud>);
 
 impl Clouds {
-    pub async fn new(sdk: &SdkConfig, http: &Http, configs: &[config::Cloud]) -> Self {
-        let mut clouds = Vec::with_capacity(configs.len());
-        for (index, config) in configs.iter().enumerate() {
-            clouds.push(Cloud::new(sdk, http.clone(), index, config.clone()).await);
-        }
-        Self(clouds)
+    pub fn new(sdk: &SdkConfig, http: &Http, configs: &[config::Cloud]) -> Self {
+        let clouds = configs.iter().enumerate();
+        Self(clouds.map(|(index, config)| Cloud::new(sdk, http.clone(), index, config.clone())).collect())
     }
 
     pub fn iter(&self) -> std::slice::Iter<'_, Cloud> {

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use aws_config::SdkConfig;
+use aws_types::SdkConfig;
 use lambda_runtime::{LambdaEvent, service_fn};
 use serde_json::Value;
 use tracing::Instrument as _;
@@ -109,7 +109,7 @@ pub async fn build(sdk: &SdkConfig, environment: Environment, clock: Clock, http
     let queues = Queues::new(Lazy::new(sdk, aws_sdk_sqs::Client::new), settings.queues.clone());
     let bus = config.event_bus.as_ref().map(|name| Bus::new(Lazy::new(sdk, aws_sdk_eventbridge::Client::new), name));
     Ok(App {
-        clouds: Clouds::new(sdk, &http, &config.clouds).await,
+        clouds: Clouds::new(sdk, &http, &config.clouds),
         notifier: Notifier {
             jenkins: jenkins.clone(),
             webhook: config.jenkins.webhook.url.as_deref().cloned(),

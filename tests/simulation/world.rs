@@ -4,10 +4,6 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use aws_config::{BehaviorVersion, Region, SdkConfig};
-use aws_credential_types::Credentials;
-use aws_credential_types::provider::SharedCredentialsProvider;
-use aws_smithy_async::rt::sleep::{SharedAsyncSleep, TokioSleep};
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use local::aws::Aws;
@@ -317,7 +313,8 @@ impl World {
         let now = move || epoch + SignedDuration::try_from(start.elapsed()).unwrap_or_default();
         let http = connector(function, self.sim.clone(), now);
         let environment = environment(&self.plan.config);
-        let app = shared::start::build(&sdk(&http), environment, Clock::new(now), http).await;
+        let sdk = shared::aws::sdk_config(&environment, &http);
+        let app = shared::start::build(&sdk, environment, Clock::new(now), http).await;
         app.unwrap_or_else(|faults| panic!("{faults}"))
     }
 
@@ -639,30 +636,18 @@ fn environment(config: &str) -> shared::secret::Environment {
         .iter()
         .map(|queue| (format!("{}_QUEUE_URL", queue.to_uppercase()), format!("http://aws.test/{ACCOUNT}/{queue}")))
         .collect();
-    values.insert("AGENTS_CONFIG".into(), format!("inline:{config}"));
-    values.insert("AWS_REGION".into(), REGION.into());
-    values.insert("TOKEN".into(), "t0ken".into());
+    let config = format!("inline:{config}");
+    for (name, value) in [
+        ("AGENTS_CONFIG", config.as_str()),
+        ("AWS_REGION", REGION),
+        ("AWS_ENDPOINT_URL", "http://aws.test"),
+        ("AWS_ACCESS_KEY_ID", "AKIA"),
+        ("AWS_SECRET_ACCESS_KEY", "secret"),
+        ("TOKEN", "t0ken"),
+    ] {
+        values.insert(name.into(), value.into());
+    }
     Arc::new(move |name| values.get(name).cloned())
-}
-
-fn sdk(http: &Http) -> SdkConfig {
-    let (retry, timeouts) = shared::aws::bounds();
-    SdkConfig::builder()
-        .behavior_version(BehaviorVersion::latest())
-        .region(Region::new(REGION))
-        .endpoint_url("http://aws.test")
-        .credentials_provider(SharedCredentialsProvider::new(Credentials::new(
-            "AKIA",
-            "secret",
-            None,
-            None,
-            "simulation",
-        )))
-        .http_client(http.client())
-        .retry_config(retry)
-        .timeout_config(timeouts)
-        .sleep_impl(SharedAsyncSleep::new(TokioSleep::new()))
-        .build()
 }
 
 /// The network: everything takes its time, and Jenkins' answers get lost or slow like AWS'.

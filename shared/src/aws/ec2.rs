@@ -3,12 +3,14 @@
 //! `aws-sdk-ec2` would add minutes to every cold build for them (docs/adr/0004).
 
 use std::collections::BTreeMap;
+use std::error::Error as _;
 use std::time::{Duration, SystemTime};
 
-use aws_config::SdkConfig;
 use aws_credential_types::provider::ProvideCredentials as _;
+use aws_credential_types::provider::error::CredentialsError;
 use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningSettings, sign};
 use aws_sigv4::sign::v4;
+use aws_types::SdkConfig;
 use aws_types::service_config::ServiceConfigKey;
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -175,7 +177,9 @@ impl Client {
 
     async fn sign(&self, request: &mut http::Request<Bytes>) -> Result<(), String> {
         let credentials = self.sdk.credentials_provider().ok_or("no AWS credentials are set")?;
-        let credentials = credentials.provide_credentials().await.map_err(|error| error.to_string())?;
+        // What happened is in the source: the error itself says only that there are no credentials.
+        let reason = |error: CredentialsError| error.source().map_or_else(|| error.to_string(), ToString::to_string);
+        let credentials = credentials.provide_credentials().await.map_err(reason)?;
         let identity = credentials.into();
         let region = self.sdk.region().map(|region| region.as_ref()).unwrap_or_default();
         let parameters = v4::SigningParams::builder()

@@ -3,7 +3,7 @@
 use std::ops::Deref;
 use std::sync::{Arc, LazyLock};
 
-use aws_config::SdkConfig;
+use aws_types::SdkConfig;
 
 /// A client of the SDK, built when it is first used: each reads the endpoints of all regions from JSON, half a million
 /// instructions, and most invocations use one.

@@ -3,6 +3,7 @@
 
 pub mod autoscaling;
 pub mod bus;
+pub mod credentials;
 pub mod ec2;
 pub mod ecs;
 mod lazy;
@@ -13,13 +14,14 @@ pub use lazy::Lazy;
 
 use std::time::Duration;
 
-use aws_config::environment::EnvironmentVariableCredentialsProvider;
-use aws_config::retry::RetryConfig;
-use aws_config::timeout::TimeoutConfig;
-use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_smithy_async::rt::sleep::default_async_sleep;
 use aws_smithy_async::time::SystemTimeSource;
+use aws_smithy_runtime_api::client::behavior_version::BehaviorVersion;
+use aws_smithy_types::retry::RetryConfig;
+use aws_smithy_types::timeout::TimeoutConfig;
+use aws_types::SdkConfig;
+use aws_types::region::Region;
 use aws_types::service_config::{LoadServiceConfig, ServiceConfigKey};
 
 use crate::http::Http;
@@ -27,8 +29,8 @@ use crate::secret::Environment;
 
 /// The SDK's configuration, from the variables that Lambda sets and the SDK's standard ones for endpoints.
 ///
-/// The SDK's own loader would also look for profiles, web identities, and metadata services, none of which is there
-/// in Lambda, and build a client for each at every start.
+/// The SDK's own loader, the crate `aws-config`, would also look for profiles, web identities, and metadata services, none of
+/// which is there in Lambda, and build a client for each at every start.
 pub fn sdk_config(environment: &Environment, http: &Http) -> SdkConfig {
     let is_set = |name: &str| environment(name).map(|value| value.eq_ignore_ascii_case("true"));
     let region = environment("AWS_REGION").or_else(|| environment("AWS_DEFAULT_REGION"));
@@ -36,12 +38,12 @@ pub fn sdk_config(environment: &Environment, http: &Http) -> SdkConfig {
     let mut sdk = SdkConfig::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(region.map(Region::new))
-        .credentials_provider(SharedCredentialsProvider::new(EnvironmentVariableCredentialsProvider::new()))
         .http_client(http.client())
         .retry_config(retry)
         .timeout_config(timeout)
         .time_source(SystemTimeSource::new())
         .service_config(Endpoints(environment.clone()));
+    sdk.set_credentials_provider(credentials::of_environment(environment).map(SharedCredentialsProvider::new));
     sdk.set_sleep_impl(default_async_sleep());
     // Lambda keeps the clock.
     sdk.set_disable_clock_skew_correction(Some(true));
@@ -67,7 +69,7 @@ impl LoadServiceConfig for Endpoints {
 }
 
 /// The bounds on every call: three tries, five seconds each, twelve in all.
-pub fn bounds() -> (RetryConfig, TimeoutConfig) {
+fn bounds() -> (RetryConfig, TimeoutConfig) {
     let retry = RetryConfig::standard().with_max_attempts(3).with_max_backoff(Duration::from_secs(2));
     let timeout = TimeoutConfig::builder()
         .connect_timeout(Duration::from_secs(2))

@@ -28,12 +28,13 @@ pub enum Event {
 }
 
 /// Tells the events apart. What cannot be read as one of ECS' concerns nobody here.
-pub fn event(event: Value) -> Event {
+pub fn event(mut event: Value) -> Event {
     if event.get("Records").is_some() {
         return Event::Batch(event);
     }
     let kind = event.get("detail-type").and_then(Value::as_str).unwrap_or_default().to_owned();
-    let detail = without_nulls(event.get("detail").cloned().unwrap_or_default());
+    let mut detail = event.get_mut("detail").map(Value::take).unwrap_or_default();
+    drop_nulls(&mut detail);
     let read = match kind.as_str() {
         "ECS Task State Change" => serde_json::from_value(detail).map(|task| Event::Task(Box::new(task))),
         "ECS Container Instance State Change" => serde_json::from_value(detail).map(Event::Instance),
@@ -43,14 +44,14 @@ pub fn event(event: Value) -> Event {
 }
 
 /// What is null is as if it were not there.
-fn without_nulls(value: Value) -> Value {
+fn drop_nulls(value: &mut Value) {
     match value {
         Value::Object(fields) => {
-            let fields = fields.into_iter().filter(|(_, value)| !value.is_null());
-            Value::Object(fields.map(|(name, value)| (name, without_nulls(value))).collect())
+            fields.retain(|_, value| !value.is_null());
+            fields.values_mut().for_each(drop_nulls);
         }
-        Value::Array(values) => Value::Array(values.into_iter().map(without_nulls).collect()),
-        other => other,
+        Value::Array(values) => values.iter_mut().for_each(drop_nulls),
+        _ => {}
     }
 }
 

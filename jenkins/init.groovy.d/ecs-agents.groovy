@@ -501,7 +501,9 @@ class EcsAgents {
             if (v2) {
                 sendV2(find, v2, region, isTopic, target, body)
             } else if (v1) {
-                def client = (region ? v1.standard().withRegion(region) : v1.standard()).build()
+                def limits = find('com.amazonaws.ClientConfiguration').getConstructor().newInstance()
+                def building = v1.standard().withClientConfiguration(limits.withClientExecutionTimeout(15_000))
+                def client = (region ? building.withRegion(region) : building).build()
                 try {
                     isTopic ? client.publish(target, body) : client.sendMessage(target, body)
                 } finally {

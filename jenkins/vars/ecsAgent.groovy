@@ -747,7 +747,8 @@ final class EcsAgentPost implements Callable<Object> {
 
     @NonCPS
     void sendByV1() {
-        def building = sdk(1).standard()
+        def limits = sdk(1).classLoader.loadClass('com.amazonaws.ClientConfiguration').getConstructor().newInstance()
+        def building = sdk(1).standard().withClientConfiguration(limits.withClientExecutionTimeout(15_000))
         def client = (region() == null ? building : building.withRegion(region())).build()
         try {
             isTopic() ? client.publish(target, message) : client.sendMessage(target, message)

@@ -1,9 +1,12 @@
 package com.amazonaws.services.sns;
 
+import com.amazonaws.ClientConfiguration;
+
 import test.Sent;
 
 public final class AmazonSNSClientBuilder {
     private String region;
+    private ClientConfiguration configuration = new ClientConfiguration();
 
     private AmazonSNSClientBuilder() {
     }
@@ -17,7 +20,15 @@ public final class AmazonSNSClientBuilder {
         return this;
     }
 
+    public AmazonSNSClientBuilder withClientConfiguration(ClientConfiguration configuration) {
+        this.configuration = configuration;
+        return this;
+    }
+
     public AmazonSNS build() {
+        if (configuration.getClientExecutionTimeout() == 0) {
+            throw new IllegalStateException("a call could last for ever");
+        }
         return new AmazonSNS() {
             @Override
             public Object publish(String target, String message) {

@@ -1,9 +1,12 @@
 package com.amazonaws.services.sqs;
 
+import com.amazonaws.ClientConfiguration;
+
 import test.Sent;
 
 public final class AmazonSQSClientBuilder {
     private String region;
+    private ClientConfiguration configuration = new ClientConfiguration();
 
     private AmazonSQSClientBuilder() {
     }
@@ -17,7 +20,15 @@ public final class AmazonSQSClientBuilder {
         return this;
     }
 
+    public AmazonSQSClientBuilder withClientConfiguration(ClientConfiguration configuration) {
+        this.configuration = configuration;
+        return this;
+    }
+
     public AmazonSQS build() {
+        if (configuration.getClientExecutionTimeout() == 0) {
+            throw new IllegalStateException("a call could last for ever");
+        }
         return new AmazonSQS() {
             @Override
             public Object sendMessage(String target, String message) {

@@ -142,7 +142,8 @@ impl<S: Subscriber + for<'span> LookupSpan<'span>> Layer<S> for Lines {
                 }
             }
         }
-        metrics::embed(self.namespace.as_deref(), &mut fields.0, own, Timestamp::now().as_millisecond());
+        let namespace = self.namespace.as_deref();
+        metrics::embed(namespace, &metrics::COUNTERS, &mut fields.0, own, Timestamp::now().as_millisecond());
         let line = self.format.line(event.metadata().level().as_str(), fields);
         // There is nobody to tell that nobody can be told.
         let _ = std::io::stdout().lock().write_all(line.as_bytes());

@@ -176,12 +176,12 @@ pub async fn answer(queues: &Queues, queue: &str, results: Vec<(Item, Result<(),
                 &fault,
                 receives = item.receives,
                 delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
-                "the message is tried again"
+                "message tried again later"
             );
             if !item.receipt.is_empty()
                 && let Err(fault) = queues.hide(queue, &item.receipt, delay).await
             {
-                log_fault!(&fault, "the message could not be hidden until then; its queue decides when it comes back");
+                log_fault!(&fault, "message not hidden until then; its queue decides when it comes back");
             }
             let mut failure = BatchItemFailure::default();
             failure.item_identifier = item.id;

@@ -43,16 +43,24 @@ pub fn init(environment: &dyn Fn(&str) -> Option<String>) {
     let _ = tracing_subscriber::registry().with(filter).with(Lines { format, namespace }).try_init();
 }
 
+/// Logs at a level that is not known before.
+#[macro_export]
+macro_rules! log_at {
+    ($level:expr, $($rest:tt)+) => {
+        match $level {
+            tracing::Level::ERROR => tracing::error!($($rest)+),
+            tracing::Level::WARN => tracing::warn!($($rest)+),
+            _ => tracing::info!($($rest)+),
+        }
+    };
+}
+
 /// Logs a fault, once, where it is dealt with: at the fault's own level, with what follows from it.
 #[macro_export]
 macro_rules! log_fault {
     ($fault:expr, $($rest:tt)+) => {{
         let fault: &$crate::fault::Fault = $fault;
-        match fault.level() {
-            tracing::Level::ERROR => tracing::error!(error = %fault, $($rest)+),
-            tracing::Level::WARN => tracing::warn!(error = %fault, $($rest)+),
-            _ => tracing::info!(error = %fault, $($rest)+),
-        }
+        $crate::log_at!(fault.level(), error = %fault, $($rest)+)
     }};
 }
 

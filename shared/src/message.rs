@@ -9,6 +9,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
+use tracing::Level;
 
 use crate::config::{Connect, TaskDefinition, variables};
 use crate::name::{AgentName, digest};
@@ -484,6 +485,17 @@ impl FailureCode {
             Self::LifetimeExceeded => "LIFETIME_EXCEEDED",
             Self::Idle => "IDLE",
             Self::SpotInterruption => "SPOT_INTERRUPTION",
+        }
+    }
+
+    /// The level at which it is logged: an error where a request, a setting or an image has to be changed, a warning where a
+    /// build got too little of what there is, and neither where that is how agents end.
+    pub fn level(self) -> Level {
+        match self {
+            Self::InvalidRequest | Self::NoTemplate | Self::OverrideRefused | Self::LaunchFailed => Level::ERROR,
+            Self::StartFailed | Self::StartTimeout => Level::ERROR,
+            Self::CapacityTimeout | Self::LifetimeExceeded => Level::WARN,
+            Self::Idle | Self::SpotInterruption => Level::INFO,
         }
     }
 }

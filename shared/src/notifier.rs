@@ -251,7 +251,7 @@ impl Notifier {
         match self.jenkins.delete_node(name.as_str()).await {
             Ok(_) => Ok(()),
             Err(fault) => {
-                log_fault!(&fault, "the node is deleted later");
+                log_fault!(&fault, "node not deleted yet; kept in the undelivered queue");
                 let work = Work::Node { name: name.to_string() };
                 self.keep(&Undelivered { since: self.clock.now(), work }).await
             }

@@ -1,5 +1,7 @@
 //! What has become of a task: pure.
 
+use tracing::Level;
+
 use crate::aws::ecs::{CONTROLLER_TAG, Container, HealthStatus, Task, TaskStatus};
 use crate::message::{Failure, FailureCode, NoticeType};
 use crate::stop::{Cause, Stop};
@@ -66,6 +68,20 @@ pub struct Ended {
     pub kind: NoticeType,
     /// What went wrong, if anything.
     pub failure: Option<Failure>,
+    /// The level at which it is logged.
+    pub level: Level,
+}
+
+impl Ended {
+    fn new(kind: NoticeType, failure: Option<Failure>) -> Self {
+        let level = failure.as_ref().map_or(Level::INFO, |failure| failure.code.level());
+        Self { kind, failure, level }
+    }
+
+    /// With a failure that nobody can prevent.
+    fn expected(self) -> Self {
+        Self { level: Level::INFO, ..self }
+    }
 }
 
 /// Judges a stopped task. `reported_ready` is what its tags said, none where nobody can say any more.
@@ -82,21 +98,24 @@ pub fn of_stopped(task: &Task, container: Option<&str>, reported_ready: Option<b
     let failure = |code, message| Some(Failure { code, message, stop_code: task.stop_code.clone(), exit_code });
     match stop {
         Some(Stop { cause: Cause::Duplicate, .. }) => None,
-        Some(Stop { cause: Cause::Unwanted, .. }) => Some(Ended { kind: NoticeType::Stopped, failure: None }),
+        Some(Stop { cause: Cause::Unwanted, .. }) => Some(Ended::new(NoticeType::Stopped, None)),
         Some(Stop { cause, text, .. }) => {
             let kind = if ready { NoticeType::Stopped } else { NoticeType::Failed };
             let code = cause.failure().or((!ready).then_some(FailureCode::StartFailed));
-            Some(Ended { kind, failure: code.and_then(|code| failure(code, text)) })
+            let ended = Ended::new(kind, code.and_then(|code| failure(code, text)));
+            // The build did not wait until its agent was ready.
+            Some(if cause == Cause::Completed { ended.expected() } else { ended })
         }
         None if !ready => {
             let message = start_failure(task, container, reason);
-            Some(Ended { kind: NoticeType::Failed, failure: failure(FailureCode::StartFailed, message) })
+            let ended = Ended::new(NoticeType::Failed, failure(FailureCode::StartFailed, message));
+            Some(if is_spot_interruption(task) { ended.expected() } else { ended })
         }
         None if is_spot_interruption(task) => {
             let message = format!("AWS took the Spot capacity back ({reason}); ask for another agent");
-            Some(Ended { kind: NoticeType::Stopped, failure: failure(FailureCode::SpotInterruption, message) })
+            Some(Ended::new(NoticeType::Stopped, failure(FailureCode::SpotInterruption, message)))
         }
-        None => Some(Ended { kind: NoticeType::Stopped, failure: None }),
+        None => Some(Ended::new(NoticeType::Stopped, None)),
     }
 }
 
@@ -127,7 +146,7 @@ pub fn interrupted(mut ended: Ended, task: &Task) -> Ended {
             });
         }
     }
-    ended
+    ended.expected()
 }
 
 const TAKEN_BACK: &str = "AWS took the Spot capacity back; ask for another agent";
@@ -254,6 +273,25 @@ mod tests {
         let mut duplicate = task("STOPPED");
         duplicate.stopped_reason = Some("DUPLICATE: x".into());
         assert_eq!(of_stopped(&duplicate, Some("agent"), None), None);
+    }
+
+    #[test]
+    fn an_end_that_nobody_can_prevent_is_no_error() {
+        for (reason, reported, level) in [
+            ("CannotPullContainerError: x", false, Level::ERROR),
+            ("START_TIMEOUT before ready: x", false, Level::ERROR),
+            ("LIFETIME_EXCEEDED: x", true, Level::WARN),
+            ("IDLE: x", true, Level::INFO),
+            ("COMPLETED: build a #1 is over: ABORTED", false, Level::INFO),
+            ("Your Spot Task was interrupted.", false, Level::INFO),
+            ("Your Spot Task was interrupted.", true, Level::INFO),
+        ] {
+            let mut task = task("STOPPED");
+            task.stopped_reason = Some(reason.into());
+            task.started_at = task.started_at.filter(|_| reported);
+            let level_of = |ended: Option<Ended>| ended.map(|ended| ended.level);
+            assert_eq!(level_of(of_stopped(&task, Some("agent"), Some(reported))), Some(level), "{reason}");
+        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Tells Jenkins what has become of a task: for its events, for retries, and for the sweep alike.
 
+use tracing::Level;
+
 use crate::agents::{self, Endpoint, Subject};
 use crate::app::App;
 use crate::aws::ecs::{CONTROLLER_TAG, DesiredStatus, HealthStatus, REPORTED_TAG, Task, TaskFilter};
@@ -8,7 +10,6 @@ use crate::config::variables::is_reserved;
 use crate::config::{Connect, Template};
 use crate::fault::{Fault, Kind};
 use crate::jenkins::{Created, Launcher, Node};
-use crate::log_fault;
 use crate::memory::Claim;
 use crate::message::{Notice, NoticeType, Record};
 use crate::name::AgentName;
@@ -17,6 +18,7 @@ use crate::outcome::{self, Running};
 use crate::span::Ids;
 use crate::stop::{Cause, Stop};
 use crate::trace;
+use crate::{log_at, log_fault};
 
 /// An agent of ours that has, or had, a task.
 #[derive(Clone, Copy)]
@@ -78,7 +80,7 @@ pub async fn task(app: &App, agent: OurAgent<'_>, arn: &str, otherwise: Option<&
     match agent.cloud.cluster.describe_task(arn).await? {
         Some(task) => described(app, agent, &task).await,
         None => {
-            tracing::info!("ECS no longer knows the task");
+            tracing::info!("task no longer known to ECS");
             lost(app, agent.name, otherwise).await?;
             Ok(Reported::Done)
         }
@@ -142,7 +144,7 @@ async fn has_health_check(app: &App, agent: OurAgent<'_>, task: &Task, container
             Ok(found.is_some_and(|found| found.health_check))
         }
         Err(fault) if fault.is_final() => {
-            log_fault!(&fault, "whether the container has a health check is not known; it is taken to have none");
+            log_fault!(&fault, "task definition not read; the container is taken to have no health check");
             Ok(false)
         }
         Err(fault) => Err(fault),
@@ -362,24 +364,33 @@ async fn unusable(agent: OurAgent<'_>, task: &Task, why: &str) -> Result<Reporte
 /// # Errors
 /// When that has to be tried again.
 pub async fn stopped(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<(), Fault> {
-    let reported = report_end(app, agent, task).await?;
-    reported.iter().for_each(|notice| log_end(agent, notice, task, true));
+    if let Some((notice, level)) = report_end(app, agent, task).await? {
+        log_end(agent, &notice, task, level);
+    }
     Ok(())
 }
 
 /// The same for the sweep, which cannot see whether another process has reported the end already: most likely it has, so that
-/// the metrics leave it out.
+/// it is neither counted nor an error once more.
 ///
 /// # Errors
 /// When that has to be tried again.
 pub async fn stopped_unseen(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<(), Fault> {
-    let reported = report_end(app, agent, task).await?;
-    reported.iter().for_each(|notice| log_end(agent, notice, task, false));
+    if let Some((notice, _)) = report_end(app, agent, task).await? {
+        let failure = notice.failure.as_ref();
+        tracing::info!(
+            cloud = agent.cloud.name(),
+            template = agent.template_name(),
+            code = failure.map(|failure| failure.code.as_str()),
+            error = failure.map(|failure| failure.message.as_str()),
+            "agent ended: found by the sweep"
+        );
+    }
     Ok(())
 }
 
-/// Reports the end of a task. Answers the notice, where this process had not reported it yet.
-async fn report_end(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<Option<Notice>, Fault> {
+/// Reports the end of a task. Answers the notice and its level in the log, where this process had not reported it yet.
+async fn report_end(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<Option<(Notice, Level)>, Fault> {
     let request = task.record();
     request.iter().for_each(|record| Ids::from(record).record());
     let container = request.as_ref().map(|record| record.container.as_str());
@@ -394,6 +405,7 @@ async fn report_end(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<Optio
     app.notifier.delete_node(agent.name).await?;
     let mut notice = agent.subject(request.as_ref()).notice_of_task(ended.kind, task, app.now());
     notice.failure = ended.failure;
+    let level = ended.level;
     let is_new = match ended.kind {
         NoticeType::Failed if task.reported() => false,
         NoticeType::Failed => {
@@ -403,22 +415,23 @@ async fn report_end(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<Optio
             trace::send(app.settings.xray_daemon, trace, &notice);
             // ECS may take no tag of a stopped task any more.
             if let Err(fault) = record(agent.cloud, &task.arn, &format!("failed {}", app.now())).await {
-                tracing::debug!(error = %fault, "not marked as reported");
+                tracing::debug!(error = %fault, "stopped task takes no tag");
             }
             is_new
         }
         _ => tell_listeners(app, &notice).await?,
     };
-    Ok(is_new.then_some(notice))
+    Ok(is_new.then_some((notice, level)))
 }
 
 /// Logs how an agent ended.
-fn log_end(agent: OurAgent<'_>, notice: &Notice, task: &Task, is_counted: bool) {
+fn log_end(agent: OurAgent<'_>, notice: &Notice, task: &Task, level: Level) {
     let (cloud, template) = (agent.cloud.name(), agent.template_name());
-    let count = |kind| (is_counted && notice.kind == kind).then_some(1);
+    let count = |kind| (notice.kind == kind).then_some(1);
     let (failed, stopped) = (count(NoticeType::Failed), count(NoticeType::Stopped));
     match &notice.failure {
-        Some(failure) => tracing::error!(
+        Some(failure) => log_at!(
+            level,
             cloud,
             template,
             code = failure.code.as_str(),
@@ -442,7 +455,11 @@ async fn was_interrupted(agent: OurAgent<'_>, task: &Task) -> Result<bool, Fault
     match agent.cloud.ec2.state_reason(id).await {
         Ok(code) => Ok(code.as_deref() == Some("Server.SpotInstanceTermination")),
         Err(fault) if fault.is_final() => {
-            log_fault!(&fault, ec2.instance = id, "why the instance ended is not known");
+            log_fault!(
+                &fault,
+                ec2.instance = id,
+                "instance not described; its end is not taken for a Spot interruption"
+            );
             Ok(false)
         }
         Err(fault) => Err(fault),
@@ -476,7 +493,7 @@ async fn tell_once(app: &App, notice: &Notice, webhook_url: Option<&str>) -> Res
 async fn record_or_keep(app: &App, agent: OurAgent<'_>, task: &Task, told: &str) -> Result<(), Fault> {
     let value = format!("{told} {}", app.now());
     let Err(fault) = record(agent.cloud, &task.arn, &value).await else { return Ok(()) };
-    log_fault!(&fault, "the outcome was told; it is recorded later");
+    log_fault!(&fault, "outcome reported, but not recorded on the task yet");
     let (cluster, arn, name) = (task.cluster_arn.clone(), task.arn.clone(), agent.name.clone());
     let work = Work::Record { cluster, arn, name, value };
     app.notifier.keep(&Undelivered { since: app.now(), work }).await
@@ -489,7 +506,7 @@ async fn record_or_keep(app: &App, agent: OurAgent<'_>, task: &Task, told: &str)
 pub async fn record(cloud: &Cloud, arn: &str, value: &str) -> Result<(), Fault> {
     match cloud.cluster.tag(arn, REPORTED_TAG, value).await {
         Err(fault) if fault.kind == Kind::Denied => {
-            let advice = "nobody remembers that the outcome was told: the function's role needs ecs:TagResource";
+            let advice = "outcome reported, but not recorded on the task: the function's role needs ecs:TagResource";
             tracing::error!(error = %fault, "{advice}");
             Ok(())
         }

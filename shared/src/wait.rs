@@ -190,7 +190,7 @@ async fn read(queues: &Queues, most: usize, waiting: &Mutex<Vec<Waiting>>) {
             Ok(received) if received.is_empty() => return,
             Ok(received) => waiting.lock().unwrap_or_else(PoisonError::into_inner).extend(received),
             Err(fault) => {
-                log_fault!(&fault, "not all waiting requests were read; the others have their turn later");
+                log_fault!(&fault, "not all waiting requests were read; later looks read the others");
                 return;
             }
         }

@@ -4,6 +4,7 @@ use futures::future::join_all;
 use shared::app::App;
 use shared::batch::Item;
 use shared::fault::Fault;
+use shared::log_at;
 use shared::memory::Claim;
 use shared::message::{Failure, FailureCode, Notice, NoticeType};
 use tracing::Instrument as _;
@@ -41,13 +42,14 @@ pub(crate) async fn end(
         FailureCode::CapacityTimeout => Ok(()),
         _ => copy(app, item, &failure).await,
     };
-    tracing::error!(
+    log_at!(
+        failure.code.level(),
         cloud = order.cloud.name,
         template = order.template.name,
         code = failure.code.as_str(),
         error = failure.message,
         metric.agents_failed = agents.len(),
-        "no agent for the request"
+        "request failed"
     );
     let told = agents.iter().map(|&index| {
         let name = order.name(&app.settings.agent_name_prefix, index);
@@ -81,11 +83,12 @@ pub(crate) async fn refuse(app: &App, item: &Item, refused: &Refused) -> Result<
     if urls.is_empty() {
         urls.push((0, None));
     }
-    tracing::error!(
+    log_at!(
+        refused.failure.code.level(),
         code = refused.failure.code.as_str(),
         error = refused.failure.message,
         metric.agents_failed = urls.len(),
-        "request refused"
+        "request failed"
     );
     let told = urls.into_iter().map(|(index, url)| notify(app, item, notice(index), url));
     join_all(told).await.into_iter().chain([copied]).collect()
@@ -142,10 +145,7 @@ pub(crate) async fn give_up_or_retry(
         Ok(order) => {
             let agents = without_task(app, order).await;
             if agents.is_empty() {
-                tracing::error!(
-                    error = message,
-                    "the request's agents are there; their events tell what becomes of them"
-                );
+                tracing::error!(error = message, "request given up; its agents exist, and their events report them");
                 return Ok(());
             }
             launch_failed(app, item, order, &agents, message).await

@@ -34,7 +34,10 @@ pub(crate) async fn answer(app: &App, item: &Item, agent: Agent<'_>, arns: &[Str
         Answer::Nothing => None,
     };
     if let Some(notice) = notice {
-        tracing::info!(notice.r#type = notice.kind.as_str(), "answered an inquiry");
+        tracing::info!(
+            notice.r#type = notice.kind.as_str(),
+            "request repeated: the outcome of its agent is sent again"
+        );
         let targets = app.notifier.everybody(agent.order.webhook_url(agent.index));
         app.notifier.notify_all(&notice, targets).await?;
     }

@@ -216,7 +216,7 @@ async fn delete_node(app: &App, agent: Agent<'_>) {
         && agent.order.expired.is_none()
         && let Err(fault) = app.jenkins.delete_node(agent.name.as_str()).await
     {
-        log_fault!(&fault, "the sweep will delete the node");
+        log_fault!(&fault, "node not deleted yet; the sweep deletes it");
     }
 }
 

@@ -80,7 +80,7 @@ impl Others {
             Ok(Self { depth: 0, known })
         };
         guarded(invocation, asked).await.unwrap_or_else(|fault| {
-            log_fault!(&fault, "who waits already is unknown; the sweep raises the group for them");
+            log_fault!(&fault, "waiting requests not counted; the sweep raises the group for them");
             Self::default()
         })
     }
@@ -239,7 +239,7 @@ pub(crate) async fn wait(
     if order.wait.is_none()
         && let Err(fault) = notify_waiting(app, order, waiting).await
     {
-        log_fault!(&fault, "nobody heard that the request waits");
+        log_fault!(&fault, "notice agent.waiting not sent");
     }
     Ok(())
 }

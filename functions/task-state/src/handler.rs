@@ -39,7 +39,7 @@ pub async fn handle(app: &App, invocation: &Invocation, event: Value) -> Result<
                 let reported = Box::pin(report(app, invocation, agent, &task)).instrument(span.clone()).await;
                 // In no span of this agent: what is woken is another's.
                 if let Err(fault) = agent_ended(app, invocation, agent, &task).await {
-                    span.in_scope(|| log_fault!(&fault, "the next sweep wakes the waiting requests"));
+                    span.in_scope(|| log_fault!(&fault, "no waiting request woken; the next sweep does it"));
                 }
                 reported.map(|()| Value::Null)
             }
@@ -47,17 +47,17 @@ pub async fn handle(app: &App, invocation: &Invocation, event: Value) -> Result<
         Event::Instance(instance) => match guarded(invocation, room(app, &instance)).await {
             Ok(()) => Ok(Value::Null),
             Err(fault) if fault.is_final() => {
-                log_fault!(&fault, "the next sweep wakes the waiting requests");
+                log_fault!(&fault, "no waiting request woken; the next sweep does it");
                 Ok(Value::Null)
             }
             Err(fault) => Err(fault.into()),
         },
         Event::Other(what) => {
-            tracing::debug!(what, "not for this function");
+            tracing::debug!(what, "event ignored");
             Ok(Value::Null)
         }
         Event::Unreadable(what) => {
-            tracing::error!(error = what, "an event of ECS cannot be read; the sweep makes up for it");
+            tracing::error!(error = what, "event of ECS not understood; the sweep makes up for it");
             Ok(Value::Null)
         }
     }
@@ -72,7 +72,7 @@ async fn report(app: &App, invocation: &Invocation, agent: OurAgent<'_>, task: &
             Concern::ReportEnd => report::last_event(app, agent, task).await,
             Concern::Report => match report::task(app, agent, &task.arn, None).await? {
                 Reported::NotYet(why) => {
-                    tracing::info!(why, "looked at again");
+                    tracing::info!(why, "agent not ready yet; looked at again within seconds");
                     report::keep(app, agent, task).await
                 }
                 reported => reported.done(),
@@ -82,13 +82,13 @@ async fn report(app: &App, invocation: &Invocation, agent: OurAgent<'_>, task: &
     match guarded(invocation, Box::pin(work)).await {
         Ok(()) => Ok(()),
         Err(fault) if fault.is_final() => {
-            log_fault!(&fault, "not reported; the sweep makes up for it");
+            log_fault!(&fault, "task not reported; the sweep reports it");
             Ok(())
         }
         Err(fault) => {
             let kept = report::keep(app, agent, task).await;
             kept.map_err(|also| anyhow!("{fault}; and it could not be kept: {also}"))?;
-            log_fault!(&fault, "not reported yet; kept for later");
+            log_fault!(&fault, "task not reported yet; kept in the undelivered queue");
             Ok(())
         }
     }
@@ -215,7 +215,7 @@ async fn work(app: &App, item: &Item, undelivered: &Undelivered) -> Result<(), F
             }
         }
         Work::Notice { notice, .. } if !still_ready(app, notice).await? => {
-            tracing::info!(notice.id = notice.id, "obsolete: the agent has ended, as its own notice says");
+            tracing::info!(notice.id = notice.id, "ready notice dropped: the agent has ended");
             Ok(())
         }
         Work::Notice { notice, to } => deliver(app, undelivered, notice, to).await,
@@ -231,10 +231,10 @@ async fn work(app: &App, item: &Item, undelivered: &Undelivered) -> Result<(), F
 async fn look_again(app: &App, agent: OurAgent<'_>, undelivered: &Undelivered, why: &str) -> Result<(), Fault> {
     let now = app.now();
     if agent.template.is_none_or(|template| template.container_start_timeout.is_over(undelivered.since, now)) {
-        tracing::info!(why, "not ready in time; the sweep stops it");
+        tracing::info!(why, "agent not ready within containerStartTimeout; the sweep stops it");
         return Ok(());
     }
-    tracing::debug!(why, "looked at again");
+    tracing::debug!(why, "agent still not ready");
     app.notifier.keep_for(undelivered, plan::next_look(undelivered.since, now)).await
 }
 

@@ -87,17 +87,17 @@ pub async fn complete(app: &App, invocation: &Invocation, batch: &Batch, item: &
     match ended {
         Ok(Outcome::Over) => Ok(()),
         Ok(Outcome::Refused(reason)) => reject(app, item, &reason).await,
-        Ok(Outcome::Pending) if is_young => Err(Fault::not_yet(
-            "the build is over before ECS knows all agents of its request; they may still be placed",
-        )),
+        Ok(Outcome::Pending) if is_young => {
+            Err(Fault::not_yet("the build completed before its agent started; the request may still be in a queue"))
+        }
         Ok(Outcome::Pending) => {
-            tracing::info!("the build is over, and its request can no longer be placed: nothing is left to stop");
+            tracing::info!("build completed without an agent, and its request can no longer start one");
             Ok(())
         }
         Ok(Outcome::Unknown(fault)) if fault.is_final() => reject(app, item, &fault.to_string()).await,
         Ok(Outcome::Unknown(fault)) if is_young => Err(fault),
         Ok(Outcome::Unknown(fault)) => {
-            let consequence = "given up: the sweep stops what is left of it once it is idle";
+            let consequence = "completion given up; the sweep stops its agents once they are idle";
             tracing::error!(error = %fault, "{consequence}");
             Ok(())
         }
@@ -186,7 +186,7 @@ async fn end_named(work: &Work<'_>) -> Result<Outcome, Fault> {
                 return Ok(Outcome::Refused(format!("agent: {agent:?} is not the name of an agent of ours")));
             }
             None => {
-                tracing::warn!("the completion's agent is none of ours; its request's agents are stopped");
+                tracing::warn!("the completion names an agent that is not ours; the agents of its request are stopped");
                 None
             }
             name => name,
@@ -328,7 +328,7 @@ async fn remove_node(work: &Work<'_>, name: &AgentName) -> Result<(), Fault> {
     if app.jenkins.registers_nodes()
         && let Err(fault) = app.jenkins.set_offline(name.as_str(), &work.stop.text).await
     {
-        tracing::debug!(error = %fault, "not taken offline");
+        tracing::debug!(error = %fault, "node not taken offline");
     }
     app.notifier.delete_node(name).await
 }
@@ -363,7 +363,7 @@ async fn withdraw(work: &Work<'_>, found: &[Found<'_>]) -> Result<bool, Fault> {
         }
         wait::forget(&app.queues, message).await?;
         Ids { request: Some(&wait.request_id), ..Ids::default() }.record();
-        tracing::info!("request withdrawn: its build is over");
+        tracing::info!("request withdrawn: its build has completed");
     }
     Ok(!ours.is_empty())
 }

@@ -9,7 +9,7 @@ use super::deploy::STACK;
 use super::emulator::Aws;
 
 /// Messages below WARN that say why a request has no agent yet, or never gets one.
-const TELLING: [&str; 5] = ["request waits", "request woken", "group raised", "request withdrawn", "given up"];
+const TELLING: [&str; 5] = ["request waits", "request woken", "group raised", "request withdrawn", "request given up"];
 /// Fields that everybody has, or that say nothing to people.
 const PLAIN: [&str; 7] = ["_aws", "timestamp", "level", "message", "span", "target", "filename"];
 

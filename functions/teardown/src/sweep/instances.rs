@@ -46,7 +46,7 @@ pub(super) async fn sweep(
                 continue;
             }
             Err(fault) => {
-                log_fault!(&fault, cloud = cloud.name(), "no instance is given back");
+                log_fault!(&fault, cloud = cloud.name(), "idle instances not given back; the next sweep does it");
                 continue;
             }
         };

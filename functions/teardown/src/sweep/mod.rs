@@ -107,7 +107,7 @@ where
         .map(|one| {
             let result = async move {
                 if let Err(fault) = guarded(invocation, work(one)).await {
-                    log_fault!(&fault, "left to the next sweep");
+                    log_fault!(&fault, "not done; the next sweep does it");
                 }
             };
             result.instrument(one.span())

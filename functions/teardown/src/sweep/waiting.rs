@@ -9,13 +9,13 @@ use shared::app::App;
 use shared::batch::{Invocation, guarded};
 use shared::cloud::Cloud;
 use shared::fault::Fault;
-use shared::log_fault;
 use shared::message::{AgentRequest, Failure, NoticeType};
 use shared::name::AgentName;
 use shared::notifier::Target;
 use shared::observe;
 use shared::span::Ids;
 use shared::wait::{self, Wait, Waiting, WaitsFor};
+use shared::{log_at, log_fault};
 use tracing::{Instrument as _, Span};
 
 use super::{CONCURRENCY, Item, each};
@@ -38,7 +38,7 @@ pub(super) async fn sweep(
     let plan = plan::waiting(&app.config().clouds, &messages, observed, agents, now);
     for raise in &plan.raises {
         if let Err(fault) = guarded(invocation, carry_out(app, raise)).await {
-            log_fault!(&fault, cloud = app.clouds.at(raise.cloud).name(), "the group is raised by the next sweep");
+            log_fault!(&fault, cloud = app.clouds.at(raise.cloud).name(), "group not raised; the next sweep raises it");
         }
     }
     let (mut kept, mut woken, mut late) = (Vec::new(), Vec::new(), Vec::new());
@@ -84,7 +84,7 @@ async fn observe_all(
                 all.insert(cloud.index, observation);
             }
             Err(fault) => {
-                log_fault!(&fault, cloud = cloud.name(), "the cloud could not be observed; what waits there waits on");
+                log_fault!(&fault, cloud = cloud.name(), "cloud not observed; its requests go on waiting");
             }
         }
     }
@@ -104,7 +104,11 @@ async fn observe(
     let mut launch_failure = None;
     if let Some(group) = observed.group.as_ref().filter(|group| is_overdue && group.is_short()) {
         launch_failure = cloud.groups.last_launch_failure(&group.name).await.unwrap_or_else(|fault| {
-            log_fault!(&fault, cloud = cloud.name(), "why the group has too few instances is not known");
+            log_fault!(
+                &fault,
+                cloud = cloud.name(),
+                "scaling activities not read; the reason for missing instances is unknown"
+            );
             None
         });
     }
@@ -179,13 +183,14 @@ async fn fail(
         }
         app.notifier.notify_all(&notice, targets).instrument(Ids::of_agent(&name).span()).await?;
     }
-    tracing::error!(
+    log_at!(
+        failure.code.level(),
         cloud = cloud.map(Cloud::name),
         template = template.map(|template| template.name.as_str()),
         code = failure.code.as_str(),
         error = failure.message,
         metric.agents_failed = (failed > 0).then_some(failed),
-        "no agent for the request"
+        "request failed"
     );
     wait::forget(&app.queues, message).await
 }

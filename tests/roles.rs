@@ -59,7 +59,7 @@ struct Trust {
     principals: Vec<String>,
 }
 
-/// A permission that was used: of which role, which statement, which action.
+/// Permissions: of which role, which statement, and what ([`Statement::permissions`]).
 pub type Used = BTreeSet<(String, String, String)>;
 
 impl Roles {
@@ -85,18 +85,18 @@ impl Roles {
         Ok(Self { main: Binary::ALL.into_iter().map(role).collect::<Result<_>>()?, other })
     }
 
-    /// All permissions, by role, statement and action as they are written.
+    /// All permissions.
     pub fn permissions(&self) -> Used {
-        let of = |name: &str, role: &Role| {
-            let name = name.to_owned();
-            let statements = role.statements.clone().into_iter();
-            statements.flat_map(move |statement| {
-                let (name, sid) = (name.clone(), statement.sid);
-                statement.actions.into_iter().map(move |action| (name.clone(), sid.clone(), action))
-            })
+        let main = self.main.iter().map(|(binary, (_, role))| (binary.role(), role));
+        let roles = main.chain(self.other.values().map(|(_, role)| ("AgentsRole", role)));
+        let of = |(name, role): (&str, &Role)| -> Vec<_> {
+            let of = |statement: &Statement| -> Vec<_> {
+                let entry = |permission| (name.to_owned(), statement.sid.clone(), permission);
+                statement.permissions().into_iter().map(entry).collect()
+            };
+            role.statements.iter().flat_map(of).collect()
         };
-        let main = self.main.iter().flat_map(|(binary, (_, role))| of(binary.role(), role));
-        main.chain(self.other.values().flat_map(|(_, role)| of("AgentsRole", role))).collect()
+        roles.flat_map(of).collect()
     }
 
     /// The statements of the roles in other accounts, each beside those of the same name in the functions' own roles.
@@ -129,8 +129,8 @@ impl Roles {
                 }
             }
             for statement in statements {
-                let actions = statement.actions.iter().filter(|action| access.action.eq_ignore_ascii_case(action));
-                used.extend(actions.map(|action| (name.to_owned(), statement.sid.clone(), action.clone())));
+                let entry = |permission| (name.to_owned(), statement.sid.clone(), permission);
+                used.extend(statement.used_by(access).into_iter().map(entry));
             }
         }
         Ok(())

@@ -187,6 +187,20 @@ impl Stack {
         self.value(&resource["Properties"]).with_context(|| id.to_owned())
     }
 
+    /// What stands there once the conditions are decided, with its functions as they are written; none for `AWS::NoValue`.
+    ///
+    /// # Errors
+    /// When a condition is not understood.
+    pub fn chosen<'a>(&self, value: &'a Value) -> Result<Option<&'a Value>> {
+        match only(value) {
+            Some(("Fn::If", argument)) => {
+                self.chosen(&argument[if self.condition(text(&argument[0])?)? { 1 } else { 2 }])
+            }
+            Some(("Ref", name)) if name == "AWS::NoValue" => Ok(None),
+            _ => Ok(Some(value)),
+        }
+    }
+
     /// The template as it was read.
     pub fn template(&self) -> &Value {
         &self.template
@@ -326,6 +340,20 @@ impl Stack {
             let event = id.strip_prefix(function.as_str()).and_then(|event| events[event]["Type"].as_str());
             matches!(event, Some("EventBridgeRule" | "Schedule"))
         })
+    }
+}
+
+/// What a value names, in a document's words: a parameter, a resource, a text.
+pub fn words(value: &Value) -> String {
+    if let Value::Array(values) = value {
+        return values.iter().map(words).collect::<Vec<_>>().join(", ");
+    }
+    match only(value) {
+        Some(("Ref", name)) => shown(name),
+        Some(("Fn::GetAtt", argument)) => shown(&argument[0]),
+        Some(("Fn::Sub", text)) => format!("`{}`", shown(text).replace("AWS::", "")),
+        _ if value == "*" => "any".into(),
+        _ => format!("`{}`", shown(value)),
     }
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::aws::Access;
-use crate::cloudformation::Stack;
+use crate::cloudformation::{self, Stack};
 
 /// One statement of a role's policies.
 #[derive(Debug, Clone)]
@@ -17,9 +17,17 @@ pub struct Statement {
     allows: bool,
     /// As they are written, stars and all.
     pub actions: Vec<String>,
-    /// As they are written, stars and all.
-    pub resources: Vec<String>,
+    resources: Vec<Resource>,
     conditions: Vec<Condition>,
+}
+
+/// One element of a statement's resources.
+#[derive(Debug, Clone)]
+struct Resource {
+    /// What the template names ([`cloudformation::words`]).
+    name: String,
+    /// The ARNs that this stands for, stars and all.
+    patterns: Vec<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -64,24 +72,19 @@ impl Role {
     /// When a policy is not understood.
     pub fn of(stack: &Stack, id: &str) -> Result<Self> {
         let properties = stack.properties(id)?;
-        let mut documents: Vec<Value> = properties["Policies"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .map(|policy| policy["PolicyDocument"].clone())
-            .collect();
+        let written = |id: &str| &stack.template()["Resources"][id]["Properties"];
+        let own = written(id)["Policies"].as_array().into_iter().flatten();
+        let mut documents: Vec<&Value> = own.map(|policy| &policy["PolicyDocument"]).collect();
         for arn in properties["ManagedPolicyArns"].as_array().into_iter().flatten().filter_map(Value::as_str) {
             let ids = stack.of_type("AWS::IAM::ManagedPolicy")?;
             let policy = ids.into_iter().find(|id| stack.attribute(id, "Ref").is_ok_and(|own| own == arn));
-            documents.push(
-                stack.properties(policy.with_context(|| format!("{arn} is of another stack"))?)?["PolicyDocument"]
-                    .clone(),
-            );
+            documents.push(&written(policy.with_context(|| format!("{arn} is of another stack"))?)["PolicyDocument"]);
         }
         let mut role = Self::default();
-        for document in &documents {
+        for document in documents {
             for statement in document["Statement"].as_array().context("a policy without statements")? {
-                let statement = Statement::read(statement).with_context(|| format!("{id}: {statement}"))?;
+                let Some(statement) = stack.chosen(statement)? else { continue };
+                let statement = Statement::read(stack, statement).with_context(|| format!("{id}: {statement}"))?;
                 ensure!(
                     role.statements.iter().all(|other| other.sid != statement.sid),
                     "{id} has {} twice",
@@ -121,7 +124,9 @@ impl Role {
 }
 
 impl Statement {
-    fn read(statement: &Value) -> Result<Self> {
+    /// Reads a statement as the template has it.
+    fn read(stack: &Stack, written: &Value) -> Result<Self> {
+        let statement = &stack.value(written)?;
         for element in statement.as_object().context("no statement")?.keys() {
             ensure!(
                 ["Sid", "Effect", "Action", "Resource", "Condition"].contains(&element.as_str()),
@@ -142,7 +147,12 @@ impl Statement {
                 other => bail!("Effect {other:?}"),
             },
             actions: texts(&statement["Action"])?,
-            resources: texts(&statement["Resource"])?,
+            resources: elements(&written["Resource"])
+                .map(|element| {
+                    let patterns = texts(&stack.value(element)?)?;
+                    Ok(Resource { name: cloudformation::words(element), patterns })
+                })
+                .collect::<Result<_>>()?,
             conditions,
         })
     }
@@ -165,8 +175,42 @@ impl Statement {
     fn matches(&self, access: &Access) -> bool {
         // A call on all resources of a kind is allowed only by a statement about all of them.
         self.names(access)
-            && self.resources.iter().any(|pattern| like(pattern, &access.resource))
+            && self.resources.iter().any(|resource| resource.is_meant(access))
             && self.conditions.iter().all(|condition| condition.holds(&access.keys))
+    }
+
+    /// Each of its actions on each of its resources, and under each of its condition keys: `sqs:SendMessage on WaitingQueue`,
+    /// `ecs:RunTask if ecs:cluster`.
+    pub fn permissions(&self) -> Vec<String> {
+        self.permissions_where(|_| true, |_| true, |_| true)
+    }
+
+    /// Those that an access which it allows makes use of: of the conditions, those whose key the access brings.
+    pub fn used_by(&self, access: &Access) -> Vec<String> {
+        self.permissions_where(
+            |action| like(&action.to_lowercase(), &access.action.to_lowercase()),
+            |resource| resource.is_meant(access),
+            |condition| condition.given(&access.keys).is_some(),
+        )
+    }
+
+    fn permissions_where(
+        &self,
+        action: impl Fn(&str) -> bool,
+        resource: impl Fn(&Resource) -> bool,
+        condition: impl Fn(&Condition) -> bool,
+    ) -> Vec<String> {
+        let resources = self.resources.iter().filter(|it| resource(it)).map(|it| format!("on {}", it.name));
+        let conditions = self.conditions.iter().filter(|it| condition(it)).map(|it| format!("if {}", it.key));
+        let objects: Vec<String> = resources.chain(conditions).collect();
+        let actions = self.actions.iter().filter(|it| action(it));
+        actions.flat_map(|action| objects.iter().map(move |object| format!("{action} {object}"))).collect()
+    }
+}
+
+impl Resource {
+    fn is_meant(&self, access: &Access) -> bool {
+        self.patterns.iter().any(|pattern| like(pattern, &access.resource))
     }
 }
 
@@ -191,9 +235,13 @@ impl Condition {
         Ok(Self { key: key.to_owned(), quantifier, operator, if_exists: bare != rest, values: texts(values)? })
     }
 
+    /// The values of its key in a request. The names of condition keys know no case.
+    fn given<'a>(&self, keys: &'a BTreeMap<String, Vec<String>>) -> Option<&'a Vec<String>> {
+        keys.iter().find(|(key, _)| key.eq_ignore_ascii_case(&self.key)).map(|(_, values)| values)
+    }
+
     fn holds(&self, keys: &BTreeMap<String, Vec<String>>) -> bool {
-        // The names of condition keys know no case.
-        let given = keys.iter().find(|(key, _)| key.eq_ignore_ascii_case(&self.key)).map(|(_, values)| values);
+        let given = self.given(keys);
         if self.operator == Operator::Null {
             return self.values == [given.is_none().to_string()];
         }
@@ -224,6 +272,15 @@ impl Condition {
     }
 }
 
+/// The elements of a list, or the only one.
+fn elements(value: &Value) -> impl Iterator<Item = &Value> {
+    let (list, single) = match value {
+        Value::Array(values) => (values.as_slice(), None),
+        single => (&[][..], Some(single)),
+    };
+    list.iter().chain(single)
+}
+
 /// A string, a Boolean, or a list of them.
 fn texts(value: &Value) -> Result<Vec<String>> {
     let one = |value: &Value| match value {
@@ -231,10 +288,7 @@ fn texts(value: &Value) -> Result<Vec<String>> {
         Value::Bool(value) => Ok(value.to_string()),
         other => bail!("{other} is no text"),
     };
-    match value {
-        Value::Array(values) => values.iter().map(one).collect(),
-        value => Ok(vec![one(value)?]),
-    }
+    elements(value).map(one).collect()
 }
 
 /// Whether a text fits a pattern in which `*` stands for any characters and `?` for one.
@@ -279,8 +333,13 @@ mod tests {
         Access { action: action.into(), resource: resource.into(), keys: keys.collect() }
     }
 
+    fn read(statement: &Value) -> Result<Statement> {
+        let stack = Stack::new("{Parameters: {}, Resources: {Queue: {Type: 'AWS::SQS::Queue'}}}", ("r", "1"), &[], &[]);
+        Statement::read(&stack.unwrap(), statement)
+    }
+
     fn role(statements: Value) -> Role {
-        let statements = statements.as_array().unwrap().iter().map(|statement| Statement::read(statement).unwrap());
+        let statements = statements.as_array().unwrap().iter().map(|statement| read(statement).unwrap());
         Role { statements: statements.collect() }
     }
 
@@ -335,6 +394,23 @@ mod tests {
     #[test]
     fn what_cannot_be_evaluated_is_no_policy() {
         let statement = json!({"Sid": "S", "Effect": "Allow", "NotAction": "x", "Resource": "*"});
-        assert!(Statement::read(&statement).is_err());
+        assert!(read(&statement).is_err());
+    }
+
+    #[test]
+    fn an_access_uses_its_action_on_its_resource_and_the_conditions_that_it_brings() {
+        let statement =
+            read(&json!({"Sid": "S", "Effect": "Allow", "Action": ["sqs:SendMessage", "sqs:ReceiveMessage"],
+            "Resource": ["arn:*:other", {"Fn::GetAtt": ["Queue", "Arn"]}],
+            "Condition": {"StringEqualsIfExists": {"k": "v"}, "ForAllValues:StringLike": {"l": "*"}}}));
+        let statement = statement.unwrap();
+        let all = statement.permissions();
+        assert_eq!(all.len(), 2 * (2 + 2), "{all:?}");
+        let used = |keys: &[(&str, &[&str])]| -> Vec<String> {
+            statement.used_by(&access("sqs:sendmessage", "arn:aws:sqs:r:1:agents-Queue", keys))
+        };
+        assert_eq!(used(&[]), ["sqs:SendMessage on Queue"]);
+        assert_eq!(used(&[("L", &["a"])]), ["sqs:SendMessage on Queue", "sqs:SendMessage if l"]);
+        assert!(used(&[]).iter().all(|permission| all.contains(permission)));
     }
 }

@@ -77,42 +77,44 @@ fn the_conditions_keep_out_what_they_are_there_for() {
     }
 }
 
-/// Permissions that the functions do not use themselves, each with the reason for which a role has it.
-const NOT_THEIRS: [(&str, &str, &str); 5] = [
-    ("Log", "logs:CreateLogStream logs:PutLogEvents", "Lambda writes a function's log in its role"),
-    ("Requests", "sqs:DeleteMessage sqs:ReceiveMessage", "Lambda polls an event source in the function's role"),
-    ("UndeliveredAndWaiting", "sqs:GetQueueAttributes", "the same"),
-    ("CompletionsAndWaiting", "sqs:GetQueueAttributes", "the same"),
-    ("DeadLetters", "sqs:SendMessage", "Lambda keeps events that failed in all tries"),
+/// Permissions that the functions do not use themselves: role, statement, actions, resource, and why the role has them.
+const NOT_THEIRS: [(&str, &str, &str, &str, &str); 7] = [
+    ("RequestRole", "Log", "logs:CreateLogStream logs:PutLogEvents", "RequestLog", LOGS),
+    ("TaskStateRole", "Log", "logs:CreateLogStream logs:PutLogEvents", "TaskStateLog", LOGS),
+    ("TeardownRole", "Log", "logs:CreateLogStream logs:PutLogEvents", "TeardownLog", LOGS),
+    ("RequestRole", "Requests", "sqs:DeleteMessage sqs:ReceiveMessage", "RequestsQueue", POLLS),
+    ("TaskStateRole", "Undelivered", POLLING, "UndeliveredQueue", POLLS),
+    ("TeardownRole", "Completions", POLLING, "CompletionsQueue", POLLS),
+    ("TaskStateRole", "DeadLetters", "sqs:SendMessage", "EventsDeadLetters", KEEPS),
 ];
+const KEEPS: &str = "Lambda keeps events on which the function failed in all attempts";
+const LOGS: &str = "Lambda writes a function's log in its role";
+const POLLS: &str = "Lambda polls an event source in the function's role";
+const POLLING: &str = "sqs:DeleteMessage sqs:GetQueueAttributes sqs:ReceiveMessage";
 
 /// Runs after all other tests, which have noted what they used: `./local/test` does that.
 #[test]
 #[ignore = "needs the notes of all other tests"]
 fn every_permission_is_used_by_a_test_or_says_why_it_is_there() {
-    let noted = Noted::take().unwrap();
+    let Noted { permissions, used } = Noted::take().unwrap();
     // The roles in other accounts hold the same statements, as the next test shows.
-    let used: BTreeSet<_> = noted.used.iter().map(|(role, sid, action)| (role.as_str(), sid, action)).collect();
-    let anywhere: BTreeSet<_> = used.iter().map(|(_, sid, action)| (*sid, *action)).collect();
-    let is_used = |(role, sid, action): &(String, String, String)| match role.as_str() {
-        "AgentsRole" => anywhere.contains(&(sid, action)),
-        role => used.contains(&(role, sid, action)),
+    let anywhere: BTreeSet<_> = used.iter().map(|(_, sid, what)| (sid, what)).collect();
+    let is_used = |permission: &&(String, String, String)| match permission {
+        (role, sid, what) if role == "AgentsRole" => anywhere.contains(&(sid, what)),
+        own => used.contains(own),
     };
-    let is_named = |(_, sid, action): &&(String, String, String)| {
-        NOT_THEIRS.iter().any(|(its_sid, actions, _)| its_sid == sid && actions.split(' ').any(|it| it == action))
-    };
-    let unused: Vec<_> = noted.permissions.iter().filter(|permission| !is_used(permission)).collect();
-    let without_reason: Vec<_> = unused.iter().copied().filter(|permission| !is_named(permission)).collect();
+    let unused: Used = permissions.iter().filter(|permission| !is_used(permission)).cloned().collect();
+    let not_theirs = NOT_THEIRS.iter().flat_map(|(role, sid, actions, resource, _)| {
+        actions.split(' ').map(move |action| ((*role).into(), (*sid).into(), format!("{action} on {resource}")))
+    });
+    let not_theirs: Used = not_theirs.collect();
+    let without_reason: Vec<_> = unused.difference(&not_theirs).collect();
     assert!(
         without_reason.is_empty(),
         "take them out of the templates, or say why they are there: {without_reason:#?}"
     );
-    for (sid, actions, reason) in NOT_THEIRS {
-        for action in actions.split(' ') {
-            let is_unused = unused.iter().any(|(_, its_sid, its_action)| its_sid == sid && its_action == action);
-            assert!(is_unused, "{sid} {action} is used, or gone: {reason}");
-        }
-    }
+    let without_need: Vec<_> = not_theirs.difference(&unused).collect();
+    assert!(without_need.is_empty(), "these are used, or gone: {without_need:#?}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use local::cloudformation::Stack;
+use local::cloudformation::{Stack, words};
 use local::iam::Role;
 use serde_json::Value;
 use tests::roles::{FORWARDING, TEMPLATE};
@@ -512,25 +512,6 @@ fn permissions() -> String {
 fn inline<'a>(template: &'a Value, role: &str) -> Vec<&'a Value> {
     let policies = template["Resources"][role]["Properties"]["Policies"].as_array().unwrap();
     policies.iter().map(|policy| &policy["PolicyDocument"]).collect()
-}
-
-/// What a value names: a parameter, a resource, a text.
-fn words(value: &Value) -> String {
-    match value {
-        Value::Array(values) => values.iter().map(words).collect::<Vec<_>>().join(", "),
-        Value::Object(function) => {
-            let (name, argument) = function.iter().next().unwrap();
-            match (name.as_str(), argument) {
-                ("Ref", argument) => argument.as_str().unwrap().to_owned(),
-                ("Fn::GetAtt", argument) => argument[0].as_str().unwrap().to_owned(),
-                ("Fn::Sub", argument) => format!("`{}`", argument.as_str().unwrap().replace("AWS::", "")),
-                other => panic!("{other:?}"),
-            }
-        }
-        Value::String(text) if text == "*" => "any".into(),
-        Value::String(text) => format!("`{text}`"),
-        other => other.to_string(),
-    }
 }
 
 /// `UPDATE_DOCS=1` writes the table anew.

@@ -1,4 +1,4 @@
-//! A door to AWS that counts its connections, and speaks TLS where that is wanted.
+//! A proxy in front of AWS that counts connections, and speaks TLS if required.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,9 +12,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
-/// The door; it closes when it is dropped.
+/// The proxy; it ends when it is dropped.
 pub struct Edge {
-    /// Where it is.
+    /// Its URL.
     pub url: String,
     connections: Arc<AtomicUsize>,
     task: JoinHandle<()>,
@@ -58,14 +58,14 @@ impl Edge {
         let task = tokio::spawn(async move {
             while let Ok((inside, _)) = listener.accept().await {
                 counter.fetch_add(1, Ordering::Relaxed);
-                // A connection that breaks is the measured process's matter: it says so.
+                // A broken connection is reported by the measured process.
                 tokio::spawn(pass(inside, to, tls.clone()));
             }
         });
         Ok(Self { url, connections, task })
     }
 
-    /// How many connections it has had.
+    /// The number of connections so far.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
     }

@@ -8,10 +8,10 @@ use serde_json::Value;
 /// The namespace that the functions are given here.
 pub const NAMESPACE: &str = "jenkins-ecs-agents/tests";
 
-/// Units of API_MetricDatum that there are here.
+/// The units of API_MetricDatum that are used here.
 const UNITS: [&str; 2] = ["Count", "Milliseconds"];
 
-/// What a dimension may be called and hold, beside names of clouds and templates.
+/// The names and values of dimensions, besides names of clouds and templates.
 const VALUES: [(&str, &[&str]); 3] = [
     (
         "code",
@@ -39,15 +39,14 @@ pub struct Datum {
     pub name: String,
     /// By name; none where the datum counts for the whole stack.
     pub dimensions: BTreeMap<String, String>,
-    /// The value.
     pub value: f64,
 }
 
-/// Reads all metrics out of what functions have printed.
+/// Reads all metrics from the functions' output.
 ///
 /// # Errors
-/// When a line with a member `_aws` is not as the specification has it, or has a dimension that is not bounded by the
-/// configuration, where that is given.
+/// When a line with a member `_aws` violates the specification, or has a dimension that the configuration, if given,
+/// does not bound.
 pub fn read(output: &str, config: Option<&Value>) -> Result<Vec<Datum>> {
     let mut all = Vec::new();
     for line in output.lines().filter(|line| line.contains("\"_aws\"")) {

@@ -1,8 +1,8 @@
-//! What the tests from outside stand on: the built functions between a simulated AWS and a stand-in Jenkins.
+//! The basis of the tests from outside: the built functions between a simulated AWS and a stand-in Jenkins.
 //!
 //! A [`Stack`] starts both on loopback ports, and each function when it is first needed, with nothing but its
-//! environment. What EventBridge, the event sources and the minute do on AWS, [`Stack::settle`] and [`Stack::sweep`] do
-//! here. A test looks at what came of it: AWS' journal, the queues, Jenkins' nodes and what arrived at its webhooks.
+//! environment. [`Stack::settle`] and [`Stack::sweep`] do what EventBridge, the event sources and the schedule do on
+//! AWS. A test checks the results: AWS' journal, the queues, Jenkins' nodes and the notices at its webhooks.
 
 pub mod edge;
 pub mod emf;
@@ -39,10 +39,10 @@ pub const CLUSTER: &str = "jenkins";
 pub const GROUP: &str = "jenkins-ecs";
 /// The token of the Jenkins user.
 pub const API_TOKEN: &str = "11api0token0of0the0user";
-/// What every notice has to bring as its `Authorization`.
+/// The `Authorization` that every notice has to carry.
 pub const AUTHORIZATION: &str = "0authorization0of0webhooks0";
 
-/// The queues that a function is told of, each named as its variable without `_QUEUE_URL`.
+/// The queues in a function's environment, each named as its variable without `_QUEUE_URL`.
 const QUEUES: [&str; 5] = ["requests", "waiting", "undelivered", "rejected", "completions"];
 
 /// A function.
@@ -57,7 +57,7 @@ pub enum Binary {
 }
 
 impl Binary {
-    /// What signs its calls, so that the journal tells whose they are.
+    /// The access key of its calls, by which the journal identifies it.
     pub fn access_key(self) -> &'static str {
         match self {
             Self::Request => "AKIAREQUEST",
@@ -66,7 +66,7 @@ impl Binary {
         }
     }
 
-    /// The file that cargo built, beside the test's own.
+    /// The binary that cargo built, beside the test's own.
     ///
     /// # Errors
     /// When it was not built.
@@ -96,7 +96,7 @@ pub struct Notice {
     pub url: String,
     /// Its headers.
     pub headers: HeaderMap,
-    /// Its body, to the byte.
+    /// Its body, byte for byte.
     pub raw: Bytes,
     /// Its body.
     pub body: Value,
@@ -119,7 +119,7 @@ impl Notice {
     }
 }
 
-/// What of Jenkins takes its time, by a part of the path.
+/// Delays of Jenkins, by a part of the path.
 type Slow = Arc<Mutex<Option<(String, Duration)>>>;
 
 /// The whole system.
@@ -141,7 +141,7 @@ pub struct Stack {
     _aws_server: Server,
 }
 
-/// Panics where the caller stands, so that a failure names the line of its test.
+/// Panics at the caller's location, so that a failure names the line of its test.
 #[track_caller]
 fn or_panic<T>(work: impl Future<Output = Result<T>>) -> impl Future<Output = T> {
     let caller = Location::caller();
@@ -149,7 +149,7 @@ fn or_panic<T>(work: impl Future<Output = Result<T>>) -> impl Future<Output = T>
 }
 
 impl Stack {
-    /// Starts it as [`configuration`] has it.
+    /// Starts it with the [`configuration`].
     #[track_caller]
     pub fn start() -> impl Future<Output = Self> {
         or_panic(Self::try_with(|_| {}))
@@ -221,7 +221,7 @@ impl Stack {
         lock(&self.aws)
     }
 
-    /// The same, for who polls a function of its own.
+    /// The same, for callers that poll a function of their own.
     pub fn shared_aws(&self) -> Arc<Mutex<Aws>> {
         self.aws.clone()
     }
@@ -260,7 +260,7 @@ impl Stack {
         bail!("{address} is taken")
     }
 
-    /// From now on, Jenkins answers requests for a path with this in it so late.
+    /// From now on, Jenkins answers requests whose path contains this text after this delay.
     pub fn jenkins_is_slow(&self, part: &str, delay: Duration) {
         *lock(&self.slow) = Some((part.to_owned(), delay));
     }
@@ -273,7 +273,7 @@ impl Stack {
         };
     }
 
-    /// Encrypts the parameters with a key of the customer's, which the stack is told.
+    /// Encrypts the parameters with a customer managed key, whose ARN the stack gets as a parameter.
     pub fn encrypt_with(&mut self, key: &str) {
         let (guard, seen) = Roles::guard(self.config.clone(), Some(key.to_owned()));
         self.seen = seen;
@@ -282,13 +282,13 @@ impl Stack {
         aws.parameters.key = Some(key.to_owned());
     }
 
-    /// What the functions' roles were asked for so far.
+    /// The accesses that the functions' roles were asked for so far.
     pub fn seen(&self) -> MutexGuard<'_, Seen> {
         lock(&self.seen)
     }
 
-    /// That a role denies a call is what this test is about. In every other test it is a failure, whatever the function
-    /// makes of it.
+    /// This test expects a role to deny a call. In every other test that is a failure, whatever the function does about
+    /// it.
     pub fn allow_denials(&mut self) {
         self.allows_denials = true;
     }
@@ -326,7 +326,7 @@ impl Stack {
         Function::start(&binary.path()?, &environment).await
     }
 
-    /// A program as a function, with a function's environment.
+    /// Runs a program as a function, with a function's environment.
     #[track_caller]
     pub fn start_program(&self, program: &Path) -> impl Future<Output = Function> {
         or_panic(self.try_start_program(program))
@@ -372,14 +372,14 @@ impl Stack {
         emf::read(&self.output(), is_own.then_some(&self.config))
     }
 
-    /// All that the functions have printed.
+    /// Everything that the functions have printed.
     pub fn output(&self) -> String {
         self.functions.values().map(Function::output).collect()
     }
 
     // --- What happens ---
 
-    /// Lets ECS do what is due, and keeps the events of it for [`Stack::deliver`].
+    /// Lets ECS do what is due, and keeps its events for [`Stack::deliver`].
     pub fn advance(&mut self) -> &mut Vec<Value> {
         let events = self.aws().advance(Timestamp::now());
         self.history.extend(events.iter().cloned());
@@ -387,8 +387,8 @@ impl Stack {
         &mut self.events
     }
 
-    /// Brings the events that are due to `task-state`; one that fails is kept for the next time. Answers how many were
-    /// taken.
+    /// Delivers the events that are due to `task-state`; one that fails is kept for the next time. Returns how many
+    /// were processed.
     #[track_caller]
     pub fn deliver(&mut self) -> impl Future<Output = usize> {
         or_panic(self.try_deliver())
@@ -406,7 +406,7 @@ impl Stack {
         Ok(taken)
     }
 
-    /// Lets everything happen until nothing more does: events, and the queues that have an event source.
+    /// Processes events and the queues with an event source until there are no more.
     #[track_caller]
     pub fn settle(&mut self) -> impl Future<Output = ()> {
         or_panic(self.try_settle())
@@ -425,7 +425,7 @@ impl Stack {
         bail!("it does not settle:\n{}", self.output())
     }
 
-    /// A minute's sweep, at this time by its event.
+    /// Runs the sweep of a minute, with this time in its event.
     #[track_caller]
     pub fn sweep_at(&mut self, time: Timestamp) -> impl Future<Output = Outcome> {
         or_panic(self.try_sweep_at(time))
@@ -442,14 +442,14 @@ impl Stack {
         self.try_invoke(Binary::Teardown, event).await
     }
 
-    /// A minute's sweep, now, and what comes of it.
+    /// Runs the sweep now, and everything that follows from it.
     #[track_caller]
     pub fn sweep(&mut self) -> impl Future<Output = ()> {
         or_panic(self.try_sweep())
     }
 
     async fn try_sweep(&mut self) -> Result<()> {
-        // Events have whole seconds; one that is not before now.
+        // Events have whole seconds; this one must not be in the past.
         if let Err(error) = self.try_sweep_at(Timestamp::now() + Duration::from_secs(1)).await? {
             bail!("the sweep failed: {error}\n{}", self.output());
         }
@@ -486,12 +486,12 @@ impl Stack {
         self.send("completions", &completion.to_string());
     }
 
-    /// Puts a message into a queue. Answers its id.
+    /// Puts a message into a queue. Returns its id.
     pub fn send(&self, queue: &str, body: &str) -> String {
         self.aws().sqs.send(queue, body, Timestamp::now())
     }
 
-    /// Asks for an agent of a label with a webhook of its own, and lets everything happen. Answers the webhook's URL.
+    /// Requests an agent of a label with a webhook of its own, and processes everything. Returns the webhook's URL.
     #[track_caller]
     pub fn agent(&mut self, id: &str, label: &str) -> impl Future<Output = String> {
         or_panic(self.try_agent(id, label))
@@ -528,15 +528,15 @@ impl Stack {
         self.notices(Some(&self.webhook))
     }
 
-    /// The type and failure code of the notices at a webhook, `agent.failed START_FAILED`.
-    pub fn told(&self, url: &str) -> Vec<String> {
+    /// The type and failure code of the notices at a webhook: `agent.failed START_FAILED`.
+    pub fn received(&self, url: &str) -> Vec<String> {
         let words = |notice: Notice| format!("{} {}", notice.kind(), notice.code()).trim_end().to_owned();
         self.notices(Some(url)).into_iter().map(words).collect()
     }
 
-    /// The same of the configured webhook.
-    pub fn told_all(&self) -> Vec<String> {
-        self.told(&self.webhook)
+    /// The same for the configured webhook.
+    pub fn all_received(&self) -> Vec<String> {
+        self.received(&self.webhook)
     }
 
     /// The tasks that ECS knows, oldest first.
@@ -546,7 +546,7 @@ impl Stack {
         tasks
     }
 
-    /// The tasks that are to run.
+    /// The tasks that ECS keeps running.
     pub fn active_tasks(&self) -> Vec<Task> {
         self.tasks().into_iter().filter(|task| task.desired_status == "RUNNING").collect()
     }
@@ -569,14 +569,14 @@ impl Stack {
         messages.map(|message| (message.body.clone(), reason(&message.attributes))).collect()
     }
 
-    /// Every AWS call since [`Stack::forget_calls`], `ecs:RunTask`, without those of a start.
+    /// Every AWS call since [`Stack::forget_calls`], as `ecs:RunTask`, without those of a start.
     pub fn calls(&self) -> Vec<String> {
         let aws = self.aws();
         let calls = aws.journal.iter().filter(|call| call.service != "ssm");
         calls.map(|call| format!("{}:{}", call.service, call.action)).collect()
     }
 
-    /// How often AWS was called so, `ecs:RunTask`.
+    /// The number of calls of an AWS action, such as `ecs:RunTask`.
     pub fn count(&self, call: &str) -> usize {
         self.calls().iter().filter(|made| *made == call).count()
     }
@@ -586,7 +586,7 @@ impl Stack {
         self.aws().calls("ecs", action).iter().map(|call| call.input.clone()).collect()
     }
 
-    /// Starts the journal anew.
+    /// Clears the journal.
     pub fn forget_calls(&self) {
         self.aws().journal.clear();
     }
@@ -611,7 +611,7 @@ fn serve_jenkins(jenkins: &Arc<Mutex<Jenkins>>, slow: &Slow, listener: TcpListen
     })
 }
 
-/// A test that fails shows what the functions said.
+/// A test that fails prints what the functions logged.
 impl Drop for Stack {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -637,7 +637,7 @@ async fn loopback() -> Result<TcpListener> {
     Ok(TcpListener::bind(("127.0.0.1", 0)).await?)
 }
 
-/// What the deployed rules let through.
+/// The event patterns of the deployed rules.
 pub fn rule_matches(event: &Value) -> bool {
     let detail = &event["detail"];
     match event["detail-type"].as_str() {
@@ -686,7 +686,7 @@ pub fn configuration(root: &str, webhook: &str) -> Value {
     })
 }
 
-/// A cluster, task definitions, a group with one instance. Nothing takes time.
+/// A cluster, task definitions and a group with one instance. Nothing takes time.
 ///
 /// # Errors
 /// When ECS refuses a task definition.
@@ -694,7 +694,7 @@ pub fn furnish(ecs: &mut Ecs, now: Timestamp) -> Result<()> {
     let settings = ecs.settings();
     settings.without_delays();
     ecs.create_cluster(CLUSTER);
-    // A sidecar with a port of its own stands before the agent: the named container counts, not the first.
+    // A sidecar with a port of its own comes before the agent: the named container counts, not the first.
     let sidecar = json!({"name": "sidecar", "image": "proxy", "essential": true, "cpu": 64, "memory": 64,
         "portMappings": [{"containerPort": 22, "hostPort": 0}]});
     let agent = |ports: Value| {

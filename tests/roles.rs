@@ -1,4 +1,4 @@
-//! The roles of `template.yaml` and `forwarding.yaml`, deployed for a configuration: what each function may do.
+//! The roles of `template.yaml` and `forwarding.yaml`, deployed for a configuration: decides what each function may do.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -15,13 +15,13 @@ use crate::{ACCOUNT, Binary, REGION};
 
 /// The main template.
 pub const TEMPLATE: &str = include_str!("../template.yaml");
-/// The one for clusters of other regions and accounts.
+/// The one for clusters in other regions and accounts.
 pub const FORWARDING: &str = include_str!("../forwarding.yaml");
 
-/// Under this lie the parameters of the tests.
+/// The prefix of the tests' parameters.
 const PARAMETERS: &str = "/jenkins";
 
-/// The roles of the tests' agents begin so.
+/// The prefix of the roles of the tests' agents.
 pub const TASK_ROLES: &str = "role/agent";
 
 /// The queues by their logical ids and their names in the tests.
@@ -53,20 +53,20 @@ pub struct Roles {
     other: BTreeMap<String, (Trust, Role)>,
 }
 
-/// Who may assume a role: its ARN, and the ARNs that it trusts.
+/// The trust of a role: its ARN, and the ARNs that may assume it.
 struct Trust {
     role: String,
     principals: Vec<String>,
 }
 
-/// Permissions: of which role, which statement, and what ([`Statement::permissions`]).
+/// Permissions by role, statement and use ([`Statement::permissions`]).
 pub type Used = BTreeSet<(String, String, String)>;
 
 impl Roles {
-    /// Deploys both templates as a configuration takes it.
+    /// Deploys both templates with the parameters that a configuration requires.
     ///
     /// # Errors
-    /// When a template refuses it, or cannot be understood.
+    /// When a template refuses it, or is not understood.
     pub fn deployed(config: &Value, kms_key: Option<&str>) -> Result<Self> {
         let main = deploy_main(config, kms_key)?;
         let functions: Vec<String> =
@@ -136,11 +136,11 @@ impl Roles {
         Ok(())
     }
 
-    /// The guard of a simulated AWS, with what it has seen: the permissions used, and what it denied.
+    /// The guard of a simulated AWS, which records the permissions used and the calls denied.
     pub fn guard(config: Value, kms_key: Option<String>) -> (Guard, Arc<Mutex<Seen>>) {
         let seen = Arc::new(Mutex::new(Seen::default()));
         let shared = seen.clone();
-        // Only what is called needs a role: a configuration that no stack takes may end the start as it should.
+        // Only calls need a role: a configuration that no stack accepts may still fail the start.
         let mut roles = None;
         let guard = move |access_key: &str, accesses: &[Access]| {
             let mut seen = lock(&shared);

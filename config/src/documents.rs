@@ -1,4 +1,4 @@
-//! A configuration of one or several texts.
+//! A configuration of one or several documents.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::reader::{Faults, Place};
 use crate::types::Config;
 use crate::yaml;
 
-/// One YAML text and where it is from, which only a configuration of several texts has to know.
+/// A YAML text and its source, which matters only for a configuration of several texts.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Document {
     /// The SSM parameter's name.
@@ -38,8 +38,8 @@ pub fn from_yaml(text: &str) -> Result<Config, Vec<Fault>> {
 }
 
 /// Reads and checks a configuration of one or several texts, whose `clouds` are joined in order. Beside the faults,
-/// ordered by path, there is the configuration as far as it could be read, so that the secrets that it names can be
-/// looked for all the same.
+/// ordered by path, it returns the configuration as far as it could be read, so that the secrets that it names can
+/// still be looked for.
 pub fn from_documents(documents: &[Document]) -> (Option<Config>, Vec<Fault>) {
     let Joined { value, cloud_sources, is_complete, faults } = Joined::new(documents);
     let faults = Faults::new(faults);
@@ -57,12 +57,12 @@ pub fn from_documents(documents: &[Document]) -> (Option<Config>, Vec<Fault>) {
     (config, faults)
 }
 
-/// Several texts as one value.
+/// Several texts, joined into one value.
 struct Joined {
     value: Value,
-    /// Where each cloud is from.
+    /// The source of each cloud.
     cloud_sources: Vec<String>,
-    /// Whether every text could be read: what an unreadable one has is not missing.
+    /// Whether every text could be read: the keys of an unreadable one are not missing.
     is_complete: bool,
     faults: Vec<Fault>,
 }
@@ -107,7 +107,7 @@ impl Joined {
     }
 }
 
-/// A text's keys and the faults of those that stand in it twice.
+/// A text's keys, and the faults of duplicate ones.
 fn mapping(text: &str) -> Result<(Map<String, Value>, Vec<Fault>), String> {
     match yaml::parse(text) {
         Ok((Value::Object(fields), twice)) => Ok((fields, twice)),

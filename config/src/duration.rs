@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// How long something may take; `never` is no limit at all, and the default.
+/// The longest time that something may take; `never` is no limit, and the default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Limit(pub Option<Duration>);
 
@@ -15,23 +15,23 @@ impl Limit {
     /// No limit.
     pub const NEVER: Self = Self(None);
 
-    /// So many seconds.
+    /// This many seconds.
     pub const fn seconds(seconds: u64) -> Self {
         Self(Some(Duration::from_secs(seconds)))
     }
 
-    /// So many minutes.
+    /// This many minutes.
     pub const fn minutes(minutes: u64) -> Self {
         Self::seconds(minutes * 60)
     }
 
-    /// Whether what has lasted since then has lasted too long.
+    /// Whether something that has lasted since then has lasted too long.
     pub fn is_over(self, since: Timestamp, now: Timestamp) -> bool {
         self.0.is_some_and(|limit| elapsed(since, now) >= limit)
     }
 }
 
-/// How long something has lasted; nothing where it lies in the future.
+/// The time since then; zero if it lies in the future.
 pub fn elapsed(since: Timestamp, now: Timestamp) -> Duration {
     Duration::try_from(now.duration_since(since)).unwrap_or_default()
 }
@@ -54,7 +54,7 @@ impl FromStr for Limit {
         if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(wrong());
         }
-        // A century is more than anything here means, and keeps all sums of times in range.
+        // A century is more than any setting needs, and keeps all sums of times in range.
         match number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor)) {
             Some(0) => Err(format!("{text:?} has to be above 0; write never for no limit")),
             Some(seconds) if seconds <= 100 * 366 * 24 * 3600 => Ok(Self::seconds(seconds)),

@@ -5,9 +5,9 @@ use std::fmt;
 /// A fault of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Fault {
-    /// `clouds[0].templates[1].executors`; empty for the whole.
+    /// `clouds[0].templates[1].executors`; empty for the whole document.
     pub path: String,
-    /// What is wrong. It repeats no text that may be a secret.
+    /// What is wrong. It does not repeat a text that may be a secret.
     pub message: String,
 }
 

@@ -10,7 +10,7 @@ use std::str::FromStr;
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Deserialize, schemars::JsonSchema)]
 #[serde(transparent)]
 pub struct LabelSet(
-    /// In the order in which they are written. One that holds a space or an operator stands in quotes in a label expression.
+    /// In the order in which they are written. A label with a space or an operator is quoted in a label expression.
     #[schemars(length(min = 1), inner(regex(pattern = r#"^[^\s"'\\]([^"'\\]*[^\s"'\\])?$"#)))]
     pub Vec<String>,
 );
@@ -22,7 +22,7 @@ pub struct LabelExpression {
     term: Term,
 }
 
-/// Chains are lists, so that only parentheses and `!` nest.
+/// Chains are lists, so only parentheses and `!` nest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Term {
     Name(String),
@@ -37,7 +37,7 @@ enum Term {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message} at character {position}")]
 pub struct LabelError {
-    /// The first character is 1.
+    /// Counted from 1.
     pub position: usize,
     /// What is wrong.
     pub message: String,
@@ -49,7 +49,7 @@ impl LabelExpression {
         self.term.matches(labels)
     }
 
-    /// The label, where the expression is nothing else.
+    /// The label, if the expression is a single one.
     pub fn as_label(&self) -> Option<&str> {
         match &self.term {
             Term::Name(name) => Some(name),
@@ -66,7 +66,7 @@ impl Term {
             Self::All(terms) => terms.iter().all(|term| term.matches(labels)),
             Self::Any(terms) => terms.iter().any(|term| term.matches(labels)),
             Self::Implies(terms) => !terms.0.matches(labels) || terms.1.matches(labels),
-            // From the left; no term leaves the other one as it is.
+            // From the left; `true` is the neutral element.
             Self::Iff(terms) => terms.iter().fold(true, |left, right| left == right.matches(labels)),
         }
     }
@@ -148,7 +148,7 @@ fn lex(text: &str) -> Result<Vec<(usize, Token)>, LabelError> {
     Ok(tokens)
 }
 
-/// The length of the lexer's `ATOM` at the beginning: a `-` belongs to it unless it begins an arrow.
+/// The length of the lexer's `ATOM` at the beginning: a `-` is part of it unless it begins an arrow.
 fn atom(chars: &[char]) -> usize {
     let belongs = |(index, c): (usize, &char)| match c {
         '-' => chars.get(index + 1) != Some(&'>'),
@@ -157,7 +157,7 @@ fn atom(chars: &[char]) -> usize {
     chars.iter().enumerate().take_while(|&one| belongs(one)).count()
 }
 
-/// The lexer's `STRINGLITERAL`, its escapes taken off as `QuotedStringTokenizer.unquote` does; and its length.
+/// The lexer's `STRINGLITERAL`, unescaped as `QuotedStringTokenizer.unquote` does; and its length.
 fn quoted(chars: &[char], start: usize) -> Result<(Token, usize), LabelError> {
     let error = |at: usize, message: &str| LabelError { position: at + 1, message: message.into() };
     let mut name = String::new();
@@ -185,7 +185,7 @@ fn quoted(chars: &[char], start: usize) -> Result<(Token, usize), LabelError> {
     Err(error(start, "a quote that is not closed"))
 }
 
-/// Parentheses that nest deeper are refused, not followed: a message must not exhaust the stack.
+/// Deeper nesting is refused: a message must not exhaust the stack.
 const DEPTH: usize = 64;
 
 struct Parser {
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn what_jenkins_refuses_is_refused_here_with_its_place() {
+    fn refuses_what_jenkins_refuses_and_says_where() {
         for (expression, position) in [
             ("", 1),
             ("   ", 4),
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hostile_expression_is_harmless() {
+    fn survives_a_hostile_expression() {
         let nested = |depth: usize| format!("{}a{}", "!(".repeat(depth), ")".repeat(depth)).parse::<LabelExpression>();
         assert!(nested(DEPTH).is_ok_and(|expression| expression.matches(&labels("a"))));
         assert_eq!(nested(DEPTH + 1).expect_err("too deep").position, 2 * DEPTH + 2);
@@ -394,7 +394,7 @@ mod tests {
 
     type Operator = (&'static str, fn(bool, bool) -> bool);
 
-    /// The weakest first.
+    /// The loosest first.
     const OPERATORS: [Operator; 4] =
         [("<->", |a, b| a == b), ("->", |a, b| !a || b), ("||", |a, b| a || b), ("&&", |a, b| a && b)];
 
@@ -415,7 +415,7 @@ mod tests {
             }
         }
 
-        /// With no more parentheses than the precedence asks for.
+        /// With only the parentheses that precedence requires.
         fn written(&self) -> String {
             let operand = |one: &Self, least: usize| {
                 if one.strength() < least { format!("( {})", one.written()) } else { one.written() }
@@ -467,7 +467,7 @@ mod tests {
         }
 
         #[test]
-        fn nothing_makes_the_parser_panic(text in ".{0,40}|[ab&|!<>()\" \\\\-]{0,40}") {
+        fn the_parser_never_panics(text in ".{0,40}|[ab&|!<>()\" \\\\-]{0,40}") {
             if let Err(error) = text.parse::<LabelExpression>() {
                 prop_assert!((1..=text.chars().count() + 1).contains(&error.position));
             }

@@ -1,5 +1,5 @@
-//! The configuration: what can be written (`types`, `schema`), how it is read and what it has to hold (`documents`,
-//! `read`), and `check-config`, which says the same of a file. Nothing here knows AWS' SDK or the network.
+//! The configuration: its types and schema (`types`, `schema`), how it is read and validated (`documents`, `read`), and
+//! `check-config`, which does so for a file. Nothing here depends on the AWS SDK or the network.
 
 #![warn(clippy::too_many_lines)]
 

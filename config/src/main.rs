@@ -1,4 +1,5 @@
-//! `check-config FILE…`: the faults with which the functions would not start, without secrets and without an account.
+//! `check-config FILE…`: prints the faults with which the functions would not start, without secrets and without an
+//! account.
 
 use std::process::ExitCode;
 
@@ -12,7 +13,7 @@ secret. The clouds of several files are joined in the order of the files' names,
 
 Exit code: 0 if the configuration is valid, 1 if it has faults, 2 if it could not be checked.";
 
-/// What one SSM parameter of the standard or the intelligent tier can grow to (Systems Manager quotas).
+/// The largest SSM parameter of the standard and the intelligent tier (Systems Manager quotas).
 const PARAMETER_BYTES: usize = 8192;
 
 fn main() -> ExitCode {

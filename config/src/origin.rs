@@ -1,13 +1,13 @@
-//! The one place that notices and API calls may go to.
+//! The only origin that notices and API calls may go to.
 
 use percent_encoding::percent_decode_str;
 use url::Url;
 
-/// Jenkins' root URL as a boundary: scheme, host and port are equal, and the path is at or under it.
+/// Jenkins' root URL as a boundary: scheme, host and port have to be equal, and the path has to be at or under it.
 #[derive(Debug, Clone)]
 pub struct Origin(Url);
 
-/// Longer URLs are refused, since what they hide is looked for layer by layer.
+/// Longer URLs are refused, since percent-encoding is removed layer by layer.
 const LENGTH: usize = 2048;
 
 impl Origin {
@@ -24,7 +24,7 @@ impl Origin {
     /// The URL, if it may be called.
     ///
     /// # Errors
-    /// Why it may not. The text never repeats the URL's path, which may be a capability.
+    /// Why it may not be called. The text never repeats the URL's path, which may be a capability.
     pub fn allows(&self, raw: &str) -> Result<Url, String> {
         self.check(raw).map_err(|why| format!("{why}; only URLs under {} are called", self.0))
     }
@@ -34,7 +34,7 @@ impl Origin {
         if raw.len() > LENGTH {
             return Err(format!("the URL is longer than {LENGTH} characters"));
         }
-        // On the text as it came: a parser takes some of this away before anybody can see it.
+        // On the original text: a parser removes some of this silently.
         let Some((_, rest)) = raw.split_once("://") else { return refuse("not an absolute URL") };
         if rest.split(['/', '?', '#', '\\']).next().is_some_and(|authority| authority.contains('@')) {
             return refuse("the URL holds user info");
@@ -57,7 +57,7 @@ impl Origin {
         if url.host() != root.host() {
             return Err(format!("the host is {}", url.host_str().unwrap_or("missing")));
         }
-        // A parser reads `0x7f.1` and `127.0.0.1.` as 127.0.0.1; Jenkins does not write itself so.
+        // A parser reads `0x7f.1` and `127.0.0.1.` as 127.0.0.1; Jenkins does not write its URL like that.
         let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
         let host = match authority.find(']') {
             Some(end) => &authority[..=end],
@@ -77,7 +77,7 @@ impl Origin {
     }
 }
 
-/// Without any layer of percent-encoding, if it is text all the way.
+/// Without any layer of percent-encoding, if all of it is UTF-8.
 fn decoded(raw: &str) -> Option<String> {
     let mut text = raw.to_owned();
     loop {
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn only_jenkins_is_called() {
+    fn allows_only_urls_of_jenkins() {
         let at_root = origin("https://jenkins.example.com/");
         let below = origin("https://example.com:8443/jenkins/");
         for (origin, url, allowed) in [
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_repeats_neither_the_path_nor_what_the_root_may_not_hold() {
+    fn a_refusal_repeats_neither_path_nor_user_info() {
         let root = origin("https://user:hunter2@jenkins.example.com/?hunter2#hunter2");
         for url in
             ["https://evil.org/hunter2", "https://jenkins.example.com:1/hunter2", "https://[hunter2", "x://y/hunter2"]
@@ -186,7 +186,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_allowed_is_on_the_origin(
+        fn every_allowed_url_is_on_the_origin(
             url in prop_oneof![
                 "(https?:)?[/\\\\]{0,3}[a-z.@:%0-9/\\\\]{0,30}",
                 "https://(a\\.b|A\\.B|a%2eb)(:443|:80)?/(c|C|%63)?[a-z.@:%2eE5cC/\\\\;?#]{0,20}",
@@ -202,7 +202,7 @@ mod tests {
         }
 
         #[test]
-        fn whatever_is_under_the_root_is_allowed(path in "(/[a-zA-Z0-9_~-]{1,8}){0,4}/?", query in "(\\?[a-z=&]{0,9})?") {
+        fn every_url_under_the_root_is_allowed(path in "(/[a-zA-Z0-9_~-]{1,8}){0,4}/?", query in "(\\?[a-z=&]{0,9})?") {
             for root in ["https://a.b", "https://a.b/", "http://a.b:8080/c", "http://a.b:8080/c/"] {
                 let url = format!("{}{path}{query}", root.trim_end_matches('/'));
                 prop_assert!(origin(root).allows(&url).is_ok(), "{} under {}", url, root);

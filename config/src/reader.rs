@@ -1,5 +1,5 @@
-//! Reads a document field by field. Every fault is noted with its path and reading goes on, so that one pass finds them
-//! all.
+//! Reads a document field by field. Every fault is recorded with its path and reading continues, so that one pass finds
+//! all of them.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -24,12 +24,12 @@ impl<'a> Place<'a> {
         Self { path: String::new(), value, faults }
     }
 
-    /// Notes a fault here.
+    /// Records a fault here.
     pub(crate) fn fault(&self, message: impl Into<String>) {
         self.faults.borrow_mut().push(Fault::new(&self.path, message));
     }
 
-    /// Of a text, only that it is one is said: it could be a secret.
+    /// A text is only named as such: it could be a secret.
     fn wrong_kind<T>(&self, expected: &str) -> Option<T> {
         let found = match self.value {
             Value::Null => "nothing",
@@ -47,7 +47,7 @@ impl<'a> Place<'a> {
         self.value.as_str().or_else(|| self.wrong_kind("a text"))
     }
 
-    /// A text for which `rule` holds.
+    /// A text that satisfies `rule`.
     pub(crate) fn text_that(&self, rule: impl FnOnce(&str) -> bool, message: &str) -> Option<String> {
         let text = self.text()?;
         if rule(text) {
@@ -57,7 +57,7 @@ impl<'a> Place<'a> {
         None
     }
 
-    /// A text that a type parses; the type says what is wrong.
+    /// A text that a type parses; its error is the fault.
     pub(crate) fn parsed<T>(&self, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
         parse(self.text()?).map_err(|message| self.fault(message)).ok()
     }
@@ -81,7 +81,7 @@ impl<'a> Place<'a> {
         number
     }
 
-    /// One of the names.
+    /// One of these names.
     pub(crate) fn choice<T: Copy>(&self, choices: &[(&str, T)]) -> Option<T> {
         let found = self.value.as_str().and_then(|text| choices.iter().find(|(name, _)| *name == text));
         if found.is_none() {
@@ -91,14 +91,14 @@ impl<'a> Place<'a> {
         found.map(|(_, choice)| *choice)
     }
 
-    /// A list; elements at fault are left out.
+    /// A list; invalid elements are omitted.
     pub(crate) fn list<T>(&self, mut element: impl FnMut(Place<'a>) -> Option<T>) -> Option<Vec<T>> {
         let Value::Array(list) = self.value else { return self.wrong_kind("a list") };
         let place = |(index, value)| Place { path: format!("{}[{index}]", self.path), value, faults: self.faults };
         Some(list.iter().enumerate().map(place).filter_map(&mut element).collect())
     }
 
-    /// A mapping with free keys; entries at fault are left out.
+    /// A mapping with free keys; invalid entries are omitted.
     pub(crate) fn entries<T>(
         &self,
         mut entry: impl FnMut(&str, Place<'a>) -> Option<T>,
@@ -111,7 +111,7 @@ impl<'a> Place<'a> {
         Some(map.iter().filter_map(&mut read).collect())
     }
 
-    /// A mapping with known keys. Others are faults.
+    /// A mapping with known keys; any other key is a fault.
     pub(crate) fn mapping<T>(&self, read: impl FnOnce(&mut Fields<'a>) -> Option<T>) -> Option<T> {
         let Value::Object(map) = self.value else { return self.wrong_kind("a mapping") };
         let mut fields = Fields { path: self.path.clone(), map, faults: self.faults, known: Vec::new() };
@@ -143,14 +143,14 @@ impl<'a> Place<'a> {
         }
     }
 
-    /// The only entry of a mapping that has exactly one.
+    /// The only entry of a mapping with exactly one.
     pub(crate) fn only_entry(&self) -> Option<(&'a str, &'a Value)> {
         let entries = self.value.as_object().filter(|map| map.len() == 1)?;
         entries.iter().next().map(|(key, value)| (key.as_str(), value))
     }
 }
 
-/// A mapping on its way into a type.
+/// A mapping that is read into a type.
 pub(crate) struct Fields<'a> {
     path: String,
     map: &'a Map<String, Value>,
@@ -159,7 +159,7 @@ pub(crate) struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// A key without a value is as if it were not there.
+    /// A key without a value counts as missing.
     pub(crate) fn optional<T>(&mut self, key: &'static str, read: impl FnOnce(Place<'a>) -> Option<T>) -> Field<T> {
         self.known.push(key);
         let Some(value) = self.map.get(key).filter(|value| !value.is_null()) else { return Field::Absent };
@@ -175,7 +175,7 @@ impl<'a> Fields<'a> {
         field
     }
 
-    /// Notes a fault at a key, or at a path below it.
+    /// Records a fault at a key, or at a path below it.
     pub(crate) fn fault(&self, key: &str, message: impl Into<String>) {
         let path = if key.is_empty() { self.path.clone() } else { join(&self.path, key) };
         self.faults.borrow_mut().push(Fault::new(path, message));
@@ -187,7 +187,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Whether a list has elements, right or wrong.
+    /// Whether a list has elements, valid or not.
     pub(crate) fn has_elements(&self, key: &str) -> bool {
         self.map.get(key).and_then(Value::as_array).is_some_and(|list| !list.is_empty())
     }
@@ -197,10 +197,10 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// What a key had. A rule over several fields holds only those to account that could be read.
+/// The value of a key. A rule over several fields applies only to those that could be read.
 pub(crate) enum Field<T> {
     Absent,
-    /// There, and already noted as a fault.
+    /// Present, but already recorded as a fault.
     Wrong,
     Read(T),
 }
@@ -232,7 +232,7 @@ impl<T> Field<T> {
         self.ok().unwrap_or(default)
     }
 
-    /// What holds where the key is absent; nothing where it is wrong.
+    /// The value, or the default if the key is absent; none if it is invalid.
     pub(crate) fn effective<'f>(&'f self, default: &'f T) -> Option<&'f T> {
         match self {
             Self::Absent => Some(default),

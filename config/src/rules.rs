@@ -1,6 +1,6 @@
-//! What names and other texts may look like.
+//! Rules for names and other texts.
 
-/// 1 to `most` ASCII letters, digits and what else is allowed.
+/// 1 to `most` ASCII letters, digits and these other characters.
 pub fn is_word(text: &str, most: usize, others: &str) -> bool {
     (1..=most).contains(&text.len()) && text.chars().all(|c| c.is_ascii_alphanumeric() || others.contains(c))
 }
@@ -20,13 +20,13 @@ pub(crate) fn is_tag_text(text: &str, most: usize) -> bool {
     text.chars().count() <= most && text.chars().all(|c| c.is_alphanumeric() || " +-=._:/@".contains(c))
 }
 
-/// Whether the text can be a label: in the node's list of them, which Jenkins splits with `QuotedStringTokenizer`
-/// (`Label.parse`), and in an expression it may have to stand in quotes.
+/// Whether the text can be a label: in the node's list of labels, which Jenkins splits with `QuotedStringTokenizer`
+/// (`Label.parse`), and quoted in an expression.
 pub(crate) fn is_label(text: &str) -> bool {
     is_filled(text) && text.trim() == text && !text.chars().any(|c| c.is_control() || "\"'\\".contains(c))
 }
 
-/// What the regions of each partition begin with: `regionRegex` in the SDKs' partitions.
+/// The prefixes of the regions of each partition: `regionRegex` in the SDKs' partitions.
 const PARTITIONS: [&str; 16] = [
     "us", "eu", "ap", "sa", "ca", "me", "af", "il", "mx", "cn", "us-gov", "us-iso", "us-isob", "us-isof", "eu-isoe",
     "eusc-de",
@@ -42,7 +42,7 @@ pub(crate) fn is_region(text: &str) -> bool {
         && number.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// The name of a cluster that is written as a name or as an ARN.
+/// The name of a cluster that is given as a name or as an ARN.
 pub(crate) fn cluster_name(cluster: &str) -> &str {
     match cluster.split_once(":cluster/") {
         Some((arn, name)) if arn.starts_with("arn:") => name,
@@ -58,7 +58,7 @@ pub(crate) fn is_event_bus(text: &str) -> bool {
     is_word(text.rsplit_once(":event-bus/").map_or(text, |(_, name)| name), 256, "/._-")
 }
 
-/// An SSH public key of a type that Jenkins' SSH client knows: the type, and the same type with the key's numbers in
+/// An SSH public key of a type that Jenkins' SSH client supports: the type, and the same type with the key's numbers in
 /// base64 (RFC 4253, section 6.6). A comment may follow.
 pub(crate) fn is_public_key(text: &str) -> bool {
     let mut words = text.split(' ');

@@ -1,4 +1,4 @@
-//! The JSON Schema: what the types say, and the rules over several keys that a schema can say.
+//! The JSON Schema: the types, and the rules over several keys that a schema can express.
 
 use serde_json::{Map, Value, json};
 
@@ -7,8 +7,8 @@ use crate::variables::reserved_names;
 
 /// The JSON Schema of a configuration.
 ///
-/// It leaves to the reader what no schema can say: that names are not there twice, that `jenkins.webhook.url` is under
-/// `jenkins.url`, and what is inside a host key.
+/// Left to the reader, since no schema can express it: that names are unique, that `jenkins.webhook.url` is under
+/// `jenkins.url`, and the content of a host key.
 pub fn schema() -> Value {
     let mut schema: Value = schemars::schema_for!(Config).into();
     let definitions = schema["$defs"].as_object_mut().map(std::mem::take).unwrap_or_default();
@@ -27,7 +27,7 @@ pub fn schema() -> Value {
     schema
 }
 
-/// A key without a value is as if it were not there.
+/// A key without a value counts as missing.
 fn optional_keys_may_be_empty(definition: &mut Value) {
     let required = definition["required"].as_array().cloned().unwrap_or_default();
     let Some(Value::Object(properties)) = definition.get_mut("properties") else { return };
@@ -113,7 +113,7 @@ fn template_rules() -> Vec<Value> {
 
 const FARGATE: [&str; 2] = ["FARGATE", "FARGATE_SPOT"];
 
-/// What goes for parts of one definition.
+/// Rules for parts of one definition.
 fn refine(definition: &str, schema: &mut Value) {
     match definition {
         "Template" => {
@@ -149,7 +149,7 @@ fn refine(definition: &str, schema: &mut Value) {
     }
 }
 
-/// A pattern that takes upper and lower case.
+/// A pattern that matches upper and lower case.
 fn without_case(text: &str) -> String {
     let both = |c: char| match c.is_ascii_alphabetic() {
         true => format!("[{}{}]", c.to_ascii_uppercase(), c.to_ascii_lowercase()),
@@ -173,12 +173,12 @@ fn needs_group(timeout: &str) -> Value {
     json!({"if": is_limited, "then": has("autoScalingGroup")})
 }
 
-/// The key is there, with a value.
+/// The key is present, with a value.
 fn has(key: &str) -> Value {
     json!({"properties": {key: {"not": {"type": "null"}}}, "required": [key]})
 }
 
-/// The key is there with one of these values.
+/// The key is present with one of these values.
 fn is(key: &str, values: &[Value]) -> Value {
     json!({"properties": {key: {"enum": values}}, "required": [key]})
 }

@@ -1,8 +1,8 @@
-//! The tables in `docs/configuration.md`, made from the schema.
+//! The tables in `docs/configuration.md`, generated from the schema.
 
 use serde_json::{Map, Value};
 
-/// Sections in the order in which a reader needs them: heading, definition, and where it stands.
+/// Sections in the order in which a reader needs them: heading, definition, and place.
 const SECTIONS: [(&str, &str, &str); 13] = [
     ("Top level", "", "the document"),
     ("jenkins", "Jenkins", "`jenkins`"),
@@ -32,7 +32,7 @@ pub(crate) fn settings_table(schema: &Value) -> String {
     tables.collect::<Vec<_>>().join("\n")
 }
 
-/// The keys of a mapping, or of all the variants that it can be.
+/// The keys of a mapping, or of all its variants.
 fn properties(definition: &Value) -> Vec<(String, Value, bool)> {
     let variants = definition["oneOf"].as_array().into_iter().flatten().map(|variant| (variant, false));
     let all = [(definition, true)].into_iter().chain(variants);
@@ -53,7 +53,7 @@ fn properties(definition: &Value) -> Vec<(String, Value, bool)> {
 
 fn row(key: &str, property: &Value, is_required: bool) -> String {
     let description = property["description"].as_str().unwrap_or_default().replace('\n', " ");
-    // What cannot be said as a value is the description's sentence that begins with `Default`.
+    // A default that is not a constant is the description's sentence that begins with `Default`.
     let (meaning, default) = match description.split_once("Default") {
         Some((meaning, default)) => (meaning.trim(), default.trim_start_matches(':').trim().trim_end_matches('.')),
         None => (description.trim(), ""),
@@ -71,7 +71,7 @@ fn row(key: &str, property: &Value, is_required: bool) -> String {
     format!("| `{key}` | {} | {default} | {meaning} |\n", value(property))
 }
 
-/// What may stand there.
+/// The possible values.
 fn value(property: &Value) -> String {
     let variants = ["anyOf", "oneOf"].iter().find_map(|kind| property[*kind].as_array());
     if let Some(variants) = variants {

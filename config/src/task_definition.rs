@@ -1,4 +1,4 @@
-//! Names of task definitions, and the patterns that say which of them a request may ask for.
+//! Names of task definitions, and the patterns for those that a request may ask for.
 
 use std::fmt;
 
@@ -21,7 +21,7 @@ impl TaskDefinition {
         name.split_once(':').map_or(name, |(family, _)| family)
     }
 
-    /// Where the definition is, if it is an ARN: region and account.
+    /// Region and account of the definition, if it is an ARN.
     pub fn region_and_account(&self) -> Option<(&str, &str)> {
         let mut parts = self.0.strip_prefix("arn:")?.split(':').skip(2);
         Some((parts.next()?, parts.next()?))
@@ -68,13 +68,13 @@ fn is_family(text: &str) -> bool {
     crate::rules::is_word(text, 255, "_-")
 }
 
-/// Which families a request may ask for: a family, or the beginning of one with `*` behind it.
+/// The families that a request may ask for: a family, or a prefix with `*` behind it.
 #[derive(Debug, Clone, PartialEq, Eq, schemars::JsonSchema)]
 #[schemars(inline)]
 pub struct FamilyPattern(#[schemars(regex(pattern = r"^([A-Za-z0-9_-]{1,255}|[A-Za-z0-9_-]{0,254}\*)$"))] String);
 
 impl FamilyPattern {
-    /// Whether the definition's family fits. An ARN is matched by its family alone.
+    /// Whether the definition's family matches. An ARN is matched by its family alone.
     pub fn allows(&self, definition: &TaskDefinition) -> bool {
         match self.0.strip_suffix('*') {
             Some(beginning) => definition.family().starts_with(beginning),

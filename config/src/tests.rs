@@ -1,4 +1,4 @@
-//! One list of right and wrong variants, which schema and reader are both held to.
+//! One list of valid and invalid variants, with which both schema and reader are tested.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use crate::{Document, from_documents, from_yaml, schema, yaml};
 
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl";
 
-/// What differs in `jenkins`, in the only cloud and in that cloud's template: keys as YAML; `~` removes one.
+/// The differences in `jenkins`, in the only cloud and in that cloud's template: keys as YAML; `~` removes one.
 struct Variant {
     jenkins: &'static str,
     cloud: &'static str,
@@ -74,7 +74,7 @@ fn validator() -> jsonschema::Validator {
 
 const NO_NODES: &str = "user: ~, apiToken: ~";
 
-/// Right ones.
+/// Valid variants.
 const RIGHT: &[Variant] = &[
     template(""),
     jenkins("registerNodes: true"),
@@ -121,7 +121,7 @@ const RIGHT: &[Variant] = &[
     ),
 ];
 
-/// Wrong ones, each with the beginning of its only fault. The template's path is `t`.
+/// Invalid variants, each with the beginning of its only fault. The template's path is `t`.
 const WRONG: &[(Variant, &str)] = &[
     (jenkins("url: ~"), "jenkins.url: is missing"),
     (jenkins("url: 7"), "jenkins.url: has to be a text, not a number"),
@@ -288,7 +288,7 @@ const WRONG: &[(Variant, &str)] = &[
     ),
 ];
 
-/// What no schema can say.
+/// Invalid variants that no schema can express.
 const WRONG_FOR_THE_READER_ALONE: &[(Variant, &str)] = &[
     (jenkins("webhook: {url: 'https://b.example.com/'}"), "jenkins.webhook.url: the host is b.example.com"),
     (jenkins("webhook: {url: 'https://ci.example.com/other'}"), "jenkins.webhook.url: the path is not under it"),
@@ -314,7 +314,7 @@ fn assert_only_fault(variant: &Variant, expected: &str) {
 }
 
 #[test]
-fn schema_and_reader_take_the_same_variants() {
+fn schema_and_reader_accept_the_same_variants() {
     let validator = validator();
     for variant in RIGHT {
         let value = variant.value();
@@ -336,7 +336,7 @@ fn schema_and_reader_refuse_the_same_variants() {
 }
 
 #[test]
-fn the_reader_refuses_what_no_schema_can_say() {
+fn the_reader_refuses_what_no_schema_can_express() {
     let validator = validator();
     for (variant, fault) in WRONG_FOR_THE_READER_ALONE {
         assert_only_fault(variant, fault);
@@ -345,7 +345,7 @@ fn the_reader_refuses_what_no_schema_can_say() {
 }
 
 #[test]
-fn lists_and_texts_have_an_end() {
+fn limits_lists_and_texts() {
     let validator = validator();
     let many = |count: usize, one: &str| vec![one; count].join(", ");
     let tags: Vec<String> = (0..41).map(|tag| format!("t{tag}: x")).collect();
@@ -399,7 +399,7 @@ fn names_are_unique_where_agents_could_be_mixed_up() {
 }
 
 #[test]
-fn a_key_without_a_value_is_as_if_it_were_not_there() {
+fn a_key_without_a_value_counts_as_missing() {
     let text = "jenkins: {url: https://a/, webhook: , user: ~}
 eventBus:
 clouds: [{name: c, region: eu-west-1, autoScalingGroup: , templates: [{name: t, labels: [l], taskDefinition: d, connect: ssh,
@@ -512,12 +512,12 @@ fn is_within(path: &str, outer: &str) -> bool {
 }
 
 #[test]
-fn everything_that_can_be_written_is_read() {
+fn reads_every_setting() {
     let config = from_yaml(FULL).expect("good");
     assert_eq!(config.clouds[0].templates.len(), 2);
     let errors: Vec<_> = validator().iter_errors(&parsed(FULL)).map(|error| error.to_string()).collect();
     assert_eq!(errors, Vec::<String>::new());
-    // So that the tests below leave no key out.
+    // So that the tests below cover every key.
     let schema = schema();
     let used: BTreeSet<_> = all_places().into_iter().map(|(path, _)| path).collect();
     for definition in schema["$defs"].as_object().into_iter().flat_map(Map::values).chain([&schema]) {
@@ -528,7 +528,7 @@ fn everything_that_can_be_written_is_read() {
 }
 
 #[test]
-fn what_has_to_be_there_is_missed_where_it_is_missing() {
+fn reports_each_missing_key_where_it_is_missing() {
     let validator = validator();
     let mut required = 0;
     for (path, pointer) in all_places() {
@@ -540,7 +540,7 @@ fn what_has_to_be_there_is_missed_where_it_is_missing() {
         assert_eq!(validator.is_valid(&value), found.is_empty(), "{path}: {found:#?}");
         if let [one, more @ ..] = found.as_slice() {
             required += 1;
-            // What another key needs, or does not go with the default of, is told there.
+            // A key that another needs, or that conflicts with its default, is reported there.
             let is_needed = one.message.contains(key) || key == "launch";
             let near = is_within(&one.path, &path) || is_within(&path, &one.path) || is_needed;
             assert!(near && more.is_empty(), "{path}: {found:#?}");
@@ -550,7 +550,7 @@ fn what_has_to_be_there_is_missed_where_it_is_missing() {
 }
 
 #[test]
-fn what_is_not_known_is_named() {
+fn names_unknown_keys() {
     let validator = validator();
     for (path, pointer) in all_places().into_iter().chain([(String::new(), String::new())]) {
         let mut value = parsed(FULL);
@@ -575,7 +575,7 @@ proptest! {
         let mut value = parsed(FULL);
         let mut wrong: Vec<&str> = Vec::new();
         for (path, pointer) in &chosen {
-            // What is inside another fault cannot be seen.
+            // A fault inside another one cannot be seen.
             if let Some(place) = value.pointer_mut(pointer) {
                 *place = nonsense.clone();
                 wrong.retain(|inner| !is_within(inner, path));
@@ -611,7 +611,7 @@ fn a_rule_is_silent_where_one_of_its_keys_is_wrong_already() {
 }
 
 #[test]
-fn the_configuration_as_far_as_it_is_right_is_there_beside_the_faults() {
+fn returns_the_valid_part_beside_the_faults() {
     let value = template("connect: telnet").value();
     let (config, faults) = from_documents(&[Document::only(value.to_string())]);
     assert_eq!(faults.len(), 1);
@@ -666,13 +666,13 @@ fn the_faults_of_several_texts_say_where_they_are_from() {
 }
 
 #[test]
-fn what_an_unreadable_text_has_is_not_missing() {
+fn keys_of_an_unreadable_text_are_not_reported_as_missing() {
     let (_, found) = from_documents(&[document("/a/1", "jenkins: {"), document("/a/2", &one_cloud("two", ""))]);
     assert!(matches!(found.as_slice(), [one] if one.message.starts_with("/a/1: not YAML")), "{found:#?}");
 }
 
 #[test]
-fn what_is_no_configuration_at_all_is_told_in_a_sentence() {
+fn reports_a_document_that_is_no_configuration() {
     for (text, expected) in [
         ("", "has to be a YAML mapping with jenkins and clouds"),
         ("- a", "has to be a YAML mapping with jenkins and clouds"),
@@ -693,7 +693,7 @@ fn the_example_is_a_configuration_and_fits_the_schema() {
 }
 
 #[test]
-fn the_schema_that_is_shipped_is_that_of_the_types() {
+fn the_shipped_schema_is_that_of_the_types() {
     let schema = serde_json::to_string_pretty(&schema()).expect("JSON") + "\n";
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../agents.schema.json");
     if std::env::var_os("UPDATE_SCHEMA").is_some() {

@@ -1,6 +1,7 @@
 //! The configuration as it is written: one type for each section of the YAML.
 //!
-//! The JSON Schema comes from these types (`schema`). They are read by `read`, which one test holds against the schema.
+//! The JSON Schema is derived from these types (`schema`). They are read by `read`, which a test compares with the
+//! schema.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -49,8 +50,8 @@ pub struct Jenkins {
     pub webhook: Webhook,
 }
 
-/// A URL that is kept as it was written too: the tag on our tasks, and the condition on it in the functions' roles, have
-/// to be the same to the letter.
+/// A URL that is also kept as it was written: the tag on our tasks, and the condition on it in the functions' roles,
+/// have to match literally.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RootUrl {
     written: String,
@@ -117,7 +118,7 @@ pub enum SecretRef {
 }
 
 impl SecretRef {
-    /// What the parameter, the variable or the file is called.
+    /// The name of the parameter, the variable or the file.
     pub fn name(&self) -> &str {
         let (Self::Ssm(name) | Self::Env(name) | Self::File(name)) = self;
         name
@@ -190,7 +191,7 @@ impl Size {
         Self { cpu: self.cpu.saturating_add(other.cpu), memory: self.memory.saturating_add(other.memory) }
     }
 
-    /// What is left of it without `part`; nothing where that is more.
+    /// What is left of it without `part`; zero where that is more.
     pub fn without(self, part: Self) -> Self {
         Self { cpu: self.cpu.saturating_sub(part.cpu), memory: self.memory.saturating_sub(part.memory) }
     }
@@ -395,8 +396,8 @@ impl Launch {
         }
     }
 
-    /// Whether it may come to be Fargate: what a capacity provider or the cluster's default strategy comes to is for ECS
-    /// to say.
+    /// Whether it may turn out to be Fargate: what a capacity provider or the cluster's default strategy uses is known
+    /// only to ECS.
     pub fn may_be_fargate(&self) -> bool {
         matches!(self, Self::CapacityProviders(_) | Self::Type(LaunchType::Fargate | LaunchType::Default))
     }
@@ -582,7 +583,7 @@ impl Template {
         self.launch == Launch::Type(LaunchType::External)
     }
 
-    /// Whether the cloud's group may be raised for it: capacity providers scale theirs on their own, and nobody scales
+    /// Whether the cloud's group may be raised for it: capacity providers scale on their own, and nothing scales
     /// external instances.
     pub fn scales_group(&self) -> bool {
         self.launch == Launch::Type(LaunchType::Ec2)

@@ -1,22 +1,23 @@
 //! Which environment variables a template or a request may set.
 
-/// The environment override that holds what a task says of its request.
+/// The environment override with a task's record of its request.
 pub const REQUEST_RECORD: &str = "JENKINS_ECS_AGENTS_REQUEST";
 
-/// What every inbound agent's container is given, as the official inbound-agent image reads it: the controller's URL,
-/// the node's name and secret, the working directory, and whether to use WebSocket.
+/// The variables of every inbound agent's container, as the official inbound-agent image reads them: the controller's
+/// URL, the node's name and secret, the working directory, and whether to use WebSocket.
 pub const INBOUND_VARIABLES: [&str; 5] =
     ["JENKINS_URL", "JENKINS_AGENT_NAME", "JENKINS_SECRET", "JENKINS_AGENT_WORKDIR", "JENKINS_WEB_SOCKET"];
 
-/// What the image reads besides: each of them would change whom the agent calls and as whom, or end it beside WebSocket.
+/// Other variables of the image: each would change which controller the agent calls or as whom, or end it beside
+/// WebSocket.
 const OTHER_INBOUND_VARIABLES: [&str; 5] =
     ["JENKINS_NAME", "JENKINS_TUNNEL", "JENKINS_DIRECT_CONNECTION", "JENKINS_INSTANCE_IDENTITY", "JENKINS_PROTOCOLS"];
 
-/// They decide what the agent's JVM trusts and runs, so that only a template may set them.
+/// They decide what the agent's JVM trusts and runs, so only a template may set them.
 const TEMPLATE_VARIABLES: [&str; 2] = ["REMOTING_OPTS", "JENKINS_JAVA_OPTS"];
 
-/// Whether the launch itself decides this variable, so that neither a template nor a request may set it. Case does not
-/// count: it does not in the environment of Windows, nor in Jenkins' own.
+/// Whether the launch itself sets this variable, so that neither a template nor a request may. Case does not count:
+/// neither the environment of Windows nor Jenkins' own distinguishes it.
 pub fn is_reserved(name: &str) -> bool {
     is_any_of(reserved_names(), name)
 }
@@ -25,7 +26,7 @@ pub(crate) fn reserved_names() -> impl Iterator<Item = &'static str> {
     [REQUEST_RECORD].into_iter().chain(INBOUND_VARIABLES).chain(OTHER_INBOUND_VARIABLES)
 }
 
-/// Whether a request may not set it, though a template may.
+/// Whether only a template may set it, not a request.
 pub fn is_for_templates_alone(name: &str) -> bool {
     is_any_of(TEMPLATE_VARIABLES, name)
 }
@@ -34,7 +35,7 @@ fn is_any_of(names: impl IntoIterator<Item = &'static str>, name: &str) -> bool 
     names.into_iter().any(|one| one.eq_ignore_ascii_case(name))
 }
 
-/// Checks a variable that the container gets from ECS, and builds from the node in Jenkins.
+/// Validates a variable for both the container in ECS and the builds of the node in Jenkins.
 ///
 /// # Errors
 /// Why one of the two cannot carry it.

@@ -1,4 +1,4 @@
-//! YAML into JSON values, which the types are read from.
+//! Parses YAML into JSON values, from which the types are read.
 
 use std::fmt;
 
@@ -8,14 +8,14 @@ use serde_saphyr::options::DuplicateKeyPolicy;
 
 use crate::fault::{Fault, join};
 
-/// Reads one document. Keys that stand in a mapping twice become faults, all at once; the first one holds.
+/// Parses one document. Duplicate keys of a mapping become faults, all at once; the first one counts.
 ///
 /// # Errors
-/// What is not YAML, and where. No text of the document is repeated.
+/// What is not YAML, and where. The document's text is not repeated.
 pub(crate) fn parse(text: &str) -> Result<(Value, Vec<Fault>), String> {
     let options = serde_saphyr::options! {
         duplicate_keys: DuplicateKeyPolicy::PassThrough,
-        // YAML 1.2: `yes` and `on` are words, as a label or a variable may well be.
+        // YAML 1.2: `yes` and `on` are strings, as a label or a variable may be.
         strict_booleans: true,
         with_snippet: false,
     };
@@ -119,14 +119,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_of_value_is_read() {
+    fn reads_every_kind_of_value() {
         let (value, twice) = parse("{a: [1, -1, 1.5, true, ~, 'x', y, on], b: {c: }, 3: d}").expect("good");
         assert_eq!(value, json!({"a": [1, -1, 1.5, true, null, "x", "y", "on"], "b": {"c": null}, "3": "d"}));
         assert_eq!(twice, []);
     }
 
     #[test]
-    fn every_key_that_stands_twice_is_named_and_the_first_holds() {
+    fn names_every_duplicate_key_and_keeps_the_first() {
         let (value, twice) = parse("a: 1\nb: [{c: 1, c: 2}, {c: 3}]\na: {d: 1, d: 1}").expect("good");
         assert_eq!(value, json!({"a": 1, "b": [{"c": 1}, {"c": 3}]}));
         let paths: Vec<_> = twice.iter().map(ToString::to_string).collect();

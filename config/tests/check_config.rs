@@ -1,4 +1,4 @@
-//! The program `check-config`, as a pipeline calls it.
+//! The program `check-config`, called as in a pipeline.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -44,7 +44,7 @@ fn names_every_fault_with_its_path_and_where_it_is() {
 }
 
 #[test]
-fn distinguishes_what_could_not_be_checked_from_faults() {
+fn reports_an_unreadable_file_apart_from_faults() {
     let folder = tempfile::tempdir().expect("a folder");
     let output = check(folder.path(), &["missing.yaml"]);
     assert_eq!(output.status.code(), Some(2));

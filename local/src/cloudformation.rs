@@ -1,5 +1,5 @@
-//! CloudFormation templates with their parameters put in: as much as it takes to hold a template against what the
-//! functions do. What is not understood is an error, never passed over.
+//! CloudFormation templates with their parameters substituted: enough to compare a template with what the functions do.
+//! Anything unknown is an error, never ignored.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,7 +19,7 @@ pub fn parse(text: &str) -> Result<Value> {
     Ok(value)
 }
 
-/// A value whose tags are spelt out.
+/// A value with its tags in the long form.
 struct Node(Value);
 
 impl<'de> Deserialize<'de> for Node {
@@ -115,11 +115,11 @@ pub struct Stack {
 pub const STACK: &str = "agents";
 
 impl Stack {
-    /// Puts parameters into a template; the others have their defaults. `names` are the resources whose physical name is
-    /// not `STACK-LogicalId`.
+    /// Substitutes parameters; the others have their defaults. `names` are the resources whose physical name is not
+    /// `STACK-LogicalId`.
     ///
     /// # Errors
-    /// When a parameter is unknown, missing or refused, or a rule says no: with the template's own words.
+    /// When a parameter is unknown, missing or refused, or a rule fails: with the template's own words.
     pub fn new(
         text: &str,
         (region, account): (&str, &str),
@@ -146,7 +146,7 @@ impl Stack {
         Ok(stack)
     }
 
-    /// "Rules": each whose condition holds has to have its assertions hold.
+    /// "Rules": where the condition holds, the assertions have to hold.
     fn obey_rules(&self) -> Result<()> {
         for rule in self.template["Rules"].as_object().into_iter().flat_map(Map::values) {
             if rule.get("RuleCondition").map_or(Ok(true), |condition| self.holds(condition))? {
@@ -158,7 +158,7 @@ impl Stack {
         Ok(())
     }
 
-    /// The resources that there are, by their logical ids, of one type.
+    /// The existing resources of one type, by their logical ids.
     ///
     /// # Errors
     /// When a condition is not understood.
@@ -177,10 +177,10 @@ impl Stack {
         resource.get("Condition").map_or(Ok(true), |name| self.condition(text(name)?))
     }
 
-    /// The properties of a resource, nothing left to put in.
+    /// The properties of a resource, fully substituted.
     ///
     /// # Errors
-    /// When there is none of that name, or it is not understood.
+    /// When there is no such resource, or it is not understood.
     pub fn properties(&self, id: &str) -> Result<Value> {
         let resource = self.template["Resources"].get(id).with_context(|| format!("no resource {id}"))?;
         ensure!(self.exists(resource)?, "{id} is not made with these parameters");
@@ -228,7 +228,7 @@ impl Stack {
         })
     }
 
-    /// A value with everything put in. What `AWS::NoValue` stands for is left out.
+    /// A value with everything substituted. `AWS::NoValue` is omitted.
     ///
     /// # Errors
     /// When a function is not understood.
@@ -306,7 +306,8 @@ impl Stack {
         })
     }
 
-    /// What a resource answers to Ref (`Ref`) and Fn::GetAtt ("Resource and property types reference", "Return values").
+    /// The value of Ref (`Ref`) and Fn::GetAtt of a resource ("Resource and property types reference", "Return
+    /// values").
     ///
     /// # Errors
     /// When that is not known here.
@@ -327,7 +328,7 @@ impl Stack {
             (Some("AWS::Events::Rule"), "Arn") => arn("events", format!("rule/{name}")),
             (Some("AWS::Serverless::Function"), "Arn") => arn("lambda", format!("function:{name}")),
             (Some("AWS::Serverless::Function" | "AWS::Logs::LogGroup"), "Ref") => name,
-            // What SAM makes of a function's event, the rule `FunctionEvent`.
+            // The rule `FunctionEvent` that SAM creates for a function's event.
             (None, "Arn") if self.is_rule(id) => arn("events", format!("rule/{name}")),
             (None, "Ref") if self.is_rule(id) => name,
             _ => bail!("{id}.{attribute} is not known"),
@@ -343,7 +344,7 @@ impl Stack {
     }
 }
 
-/// What a value names, in a document's words: a parameter, a resource, a text.
+/// What a value refers to, for a document: a parameter, a resource, a text.
 pub fn words(value: &Value) -> String {
     if let Value::Array(values) = value {
         return values.iter().map(words).collect::<Vec<_>>().join(", ");
@@ -357,7 +358,7 @@ pub fn words(value: &Value) -> String {
     }
 }
 
-/// A parameter's text as its declaration has it. The pattern of a list is each member's ("Parameters").
+/// A parameter's text, validated by its declaration. The pattern of a list applies to each member ("Parameters").
 fn read_parameter(name: &str, declaration: &Value, given: &str) -> Result<Value> {
     let refused = || match declaration["ConstraintDescription"].as_str() {
         Some(words) => format!("{name}: {words}"),

@@ -1,4 +1,4 @@
-//! Puts something that answers requests behind a free port of the loopback interface.
+//! Serves a simulator on a free port of the loopback interface.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,7 +22,7 @@ const MOST: usize = 16 * 1024 * 1024;
 /// A server; it ends when it is dropped.
 #[derive(Debug)]
 pub struct Server {
-    /// Where it listens.
+    /// Its address.
     pub address: SocketAddr,
     task: JoinHandle<()>,
 }
@@ -76,7 +76,7 @@ where
     Ok(Server { address, task })
 }
 
-/// A body that breaks off before its end: the connection drops, and the answer is lost.
+/// A body that ends early: the connection is dropped, and the answer is lost.
 pub fn broken() -> Response {
     let broken = futures::stream::once(async { Err::<Bytes, _>(std::io::Error::other("the answer is lost")) });
     Response::new(Body::from_stream(broken))
@@ -112,7 +112,7 @@ pub fn serve_jenkins(jenkins: Arc<Mutex<Jenkins>>, listener: TcpListener) -> Res
     })
 }
 
-/// A panic of one holder takes nothing from the others.
+/// A panic of one holder does not affect the others.
 pub fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,5 +1,5 @@
-//! IAM's decision about one access: allowed where a statement allows it and none denies it ("Policy evaluation logic").
-//! An operator or element that is not known here is an error: a policy that nobody can evaluate proves nothing.
+//! IAM's decision about one access: allowed if a statement allows it and none denies it ("Policy evaluation logic"). An
+//! unknown operator or element is an error: a policy that cannot be evaluated proves nothing.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ pub struct Statement {
     /// Its Sid, unique in its role.
     pub sid: String,
     allows: bool,
-    /// As they are written, stars and all.
+    /// Actions as written, with wildcards.
     pub actions: Vec<String>,
     resources: Vec<Resource>,
     conditions: Vec<Condition>,
@@ -58,10 +58,10 @@ enum Operator {
     Null,
 }
 
-/// What a role may do.
+/// The permissions of a role.
 #[derive(Debug, Clone, Default)]
 pub struct Role {
-    /// Its statements, those of its managed policies too.
+    /// Its statements, including those of its managed policies.
     pub statements: Vec<Statement>,
 }
 
@@ -157,13 +157,13 @@ impl Statement {
         })
     }
 
-    /// Whether one of its actions is meant. Actions know no case.
+    /// Whether one of its actions matches. Actions are case-insensitive.
     pub fn names(&self, access: &Access) -> bool {
         let action = access.action.to_lowercase();
         self.actions.iter().any(|pattern| like(&pattern.to_lowercase(), &action))
     }
 
-    /// Whether it holds under the same condition keys, by the same operators.
+    /// Whether it applies under the same condition keys, with the same operators.
     pub fn is_as_narrow_as(&self, other: &Self) -> bool {
         let keys = |statement: &Self| -> Vec<_> {
             let conditions = statement.conditions.iter();
@@ -235,7 +235,7 @@ impl Condition {
         Ok(Self { key: key.to_owned(), quantifier, operator, if_exists: bare != rest, values: texts(values)? })
     }
 
-    /// The values of its key in a request. The names of condition keys know no case.
+    /// The values of its key in a request. The names of condition keys are case-insensitive.
     fn given<'a>(&self, keys: &'a BTreeMap<String, Vec<String>>) -> Option<&'a Vec<String>> {
         keys.iter().find(|(key, _)| key.eq_ignore_ascii_case(&self.key)).map(|(_, values)| values)
     }
@@ -291,7 +291,7 @@ fn texts(value: &Value) -> Result<Vec<String>> {
     elements(value).map(one).collect()
 }
 
-/// Whether a text fits a pattern in which `*` stands for any characters and `?` for one.
+/// Whether a text matches a pattern in which `*` stands for any characters and `?` for one.
 fn like(pattern: &str, text: &str) -> bool {
     let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
     let (mut at, mut position) = (0, 0);
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn conditions_hold_as_their_operators_say() {
+    fn evaluates_conditions() {
         let holds = |operator: &str, values: Value, given: &[(&str, &[&str])]| {
             Condition::read(operator, "k", &values).unwrap().holds(&access("", "", given).keys)
         };
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn a_denial_beats_what_allows() {
+    fn a_denial_overrides_an_allowance() {
         let role = role(json!([
             {"Sid": "All", "Effect": "Allow", "Action": "sqs:*", "Resource": "*"},
             {"Sid": "Not", "Effect": "Deny", "Action": "sqs:SendMessage", "Resource": "arn:b"},
@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_evaluated_is_no_policy() {
+    fn refuses_a_policy_that_cannot_be_evaluated() {
         let statement = json!({"Sid": "S", "Effect": "Allow", "NotAction": "x", "Resource": "*"});
         assert!(read(&statement).is_err());
     }

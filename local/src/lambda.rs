@@ -1,4 +1,4 @@
-//! Lambda's Runtime API around one function: the built binary, started with nothing but the environment given.
+//! Lambda's Runtime API around one function: the built binary, started with only the given environment.
 //!
 //! The API is that of the Lambda developer guide, "Using the Lambda runtime API for custom runtimes".
 
@@ -21,12 +21,12 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use crate::aws::Aws;
 use crate::http::{self, Server, lock};
 
-/// What a function answers: its result, or the error that it reports.
+/// A function's answer: its result, or the error that it reports.
 pub type Outcome = Result<Value, String>;
 
 type Waiting = Arc<Mutex<HashMap<String, oneshot::Sender<Outcome>>>>;
 
-/// What Lambda says of an invocation that it does not trace.
+/// Lambda's header for an invocation that is not traced.
 const UNSAMPLED: &str = "Root=1-5bef4de7-ad49b0e87f6ef6c87fc2e700;Sampled=0";
 
 struct Invocation {
@@ -97,16 +97,16 @@ impl Function {
         Ok(Self { name, events, waiting, output, child, asked, trace, counter: 0, _server: server })
     }
 
-    /// Waits until it asks for its first event. To be called before the first invocation.
+    /// Waits until it requests its first event. Has to precede the first invocation.
     ///
     /// # Errors
-    /// When it does not ask within half a minute.
+    /// When it does not do so within half a minute.
     pub async fn ready(&self) -> Result<()> {
         let asked = tokio::time::timeout(Duration::from_secs(30), self.asked.notified()).await;
         asked.with_context(|| format!("{} asks for no event:\n{}", self.name, self.output()))
     }
 
-    /// Invokes it with half a minute's time.
+    /// Invokes it with a time limit of half a minute.
     ///
     /// # Errors
     /// When it ended, or did not answer.
@@ -114,7 +114,7 @@ impl Function {
         self.invoke_within(event, Duration::from_secs(30)).await
     }
 
-    /// Invokes it with so much time.
+    /// Invokes it with this time limit.
     ///
     /// # Errors
     /// When it ended, or did not answer.
@@ -122,7 +122,7 @@ impl Function {
         self.invoke_with(event.to_string().into(), timeout).await
     }
 
-    /// Invokes it with an event that may be anything, JSON or not.
+    /// Invokes it with any event, JSON or not.
     ///
     /// # Errors
     /// When it ended, or did not answer.
@@ -135,7 +135,7 @@ impl Function {
         tokio::select! {
             answer = receiver => Ok(answer?),
             status = self.child.wait() => {
-                // What it said last is on its way through the pipes.
+                // Its last output may still be in the pipes.
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 bail!("{} ended ({}):\n{}", self.name, status?, self.output())
             }
@@ -145,8 +145,8 @@ impl Function {
         }
     }
 
-    /// Does what an event source does: takes a batch from a queue, invokes, and deletes what the answer does not name as
-    /// failed. After an error of the function everything stays. Answers how many messages the batch had.
+    /// Acts as an event source: receives a batch from a queue, invokes the function, and deletes the messages that the
+    /// answer does not name as failed. After an error of the function all messages stay. Returns the size of the batch.
     ///
     /// # Errors
     /// When it ended, or did not answer.
@@ -166,7 +166,7 @@ impl Function {
         Ok(batch.len())
     }
 
-    /// Waits for its end, as after a start that failed. Answers its exit code.
+    /// Waits for its end, as after a start that failed. Returns its exit code.
     ///
     /// # Errors
     /// When it does not end.

@@ -1,4 +1,4 @@
-//! The local stack: AWS and Jenkins on one machine, for the demo, the tests and the benchmark alike.
+//! The local stack: AWS and Jenkins on one machine, for the demo, the tests and the benchmark.
 
 #![allow(clippy::too_many_arguments, reason = "a simulated call takes what AWS takes, and the time")]
 

@@ -1,4 +1,4 @@
-//! What is told of an agent: where it is, and the notice that says so.
+//! An agent's address, and the notices about it.
 
 use std::collections::BTreeMap;
 
@@ -20,7 +20,7 @@ use crate::name::AgentName;
 pub struct Endpoint {
     /// An IP address.
     pub host: String,
-    /// The port there.
+    /// SSH port.
     pub port: u16,
 }
 
@@ -28,7 +28,7 @@ pub struct Endpoint {
 /// on the container instance otherwise.
 ///
 /// # Errors
-/// When that cannot be known: not yet, not now, or never.
+/// When the address is not known yet, or never will be.
 pub async fn endpoint(
     memory: &Memory,
     cloud: &Cloud,
@@ -38,7 +38,7 @@ pub async fn endpoint(
 ) -> Result<Endpoint, Fault> {
     let described = task.container(container).ok_or_else(|| {
         Fault::permanent(format!(
-            "the task has no container {container}; mend `container` of template {}",
+            "the task has no container {container}; correct `container` of template {}",
             template.name
         ))
     })?;
@@ -103,12 +103,12 @@ struct HostPorts {
 }
 
 impl HostPorts {
-    /// The same port on whatever address there is.
+    /// The same port on any address.
     fn any(port: u16) -> Self {
         Self { ipv4: Some(port), ipv6: Some(port) }
     }
 
-    /// What is bound to a container's port, in whatever order.
+    /// The bindings of a container's port, in any order.
     fn bound(container: &Container, port: u16) -> Self {
         let find = |is_ipv6: bool| {
             let of_kind = container.network_bindings.iter().filter(|binding| {
@@ -120,7 +120,7 @@ impl HostPorts {
         Self { ipv4: find(false), ipv6: find(true) }
     }
 
-    /// IPv4 before IPv6. A port that is bound to `::` alone is reached by IPv4 where there is no IPv6.
+    /// IPv4 before IPv6. A port that is bound to `::` alone is reached over IPv4 where there is no IPv6.
     fn on(self, addresses: &Addresses, kind: Address) -> Option<Endpoint> {
         let ipv4 = match kind {
             Address::Private => &addresses.private,
@@ -146,8 +146,8 @@ fn host_port(binding: &NetworkBinding, port: u16) -> Option<u16> {
     found.filter(|port| *port > 0)
 }
 
-/// The host port where no binding shows: in host mode none is needed (ECS developer guide, "host network mode"), a static
-/// one is known beforehand.
+/// The host port where no binding is shown: in host mode none is needed (ECS developer guide, "host network mode"), and
+/// a static one is known beforehand.
 async fn mapped_port(
     memory: &Memory,
     cloud: &Cloud,
@@ -167,13 +167,13 @@ async fn mapped_port(
         (_, Some(fixed)) => Ok(HostPorts::any(*fixed)),
         _ if is_mapped => Err(Fault::not_yet(format!("the host port of container {container} does not show yet"))),
         _ => Err(Fault::permanent(format!(
-            "container {container} of {} maps no port {port}: add a port mapping with host port 0, or mend ssh.port",
+            "container {container} of {} maps no port {port}: add a port mapping with host port 0, or correct ssh.port",
             definition.arn
         ))),
     }
 }
 
-/// An agent that a notice is about.
+/// The agent that a notice is about.
 #[derive(Debug, Clone, Copy)]
 pub struct Subject<'a> {
     pub name: &'a AgentName,
@@ -181,7 +181,7 @@ pub struct Subject<'a> {
     pub template: Option<&'a Template>,
     pub request_id: Option<&'a RequestId>,
     pub build: Option<&'a Build>,
-    /// When Jenkins asked for it.
+    /// When Jenkins requested it.
     pub requested_at: Option<Timestamp>,
 }
 
@@ -197,7 +197,7 @@ impl<'a> Subject<'a> {
         }
     }
 
-    /// A notice about the agent, whatever its task is.
+    /// A notice about the agent, without its task.
     pub fn notice(&self, kind: NoticeType, at: Timestamp) -> Notice {
         let mut notice = Notice::new(kind, self.name.as_str(), at);
         notice.request_id = self.request_id.cloned();
@@ -211,7 +211,7 @@ impl<'a> Subject<'a> {
         notice
     }
 
-    /// The same, with what is known of its task.
+    /// The same, with the details of its task.
     pub fn notice_of_task(&self, kind: NoticeType, task: &Task, at: Timestamp) -> Notice {
         let mut notice = self.notice(kind, at);
         notice.task = Some(NoticeTask {
@@ -242,7 +242,7 @@ fn ms(from: Timestamp, to: Timestamp) -> i64 {
     i64::try_from(to.duration_since(from).as_millis()).unwrap_or(i64::MAX)
 }
 
-/// What a notice says of an agent.
+/// The agent as a notice describes it.
 pub fn agent(name: &AgentName, template: &Template, endpoint: Option<Endpoint>) -> Agent {
     Agent {
         name: name.clone(),
@@ -256,8 +256,8 @@ pub fn agent(name: &AgentName, template: &Template, endpoint: Option<Endpoint>) 
     }
 }
 
-/// A node as Jenkins is to have it, without environment and description. A request with a webhook gets one labelled with
-/// its own name alone: its build asks for it by name, and no other takes it.
+/// The node to create, without environment and description. For a request with a webhook, its only label is its own
+/// name: the build asks for it by name, and no other build takes it.
 pub fn node(name: &AgentName, template: &Template, has_webhook: bool, launcher: Launcher) -> Node {
     Node {
         name: name.to_string(),
@@ -270,12 +270,12 @@ pub fn node(name: &AgentName, template: &Template, has_webhook: bool, launcher: 
     }
 }
 
-/// A label as it stands in a node's list of them, which Jenkins splits at spaces outside quotes (`Label.parse`).
+/// A label as it is written in a node's list of labels, which Jenkins splits at spaces outside quotes (`Label.parse`).
 fn quoted(label: &String) -> String {
     if label.contains(char::is_whitespace) { format!("\"{label}\"") } else { label.clone() }
 }
 
-/// What a node says of itself: its build, its cluster, and its task in the AWS console, where its logs are too.
+/// A node's description: its build, its cluster, and a link to its task in the AWS console, which also shows the logs.
 pub fn describe(
     request_id: &RequestId,
     build: Option<&Build>,
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn ipv4_comes_before_ipv6_in_whatever_order_they_are_bound() {
+    fn prefers_ipv4_whatever_the_order_of_bindings() {
         let (v4, v6) = (binding("0.0.0.0", "22", "49153"), binding("::", "22", "49154"));
         let udp = NetworkBinding { protocol: Some("udp".into()), ..binding("0.0.0.0", "22", "1") };
         let addresses = |v4: Option<&str>, v6: Option<&str>| Addresses {
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_of_a_range_is_as_far_into_the_range_outside() {
+    fn maps_a_port_of_a_range() {
         let range = binding("0.0.0.0", "20-25", "50000-50005");
         for (port, expected) in [(20, Some(50000)), (22, Some(50002)), (25, Some(50005)), (19, None), (26, None)] {
             assert_eq!(host_port(&range, port), expected, "{port}");
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_says_which_cluster_it_is_of() {
+    fn a_description_names_the_cluster() {
         let yaml = "{jenkins: {url: 'https://a/'}, clouds: [{name: c, region: eu-west-1, cluster: ci, templates: []}]}";
         let (config, _) = config::from_documents(&[config::Document::only(yaml)]);
         let cloud = config.expect("a configuration").clouds.remove(0);

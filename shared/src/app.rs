@@ -1,4 +1,4 @@
-//! What every invocation of a function works with, built once at start-up.
+//! What every invocation of a function needs, built once at start-up.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::memory::Memory;
 use crate::name::AgentName;
 use crate::notifier::Notifier;
 
-/// Tells the time; the tests' clocks run faster.
+/// The current time; the tests' clocks run faster.
 #[derive(Clone)]
 pub struct Clock(Arc<dyn Fn() -> Timestamp + Send + Sync>);
 
@@ -22,7 +22,7 @@ impl Clock {
         Self(Arc::new(now))
     }
 
-    /// The system's, in milliseconds: that is what Jenkins and people read.
+    /// The system's clock, in milliseconds: the precision that Jenkins and people read.
     pub fn system() -> Self {
         Self::new(|| {
             let now = Timestamp::now();
@@ -61,7 +61,7 @@ impl App {
         self.config().jenkins.url.as_written()
     }
 
-    /// Our agent's name, if that is what it is.
+    /// Parses the name of one of our agents; none if it is not one.
     pub fn agent_name(&self, name: &str) -> Option<AgentName> {
         AgentName::parse(&self.settings.agent_name_prefix, name)
     }

@@ -1,4 +1,4 @@
-//! Amazon Resource Names, taken apart: `arn:PARTITION:SERVICE:REGION:ACCOUNT:RESOURCE`.
+//! Amazon Resource Names and their parts: `arn:PARTITION:SERVICE:REGION:ACCOUNT:RESOURCE`.
 
 use std::collections::BTreeSet;
 
@@ -10,9 +10,9 @@ pub struct Arn<'a> {
     pub partition: &'a str,
     pub service: &'a str,
     pub region: &'a str,
-    /// Twelve digits, but for resources that AWS owns.
+    /// Twelve digits, except for resources that AWS owns.
     pub account: &'a str,
-    /// All behind the account: `task/ci/0a1b`.
+    /// Everything after the account: `task/ci/0a1b`.
     pub resource: &'a str,
 }
 
@@ -50,7 +50,7 @@ pub fn is_account(text: &str) -> bool {
     text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// The accounts of the stack itself, as far as that is known without asking: those of its function and its queue.
+/// The accounts of the stack itself, as far as they are known without a call: those of its function and its queue.
 pub fn own_accounts(function_arn: &str, queue_url: &str, queue_arn: &str) -> BTreeSet<String> {
     let found = [account(function_arn), account(queue_arn), queue_url.rsplit('/').nth(1)];
     found.into_iter().flatten().filter(|account| is_account(account)).map(str::to_owned).collect()
@@ -80,7 +80,7 @@ impl<'a> ClusterArn<'a> {
         Some(Self { region: arn.region, account: arn.account, name: arn.resource.strip_prefix("cluster/")? })
     }
 
-    /// Whether it is the cluster of this cloud, as far as that is known: a cloud without a role and with a bare cluster
+    /// Whether it is the cluster of this cloud, as far as can be known: a cloud without a role and with only a cluster
     /// name may be in any account.
     pub fn is_of(&self, cloud: &Cloud) -> bool {
         let account = cloud.assume_role_arn.as_deref().and_then(Arn::parse).map(|role| role.account);

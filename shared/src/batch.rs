@@ -1,4 +1,4 @@
-//! Batches of SQS messages: each record for itself, whatever its neighbours do.
+//! Batches of SQS messages: each record is processed on its own, whatever happens to its neighbours.
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -20,30 +20,30 @@ use crate::span::Ids;
 use crate::trace::Trace;
 use crate::wait;
 
-/// Kept back at the end of an invocation, to answer with what is done.
+/// Kept back at the end of an invocation, to return what is done.
 const RESERVE: Duration = Duration::from_millis(1500);
 
-/// What an invocation may take that was not told its deadline, in ms.
-const UNTOLD: u64 = 25_000;
+/// How long an invocation without a deadline may take, in ms.
+const DEFAULT_LIMIT: u64 = 25_000;
 
-/// An invocation's own circumstances.
+/// The circumstances of an invocation.
 #[derive(Debug, Clone)]
 pub struct Invocation {
-    /// When the answer has to be given, a reserve already taken off.
+    /// When the answer has to be given, less the reserve.
     pub deadline: Instant,
     /// The function's ARN, which names its account.
     pub function_arn: String,
-    /// Its own trace, where that is sampled.
+    /// Its own trace, if it is sampled.
     pub trace: Option<Trace>,
 }
 
 impl Invocation {
-    /// From what Lambda says.
+    /// From Lambda's context.
     pub fn new(context: &lambda_runtime::Context) -> Self {
         let now = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default();
-        // A deadline long past was not meant.
+        // A deadline in the distant past is ignored.
         let is_meant = context.deadline + 60_000 > now;
-        let left = if is_meant { context.deadline.saturating_sub(now) } else { UNTOLD };
+        let left = if is_meant { context.deadline.saturating_sub(now) } else { DEFAULT_LIMIT };
         let left = Duration::from_millis(left);
         Self {
             deadline: Instant::now() + left.saturating_sub(RESERVE),
@@ -52,7 +52,7 @@ impl Invocation {
         }
     }
 
-    /// Whether nothing new should be begun.
+    /// Whether it is too late to begin anything new.
     pub fn is_over(&self) -> bool {
         Instant::now() >= self.deadline
     }
@@ -61,38 +61,37 @@ impl Invocation {
 /// A message of a batch.
 #[derive(Debug, Clone)]
 pub struct Item {
-    /// All that is logged of it is logged in there.
+    /// The span of everything that is logged about it.
     pub span: Span,
-    /// SQS' id.
+    /// Its SQS message id.
     pub id: String,
-    /// As it was sent.
     pub body: String,
-    /// Hides the message for longer.
+    /// Its receipt handle.
     pub receipt: String,
     /// How often it was received, this time included.
     pub receives: u32,
-    /// When it was sent, as the record says ([`Item::sent_at`]).
+    /// Its send time according to the record ([`Item::sent_at`]).
     pub sent_at: Option<Timestamp>,
-    /// What the request has been through.
+    /// The request's wait so far.
     pub wait: Option<wait::Wait>,
     /// The queue's ARN.
     pub source_arn: String,
-    /// The sender's trace, where it is sampled.
+    /// The sender's trace, if it is sampled.
     pub trace: Option<Trace>,
 }
 
-/// Whether what was sent then may still lie in a queue: SQS keeps a message for 14 days at most (API_CreateQueue).
+/// Whether a message sent at that time may still be in a queue: SQS keeps one for 14 days at most (API_CreateQueue).
 pub fn may_be_in_a_queue(sent_at: Timestamp, now: Timestamp) -> bool {
     now.duration_since(sent_at) <= SignedDuration::from_hours(14 * 24)
 }
 
 impl Item {
-    /// When it was sent, unless that was so long ago that no queue would have it.
+    /// When it was sent; none if that is too long ago for any queue.
     pub fn sent_at(&self, now: Timestamp) -> Option<Timestamp> {
         self.sent_at.filter(|&sent_at| may_be_in_a_queue(sent_at, now))
     }
 
-    /// Reads a record. What is not as SQS has it is as if it were not there: one odd record must not fail the batch.
+    /// Reads a record. A malformed part counts as missing: one odd record must not fail the batch.
     fn read(record: &Value) -> Self {
         let text = |path: &str| record.pointer(path).and_then(Value::as_str);
         let number = |path: &str| text(path).and_then(|number| number.parse::<i64>().ok());
@@ -117,16 +116,16 @@ impl Item {
 /// The messages of an event.
 ///
 /// # Errors
-/// When it is no batch of SQS.
+/// When it is not an SQS batch.
 pub fn items(event: &Value) -> Result<Vec<Item>> {
     let records = event.get("Records").and_then(Value::as_array).context("not an SQS batch")?;
     Ok(records.iter().map(Item::read).collect())
 }
 
-/// Does something with each message of an event, and answers the batch.
+/// Processes each message of an event, and returns the batch response.
 ///
 /// # Errors
-/// When it is no batch of SQS.
+/// When it is not an SQS batch.
 pub async fn each(
     queues: &Queues,
     invocation: &Invocation,
@@ -135,7 +134,7 @@ pub async fn each(
     work: impl AsyncFn(&Item) -> Result<(), Fault>,
 ) -> Result<Value> {
     let results = items(&event)?.into_iter().map(|item| async {
-        // Boxed: a message's way is long, and would be copied whenever the batch is.
+        // Boxed: the future is large, and would be copied whenever the batch is.
         let result = guarded(invocation, Box::pin(work(&item))).instrument(item.span.clone()).await;
         (item, result)
     });
@@ -143,10 +142,10 @@ pub async fn each(
     Ok(serde_json::to_value(answer(queues, queue, results).await)?)
 }
 
-/// Does something to its end, to the deadline or to its panic: whichever comes first.
+/// Runs a future until it ends, panics or reaches the deadline.
 ///
 /// # Errors
-/// When it did not end well; it has to be done again.
+/// When it did not end well; it has to be repeated.
 pub async fn guarded<T>(invocation: &Invocation, work: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
     if invocation.is_over() {
         return Err(Fault::passing("not begun: the function's time is nearly over"));
@@ -165,7 +164,7 @@ pub async fn guarded<T>(invocation: &Invocation, work: impl Future<Output = Resu
     }
 }
 
-/// Answers a batch: every record that has to come back is hidden for a while first.
+/// Builds the batch response. Every record that has to come back is hidden for a while first.
 pub async fn answer(queues: &Queues, queue: &str, results: Vec<(Item, Result<(), Fault>)>) -> SqsBatchResponse {
     let failed = results.into_iter().filter_map(|(item, result)| Some((item, result.err()?)));
     let hidden = failed.map(|(item, fault)| {
@@ -194,8 +193,8 @@ pub async fn answer(queues: &Queues, queue: &str, results: Vec<(Item, Result<(),
     response
 }
 
-/// How long a message stays hidden after so many receives: 4 s, doubled up to 15 min, and between half and all of that,
-/// by the message's id, so that what failed together does not come back together.
+/// How long a message stays hidden after this many receives: 4 s, doubled up to 15 min, and between half and all of
+/// that, depending on the message's id, so that messages that failed together do not come back together.
 pub fn backoff(id: &str, receives: u32) -> Duration {
     let ceiling = Duration::from_secs(4 << receives.clamp(1, 9).saturating_sub(1)).min(Duration::from_secs(900));
     let spread =
@@ -208,7 +207,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_panic_and_the_end_of_time_are_answers() {
+    async fn turns_panics_and_timeouts_into_faults() {
         let invocation =
             |left| Invocation { deadline: Instant::now() + left, function_arn: String::new(), trace: None };
         let minute = invocation(Duration::from_secs(60));

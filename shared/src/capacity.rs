@@ -1,8 +1,8 @@
-//! How much capacity the waiting work needs, and what has room for it: one model of a cloud, for `request`, `task-state` and
-//! the sweep alike. Pure.
+//! The capacity that the waiting requests need, and what has room for them: one model of a cloud, for `request`,
+//! `task-state` and the sweep. Pure.
 //!
-//! The plan's answer is absolute and computed from what is observed, so two copies that run at once come to the same number;
-//! it is only ever a raise. It is in the group's own units: instances, or what they weigh.
+//! The target is absolute and computed from what is observed, so two copies that run at the same time compute the
+//! same number; it is only ever a raise. It is in the group's own units: instances, or their weights.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -13,31 +13,31 @@ use crate::aws::autoscaling::{Group, Membership};
 use crate::aws::ecs::{Instance, Task};
 use crate::config::{Size, Template};
 
-/// What an instance has only once.
+/// What an instance has only one of.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Exclusive {
     HostPort(u16),
-    /// A place for the only task of this family (`distinctInstance`).
+    /// The place for the only task of this family (`distinctInstance`).
     Family(String),
 }
 
-/// What one waiting agent takes.
+/// What one waiting agent needs.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Need {
     pub size: Size,
     pub gpus: u32,
-    /// No two agents with the same need share an instance.
+    /// No two agents with the same value share an instance.
     pub exclusive: Option<Exclusive>,
 }
 
 impl Need {
-    /// Whether no two such agents may share an instance, as far as anything is known.
+    /// Whether two such agents can never share an instance, as far as is known.
     fn is_apart(&self) -> bool {
         self.gpus > 0 || self.exclusive.is_some()
     }
 
-    /// Takes this from what there is. False if there is not enough.
+    /// Takes this from what is free. Returns false if there is not enough.
     fn take_from(&self, room: &mut Size, gpus: &mut u32, taken: &mut BTreeSet<Exclusive>) -> bool {
         let is_free = || self.exclusive.as_ref().is_none_or(|what| !taken.contains(what));
         let fits = self.size.fits(*room) && self.gpus <= *gpus && is_free();
@@ -57,13 +57,13 @@ impl From<Size> for Need {
 }
 
 impl Instance {
-    /// Takes room for one more agent. False if there is none.
+    /// Takes room for one more agent. Returns false if there is none.
     pub fn take(&mut self, need: &Need) -> bool {
         self.free != Size::default() && need.take_from(&mut self.free, &mut self.free_gpus, &mut self.taken)
     }
 
-    /// Whether it is there for the tasks of a template, with room or without: those outside AWS for the launch type
-    /// EXTERNAL; for tasks that the cloud's group is raised for, its own instances; none that leave it.
+    /// Whether it can serve the tasks of a template, with room or without: external instances for the launch type
+    /// EXTERNAL; for tasks that the cloud's group is raised for, the group's own instances; never one that is leaving.
     pub fn serves(&self, membership: Membership, template: Option<&Template>) -> bool {
         let is_external = template.is_some_and(Template::is_external);
         let is_there = match membership {
@@ -75,53 +75,53 @@ impl Instance {
     }
 }
 
-/// The daemon services of a cluster, and what their tasks take of its container instances: registered resources include
+/// The daemon services of a cluster, and what their tasks take of its container instances. Registered resources include
 /// that, remaining ones do not.
 #[derive(Debug, Clone, Default)]
 pub struct Daemons {
     /// Names of services.
     pub services: BTreeSet<String>,
-    /// What they take, in how many tasks, by container instance; those that were not looked at are missing.
+    /// What they take, in how many tasks, by container instance; instances that were not observed are missing.
     pub taken: HashMap<String, (Size, u32)>,
 }
 
 impl Daemons {
-    /// Whether a task is of one of them.
+    /// Whether a task belongs to one of them.
     pub fn run(&self, task: &Task) -> bool {
         task.service().is_some_and(|service| self.services.contains(service))
     }
 }
 
-/// A cloud as it stands.
+/// The observed state of a cloud.
 #[derive(Debug, Clone, Default)]
 pub struct Observed {
     /// Its group, if it has one.
     pub group: Option<Group>,
     /// All container instances of its cluster.
     pub instances: Vec<Instance>,
-    /// What a new instance of the group offers, as configured; else what its largest registered one does.
+    /// The size of a new instance of the group: the configured one, else that of its largest registered instance.
     pub configured: Option<Size>,
     pub daemons: Daemons,
-    /// Instances of the group, by their ids in EC2, that have not registered in time, and since when that is so: neither
-    /// booting nor room.
+    /// Instances of the group, by EC2 id, that have not registered in time, and since when they are overdue. They count
+    /// neither as booting nor as room.
     pub never_registered: BTreeMap<String, Timestamp>,
-    /// Container instances that ECS named for another reason than CPU and memory, and whether their tasks tell how many
-    /// an instance holds ([`crate::fault::Placement::Slots`]).
+    /// Container instances that ECS named for a reason other than CPU and memory, and whether their number of tasks
+    /// shows how many an instance holds ([`crate::fault::Placement::Slots`]).
     pub unfit: BTreeMap<String, bool>,
 }
 
-/// What is to be done about the waiting work.
+/// What to do about the waiting requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Plan {
     /// The new desired capacity, above the present one, in the group's units.
     pub raise_to: Option<u32>,
-    /// Whether the group's maximum leaves some of the work without an instance.
+    /// Whether the group's maximum leaves some requests without an instance.
     pub at_maximum: bool,
-    /// Whether nothing is raised, since so many of the group's instances never registered.
+    /// Whether nothing is raised because so many of the group's instances never registered.
     pub is_broken: bool,
 }
 
-/// A place for tasks: an instance that is there, boots or is to come.
+/// A place for tasks: an instance that is registered, booting or still to be launched.
 #[derive(Clone)]
 struct Place {
     room: Size,
@@ -139,7 +139,8 @@ impl Place {
 }
 
 impl Observed {
-    /// What each container instance is to the group, in their order; in a cloud without a group, every one is its own.
+    /// How each container instance relates to the group, in their order; in a cloud without a group, every one counts
+    /// as its own.
     pub fn memberships(&self) -> Vec<Membership> {
         match &self.group {
             None => vec![Membership::Stays; self.instances.len()],
@@ -150,8 +151,8 @@ impl Observed {
         }
     }
 
-    /// The group's own container instances, but for those that are leaving it; in a cloud without a group, all that are not
-    /// outside AWS.
+    /// The group's own container instances, except those that are leaving; in a cloud without a group, all but external
+    /// ones.
     pub fn own(&self) -> impl Iterator<Item = &Instance> {
         let own = self.instances.iter().zip(self.memberships());
         own.filter(|(instance, membership)| *membership == Membership::Stays && !instance.is_external())
@@ -165,26 +166,26 @@ impl Observed {
         members.any(|member| Some(&member.id) == instance.ec2_id.as_ref())
     }
 
-    /// What daemons take of an instance of the group, and how many there are, as far as any instance was looked at.
+    /// What daemons take of an instance of the group, and how many there are, as far as any instance was observed.
     fn daemons_of_one(&self) -> (Size, u32) {
         let seen = |instance: &Instance| self.daemons.taken.get(&instance.arn).copied();
         let of_own = self.own().filter_map(seen).max_by_key(|(_, count)| *count);
         of_own.or_else(|| self.instances.iter().find_map(seen)).unwrap_or_default()
     }
 
-    /// Tasks on an instance that are no daemon's.
+    /// Tasks on an instance that do not belong to daemons.
     fn agents_on(&self, instance: &Instance, daemons: u32) -> u32 {
         instance.tasks.saturating_sub(self.daemons.taken.get(&instance.arn).map_or(daemons, |(_, count)| *count))
     }
 
-    /// What one new instance of the group registers with.
+    /// What a new instance of the group registers.
     fn new_instance(&self) -> Option<Size> {
         let totals = self.own().map(|instance| instance.total).filter(|total| total.memory > 0);
         self.configured.or_else(|| totals.max_by_key(|size| (size.memory, size.cpu)))
     }
 
-    /// The instance that comes nearest to holding a task that is larger than any instance can be, as far as anything is
-    /// known; none if one may hold it. In a cloud without a group every instance counts as its own.
+    /// The instance that comes nearest to holding a task that is too large for every instance, as far as is known; none
+    /// if one may hold it. In a cloud without a group, every instance counts as its own.
     pub fn too_large(&self, size: Size) -> Option<Size> {
         let totals = self.own().map(|instance| instance.total).filter(|total| total.memory > 0);
         let (daemons, _) = self.daemons_of_one();
@@ -206,13 +207,14 @@ impl Observed {
         let booting = self.booting(group).div_ceil(weight);
         let needed = match size {
             Some(size) => self.instances_beyond(booting, size, demand),
-            // Nothing is known of an instance's size: the first to boot will tell. Agents that share none need one each.
+            // The size of an instance is unknown: the first to boot will show it. Agents that cannot share an instance
+            // need one each.
             None => {
                 let each = demand.iter().filter(|need| need.is_apart()).count() as u32;
                 each.saturating_sub(booting).max(u32::from(booting == 0))
             }
         };
-        // Whatever keeps its instances from the cluster would keep the next ones, too.
+        // Whatever keeps its instances out of the cluster would keep the next ones out, too.
         let is_broken = needed > 0 && self.never_registered.len() as u32 >= needed.saturating_mul(2);
         let wanted = group.desired.saturating_add(needed.saturating_mul(weight));
         let target = wanted.min(group.maximum);
@@ -223,7 +225,7 @@ impl Observed {
         }
     }
 
-    /// The units of the desired capacity that are on their way: neither registered nor known never to register.
+    /// The units of the desired capacity that are on their way: not registered, and not overdue.
     fn booting(&self, group: &Group) -> u32 {
         let registered: BTreeSet<&str> =
             self.instances.iter().filter_map(|instance| instance.ec2_id.as_deref()).collect();
@@ -234,23 +236,23 @@ impl Observed {
         group.desired.saturating_sub(settled.map(|member| member.weight).sum())
     }
 
-    /// What an instance of this size is before any agent is on it.
+    /// An empty instance of this size.
     fn new_place(&self, size: Size, demand: &[Need]) -> Place {
         let (room, daemons) = self.daemons_of_one();
-        // An instance that is full for network interfaces or ports tells how many tasks an instance holds.
+        // An instance that is out of network interfaces or ports shows how many tasks an instance holds.
         let full = self.instances.iter().filter(|instance| self.unfit.get(&instance.arn) == Some(&true));
         let agents = full.map(|instance| self.agents_on(instance, daemons)).filter(|&agents| agents > 0);
         let slots = agents.max().filter(|_| demand.iter().all(|need| need.exclusive.is_none())).unwrap_or(u32::MAX);
-        // One GPU an instance is presumed until one has registered.
+        // One GPU per instance is presumed until one has registered.
         let gpus = self.own().map(|instance| instance.gpus).max().filter(|&gpus| gpus > 0);
         let gpus = gpus.or(demand.iter().map(|need| need.gpus).max()).unwrap_or_default();
-        // What is taken of an instance without tasks is reserved on each: the port of its sshd, say.
+        // What is in use on an instance without tasks is in use on each: the port of its sshd, for example.
         let empty = self.own().filter(|instance| instance.tasks == 0).min_by_key(|instance| instance.taken.len());
         let taken = empty.map(|instance| instance.taken.clone()).unwrap_or_default();
         Place { room: size.without(room), gpus, slots, taken }
     }
 
-    /// How many new instances it takes beyond those that are there or boot.
+    /// How many new instances are needed beyond those that are registered or booting.
     fn instances_beyond(&self, booting: u32, size: Size, demand: &[Need]) -> u32 {
         let new = self.new_place(size, demand);
         let (_, daemons) = self.daemons_of_one();
@@ -264,8 +266,8 @@ impl Observed {
         let mut places: Vec<Place> = there.collect();
         places.extend((0..booting).map(|_| new.clone()));
         let before = places.len();
-        // The largest first: the usual way to need few places (first fit decreasing). Equal needs come one after the other:
-        // where one found no place, the next does not look there again, so that each kind walks along the places once.
+        // The largest first: the usual way to need few places (first fit decreasing). Equal needs are consecutive:
+        // where one found no place, the next does not look again, so that each kind goes through the places once.
         let mut demand: Vec<&Need> = demand.iter().collect();
         demand.sort_unstable_by_key(|need| std::cmp::Reverse((need.size.memory, need.size.cpu, *need)));
         let mut first = 0;
@@ -334,13 +336,13 @@ mod tests {
     }
 
     #[test]
-    fn the_group_is_raised_to_what_the_work_needs() {
+    fn raises_the_group_to_the_demand() {
         let none = Size::default();
         let raised = |observed: &Observed, tasks: usize| observed.plan(&needs(TASK, tasks)).raise_to;
         // Three tasks of 2 GiB fit on an instance.
         assert_eq!(raised(&observed(0, 10, &[]), 1), Some(1));
         assert_eq!(raised(&observed(0, 10, &[]), 20), Some(7));
-        assert_eq!(raised(&observed(2, 10, &[none, none]), 4), Some(4), "five instances are never cut to one");
+        assert_eq!(raised(&observed(2, 10, &[none, none]), 4), Some(4), "a group of five is never lowered to one");
         assert_eq!(raised(&observed(2, 10, &[none]), 3), None, "one boots and will hold all three");
         assert_eq!(raised(&observed(2, 10, &[none]), 4), Some(3));
         assert_eq!(raised(&observed(1, 10, &[INSTANCE]), 3), None, "there is room meanwhile");
@@ -369,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn too_large_is_what_fits_neither_a_new_nor_a_registered_instance() {
+    fn a_task_is_too_large_if_it_fits_neither_a_new_nor_a_registered_instance() {
         let mut state = observed(1, 10, &[Size::default()]);
         state.configured = Some(Size { cpu: 8192, memory: 16384 });
         let large = Size { cpu: 4096, memory: 8192 };
@@ -385,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn what_daemons_take_is_nobody_s_room() {
+    fn subtracts_what_daemons_take() {
         let mut state = observed(1, 10, &[Size { cpu: 4032, memory: 7168 }]);
         state.daemons.taken.insert("arn-0".into(), (Size { cpu: 64, memory: 512 }, 1));
         let nearly_all = Size { cpu: 1024, memory: 7500 };
@@ -423,11 +425,11 @@ mod tests {
         let mut unknown = observed(0, 100, &[]);
         unknown.configured = None;
         unknown.group.as_mut().expect("a group").unit = CapacityUnit::Vcpu;
-        assert_eq!(unknown.plan(&needs(TASK, 20)).raise_to, Some(1), "whatever that launches will tell");
+        assert_eq!(unknown.plan(&needs(TASK, 20)).raise_to, Some(1), "the first instance shows its size");
     }
 
     #[test]
-    fn what_an_instance_has_only_once_is_free_until_it_is_taken() {
+    fn exclusive_resources_are_free_until_they_are_taken() {
         let need = |exclusive: Exclusive| Need { size: TASK, exclusive: Some(exclusive), ..Need::default() };
         let (port, family) = (need(Exclusive::HostPort(2222)), need(Exclusive::Family("maven".into())));
         let mut instance = Instance { free: INSTANCE, ..Instance::default() };
@@ -440,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn instances_that_never_registered_are_neither_booting_nor_raised_beyond_reason() {
+    fn overdue_instances_are_not_booting_and_limit_further_raises() {
         let zombies = |count: usize| {
             let mut state = observed(count as u32, 100, &[]);
             let members: Vec<_> = (0..count)
@@ -493,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_that_is_leaving_the_group_is_no_room() {
+    fn an_instance_that_is_leaving_the_group_has_no_room() {
         for lifecycle in ["Standby", "EnteringStandby", "Detaching", "Terminating:Wait", "Warmed:Stopped"] {
             let mut state = observed(1, 10, &[INSTANCE]);
             state.group.as_mut().expect("a group").instances[0].lifecycle = lifecycle.into();
@@ -503,7 +505,7 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_that_is_being_terminated_is_neither_there_nor_room() {
+    fn ignores_an_instance_that_is_being_terminated() {
         let mut state = observed(1, 10, &[INSTANCE]);
         state.group.as_mut().expect("a group").instances[0].lifecycle = Lifecycle::TerminatingWait;
         assert_eq!(state.plan(&needs(TASK, 1)).raise_to, None, "its successor boots");
@@ -511,7 +513,7 @@ mod tests {
     }
 
     #[test]
-    fn instances_outside_aws_take_nothing_that_waits_for_the_group() {
+    fn external_instances_serve_no_request_that_waits_for_the_group() {
         let mut state = observed(1, 10, &[INSTANCE]);
         state.instances[0].ec2_id = Some("mi-0123456789abcdef0".into());
         state.group.as_mut().expect("a group").desired = 0;
@@ -519,14 +521,14 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_that_does_not_fit_says_nothing_about_how_many_tasks_one_holds() {
+    fn an_unsuitable_instance_does_not_show_how_many_tasks_one_holds() {
         let mut state = observed(1, 10, &[INSTANCE]);
         state.unfit.insert("arn-0".into(), false);
         assert_eq!(state.plan(&needs(TASK, 6)).raise_to, Some(3), "three tasks each");
     }
 
     #[test]
-    fn instances_without_interfaces_are_full_however_much_memory_they_have() {
+    fn instances_without_free_interfaces_are_full() {
         let mut state = observed(1, 10, &[INSTANCE]);
         state.instances[0].tasks = 2;
         state.unfit.insert("arn-0".into(), true);
@@ -536,7 +538,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_lowered_never_beyond_the_maximum_and_enough(
+        fn never_lowers_never_exceeds_the_maximum_and_suffices(
             desired in 0u32..20, maximum in 0u32..30, registered in 0usize..20, tasks in 0usize..60
         ) {
             let registered = registered.min(desired as usize);
@@ -549,7 +551,7 @@ mod tests {
             }
             let capacity = (plan.raise_to.unwrap_or(desired) - registered as u32) as usize * 3;
             prop_assert!(capacity >= tasks || plan.at_maximum);
-            // A second copy that sees the first one's raise comes to the same number.
+            // A second copy that sees the first one's raise computes the same number.
             let mut raised = state.clone();
             if let (Some(target), Some(group)) = (plan.raise_to, raised.group.as_mut()) {
                 group.desired = target;

@@ -18,7 +18,7 @@ use crate::http::Http;
 /// A cluster of the configuration, its Auto Scaling group and its templates.
 #[derive(Debug)]
 pub struct Cloud {
-    /// Its place in the configuration.
+    /// Its index in the configuration.
     pub index: usize,
     pub config: config::Cloud,
     pub cluster: Cluster,
@@ -27,7 +27,7 @@ pub struct Cloud {
 }
 
 impl Cloud {
-    /// Builds the clients for the cloud's region and role; nothing is called yet.
+    /// Builds the clients for the cloud's region and role; makes no call.
     fn new(sdk: &SdkConfig, http: Http, index: usize, config: config::Cloud) -> Self {
         let mut regional = sdk.to_builder().region(Region::new(config.region.clone())).build();
         if let Some(role) = &config.assume_role_arn {
@@ -72,7 +72,7 @@ impl Clouds {
         self.0.iter()
     }
 
-    /// The cloud at this place of the configuration.
+    /// The cloud with this index in the configuration.
     pub fn at(&self, index: usize) -> &Cloud {
         &self.0[index]
     }
@@ -87,8 +87,8 @@ impl Clouds {
         self.iter().filter(move |cloud| seen.insert(cloud.cluster_key()))
     }
 
-    /// The clouds of a cluster. Where clouds of several accounts have clusters of one name in one region, those that assume
-    /// a role in this account are meant before those that assume none.
+    /// The clouds of a cluster. Where clouds of several accounts have clusters of the same name in one region, those
+    /// that assume a role in this account come before those that assume none.
     pub fn of_cluster(&self, cluster: ClusterArn<'_>) -> Vec<&Cloud> {
         let mut clouds: Vec<_> = self.iter().filter(|cloud| cluster.is_of(&cloud.config)).collect();
         let assumes = |cloud: &&Cloud| cloud.config.assume_role_arn.is_some();
@@ -98,7 +98,7 @@ impl Clouds {
         clouds
     }
 
-    /// The cloud of a task, by its cluster's ARN or its own: where several share the cluster, the one that has this
+    /// The cloud of a task, by its cluster's ARN or its own. If several share the cluster, the one that has this
     /// template, else the first.
     pub fn of_task(&self, cluster_arn: &str, task_arn: &str, template: &str) -> Option<&Cloud> {
         let of_task = || Some(TaskArn::parse(task_arn)?.cluster);

@@ -19,10 +19,10 @@ use rustls::{ClientConfig, RootCertStore, crypto};
 
 use crate::metrics;
 
-/// A bound on reaching a host; the whole call has its own.
+/// Timeout of the connection; the whole call has its own.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A connection to somewhere that is not AWS, or that the SDK has no small client for.
+/// A client for hosts other than AWS, or for which the SDK has no small client.
 #[derive(Debug, Clone)]
 pub struct Http(SharedHttpConnector);
 
@@ -31,16 +31,10 @@ pub struct Http(SharedHttpConnector);
 pub enum HttpFault {
     /// No answer in time.
     #[error("no answer from {host} within {} ms", timeout.as_millis())]
-    Timeout {
-        /// Who was asked.
-        host: String,
-        /// How long was waited.
-        timeout: Duration,
-    },
+    Timeout { host: String, timeout: Duration },
     /// The connection could not be made or broke.
     #[error("cannot reach {host}: {reason}")]
     Unreachable {
-        /// Who was asked.
         host: String,
         /// In the words of the HTTP client.
         reason: String,
@@ -48,7 +42,7 @@ pub enum HttpFault {
 }
 
 impl Http {
-    /// A connector of one's own, as tests have it.
+    /// A custom connector, used in tests.
     pub fn new(connector: SharedHttpConnector) -> Self {
         Self(connector)
     }
@@ -58,14 +52,14 @@ impl Http {
         Self(SharedHttpConnector::new(InMemory(Box::new(answer))))
     }
 
-    /// The same connection as the SDK's clients take it, which counts the calls.
+    /// The same connection for the SDK's clients; counts the calls.
     pub fn client(&self) -> SharedHttpClient {
         let connector = SharedHttpConnector::new(AwsCalls(self.0.clone()));
         http_client_fn(move |_, _| connector.clone())
     }
 
-    /// TLS that trusts the public authorities, which are compiled in (docs/adr/0010), and, if given, the PEM certificates
-    /// of a private one. Never follows a redirect.
+    /// TLS that trusts the public authorities, which are compiled in (docs/adr/0010), and optionally the PEM
+    /// certificates of a private one. Never follows a redirect.
     ///
     /// # Errors
     /// When the PEM holds no certificate, or one that cannot be read.
@@ -86,8 +80,8 @@ impl Http {
         Ok(Self(SharedHttpConnector::new(Network(client))))
     }
 
-    /// Sends a request and reads the answer, whatever its status, up to so many bytes and what came with the last of them;
-    /// the rest is never taken.
+    /// Sends a request and reads the answer, whatever its status. Stops reading with the chunk that exceeds `most`
+    /// bytes.
     ///
     /// # Errors
     /// When no complete answer came within the timeout.
@@ -134,7 +128,7 @@ pub fn authority(pem: &str) -> anyhow::Result<RootCertStore> {
     Ok(roots)
 }
 
-/// The innermost source says what really happened (`connection refused`); the layers above it do not.
+/// The innermost source says what happened (`connection refused`); the layers above it do not.
 fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {
@@ -154,7 +148,7 @@ impl HttpConnector for AwsCalls {
     }
 }
 
-/// hyper's client as the SDK takes it.
+/// hyper's client as the SDK expects it.
 #[derive(Debug)]
 struct Network(Client<HttpsConnector<Tcp>, SdkBody>);
 
@@ -163,7 +157,7 @@ impl HttpConnector for Network {
         let answer = request.try_into_http1x().map(|request| self.0.request(request));
         HttpConnectorFuture::new(async move {
             let answer = answer.map_err(|error| ConnectorError::user(error.into()))?.await;
-            // Whatever broke, it may be tried again, as the SDK does with its own client.
+            // It may be retried, as the SDK does with its own client.
             let answer = answer.map_err(|error| ConnectorError::io(error.into()))?;
             Response::try_from(answer.map(SdkBody::from_body_1_x))
                 .map_err(|error| ConnectorError::other(error.into(), None))
@@ -203,7 +197,8 @@ mod tests {
 
     const TIMEOUT: Duration = Duration::from_secs(5);
 
-    /// A controller behind a private authority, for one connection: its URL and the authority's certificate.
+    /// A controller with a certificate of a private authority, for one connection: its URL and the authority's
+    /// certificate.
     fn private_controller() -> (String, String) {
         let key = rcgen::KeyPair::generate().expect("a key");
         let mut authority = rcgen::CertificateParams::default();
@@ -225,7 +220,7 @@ mod tests {
             let (stream, _) = listener.accept().expect("a connection");
             let connection = rustls::ServerConnection::new(config.into()).expect("a connection");
             let mut stream = rustls::StreamOwned::new(connection, stream);
-            // Whoever does not trust it says goodbye before the request.
+            // A client that does not trust it closes the connection before the request.
             if stream.read(&mut [0; 4096]).is_ok() {
                 stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").expect("an answer");
             }

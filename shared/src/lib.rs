@@ -1,4 +1,4 @@
-//! What the three functions have in common: wire types, configuration, names, the AWS and Jenkins edges.
+//! The parts that the three functions share: wire types, configuration, names, the AWS and Jenkins edges.
 
 #![warn(clippy::too_many_lines)]
 

@@ -1,4 +1,4 @@
-//! Logs as Lambda's advanced logging controls want them: one line for each event, with what the spans around it know.
+//! Logs for Lambda's advanced logging controls: one line for each event, with the fields of the spans around it.
 
 use std::fmt::{Debug, Write as _};
 use std::io::Write as _;
@@ -19,8 +19,8 @@ use crate::metrics;
 
 /// Starts logging.
 ///
-/// Only our own words are logged. What the SDK has to say comes back as a fault, and its DEBUG shows whole requests, secrets
-/// and all; what the runtime would say of an invocation that failed, [`crate::start`] says with its id.
+/// Only our own events are logged. The SDK's errors come back as faults, and its DEBUG shows whole requests, including
+/// secrets; [`crate::start`] logs an invocation that failed with its id, so the runtime's own log is not needed.
 pub fn init(environment: &dyn Fn(&str) -> Option<String>) {
     let level = match environment("AWS_LAMBDA_LOG_LEVEL").unwrap_or_default().to_ascii_uppercase().as_str() {
         "TRACE" => LevelFilter::TRACE,
@@ -43,7 +43,7 @@ pub fn init(environment: &dyn Fn(&str) -> Option<String>) {
     let _ = tracing_subscriber::registry().with(filter).with(Lines { format, namespace }).try_init();
 }
 
-/// Logs at a level that is not known before.
+/// Logs at a level that is only known at run time.
 #[macro_export]
 macro_rules! log_at {
     ($level:expr, $($rest:tt)+) => {
@@ -55,7 +55,7 @@ macro_rules! log_at {
     };
 }
 
-/// Logs a fault, once, where it is dealt with: at the fault's own level, with what follows from it.
+/// Logs a fault, once, where it is handled: at the fault's own level, with its consequence.
 #[macro_export]
 macro_rules! log_fault {
     ($fault:expr, $($rest:tt)+) => {{
@@ -71,10 +71,10 @@ enum Format {
     Text,
 }
 
-/// Writes each event to the standard output, flat: its own fields, then those of its spans from within.
+/// Writes each event to the standard output, flat: its own fields, then those of its spans, innermost first.
 struct Lines {
     format: Format,
-    /// Of the metrics; none where lines carry none.
+    /// The metrics' namespace; none where lines carry no metrics.
     namespace: Option<String>,
 }
 
@@ -153,7 +153,7 @@ impl<S: Subscriber + for<'span> LookupSpan<'span>> Layer<S> for Lines {
         let namespace = self.namespace.as_deref();
         metrics::embed(namespace, &metrics::COUNTERS, &mut fields.0, own, Timestamp::now().as_millisecond());
         let line = self.format.line(event.metadata().level().as_str(), fields);
-        // There is nobody to tell that nobody can be told.
+        // If the standard output is broken, there is nowhere to report it.
         let _ = std::io::stdout().lock().write_all(line.as_bytes());
     }
 }
@@ -163,11 +163,11 @@ impl Format {
         let message = fields.take("message").unwrap_or_default();
         let mut line = match self {
             Self::Json => {
-                // Without a time, Lambda takes every line for INFO.
+                // Lambda takes a line without a time for INFO.
                 let time = format!("{:.6}", Timestamp::now());
                 let head = [("timestamp", time.into()), ("level", level.into()), ("message", message)];
                 let mut line = Vec::with_capacity(1024);
-                // Strings and numbers in memory: nothing that could fail.
+                // Strings and numbers in memory: serialising them cannot fail.
                 let _ = serde_json::Serializer::new(&mut line).collect_map(head.into_iter().chain(fields.0));
                 String::from_utf8(line).unwrap_or_default()
             }

@@ -29,14 +29,14 @@ pub struct Memory {
 /// How many entries a map may have before old ones go.
 const LIMIT: usize = 10_000;
 
-/// Answers that do not change: whoever asks while somebody else does waits for that answer; a fault is not remembered.
+/// Answers that do not change. Concurrent callers share one call; faults are not remembered.
 type Lookups<K, V> = Mutex<HashMap<K, Arc<OnceCell<V>>>>;
 
 fn lookup<K: Hash + Eq, V>(lookups: &Lookups<K, V>, key: K) -> Arc<OnceCell<V>> {
     lock(lookups).entry(key).or_default().clone()
 }
 
-/// A panic in one record must not take the memory from the others.
+/// A panic in one record must not make the memory unusable for the others.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -52,7 +52,7 @@ impl Memory {
         known.get_or_try_init(describe).await.cloned()
     }
 
-    /// A task definition, described anew: a family may have a newer revision than the one that is remembered.
+    /// A task definition, described again: a family may have a newer revision than the remembered one.
     ///
     /// # Errors
     /// When ECS could not be asked or does not know it.
@@ -61,7 +61,7 @@ impl Memory {
         self.task_definition(cloud, name).await
     }
 
-    /// The addresses of a container instance, as EC2 tells them: public ones may change, or come late.
+    /// The addresses of a container instance, read from EC2 each time: public ones may change, or come late.
     ///
     /// # Errors
     /// When AWS could not be asked or does not know the instance.
@@ -76,7 +76,7 @@ impl Memory {
         Ok(cloud.ec2.instance(id).await?.0)
     }
 
-    /// The addresses of a container instance that stay for its life, looked up once; no public one is among them.
+    /// The permanent addresses of a container instance, looked up once; public ones are not included.
     ///
     /// # Errors
     /// When AWS could not be asked, does not know the instance, or the instance has none yet.
@@ -90,7 +90,7 @@ impl Memory {
         known.get_or_try_init(look).await.cloned()
     }
 
-    /// After how many receives the requests queue moves a message to its dead letters, asked once.
+    /// The number of receives after which the requests queue moves a message to its dead-letter queue, asked once.
     ///
     /// # Errors
     /// When SQS could not be asked.
@@ -99,9 +99,9 @@ impl Memory {
         self.max_receives.get_or_try_init(ask).await.copied()
     }
 
-    /// Remembers that a copy of a request has gone to wait, for a day: its next RunTask has another token, so that a later
-    /// copy has to look for its task before it runs one. Copies that other processes meet are found by the younger
-    /// task's event, or the sweep.
+    /// Remembers for a day that a copy of a request has begun to wait: its next RunTask has another token, so a later
+    /// copy has to look for its task before it runs one. Copies in other processes are found by the younger task's
+    /// event, or the sweep.
     pub fn remember_wait(&self, request_id: &str, now: Timestamp) {
         let mut waited = lock(&self.waited);
         if waited.len() >= LIMIT {
@@ -110,13 +110,13 @@ impl Memory {
         waited.insert(request_id.to_owned(), now);
     }
 
-    /// Whether a copy of a request has gone to wait.
+    /// Whether a copy of a request has begun to wait.
     pub fn has_waited(&self, request_id: &str) -> bool {
         lock(&self.waited).contains_key(request_id)
     }
 
-    /// Whether a task was started for another message than this one, a copy of which this is then. ECS' answer alone may not
-    /// tell it: clocks differ, and a task is pending for a while.
+    /// Whether a task was started for a message other than this one, which makes this one a copy. ECS' answer alone may
+    /// not show it: clocks differ, and a task is pending for a while.
     pub fn was_started_for_another(&self, task_arn: &str, message_id: &str) -> bool {
         let mut started = lock(&self.started);
         if started.len() >= LIMIT {
@@ -130,8 +130,8 @@ impl Memory {
         matches!(lock(&self.notices).get(notice_id), Some(NoticeState::Delivered(_)))
     }
 
-    /// Claims a notice for delivery to the request's webhook. A help against events that come twice, where ECS takes no tag
-    /// any more.
+    /// Claims a notice for delivery to the request's webhook. This prevents duplicates when events come twice and ECS
+    /// accepts no tag any more.
     pub fn claim(&self, notice_id: &str, now: Timestamp) -> Claim<'_> {
         let mut notices = lock(&self.notices);
         if notices.len() >= LIMIT {
@@ -152,23 +152,23 @@ impl Memory {
     }
 }
 
-/// What this process knows of a notice.
+/// A notice as this process knows it.
 enum NoticeState {
     OnItsWay,
     Delivered(Timestamp),
 }
 
-/// Who delivers a notice.
+/// The result of a claim.
 pub enum Claim<'a> {
-    /// Whoever claimed it.
+    /// The caller delivers it.
     Mine(Delivery<'a>),
-    /// Somebody else in this process, just now.
+    /// Another task of this process is delivering it.
     Taken,
     /// It was delivered.
     Delivered,
 }
 
-/// A notice on its way; it can be claimed again unless it is delivered.
+/// A claimed notice; it can be claimed again unless it is delivered.
 pub struct Delivery<'a> {
     memory: &'a Memory,
     notice_id: String,

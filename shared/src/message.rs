@@ -1,4 +1,4 @@
-//! What travels: requests and completions from Jenkins, notices to Jenkins, and the record of a request on its task.
+//! The messages: requests and completions from Jenkins, notices to Jenkins, and the record of a request on its task.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,48 +18,48 @@ use crate::trace::{self, Trace};
 /// The version of every message here.
 pub const VERSION: u32 = 1;
 
-/// The most agents of one request.
+/// The most agents per request.
 pub const MOST_AGENTS: u32 = 10;
 
-/// The longest message, in bytes. What a request becomes (overrides, the record on its task) is limited to 8192
-/// characters by ECS; a message has room for the same again in escapes and in an SNS envelope.
+/// The longest message, in bytes. The overrides and the record of a request on its task are limited to 8192 characters
+/// by ECS; a message may need the same again for escapes and an SNS envelope.
 const MESSAGE_BYTES: usize = 64 * 1024;
 
 /// The longest label expression, in bytes.
 const LABEL_BYTES: usize = 1024;
 
-/// The longest ARN, name of an agent and the like, in bytes.
+/// The longest ARN, agent name and similar text, in bytes.
 const TEXT_BYTES: usize = 2048;
 
 /// The most variables, and the most words of a command.
 const OVERRIDE_ENTRIES: usize = 100;
 
-/// A build asks for agents.
+/// A build's request for agents.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AgentRequest {
-    /// Checked by [`AgentRequest::parse`].
+    /// Validated by [`AgentRequest::parse`].
     #[serde(rename = "version", deserialize_with = "version_one")]
     _version: u32,
-    /// Two messages with one id start one agent. Default: the SQS message id.
+    /// Two messages with the same id start one agent. Default: the SQS message id.
     #[serde(default)]
     pub request_id: Option<RequestId>,
-    /// A Jenkins label expression, without white space around it.
+    /// A Jenkins label expression, without surrounding white space.
     #[serde(deserialize_with = "label")]
     pub label: String,
-    /// One URL for each agent, told of its outcome.
+    /// One URL per agent, notified of its outcome.
     #[serde(default, rename = "webhookUrl", deserialize_with = "one_or_many")]
     pub webhook_urls: Vec<String>,
-    /// The build that asks.
+    /// The build that requests the agents.
     #[serde(default, deserialize_with = "object")]
     pub build: Option<Build>,
-    /// Nobody wants the agents any more after this.
+    /// After this time, the agents are no longer wanted.
     #[serde(default)]
     pub expires_at: Option<Timestamp>,
     /// How many agents, 1 to 10.
     #[serde(default)]
     pub count: Option<u32>,
-    /// What is to differ from the template.
+    /// Where it differs from the template.
     #[serde(default, deserialize_with = "object_or_default")]
     pub overrides: Overrides,
 }
@@ -82,10 +82,10 @@ impl AgentRequest {
     }
 }
 
-/// What can be told to whom of a message that is not a valid request.
+/// The parts of an invalid request that allow a failure to be reported.
 #[derive(Debug, Default)]
 pub struct Salvage {
-    /// Its id, where it is one.
+    /// Its id, if it is valid.
     pub request_id: Option<RequestId>,
     /// Its URLs.
     pub webhook_urls: Vec<String>,
@@ -114,13 +114,12 @@ impl Salvage {
     }
 }
 
-/// The name of a request: 1 to 128 of `A-Z a-z 0-9 . _ : / -`.
+/// The id of a request: 1 to 128 of `A-Z a-z 0-9 . _ : / -`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 #[serde(transparent)]
 pub struct RequestId(String);
 
 impl RequestId {
-    /// As it is written.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -173,17 +172,17 @@ impl fmt::Display for Build {
     }
 }
 
-/// What of a template a request wants otherwise.
+/// Where a request differs from its template.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Overrides {
     /// The task's CPU units.
     pub cpu: Option<u32>,
-    /// The task's MiB.
+    /// The task's memory, in MiB.
     pub memory: Option<u32>,
     /// GiB of the task's ephemeral storage.
     pub ephemeral_storage: Option<u32>,
-    /// Further environment variables.
+    /// Additional environment variables.
     #[serde(deserialize_with = "or_default")]
     pub environment: BTreeMap<String, String>,
     /// The container's command.
@@ -191,13 +190,13 @@ pub struct Overrides {
     /// ARN of the task's role.
     #[serde(deserialize_with = "short")]
     pub task_role: Option<String>,
-    /// Another task definition than the template's.
+    /// A task definition other than the template's.
     pub task_definition: Option<TaskDefinition>,
 }
 
 impl Overrides {
-    /// How many there are, and whether a container and a node can carry the variables. What the template allows is for
-    /// others to say.
+    /// Checks how many there are, and that a container and a node can carry the variables. Whether the template allows
+    /// them is checked elsewhere.
     fn check(&self) -> Result<(), String> {
         let words = self.command.as_ref().map_or(0, Vec::len);
         for (name, entries) in [("environment", self.environment.len()), ("command", words)] {
@@ -212,7 +211,7 @@ impl Overrides {
     }
 }
 
-/// A build is over.
+/// A build has ended.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BuildCompleted {
@@ -230,7 +229,7 @@ pub struct BuildCompleted {
     /// The build.
     #[serde(default, deserialize_with = "object")]
     pub build: Option<Build>,
-    /// How it ended, in Jenkins' words.
+    /// Its result, in Jenkins' words.
     #[serde(default, deserialize_with = "short")]
     pub result: Option<String>,
 }
@@ -249,29 +248,29 @@ impl BuildCompleted {
     }
 }
 
-/// What a task says of its request: the value of [`Record::VARIABLE`] in the container's environment overrides.
+/// A task's record of its request: the value of [`Record::VARIABLE`] in the container's environment overrides.
 ///
-/// Tags would be the other place, but StopTask deletes them (API_StopTask) and task events do not carry them.
+/// It is not a tag, since StopTask deletes tags (API_StopTask) and task events do not carry them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Record {
     /// The request.
     pub request_id: RequestId,
-    /// Which of its agents.
+    /// The index of the agent.
     pub index: u32,
-    /// Of how many.
+    /// The request's number of agents.
     pub count: u32,
-    /// When it was made.
+    /// When the request was sent.
     pub requested_at: Timestamp,
     /// The agent's container.
     pub container: String,
-    /// Told of the outcome.
+    /// The webhook that is notified of the outcome.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub webhook_url: Option<String>,
-    /// The build that asked.
+    /// The build that requested it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub build: Option<Build>,
-    /// The request's trace, where it is sampled.
+    /// The request's trace, if it is sampled.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "trace::optional")]
     pub trace: Option<Trace>,
 }
@@ -280,8 +279,8 @@ impl Record {
     /// The environment variable that holds it.
     pub const VARIABLE: &str = config::variables::REQUEST_RECORD;
 
-    /// The record as JSON that `fits`. What only people read of the build is left out until it does: its page first, then
-    /// most of its job's name, which may be that of a folder in many others, then all.
+    /// The record as JSON that satisfies `fits`. Until it does, the parts of the build that only people read are left
+    /// out: first its page, then most of its job's name (which may be that of a folder with many others), then all.
     pub fn within(&self, fits: impl Fn(&str) -> bool) -> String {
         const JOB: usize = 200;
         let short = |job: &String| job.chars().take(JOB).chain("…".chars()).collect::<String>();
@@ -299,41 +298,40 @@ impl Record {
     }
 }
 
-/// Something Jenkins is told.
+/// A notice to Jenkins.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Notice {
-    /// [`VERSION`].
     pub version: u32,
-    /// What it is about.
+    /// Its type.
     #[serde(rename = "type")]
     pub kind: NoticeType,
     /// The same on every retry.
     pub id: String,
-    /// When it was first formed.
+    /// When it was created.
     pub at: Timestamp,
     /// The request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request_id: Option<RequestId>,
-    /// The build that asked.
+    /// The build that requested the agent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub build: Option<Build>,
-    /// The agent, as far as there is one.
+    /// The agent, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agent: Option<Agent>,
-    /// Its task, as far as there is one.
+    /// Its task, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task: Option<Task>,
     /// What went wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
-    /// What took how long.
+    /// How long each stage took.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timings: Option<Timings>,
 }
 
 impl Notice {
-    /// A notice with nothing but its head. `subject` is what it is about: the agent's name, or what stands for it.
+    /// A notice without optional parts. `subject` is the agent's name, or what replaces it.
     pub fn new(kind: NoticeType, subject: &str, at: Timestamp) -> Self {
         Self {
             version: VERSION,
@@ -350,7 +348,7 @@ impl Notice {
     }
 }
 
-/// What a notice is about.
+/// The type of a notice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NoticeType {
     /// The agent can take its build.
@@ -359,7 +357,7 @@ pub enum NoticeType {
     /// There will be no agent.
     #[serde(rename = "agent.failed")]
     Failed,
-    /// A ready agent is gone.
+    /// A ready agent has ended.
     #[serde(rename = "agent.stopped")]
     Stopped,
     /// The request waits for room.
@@ -368,7 +366,6 @@ pub enum NoticeType {
 }
 
 impl NoticeType {
-    /// As it is written.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ready => "agent.ready",
@@ -387,7 +384,7 @@ pub struct Agent {
     pub name: AgentName,
     /// The template's labels.
     pub labels: Vec<String>,
-    /// How it is reached.
+    /// How it connects.
     pub connect: Connect,
     /// Its address, for SSH.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -399,7 +396,7 @@ pub struct Agent {
     pub workspace: String,
     /// Its executors.
     pub executors: u32,
-    /// The Jenkins credential that logs in to it.
+    /// The ID of the Jenkins credential for its SSH login.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials_id: Option<String>,
 }
@@ -430,26 +427,26 @@ pub struct Failure {
     pub code: FailureCode,
     /// For people: what happened and what to do.
     pub message: String,
-    /// Why ECS stopped the task.
+    /// ECS' stop code.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_code: Option<String>,
-    /// Of the agent's container.
+    /// The exit code of the agent's container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
 }
 
 impl Failure {
-    /// A failure that ECS has no part in.
+    /// A failure without an answer from ECS.
     pub fn new(code: FailureCode, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), stop_code: None, exit_code: None }
     }
 }
 
-/// What went wrong, for programs.
+/// The code of a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum FailureCode {
-    /// The message is not a request.
+    /// The message is not a valid request.
     InvalidRequest,
     /// No template serves the label.
     NoTemplate,
@@ -463,7 +460,7 @@ pub enum FailureCode {
     StartFailed,
     /// The task was not ready in time.
     StartTimeout,
-    /// The agent lived too long.
+    /// The agent is older than its lifetime.
     LifetimeExceeded,
     /// The agent had no build for too long.
     Idle,
@@ -472,7 +469,6 @@ pub enum FailureCode {
 }
 
 impl FailureCode {
-    /// As it is written.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::InvalidRequest => "INVALID_REQUEST",
@@ -500,23 +496,23 @@ impl FailureCode {
     }
 }
 
-/// When what happened.
+/// Times of an agent's stages.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Timings {
     /// Jenkins sent the request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requested_at: Option<Timestamp>,
-    /// ECS took the task.
+    /// ECS created the task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub launched_at: Option<Timestamp>,
-    /// The images began to come.
+    /// The image pull began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pull_started_at: Option<Timestamp>,
-    /// The images were there.
+    /// The image pull ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pull_stopped_at: Option<Timestamp>,
-    /// The task ran.
+    /// The task began to run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,
     /// From the request to this notice, in ms.
@@ -525,7 +521,7 @@ pub struct Timings {
 }
 
 impl Timings {
-    /// The stages of the way to a notice, each from where the one before ends. The last is the one that had not ended then.
+    /// The stages up to a notice; each begins where the one before ends. The last is the one that had not ended yet.
     pub fn stages(&self, notified_at: Timestamp) -> Vec<(&'static str, Timestamp, Timestamp)> {
         const NAMES: [&str; 5] = ["waiting", "launch", "pull", "start", "notice"];
         let ends = [self.launched_at, self.pull_started_at, self.pull_stopped_at, self.started_at];
@@ -537,13 +533,13 @@ impl Timings {
     }
 }
 
-/// Reads a body of JSON, bare or in an SNS envelope. How deep it nests is limited by `serde_json`, to 128.
+/// Reads a JSON body, bare or in an SNS envelope. `serde_json` limits the nesting to 128.
 fn read<T: serde::de::DeserializeOwned>(body: &str, what: &str) -> Result<T, String> {
     if body.len() > MESSAGE_BYTES {
         return Err(format!("not {what}: it has {} bytes, at most {MESSAGE_BYTES} go", body.len()));
     }
     let message = sns_message(body).map_err(|error| format!("not JSON: {error}"))?;
-    // From the text, not from the parsed value: only so does a doubled field not pass unseen.
+    // From the text, not from the parsed value: otherwise a duplicate field would go unnoticed.
     let mut text = serde_json::Deserializer::from_str(message.as_deref().unwrap_or(body));
     let Object(read) =
         serde_path_to_error::deserialize(&mut text).map_err(|error| match error.path().to_string().as_str() {
@@ -554,7 +550,7 @@ fn read<T: serde::de::DeserializeOwned>(body: &str, what: &str) -> Result<T, Str
     Ok(read)
 }
 
-/// The message inside an SNS envelope; nothing for any other JSON.
+/// The message inside an SNS envelope; none for any other JSON.
 ///
 /// An envelope has `Type: Notification` and the message as text (SNS developer guide, "Raw message delivery").
 fn sns_message(body: &str) -> serde_json::Result<Option<String>> {
@@ -573,7 +569,7 @@ fn version_one<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Err
     }
 }
 
-/// White space around it does not count: a Jenkinsfile may write it over several lines.
+/// Surrounding white space does not count: a Jenkinsfile may write it over several lines.
 fn label<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let label = String::deserialize(deserializer)?;
     bounded(label.trim(), LABEL_BYTES)
@@ -591,7 +587,7 @@ fn bounded<E: serde::de::Error>(text: &str, most: usize) -> Result<String, E> {
     Ok(text.to_owned())
 }
 
-/// A JSON object: serde would take a list of the fields' values as well.
+/// A JSON object: serde would also accept a list of the fields' values.
 struct Object<T>(T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
@@ -624,7 +620,7 @@ where
     Ok(object(deserializer)?.unwrap_or_default())
 }
 
-/// What is null is as if it were not there, as Groovy's JsonOutput writes what has no value.
+/// Null counts as missing: Groovy's JsonOutput writes it for what has no value.
 fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
@@ -656,12 +652,12 @@ mod tests {
     }
 
     #[test]
-    fn white_space_around_a_label_does_not_count() {
+    fn ignores_white_space_around_a_label() {
         assert_eq!(request(json!({"label": "\n\t linux && maven \r\n"})).expect("good").label, "linux && maven");
     }
 
     #[test]
-    fn a_record_is_cut_where_only_people_read_it() {
+    fn shortens_a_record_by_what_only_people_read() {
         let record = |job: &str, url: Option<String>| Record {
             request_id: "r".parse().expect("an id"),
             index: 0,
@@ -700,7 +696,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_stranger_sends_has_bounds() {
+    fn limits_the_size_of_input() {
         let long = "x".repeat(TEXT_BYTES + 1);
         let variables: BTreeMap<_, _> = (0..=OVERRIDE_ENTRIES).map(|index| (format!("A{index}"), "")).collect();
         let deep = (0..200).fold(json!(1), |inner, _| json!([inner]));

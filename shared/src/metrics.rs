@@ -2,28 +2,28 @@
 //! "Specification: Embedded metric format").
 //!
 //! A field `metric.NAME` of an event is a metric NAME. It counts for the dimensions that the event itself names
-//! ([`DIMENSIONS`]) and for the whole stack. What has no line of its own is a [`Counter`].
+//! ([`DIMENSIONS`]) and for the whole stack. What is counted without a line of its own is a [`Counter`].
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde_json::{Value, json};
 
-/// What the fields that are metrics begin with.
+/// The prefix of fields that are metrics.
 pub const PREFIX: &str = "metric.";
 
-/// The fields that are dimensions. CloudWatch charges for each value of each, so that an event may have them only with values
-/// that are bounded: names of the configuration, and enumerations.
+/// The fields that are dimensions. CloudWatch charges for each value, so their values have to be bounded: names of the
+/// configuration, and enumerations.
 pub const DIMENSIONS: [&str; 5] = ["cloud", "template", "code", "cause", "waits_for"];
 
-/// Attempts of calls of AWS' APIs.
+/// Attempts of AWS API calls.
 pub static AWS_CALLS: Counter = Counter::new("aws_calls");
 /// Calls that AWS throttled in all their attempts.
 pub static AWS_THROTTLES: Counter = Counter::new("aws_throttles");
-/// Messages that went to the rejected queue.
+/// Messages that were moved to the rejected queue.
 pub static MESSAGES_REJECTED: Counter = Counter::new("messages_rejected");
 /// Attempts to deliver a notice that failed and will be repeated.
 pub static NOTICES_UNDELIVERED: Counter = Counter::new("notices_undelivered");
-/// Requests that went back from the waiting queue.
+/// Requests that were sent back from the waiting queue.
 pub static REQUESTS_WOKEN: Counter = Counter::new("requests_woken");
 
 pub(crate) const COUNTERS: [&Counter; 5] =
@@ -32,7 +32,7 @@ pub(crate) const COUNTERS: [&Counter; 5] =
 /// Whether lines carry metrics.
 static ENABLED: AtomicBool = AtomicBool::new(false);
 
-/// Counts what has no line of its own, until the next line that has metrics takes it along.
+/// Counts what has no line of its own, until the next line with metrics includes it.
 #[derive(Debug)]
 pub struct Counter {
     name: &'static str,
@@ -48,7 +48,7 @@ impl Counter {
         self.count.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// What was counted since the last time.
+    /// The count since the last call.
     fn take(&self) -> Option<u64> {
         Some(self.count.swap(0, Ordering::Relaxed)).filter(|&count| count > 0)
     }
@@ -58,7 +58,7 @@ pub(crate) fn enable() {
     ENABLED.store(true, Ordering::Relaxed);
 }
 
-/// At the end of an invocation, logs what was counted and no line took along: Lambda may never run the process again.
+/// At the end of an invocation, logs what was counted and included in no line: Lambda may never run the process again.
 pub fn flush() {
     let is_left = COUNTERS.iter().any(|counter| counter.count.load(Ordering::Relaxed) > 0);
     if is_left && ENABLED.load(Ordering::Relaxed) {
@@ -73,8 +73,8 @@ pub fn flush() {
     }
 }
 
-/// Gives metrics among an event's own fields, the first `own`, their names. With a namespace, a line that has any becomes
-/// one of the embedded metric format: it takes the counters along, and says what the metrics are.
+/// Finds the metrics among an event's own fields, the first `own`, and returns their names. With a namespace, a line
+/// that has any becomes one of the embedded metric format: it includes the counters, and describes the metrics.
 pub(crate) fn embed(
     namespace: Option<&str>,
     counters: &[&Counter],
@@ -116,8 +116,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_with_metrics_says_what_they_are_and_takes_the_counters_along() {
-        // The test's own: other tests of this process call AWS.
+    fn a_line_with_metrics_describes_them_and_includes_the_counters() {
+        // The test's own counter: other tests of this process call AWS.
         let calls = Counter::new("aws_calls");
         let line = |namespace| {
             let mut fields: Vec<(&'static str, Value)> = vec![

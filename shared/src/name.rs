@@ -1,4 +1,4 @@
-//! The names of agents: at once Jenkins node names, ECS `startedBy` values and our only record of what is ours.
+//! The names of agents: Jenkins node names, ECS `startedBy` values, and our only record of what is ours.
 
 use std::fmt;
 
@@ -27,7 +27,7 @@ impl AgentName {
         Self(format!("{prefix}{template}-{hash}"))
     }
 
-    /// Takes a name apart again: ours only if it has exactly the form, with this prefix.
+    /// Parses a name: it is ours only if it has exactly this form, with this prefix.
     pub fn parse(prefix: &str, name: &str) -> Option<Self> {
         let (template, hash) = name.strip_prefix(prefix)?.rsplit_once('-')?;
         let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
@@ -44,7 +44,6 @@ impl AgentName {
         &self.0[prefix.len()..self.0.len() - HASH_DIGITS - 1]
     }
 
-    /// As it is written.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -56,7 +55,7 @@ impl fmt::Display for AgentName {
     }
 }
 
-/// The first 32 hex digits of a SHA-256: for tokens and notice ids, which only have to be the same for the same thing.
+/// The first 32 hex digits of a SHA-256: for tokens and notice ids, which only have to be stable.
 pub fn digest(parts: &[&str]) -> String {
     let mut hash = Sha256::new();
     for part in parts {
@@ -74,7 +73,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn names_are_stable_and_come_apart_again(
+        fn names_are_stable_and_can_be_parsed(
             template in "[A-Za-z0-9_-]{1,64}", id in "[A-Za-z0-9._:/-]{1,128}", index in 0u32..10
         ) {
             let name = AgentName::new("ecs-", &template, &id, index);
@@ -86,7 +85,8 @@ mod tests {
         }
     }
 
-    /// The pipeline step computes it too, to take no other build's agent for its own (jenkins/test/trustTest.groovy).
+    /// The pipeline step computes it too, so that it never mistakes another build's agent for its own
+    /// (jenkins/test/trustTest.groovy).
     #[test]
     fn a_name_ends_in_what_the_pipeline_step_computes() {
         let name = AgentName::new("ecs-", "maven", "app/main/42/0a1b2c3d4e5f", 0);

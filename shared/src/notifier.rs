@@ -1,5 +1,5 @@
-//! Notices on their way: to the request's webhook, to the configured one, to the event bus, or to the queue of those
-//! that could not be delivered yet.
+//! Delivers notices: to the request's webhook, to the configured one, to the event bus, or to the queue of those that
+//! could not be delivered yet.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,22 +20,22 @@ use crate::message::Notice;
 use crate::metrics;
 use crate::name::AgentName;
 
-/// Something that Jenkins could not take yet, as it lies in the undelivered queue.
+/// Work that Jenkins could not take yet, as it is stored in the undelivered queue.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Undelivered {
     /// When it was first tried.
     pub since: Timestamp,
-    /// What is to be done.
+    /// What to do.
     #[serde(flatten)]
     pub work: Work,
 }
 
-/// What is to be done once Jenkins is back.
+/// What to do once Jenkins is back.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Work {
-    /// Look at the task again and report what it is then.
+    /// Look at the task again and report its state then.
     Task {
         /// Its cluster's ARN.
         cluster: String,
@@ -43,11 +43,11 @@ pub enum Work {
         arn: String,
         /// Its agent's name.
         name: AgentName,
-        /// What is to be told if ECS has forgotten the task by then.
+        /// What to report if ECS has forgotten the task by then.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         otherwise: Option<Fallback>,
     },
-    /// Record on the task what was told: nobody is told again.
+    /// Record on the task what was reported, without notifying anybody again.
     Record {
         /// Its cluster's ARN.
         cluster: String,
@@ -55,14 +55,14 @@ pub enum Work {
         arn: String,
         /// Its agent's name.
         name: AgentName,
-        /// What the tag says.
+        /// The tag's value.
         value: String,
     },
     /// Deliver this notice, whatever has happened since.
     Notice {
         /// The notice.
         notice: Box<Notice>,
-        /// Who has not got it yet.
+        /// Who has not received it yet.
         to: Vec<Target>,
     },
     /// Delete a node.
@@ -72,7 +72,7 @@ pub enum Work {
     },
 }
 
-/// A failure that is told if nothing better is known any more.
+/// A failure that is reported if nothing better is known.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Fallback {
@@ -83,7 +83,7 @@ pub struct Fallback {
     pub webhook_url: Option<String>,
 }
 
-/// Who gets a notice.
+/// A recipient of notices.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Target {
@@ -95,13 +95,13 @@ pub enum Target {
     Bus,
 }
 
-/// What came of a delivery that is over.
+/// The result of a delivery that is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Delivery {
     Delivered,
-    /// The request's own webhook says that nobody wants the agent.
+    /// The request's own webhook says that the agent is no longer wanted.
     Unwanted,
-    /// The notice can never arrive; it lies in the rejected queue.
+    /// The notice can never be delivered; it is in the rejected queue.
     Rejected,
 }
 
@@ -115,7 +115,7 @@ pub struct Notifier {
     pub(crate) clock: Clock,
 }
 
-/// Jenkins is given a moment before the first retry.
+/// The delay before the first retry, in which Jenkins may recover.
 const FIRST_RETRY: Duration = Duration::from_secs(5);
 
 impl Target {
@@ -134,22 +134,22 @@ pub fn log_not_delivered(notice: &Notice, fault: &Fault) {
 }
 
 impl Notifier {
-    /// Everybody who gets every notice.
+    /// The recipients of every notice.
     pub fn listeners(&self) -> Vec<Target> {
         let configured = self.webhook.as_ref().map(|_| Target::Configured);
         let bus = self.bus.as_ref().map(|_| Target::Bus);
         configured.into_iter().chain(bus).collect()
     }
 
-    /// The request's own webhook, where it has one, and everybody who gets every notice.
+    /// The request's own webhook, if it has one, and the recipients of every notice.
     pub fn everybody(&self, webhook_url: Option<&str>) -> Vec<Target> {
         webhook_url.map(|url| Target::Request(url.to_owned())).into_iter().chain(self.listeners()).collect()
     }
 
-    /// Tells one target. A notice that can never arrive is put into the rejected queue.
+    /// Notifies one target. A notice that can never be delivered is moved to the rejected queue.
     ///
     /// # Errors
-    /// When the notice has to be sent again, or the rejected queue could not take it.
+    /// When the notice has to be sent again, or the rejected queue did not accept it.
     pub async fn notify(&self, notice: &Notice, target: &Target) -> Result<Delivery, Fault> {
         let body = serde_json::to_string(notice).unwrap_or_default();
         let sent = self.send(notice, target, &body).await;
@@ -197,24 +197,24 @@ impl Notifier {
                 let put = bus.put(notice.kind.as_str(), body).await;
                 put.map(|()| Receipt::Delivered).map_err(|fault| fault.of(format!("the event bus, {advice}")))
             }
-            // It was configured when the notice was kept, and is no longer.
+            // It was configured when the notice was kept, but is no longer.
             (Target::Configured | Target::Bus, _, _) => Ok(Receipt::Delivered),
         }
     }
 
-    /// Tells all targets; what cannot be delivered now goes to the undelivered queue.
+    /// Notifies all targets; what cannot be delivered now is moved to the undelivered queue.
     ///
     /// # Errors
-    /// When a queue could not take what has to be kept.
+    /// When a queue did not accept what has to be kept.
     pub async fn notify_all(&self, notice: &Notice, targets: Vec<Target>) -> Result<(), Fault> {
-        // All at once: one that does not answer costs the others nothing.
+        // All at once: one that does not answer does not delay the others.
         let sent = join_all(targets.iter().map(|target| self.notify(notice, target))).await;
         let failed = targets.into_iter().zip(sent).filter_map(|(target, sent)| Some((target, sent.err()?)));
         let (later, mut faults): (Vec<_>, Vec<_>) = failed.unzip();
         if later.is_empty() {
             return Ok(());
         }
-        // One outage may keep several from it.
+        // One outage may affect several targets.
         faults.dedup();
         for fault in &faults {
             log_not_delivered(notice, fault);
@@ -223,27 +223,27 @@ impl Notifier {
         self.keep(&Undelivered { since: self.clock.now(), work }).await
     }
 
-    /// Keeps something for when Jenkins is back.
+    /// Keeps work for when Jenkins is back.
     ///
     /// # Errors
-    /// When the undelivered queue could not take it.
+    /// When the undelivered queue did not accept it.
     pub async fn keep(&self, undelivered: &Undelivered) -> Result<(), Fault> {
         self.keep_for(undelivered, FIRST_RETRY).await
     }
 
-    /// Keeps something for so long at least.
+    /// Keeps work for at least this long.
     ///
     /// # Errors
-    /// When the undelivered queue could not take it.
+    /// When the undelivered queue did not accept it.
     pub async fn keep_for(&self, undelivered: &Undelivered, delay: Duration) -> Result<(), Fault> {
         let body = serde_json::to_string(undelivered).unwrap_or_default();
         self.queues.send(&self.queues.urls.undelivered, &body, &[], delay).await
     }
 
-    /// Deletes a node; what Jenkins cannot do now is kept for later.
+    /// Deletes a node; if Jenkins cannot do that now, it is kept for later.
     ///
     /// # Errors
-    /// When it could not even be kept.
+    /// When it could not be kept either.
     pub async fn delete_node(&self, name: &AgentName) -> Result<(), Fault> {
         if !self.jenkins.registers_nodes() {
             return Ok(());

@@ -1,4 +1,4 @@
-//! Looks at a cloud: what its plan of capacity, its waiting requests and its idle instances need to know.
+//! Observes a cloud: what capacity planning, waiting requests and idle instances need to know.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -12,10 +12,10 @@ use crate::config::{Limit, Size};
 use crate::fault::Fault;
 use crate::log_fault;
 
-/// What the tasks of a cluster that are to run say of the container instances that they are on.
+/// What a cluster's running tasks show about their container instances.
 #[derive(Debug, Default)]
 pub struct Tasks {
-    /// The service of each task of one, and what it takes.
+    /// The service of each task of a service, and what the task takes.
     services: HashMap<String, Vec<(String, Size)>>,
     families: HashMap<String, BTreeSet<String>>,
 }
@@ -31,7 +31,7 @@ impl Tasks {
     }
 }
 
-/// Observes a cloud, but for its group. Where nobody has listed the cluster's tasks, those of one instance have to do.
+/// Observes a cloud, except its group. If nobody has listed the cluster's tasks, those of one instance are used.
 ///
 /// # Errors
 /// When AWS could not be asked.
@@ -50,8 +50,8 @@ pub async fn instances(cloud: &Cloud, tasks: Option<&Tasks>) -> Result<Observed,
     Ok(Observed { instances, daemons, configured: cloud.config.instance_capacity, ..Observed::default() })
 }
 
-/// Observes a cloud's group: last, so that as little time as can be lies between looking and raising; what another copy
-/// has raised meanwhile must not be lowered. False if there is no such group.
+/// Observes a cloud's group. This comes last, so that as little time as possible passes before the group is raised:
+/// what another copy has raised meanwhile must not be lowered. Returns false if there is no such group.
 ///
 /// # Errors
 /// When AWS could not be asked.
@@ -60,8 +60,9 @@ pub async fn group(cloud: &Cloud, name: &str, observed: &mut Observed, now: Time
     if unregistered(&group, &observed.instances).next().is_some() {
         observed.never_registered =
             never_registered(cloud, &group, &observed.instances, now).await.unwrap_or_else(|fault| {
-                // They are taken to boot: nothing is ended and nothing more is launched on a guess.
-                let consequence = "nobody knows when instances were launched that have not registered";
+                // They count as booting: nothing is terminated and nothing more is launched on a guess.
+                let consequence =
+                    "launch times of instances that have not registered are unknown; they count as booting";
                 log_fault!(&fault, cloud = cloud.name(), "{consequence}");
                 BTreeMap::new()
             });
@@ -74,17 +75,17 @@ pub async fn group(cloud: &Cloud, name: &str, observed: &mut Observed, now: Time
     Ok(true)
 }
 
-/// Ids of a group's instances that are in service and in no cluster of ours.
+/// Ids of a group's instances that are in service and not registered in our clusters.
 fn unregistered<'a>(group: &'a Group, instances: &'a [Instance]) -> impl Iterator<Item = &'a str> {
     let registered: BTreeSet<_> = instances.iter().filter_map(|instance| instance.ec2_id.as_deref()).collect();
     let in_service = group.instances.iter().filter(|member| member.lifecycle == Lifecycle::InService);
     in_service.map(|member| member.id.as_str()).filter(move |id| !registered.contains(id))
 }
 
-/// The group's instances that should have registered by now, by their ids in EC2, and since when that is so.
+/// The group's instances that should have registered by now, by EC2 id, and since when they are overdue.
 ///
 /// # Errors
-/// When EC2 could not be asked when they were launched.
+/// When EC2 could not be asked for their launch times.
 pub async fn never_registered(
     cloud: &Cloud,
     group: &Group,
@@ -99,7 +100,7 @@ pub async fn never_registered(
     Ok(due.filter(|(_, due)| *due <= now).collect())
 }
 
-/// The tasks of the instance with the fewest, which are its daemons' before all.
+/// The tasks of the instance with the fewest, most of which are its daemons'.
 async fn sample(cluster: &Cluster, instances: &[Instance]) -> Result<Tasks, Fault> {
     let candidates = instances.iter().filter(|instance| instance.takes_tasks() && !instance.is_external());
     let mut tasks = Tasks::default();
@@ -110,8 +111,8 @@ async fn sample(cluster: &Cluster, instances: &[Instance]) -> Result<Tasks, Faul
     Ok(tasks)
 }
 
-/// Which of the services that have tasks are daemons, and what they take. A service that is none has its tasks where it
-/// happens to have them: they say nothing about a new instance, and keep the one that they are on.
+/// Which of the services that have tasks are daemons, and what they take. Tasks of other services are where they happen
+/// to be: they say nothing about a new instance, and keep the one that they are on.
 async fn daemons(cloud: &Cloud, tasks: &Tasks) -> Result<Daemons, Fault> {
     if tasks.services.is_empty() {
         return Ok(Daemons::default());

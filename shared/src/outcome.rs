@@ -1,4 +1,4 @@
-//! What has become of a task: pure.
+//! Decides what a task has become: pure.
 
 use tracing::Level;
 
@@ -6,20 +6,20 @@ use crate::aws::ecs::{CONTROLLER_TAG, Container, HealthStatus, Task, TaskStatus}
 use crate::message::{Failure, FailureCode, NoticeType};
 use crate::stop::{Cause, Stop};
 
-/// What a task that is said to run comes to.
+/// The state of a task that is said to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Running {
-    /// It is to be told to be ready.
+    /// It is ready, and has to be reported.
     Ready,
-    /// It will be, but is not yet.
+    /// It is not ready yet.
     NotYet,
-    /// It is over.
+    /// It has stopped.
     Stopped,
-    /// There is nothing to tell.
+    /// There is nothing to report.
     Nothing(&'static str),
 }
 
-/// Judges a task as ECS describes it, tags and all.
+/// Classifies a task as ECS describes it, with its tags.
 pub fn of_running(task: &Task, controller: &str, container: Option<&str>, has_health_check: bool) -> Running {
     if !is_or_was_ours(task, controller) {
         return Running::Nothing("the task is not this controller's");
@@ -28,7 +28,7 @@ pub fn of_running(task: &Task, controller: &str, container: Option<&str>, has_he
         return Running::Stopped;
     }
     if task.is_ending() {
-        return Running::Nothing("the task is stopping; its last event will tell");
+        return Running::Nothing("the task is stopping; its last event reports the end");
     }
     if task.reported() {
         return Running::Nothing("the task was reported already");
@@ -49,22 +49,22 @@ pub fn is_anothers(task: &Task, controller: &str) -> bool {
     task.tags.get(CONTROLLER_TAG).is_some_and(|tag| tag != controller)
 }
 
-/// Whether a running task, described with its tags, is an agent of this controller. A name of our form alone is not enough:
-/// whoever may run tasks in the cluster can give it.
+/// Whether a running task, described with its tags, is an agent of this controller. A name of our form is not enough:
+/// anyone who may run tasks in the cluster can choose it.
 pub fn is_ours(task: &Task, controller: &str) -> bool {
     task.tags.get(CONTROLLER_TAG).is_some_and(|tag| tag == controller)
 }
 
-/// Whether a task of our name is, or was, an agent of this controller: one that was told to stop may have lost its tags
+/// Whether a task of our name is, or was, an agent of this controller: a task that is stopping may have lost its tags
 /// (API_StopTask).
 pub fn is_or_was_ours(task: &Task, controller: &str) -> bool {
     if task.is_ending() { !is_anothers(task, controller) } else { is_ours(task, controller) }
 }
 
-/// What a stopped task comes to.
+/// The outcome of a stopped task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ended {
-    /// Failed, where nobody was told of a ready agent; stopped otherwise.
+    /// Failed, unless a ready agent was reported; then stopped.
     pub kind: NoticeType,
     /// What went wrong, if anything.
     pub failure: Option<Failure>,
@@ -84,11 +84,11 @@ impl Ended {
     }
 }
 
-/// Judges a stopped task. `reported_ready` is what its tags said, none where nobody can say any more.
+/// Classifies a stopped task. `reported_ready` is what its tags said, none if that is no longer known.
 pub fn of_stopped(task: &Task, container: Option<&str>, reported_ready: Option<bool>) -> Option<Ended> {
     let reason = task.stopped_reason.as_deref().unwrap_or_default();
     let stop = Stop::parse(reason);
-    // A task that never ran was never ready, unless it was told to be.
+    // A task that never ran was never ready, unless it was reported ready.
     let ran = task.started_at.is_some();
     let ready = match &stop {
         Some(stop) => ran && !stop.before_ready,
@@ -133,7 +133,7 @@ pub fn ended_host(task: &Task) -> Option<&str> {
     rest.split_once(") terminated").map(|(id, _)| id)
 }
 
-/// An end that came with a Spot instance's interruption: the task itself says no more than that its host was terminated.
+/// The end of a task by a Spot interruption of its instance: the task itself says only that its host was terminated.
 pub fn interrupted(mut ended: Ended, task: &Task) -> Ended {
     let reason = task.stopped_reason.as_deref().unwrap_or_default();
     match &mut ended.failure {
@@ -151,12 +151,12 @@ pub fn interrupted(mut ended: Ended, task: &Task) -> Ended {
 
 const TAKEN_BACK: &str = "AWS took the Spot capacity back; ask for another agent";
 
-/// What a container is killed with: SIGKILL, SIGTERM.
+/// Exit codes of killed containers: SIGKILL, SIGTERM.
 const KILLED: [i32; 2] = [137, 143];
 
-/// The container whose end is the task's. ECS tells no order, but the others were stopped for it: one with a reason of its
-/// own goes before one that failed, that before one that was done, and that before one that was killed; among equals the
-/// agent's.
+/// The container that ended the task. ECS gives no order, but the others were stopped because of it: a container with a
+/// reason of its own comes before one that failed, then one that succeeded, then one that was killed; among equals, the
+/// agent's comes first.
 fn first_to_end<'a>(task: &'a Task, agent: Option<&str>) -> Option<&'a Container> {
     let ended = task.containers.iter().filter(|found| found.exit_code.is_some() || found.reason.is_some());
     ended.min_by_key(|found| {
@@ -184,7 +184,7 @@ fn start_failure(task: &Task, container: Option<&str>, reason: &str) -> String {
     } else if all.contains("ResourceInitializationError") {
         "the task could not be set up: check its execution role, secrets, log group and network: "
     } else if all.contains("OutOfMemory") {
-        "the container was killed for want of memory: raise the task's memory: "
+        "the container was killed because it ran out of memory: raise the task's memory: "
     } else if is_spot_interruption(task) {
         "AWS took the Spot capacity back; ask for another agent: "
     } else if exit.is_some() {
@@ -214,32 +214,32 @@ mod tests {
 
     #[test]
     fn a_running_task_is_ready_once() {
-        let judge = |task: &Task, check| of_running(task, "https://ci/", Some("agent"), check);
-        assert_eq!(judge(&task("RUNNING"), false), Running::Ready);
-        assert_eq!(judge(&task("PENDING"), false), Running::NotYet);
-        assert_eq!(judge(&task("STOPPED"), false), Running::Stopped);
-        assert_eq!(judge(&task("RUNNING"), true), Running::NotYet);
+        let state = |task: &Task, check| of_running(task, "https://ci/", Some("agent"), check);
+        assert_eq!(state(&task("RUNNING"), false), Running::Ready);
+        assert_eq!(state(&task("PENDING"), false), Running::NotYet);
+        assert_eq!(state(&task("STOPPED"), false), Running::Stopped);
+        assert_eq!(state(&task("RUNNING"), true), Running::NotYet);
         for (health, ready) in [("HEALTHY", true), ("UNHEALTHY", false), ("UNKNOWN", false)] {
             let mut task = task("RUNNING");
             task.containers[0].health_status = Some(health.into());
-            assert_eq!(judge(&task, true) == Running::Ready, ready, "{health}");
+            assert_eq!(state(&task, true) == Running::Ready, ready, "{health}");
         }
         let mut reported = task("RUNNING");
         reported.tags.insert(REPORTED_TAG.into(), "ready 2026".into());
-        assert!(matches!(judge(&reported, false), Running::Nothing(_)));
+        assert!(matches!(state(&reported, false), Running::Nothing(_)));
         let mut anothers = task("RUNNING");
         anothers.tags.insert(CONTROLLER_TAG.into(), "https://other/".into());
-        assert!(matches!(judge(&anothers, false), Running::Nothing(_)));
+        assert!(matches!(state(&anothers, false), Running::Nothing(_)));
         let mut untagged = task("RUNNING");
         untagged.tags.clear();
-        assert!(matches!(judge(&untagged, false), Running::Nothing(_)));
+        assert!(matches!(state(&untagged, false), Running::Nothing(_)));
         let mut ending = task("RUNNING");
         ending.desired_status = "STOPPED".into();
-        assert!(matches!(judge(&ending, false), Running::Nothing(_)));
+        assert!(matches!(state(&ending, false), Running::Nothing(_)));
     }
 
     #[test]
-    fn an_end_is_told_as_what_it_was() {
+    fn classifies_the_end_of_a_task() {
         use FailureCode::*;
         use NoticeType::*;
         for (reason, stop_code, started, reported, kind, code) in [
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn the_container_that_ended_first_is_to_blame() {
+    fn blames_the_container_that_ended_first() {
         let container = |name: &str, exit_code: i32, reason: Option<&str>| Container {
             name: name.into(),
             exit_code: Some(exit_code),
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ended_host_is_named() {
+    fn recognises_a_terminated_host() {
         let mut task = task("STOPPED");
         task.stopped_reason = Some("Host EC2 (instance i-0123456789abcdef0) terminated.".into());
         assert_eq!(ended_host(&task), Some("i-0123456789abcdef0"));

@@ -1,4 +1,4 @@
-//! Tells Jenkins what has become of a task: for its events, for retries, and for the sweep alike.
+//! Reports to Jenkins what has become of a task: for its events, for retries, and for the sweep.
 
 use tracing::Level;
 
@@ -20,10 +20,10 @@ use crate::stop::{Cause, Stop};
 use crate::trace;
 use crate::{log_at, log_fault};
 
-/// An agent of ours that has, or had, a task.
+/// One of our agents that has, or had, a task.
 #[derive(Clone, Copy)]
 pub struct OurAgent<'a> {
-    /// Where its task runs.
+    /// The cloud of its task.
     pub cloud: &'a Cloud,
     pub name: &'a AgentName,
     /// Its template, unless it is no longer configured.
@@ -31,7 +31,7 @@ pub struct OurAgent<'a> {
 }
 
 impl<'a> OurAgent<'a> {
-    /// An agent with the template that its name says.
+    /// An agent, with the template that its name contains.
     pub fn new(app: &App, cloud: &'a Cloud, name: &'a AgentName) -> Self {
         Self { cloud, name, template: cloud.template(app.template_name(name)) }
     }
@@ -48,22 +48,22 @@ impl<'a> OurAgent<'a> {
     }
 }
 
-/// What came of a look at a task.
+/// The result of a report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reported {
-    /// Whoever had to be told was told.
+    /// Everyone who had to be notified was notified.
     Done,
     /// The task is not ready yet, for this reason.
     NotYet(String),
-    /// Jenkins does not let us create the node.
+    /// Jenkins refuses to create the node.
     Refused(Fault),
 }
 
 impl Reported {
-    /// Nothing, unless it has to be tried again.
+    /// Success, unless it has to be repeated.
     ///
     /// # Errors
-    /// When Jenkins does not let us create the node.
+    /// When Jenkins refuses to create the node.
     pub fn done(self) -> Result<(), Fault> {
         match self {
             Self::Done | Self::NotYet(_) => Ok(()),
@@ -72,10 +72,10 @@ impl Reported {
     }
 }
 
-/// Looks at a task and tells what it has become.
+/// Describes a task and reports its state.
 ///
 /// # Errors
-/// When that has to be tried again; nothing is lost as long as the caller does.
+/// When it has to be repeated; nothing is lost as long as the caller does so.
 pub async fn task(app: &App, agent: OurAgent<'_>, arn: &str, otherwise: Option<&Fallback>) -> Result<Reported, Fault> {
     match agent.cloud.cluster.describe_task(arn).await? {
         Some(task) => described(app, agent, &task).await,
@@ -87,11 +87,11 @@ pub async fn task(app: &App, agent: OurAgent<'_>, arn: &str, otherwise: Option<&
     }
 }
 
-/// Tells the end of a task that its last event shows. A stopped task does not change any more; ECS is asked for its tags
-/// alone, which say whether somebody was told of a ready agent.
+/// Reports the end of a task from its last event. A stopped task no longer changes; ECS is asked only for its tags,
+/// which say whether a ready agent was reported.
 ///
 /// # Errors
-/// When that has to be tried again.
+/// When it has to be repeated.
 pub async fn last_event(app: &App, agent: OurAgent<'_>, event: &Task) -> Result<(), Fault> {
     let described = agent.cloud.cluster.describe_task(&event.arn).await?;
     let is_known = described.is_some();
@@ -102,13 +102,13 @@ pub async fn last_event(app: &App, agent: OurAgent<'_>, event: &Task) -> Result<
         return Ok(());
     }
     if !is_known && task.started_at.is_some() {
-        // Nobody can say any more; it ran, and its build has most likely had it.
+        // ECS has forgotten it; it ran, so its build has most likely had it.
         task.tags.insert(REPORTED_TAG.into(), "ready".into());
     }
     stopped(app, agent, &task).await
 }
 
-/// Tells what a task has become, as ECS describes it just now.
+/// Reports the state of a task as ECS describes it now.
 async fn described(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<Reported, Fault> {
     let record = task.record();
     record.iter().for_each(|record| Ids::from(record).record());
@@ -132,8 +132,8 @@ fn not_yet(task: &Task) -> String {
     }
 }
 
-/// ECS says `UNKNOWN` of a container without a health check as well as of one that was not checked yet (API_Container), so
-/// that the task definition has to tell; it is described once per process.
+/// Whether the container has a health check. ECS reports `UNKNOWN` both for a container without one and for one that
+/// was not checked yet (API_Container), so the task definition decides; it is described once per process.
 async fn has_health_check(app: &App, agent: OurAgent<'_>, task: &Task, container: Option<&str>) -> Result<bool, Fault> {
     let health = container.and_then(|name| task.container(name)).and_then(|container| container.health_status.as_ref());
     let is_undecided = health == Some(&HealthStatus::Unknown) && !task.is_ending() && !task.reported();
@@ -151,7 +151,7 @@ async fn has_health_check(app: &App, agent: OurAgent<'_>, task: &Task, container
     }
 }
 
-/// Makes an agent whose task runs a node in Jenkins, and tells of it.
+/// Creates the node of an agent whose task runs, and reports it ready.
 async fn ready(app: &App, agent: OurAgent<'_>, task: &Task, record: Option<&Record>) -> Result<Reported, Fault> {
     let name = agent.name;
     let Some(record) = record else {
@@ -208,15 +208,15 @@ fn node(agent: OurAgent<'_>, template: &Template, task: &Task, record: &Record, 
 /// Whether an agent has its node.
 enum Registered {
     Yes,
-    /// Another task has its name, and is older; this one was stopped.
+    /// An older task has the same name; this one was stopped.
     YoungerOfTwo,
 }
 
-/// Creates an agent's node, unless another task of its name has made it.
+/// Creates an agent's node, unless another task of its name has created it.
 async fn register(app: &App, agent: OurAgent<'_>, task: &Task, node: &Node) -> Result<Registered, Fault> {
     match app.jenkins.create_node(node).await? {
         Created::New => {}
-        // The sweep may have met the node before its task and taken it offline.
+        // The sweep may have found the node before its task and taken it offline.
         Created::Existed if matches!(node.launcher, Launcher::Inbound) => {
             app.jenkins.set_online(agent.name.as_str()).await?;
         }
@@ -227,7 +227,7 @@ async fn register(app: &App, agent: OurAgent<'_>, task: &Task, node: &Node) -> R
                 self::stop(agent, task, stop).await?;
                 return Ok(Registered::YoungerOfTwo);
             }
-            // The node may be the younger's, with the younger's address.
+            // The node may be the younger task's, with that task's address.
             Standing::Eldest => {
                 app.jenkins.delete_node(agent.name.as_str()).await?;
                 app.jenkins.create_node(node).await?;
@@ -237,7 +237,7 @@ async fn register(app: &App, agent: OurAgent<'_>, task: &Task, node: &Node) -> R
     Ok(Registered::Yes)
 }
 
-/// A task among those of its name.
+/// The rank of a task by age, among those of its name.
 enum Standing {
     Alone,
     Eldest,
@@ -260,7 +260,7 @@ async fn standing(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<Standin
     })
 }
 
-/// Reports a ready agent: to its request's webhook first, then to everybody else; the outcome is recorded on the task.
+/// Reports a ready agent: first to its request's webhook, then to everyone else; the outcome is recorded on the task.
 async fn notify_ready(
     app: &App,
     agent: OurAgent<'_>,
@@ -274,7 +274,7 @@ async fn notify_ready(
         (Some(url), Claim::Mine(_)) => app.notifier.notify(notice, &Target::Request(url.clone())).await?,
         _ => Delivery::Delivered,
     };
-    let told = match delivery {
+    let outcome = match delivery {
         Delivery::Delivered => "ready",
         Delivery::Rejected => "rejected",
         Delivery::Unwanted if is_at_work(app, agent.name).await? => "ready",
@@ -288,29 +288,29 @@ async fn notify_ready(
     if let Claim::Mine(delivery) = claim {
         delivery.done(app.now());
     }
-    tell_listeners(app, notice).await?;
+    notify_listeners(app, notice).await?;
     trace::send(app.settings.xray_daemon, record.trace.as_ref(), notice);
-    record_or_keep(app, agent, task, told).await?;
+    record_or_keep(app, agent, task, outcome).await?;
     log_ready(agent, notice);
     Ok(Reported::Done)
 }
 
-/// Whether a build runs on an agent that its webhook calls unwanted: it was told before, and the answer or the record of
-/// it got lost.
+/// Whether a build runs on an agent that its webhook calls unwanted: the webhook was notified before, and the answer or
+/// the record of it was lost.
 async fn is_at_work(app: &App, name: &AgentName) -> Result<bool, Fault> {
     if !app.jenkins.registers_nodes() {
         return Ok(false);
     }
     let node = app.jenkins.node(name.as_str()).await.map_err(|fault| {
-        // Nobody is stopped unseen: tried again, whatever the fault.
+        // No agent is stopped without a look at its node: retried, whatever the fault.
         Fault::passing(format!("whether a build runs on the unwanted agent is not known: {fault}"))
     })?;
     Ok(node.is_some_and(|node| node.idle == Some(false)))
 }
 
-/// Tells everybody but the request's own webhook, once per process. Before anything is recorded: what is recorded is not
-/// told again.
-async fn tell_listeners(app: &App, notice: &Notice) -> Result<bool, Fault> {
+/// Notifies everyone but the request's own webhook, once per process. This precedes the record: after it, nobody is
+/// notified again.
+async fn notify_listeners(app: &App, notice: &Notice) -> Result<bool, Fault> {
     if let Claim::Mine(delivery) = app.memory.claim(&format!("{} to listeners", notice.id), app.now()) {
         app.notifier.notify_all(notice, app.notifier.listeners()).await?;
         delivery.done(app.now());
@@ -319,20 +319,20 @@ async fn tell_listeners(app: &App, notice: &Notice) -> Result<bool, Fault> {
     Ok(false)
 }
 
-/// Records an agent as ready that is at work, though that was never recorded: its build has heard of it, or found it by
-/// its labels. Nothing is asked of anybody who could refuse it.
+/// Records an agent as ready that has a build although that was never recorded: the build was notified, or found the
+/// agent by its labels. Nobody who could refuse the agent is asked.
 ///
 /// # Errors
-/// When it could not be told or recorded.
+/// When it could not be reported or recorded.
 pub async fn at_work(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<(), Fault> {
     let notice = agent.subject(task.record().as_ref()).ready(None, task, app.now());
-    tell_listeners(app, &notice).await?;
+    notify_listeners(app, &notice).await?;
     record_or_keep(app, agent, task, "ready").await?;
     log_ready(agent, &notice);
     Ok(())
 }
 
-/// Logs that an agent is ready, and what each stage of its way took.
+/// Logs that an agent is ready, and how long each stage took.
 fn log_ready(agent: OurAgent<'_>, notice: &Notice) {
     let Some(timings) = &notice.timings else { return };
     let stages = timings.stages(notice.at);
@@ -354,7 +354,7 @@ fn log_ready(agent: OurAgent<'_>, notice: &Notice) {
     );
 }
 
-/// Stops a task that can never become an agent; its last event tells why.
+/// Stops a task that can never become an agent; its last event reports why.
 async fn unusable(agent: OurAgent<'_>, task: &Task, why: &str) -> Result<Reported, Fault> {
     stop(agent, task, Stop::new(Cause::Unusable, why)).await.map(|()| Reported::Done)
 }
@@ -362,7 +362,7 @@ async fn unusable(agent: OurAgent<'_>, task: &Task, why: &str) -> Result<Reporte
 /// Reports the end of a task.
 ///
 /// # Errors
-/// When that has to be tried again.
+/// When it has to be repeated.
 pub async fn stopped(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<(), Fault> {
     if let Some((notice, level)) = report_end(app, agent, task).await? {
         log_end(agent, &notice, task, level);
@@ -370,11 +370,11 @@ pub async fn stopped(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<(), 
     Ok(())
 }
 
-/// The same for the sweep, which cannot see whether another process has reported the end already: most likely it has, so that
-/// it is neither counted nor an error once more.
+/// The same for the sweep, which cannot see whether another process has already reported the end. Most likely it has,
+/// so it is neither counted nor logged as an error again.
 ///
 /// # Errors
-/// When that has to be tried again.
+/// When it has to be repeated.
 pub async fn stopped_unseen(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<(), Fault> {
     if let Some((notice, _)) = report_end(app, agent, task).await? {
         let failure = notice.failure.as_ref();
@@ -389,13 +389,13 @@ pub async fn stopped_unseen(app: &App, agent: OurAgent<'_>, task: &Task) -> Resu
     Ok(())
 }
 
-/// Reports the end of a task. Answers the notice and its level in the log, where this process had not reported it yet.
+/// Reports the end of a task. Returns the notice and its log level, if this process had not reported it before.
 async fn report_end(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<Option<(Notice, Level)>, Fault> {
     let request = task.record();
     request.iter().for_each(|record| Ids::from(record).record());
     let container = request.as_ref().map(|record| record.container.as_str());
     let Some(mut ended) = outcome::of_stopped(task, container, known_readiness(task)) else { return Ok(None) };
-    // The sweep may have found a start overdue in the moment in which the agent was told to be ready.
+    // The sweep may have found a start overdue at the moment in which the agent was reported ready.
     if app.memory.was_delivered(&Notice::new(NoticeType::Ready, agent.name.as_str(), app.now()).id) {
         ended.kind = NoticeType::Stopped;
     }
@@ -410,16 +410,16 @@ async fn report_end(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<Optio
         NoticeType::Failed if task.reported() => false,
         NoticeType::Failed => {
             let webhook_url = request.as_ref().and_then(|record| record.webhook_url.as_deref());
-            let is_new = tell_once(app, &notice, webhook_url).await?;
+            let is_new = notify_once(app, &notice, webhook_url).await?;
             let trace = request.as_ref().and_then(|record| record.trace.as_ref());
             trace::send(app.settings.xray_daemon, trace, &notice);
-            // ECS may take no tag of a stopped task any more.
+            // ECS may accept no tag of a stopped task any more.
             if let Err(fault) = record(agent.cloud, &task.arn, &format!("failed {}", app.now())).await {
                 tracing::debug!(error = %fault, "stopped task takes no tag");
             }
             is_new
         }
-        _ => tell_listeners(app, &notice).await?,
+        _ => notify_listeners(app, &notice).await?,
     };
     Ok(is_new.then_some((notice, level)))
 }
@@ -448,7 +448,7 @@ fn log_end(agent: OurAgent<'_>, notice: &Notice, task: &Task, level: Level) {
     }
 }
 
-/// Whether a task ended with its EC2 instance, and that with AWS' taking back a Spot instance ("Spot Instance interruption
+/// Whether a task ended with its EC2 instance because AWS took the Spot instance back ("Spot Instance interruption
 /// notices": the state reason's code).
 async fn was_interrupted(agent: OurAgent<'_>, task: &Task) -> Result<bool, Fault> {
     let Some(id) = outcome::ended_host(task) else { return Ok(false) };
@@ -466,16 +466,16 @@ async fn was_interrupted(agent: OurAgent<'_>, task: &Task) -> Result<bool, Fault
     }
 }
 
-/// Whether a stopped task's tags say that it was told to be ready; none where nobody can say any more.
+/// Whether a stopped task's tags say that it was reported ready; none if that is no longer known.
 fn known_readiness(task: &Task) -> Option<bool> {
     let is_ours = Stop::parse(task.stopped_reason.as_deref().unwrap_or_default()).is_some();
-    // StopTask took its tags: somebody else's, or our own for a task that had ended by itself.
+    // StopTask deleted its tags: somebody else's call, or ours for a task that had already stopped.
     let lost_tags = !task.tags.contains_key(CONTROLLER_TAG) && !task.reported();
     (!is_ours && !lost_tags).then(|| task.reported_ready())
 }
 
-/// Tells an outcome to the request's webhook, then to everybody else: once per process. Answers whether it was this time.
-async fn tell_once(app: &App, notice: &Notice, webhook_url: Option<&str>) -> Result<bool, Fault> {
+/// Notifies the request's webhook of an outcome, then everyone else: once per process. Returns whether it did so now.
+async fn notify_once(app: &App, notice: &Notice, webhook_url: Option<&str>) -> Result<bool, Fault> {
     match app.memory.claim(&notice.id, app.now()) {
         Claim::Mine(delivery) => {
             if let Some(url) = webhook_url {
@@ -486,12 +486,13 @@ async fn tell_once(app: &App, notice: &Notice, webhook_url: Option<&str>) -> Res
         Claim::Taken => return Err(Fault::not_yet("the notice is on its way just now")),
         Claim::Delivered => {}
     }
-    tell_listeners(app, notice).await
+    notify_listeners(app, notice).await
 }
 
-/// Records on the task that its outcome was told. Where only that fails, it alone is kept for later: nobody is told again.
-async fn record_or_keep(app: &App, agent: OurAgent<'_>, task: &Task, told: &str) -> Result<(), Fault> {
-    let value = format!("{told} {}", app.now());
+/// Records on the task that its outcome was reported. If only that fails, only the record is kept for later: nobody is
+/// notified again.
+async fn record_or_keep(app: &App, agent: OurAgent<'_>, task: &Task, outcome: &str) -> Result<(), Fault> {
+    let value = format!("{outcome} {}", app.now());
     let Err(fault) = record(agent.cloud, &task.arn, &value).await else { return Ok(()) };
     log_fault!(&fault, "outcome reported, but not recorded on the task yet");
     let (cluster, arn, name) = (task.cluster_arn.clone(), task.arn.clone(), agent.name.clone());
@@ -499,10 +500,10 @@ async fn record_or_keep(app: &App, agent: OurAgent<'_>, task: &Task, told: &str)
     app.notifier.keep(&Undelivered { since: app.now(), work }).await
 }
 
-/// Sets the tag that says that, when and how a task's outcome was told.
+/// Sets the tag that records when and how a task's outcome was reported.
 ///
 /// # Errors
-/// When that has to be tried again.
+/// When it has to be repeated.
 pub async fn record(cloud: &Cloud, arn: &str, value: &str) -> Result<(), Fault> {
     match cloud.cluster.tag(arn, REPORTED_TAG, value).await {
         Err(fault) if fault.kind == Kind::Denied => {
@@ -518,7 +519,7 @@ pub async fn record(cloud: &Cloud, arn: &str, value: &str) -> Result<(), Fault> 
     }
 }
 
-/// Stops a task. One that is gone already is what was wanted.
+/// Stops a task. If it is already gone, that is success.
 ///
 /// # Errors
 /// When ECS could not be asked.
@@ -531,22 +532,22 @@ pub async fn stop(agent: OurAgent<'_>, task: &Task, stop: Stop) -> Result<(), Fa
     Ok(())
 }
 
-/// Tells the end of a task of which nobody can say any more what it has become.
+/// Reports the end of a task whose real outcome is no longer known.
 ///
 /// # Errors
-/// When that has to be tried again.
+/// When it has to be repeated.
 pub async fn lost(app: &App, name: &AgentName, otherwise: Option<&Fallback>) -> Result<(), Fault> {
     app.notifier.delete_node(name).await?;
     match otherwise {
-        Some(fallback) => tell_once(app, &fallback.notice, fallback.webhook_url.as_deref()).await.map(drop),
+        Some(fallback) => notify_once(app, &fallback.notice, fallback.webhook_url.as_deref()).await.map(drop),
         None => Ok(()),
     }
 }
 
-/// Keeps a task for later, with what has to be told if ECS forgets it before Jenkins can be told.
+/// Keeps a task for later, with what to report if ECS forgets it before Jenkins can be reached.
 ///
 /// # Errors
-/// When the undelivered queue could not take it.
+/// When the undelivered queue did not accept it.
 pub async fn keep(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<(), Fault> {
     let work = Work::Task {
         cluster: task.cluster_arn.clone(),
@@ -560,11 +561,11 @@ pub async fn keep(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<(), Fau
 fn fallback(app: &App, agent: OurAgent<'_>, task: &Task) -> Option<Fallback> {
     let record = task.record()?;
     let mut gone = task.clone();
-    // One that still ran had nobody told of it; one that ended after it ran most likely had its build.
+    // If it still ran, nobody had been notified of it; if it ended after it ran, its build most likely had it.
     if !task.is_stopped() {
         gone.started_at = None;
     }
-    gone.stopped_reason.get_or_insert_with(|| "the task ended while Jenkins could not be told of it".into());
+    gone.stopped_reason.get_or_insert_with(|| "the task ended while Jenkins could not be notified".into());
     let ended = outcome::of_stopped(&gone, Some(&record.container), None)?;
     let mut notice = agent.subject(Some(&record)).notice_of_task(ended.kind, task, app.now());
     notice.failure = ended.failure;

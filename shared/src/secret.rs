@@ -12,7 +12,7 @@ use crate::config::{Config, SecretRef};
 use crate::fault::Fault;
 use crate::http::authority;
 
-/// A text that nobody prints.
+/// A text that is never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
@@ -23,7 +23,7 @@ impl Secret {
         Self(text.trim_end_matches(['\n', '\r']).to_owned())
     }
 
-    /// The text, for the one who needs it.
+    /// The text, for the code that sends it.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -35,12 +35,12 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The key of a signature, which nobody prints either.
+/// The key of a signature, which is never printed either.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SigningKey(Vec<u8>);
 
 impl SigningKey {
-    /// From `whsec_` and base64, as the Standard Webhooks specification writes it; the prefix may be missing.
+    /// From `whsec_` and base64, as the Standard Webhooks specification writes it; the prefix is optional.
     ///
     /// # Errors
     /// When it is not base64.
@@ -52,7 +52,7 @@ impl SigningKey {
             .map_err(|_| "is not base64: write it as whsec_ and 24 to 64 bytes in base64".into())
     }
 
-    /// The bytes, for the one who signs.
+    /// The bytes, for the code that signs.
     pub fn expose(&self) -> &[u8] {
         &self.0
     }
@@ -79,7 +79,7 @@ pub struct Secrets {
 
 impl Secrets {
     /// # Errors
-    /// When it cannot be what the setting is for.
+    /// When it is unsuitable for the setting.
     fn put(&mut self, path: &str, secret: Secret) -> Result<(), String> {
         match path {
             API_TOKEN => self.api_token = Some(secret),
@@ -100,7 +100,7 @@ impl Secrets {
 /// Reads environment variables; only `config` does so for the process.
 pub type Environment = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
 
-/// Where the secrets come from, and what they were when last read.
+/// Where the secrets are stored, and their values as last read.
 pub struct SecretStore {
     references: Vec<(&'static str, SecretRef)>,
     ssm: Option<Lazy<aws_sdk_ssm::Client>>,
@@ -137,14 +137,14 @@ impl SecretStore {
             (SIGNING_SECRET, &jenkins.webhook.signing_secret),
         ];
         let references = references.into_iter().filter_map(|(path, reference)| Some((path, reference.clone()?)));
-        // What names nothing is a fault of the configuration, which tells it.
+        // An empty reference is a fault of the configuration, which reports it.
         let references = references.filter(|(_, reference)| !reference.name().trim().is_empty()).collect();
         let store = Self { references, ssm: Some(ssm.into()), environment, current: RwLock::default() };
         store.refresh().await?;
         Ok(store)
     }
 
-    /// Secrets that are there already and stay as they are.
+    /// Fixed secrets that are never read again.
     pub fn fixed(secrets: Secrets) -> Self {
         Self {
             references: Vec::new(),
@@ -202,7 +202,8 @@ impl SecretStore {
         if secret.expose().trim().is_empty() { Err(format!("{} is empty", reference.name())) } else { Ok(secret) }
     }
 
-    /// All SSM parameters among the secrets, in one call: there are fewer than the ten that it takes (API_GetParameters).
+    /// All SSM parameters among the secrets, in one call: there are fewer than the ten that it accepts
+    /// (API_GetParameters).
     async fn parameters(&self) -> Result<Vec<Parameter>, Fault> {
         let names: BTreeSet<_> = (self.references.iter())
             .filter(|(_, reference)| matches!(reference, SecretRef::Ssm(_)))
@@ -220,7 +221,7 @@ impl SecretStore {
     }
 }
 
-/// Whether it was asked for by this name: its own, its ARN, or its name with a `:VERSION` or `:LABEL` (API_Parameter).
+/// Whether it was requested by this name: its own, its ARN, or its name with a `:VERSION` or `:LABEL` (API_Parameter).
 fn is_called(parameter: &Parameter, asked: &str) -> bool {
     let (name, selector) = (parameter.name().unwrap_or_default(), parameter.selector().unwrap_or_default());
     asked == name
@@ -245,7 +246,7 @@ pub(crate) mod tests {
 
     type Answer = dyn Fn(&str, Value) -> (u16, Value) + Send + Sync;
 
-    /// An SSM without a network: the operation and its input give a status and a body.
+    /// An SSM without a network: the operation and its input determine status and body.
     pub(crate) fn ssm(answer: impl Fn(&str, Value) -> (u16, Value) + Send + Sync + 'static) -> aws_sdk_ssm::Client {
         let connector = SharedHttpConnector::new(Canned(Box::new(answer)));
         let http: SharedHttpClient = http_client_fn(move |_, _| connector.clone());
@@ -292,7 +293,7 @@ pub(crate) mod tests {
         webhook: {authorization: {ssm: 'arn:aws:ssm:eu-west-1:1:parameter/raw'}, signingSecret: {ssm: /signing}}";
 
     #[tokio::test]
-    async fn all_parameters_come_with_one_call() {
+    async fn reads_all_parameters_in_one_call() {
         let key = rcgen::KeyPair::generate().expect("a key");
         let certificate = rcgen::CertificateParams::default().self_signed(&key).expect("a certificate").pem();
         let stored = certificate.clone();
@@ -321,7 +322,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn every_missing_secret_is_named_at_once() {
+    async fn names_every_missing_secret_at_once() {
         let ssm = ssm(|_, _| (200, json!({"Parameters": [], "InvalidParameters": ["/token"]})));
         let config = config(
             "apiToken: {ssm: /token}, caCertificate: {file: /nowhere/ca.pem}, webhook: {authorization: {env: RAW}}",
@@ -334,7 +335,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn what_cannot_be_the_secret_is_refused_without_being_repeated() {
+    async fn refuses_an_unsuitable_secret_without_repeating_it() {
         for (jenkins, fault) in [
             ("webhook: {signingSecret: {env: S}}", "jenkins.webhook.signingSecret: "),
             ("webhook: {authorization: {env: S}}", "jenkins.webhook.authorization: "),
@@ -354,7 +355,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn a_fault_of_ssm_is_told_for_each_secret_that_is_there() {
+    async fn reports_a_fault_of_ssm_for_each_of_its_secrets() {
         let ssm = ssm(|_, _| (400, json!({"__type": "AccessDeniedException", "message": "not authorized"})));
         let environment: Environment = Arc::new(|_| Some("x".into()));
         let config = config("apiToken: {ssm: /token}, webhook: {authorization: {env: RAW}}");
@@ -363,7 +364,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn a_renewed_secret_is_seen_after_a_refresh_and_the_old_one_stays_after_a_failed_one() {
+    async fn a_refresh_reads_the_new_secret_or_keeps_the_old_one() {
         let value = Arc::new(Mutex::new(Some("old".to_owned())));
         let environment: Environment = {
             let value = value.clone();

@@ -1,7 +1,7 @@
-//! What every line of a record's log says: whose it is.
+//! The fields of every line that is logged about a record.
 //!
-//! A record is a message of a batch, an event or an item of the sweep. Its span is opened where work on it begins, with
-//! the ids that are known there; what becomes known later is recorded then.
+//! A record is a message of a batch, an event or an item of the sweep. Its span is opened where work on it begins,
+//! with the ids that are known there; later ones are added as they become known.
 
 use tracing::Span;
 
@@ -12,7 +12,7 @@ use crate::name::AgentName;
 /// The ids of a record's span, as far as they are known.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Ids<'a> {
-    /// SQS' id of the message that is worked on.
+    /// The SQS id of the message that is processed.
     pub message: Option<&'a str>,
     pub request: Option<&'a RequestId>,
     pub build: Option<&'a Build>,
@@ -43,13 +43,13 @@ impl<'a> Ids<'a> {
         Self { agent: Some(name.as_str()), ..Self::default() }
     }
 
-    /// Of an agent's task, with the record of its request.
+    /// The ids of an agent's task, with the record of its request.
     pub fn of_task(name: &'a AgentName, task: &'a Task, record: Option<&'a Record>) -> Self {
         let known = record.map(Self::from).unwrap_or_default();
         Self { agent: Some(name.as_str()), task: Some(&task.arn), ..known }
     }
 
-    /// Opens the span of a record. It is there at every log level: errors say whose they are, too.
+    /// Opens the span of a record. It exists at every log level: errors need the ids, too.
     pub fn span(self) -> Span {
         tracing::error_span!(
             "record",

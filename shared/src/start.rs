@@ -27,7 +27,7 @@ use crate::notifier::Notifier;
 use crate::secret::Environment;
 use crate::span;
 
-/// Starts a function: everything wrong with its settings ends the start with one message.
+/// Starts a function. If settings are wrong, the start ends with one message that names all of them.
 pub async fn run<F>(handle: impl Fn(Arc<App>, Invocation, Value) -> F) -> ExitCode
 where
     F: Future<Output = anyhow::Result<Value>>,
@@ -65,7 +65,7 @@ where
     }
 }
 
-/// Lambda brings an event again whose invocation failed; the messages of a batch come back as well.
+/// Lambda repeats an event whose invocation failed; the messages of a batch come back as well.
 fn log_failure(error: &anyhow::Error) {
     match error.downcast_ref::<Fault>() {
         Some(fault) => log_fault!(fault, "the invocation failed"),
@@ -74,7 +74,7 @@ fn log_failure(error: &anyhow::Error) {
 }
 
 async fn start(environment: Environment) -> Result<App, SettingsFaults> {
-    // With a bundle at fault, the other settings are looked at all the same.
+    // If the bundle is wrong, the other settings are still checked.
     let (http, fault) = match http(&environment) {
         Ok(http) => (Ok(http), None),
         Err(error) => (Http::with_tls(None), Some(format!("{error:#}"))),
@@ -97,7 +97,7 @@ fn http(environment: &Environment) -> anyhow::Result<Http> {
     Http::with_tls(Some(&pem)).with_context(|| format!("AWS_CA_BUNDLE: {path}"))
 }
 
-/// Builds what an invocation works with. `http` is for what does not go through the SDK.
+/// Builds what an invocation needs. `http` is for calls that do not go through the SDK.
 ///
 /// # Errors
 /// Every setting that is missing or wrong.

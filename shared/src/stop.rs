@@ -1,5 +1,5 @@
-//! Why we stop a task: written into its stopped reason, read again from its last event. StopTask deletes a task's tags
-//! (API_StopTask), so this text is all that is left to tell how an agent ended.
+//! Why we stop a task: written into its stopped reason, and read again from its last event. StopTask deletes a task's
+//! tags (API_StopTask), so only this text says how an agent ended.
 
 use std::fmt;
 
@@ -8,20 +8,19 @@ use crate::message::FailureCode;
 /// Why we stop a task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stop {
-    /// What for.
     pub cause: Cause,
-    /// Whether it was known, when it was stopped, that nobody had been told of a ready agent.
+    /// Whether it was known at the time that no ready agent had been reported.
     pub before_ready: bool,
     /// For people.
     pub text: String,
 }
 
-/// What a task is stopped for.
+/// The cause for which a task is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
     /// Its build is over.
     Completed,
-    /// Jenkins says that nobody wants it.
+    /// Jenkins says that it is no longer wanted.
     Unwanted,
     /// It can never be reached or registered.
     Unusable,
@@ -29,7 +28,7 @@ pub enum Cause {
     Duplicate,
     /// It was not ready in time.
     StartTimeout,
-    /// It lived too long.
+    /// It is older than its lifetime.
     LifetimeExceeded,
     /// It had no build for too long.
     Idle,
@@ -46,7 +45,6 @@ impl Cause {
         Self::Idle,
     ];
 
-    /// As it is written.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Completed => "COMPLETED",
@@ -59,7 +57,7 @@ impl Cause {
         }
     }
 
-    /// The failure that Jenkins is told; none where that is how agents are to end.
+    /// The failure to report; none where agents normally end this way.
     pub fn failure(self) -> Option<FailureCode> {
         match self {
             Self::Completed | Self::Unwanted | Self::Duplicate => None,
@@ -74,13 +72,13 @@ impl Cause {
 const BEFORE_READY: &str = " before ready";
 
 impl Stop {
-    /// A reason.
+    /// A cause with its text.
     pub fn new(cause: Cause, text: impl Into<String>) -> Self {
         let before_ready = matches!(cause, Cause::Unusable | Cause::StartTimeout | Cause::Unwanted);
         Self { cause, before_ready, text: text.into() }
     }
 
-    /// Reads a stopped reason; none if it is not one of ours.
+    /// Parses a stopped reason; none if it is not one of ours.
     pub fn parse(reason: &str) -> Option<Self> {
         let (head, text) = reason.split_once(": ")?;
         let (code, before_ready) = match head.strip_suffix(BEFORE_READY) {
@@ -104,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reason_is_read_as_it_was_written() {
+    fn a_stopped_reason_survives_a_round_trip() {
         for cause in Cause::ALL {
             for before_ready in [false, true] {
                 let stop = Stop { cause, before_ready, text: "build a: b #1".into() };

@@ -1,8 +1,8 @@
 //! AWS X-Ray: the trace of a request, carried from its message through its task to its notice, so that one trace shows
-//! all of the way from the request to the ready agent.
+//! the whole way from the request to the ready agent.
 //!
-//! Lambda traces each invocation by itself. What lies between two invocations nobody else knows: it is sent as one segment
-//! when an agent's outcome is told.
+//! Lambda traces each invocation by itself. Only we know what lies between two invocations: it is sent as one
+//! segment when an agent's outcome is reported.
 
 use std::net::{SocketAddr, UdpSocket};
 
@@ -15,19 +15,18 @@ use crate::name::digest;
 /// The name of our segments, and so of our node in X-Ray's map.
 const SEGMENT: &str = "jenkins-ecs-agents";
 
-/// A trace that is sampled: the part of X-Ray's tracing header that a segment needs (X-Ray developer guide, "Tracing
-/// header").
+/// A sampled trace: the part of X-Ray's tracing header that a segment needs (X-Ray developer guide, "Tracing header").
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trace {
     /// `1-5759e988-bd862e3fe1be46a994272793`
     root: String,
-    /// The segment above: 16 hex digits.
+    /// The parent segment: 16 hex digits.
     parent: Option<String>,
 }
 
 impl Trace {
-    /// Reads a header, `Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8;Sampled=1`. None where the trace
-    /// is not sampled, or the header is none: whoever may send a message may write it.
+    /// Parses a header, `Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8;Sampled=1`. None if the trace
+    /// is not sampled, or the header is malformed: anyone who may send a message can write it.
     pub fn parse(header: &str) -> Option<Self> {
         let field = |name: &str| {
             let fields = header.split(';').filter_map(|field| field.trim().split_once('='));
@@ -58,10 +57,10 @@ impl Serialize for Trace {
     }
 }
 
-/// Reads a trace where there is one. One that cannot be read is none: nothing else depends on it.
+/// Reads an optional trace. A malformed one counts as none: nothing else depends on it.
 ///
 /// # Errors
-/// When there is something else than a text.
+/// When the value is not a text.
 pub fn optional<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Trace>, D::Error> {
     let header = Option::<String>::deserialize(deserializer)?;
     Ok(header.and_then(|header| Trace::parse(&header)))
@@ -73,8 +72,8 @@ pub fn daemon(address: &str) -> Option<SocketAddr> {
     addresses.find_map(|address| address.parse().ok())
 }
 
-/// Sends the way of an agent to the daemon, as a segment of its request's trace: by UDP, and without an answer. Sent again,
-/// it replaces itself, since its id is made of the notice's.
+/// Sends an agent's stages to the daemon, as a segment of its request's trace: over UDP, without an answer. Its id is
+/// derived from the notice's, so a repeated segment replaces the first.
 pub fn send(daemon: Option<SocketAddr>, trace: Option<&Trace>, notice: &Notice) {
     let (Some(daemon), Some(trace)) = (daemon, trace) else { return };
     let Some(segment) = segment(trace, notice) else { return };
@@ -87,8 +86,8 @@ pub fn send(daemon: Option<SocketAddr>, trace: Option<&Trace>, notice: &Notice) 
     }
 }
 
-/// The segment from the request to the notice, with a subsegment for each stage that is known; none where it is not known
-/// when the request was sent.
+/// The segment from the request to the notice, with a subsegment for each known stage; none where the send time of the
+/// request is unknown.
 fn segment(trace: &Trace, notice: &Notice) -> Option<Value> {
     let timings = notice.timings.as_ref()?;
     let id = |of: &str| digest(&[&notice.id, of])[..16].to_owned();
@@ -119,7 +118,7 @@ fn segment(trace: &Trace, notice: &Notice) -> Option<Value> {
     Some(segment)
 }
 
-/// Since 1970, with milliseconds.
+/// Seconds since 1970, with milliseconds.
 fn seconds(time: jiff::Timestamp) -> f64 {
     time.as_duration().as_secs_f64()
 }
@@ -150,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_the_daemon_s_udp_address() {
+    fn finds_the_daemons_udp_address() {
         let address = "127.0.0.1:2001".parse().ok();
         assert_eq!(daemon("127.0.0.1:2001"), address);
         assert_eq!(daemon("tcp:127.0.0.1:2000 udp:127.0.0.1:2001"), address);
@@ -158,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_is_the_way_from_the_request_to_the_notice() {
+    fn a_segment_covers_the_time_from_the_request_to_the_notice() {
         let at = |second: i64| jiff::Timestamp::from_millisecond(1_800_000_000_500 + second * 1000).expect("a time");
         let mut notice = Notice::new(NoticeType::Ready, "ecs-maven-0123456789ab", at(40));
         let trace = Trace::parse(&format!("Root={ROOT};Parent=53995c3f42cd8ad8;Sampled=1")).expect("a trace");

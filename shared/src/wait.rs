@@ -21,26 +21,26 @@ use crate::metrics;
 use crate::span::Ids;
 use crate::trace::{self, Trace};
 
-/// The message attribute that travels with a request between the queues, as JSON: SQS takes ten attributes at most.
+/// The message attribute that travels with a request between the queues, as JSON: SQS accepts ten attributes at most.
 pub const ATTRIBUTE: &str = "wait";
 
-/// The most messages that a batch of requests looks at to count what waits: the sweep counts the rest.
+/// The most messages that a batch of requests reads to count what waits: the sweep counts the rest.
 const LOOK: usize = 500;
 
-/// The most that the sweep and an event take; beyond that, the next sweeps see the rest.
+/// The most that the sweep and an event read; the next sweeps see the rest.
 const LOOK_AT_ALL: usize = 10_000;
 
-/// What the messages of one look may hold in all, in bytes of a function's 256 MiB.
+/// The most bytes of messages that are held at a time, of a function's 256 MiB.
 const LOOK_BYTES: usize = 32 * 1024 * 1024;
 
-/// Receives that go out at once.
+/// Concurrent receives.
 const READERS: usize = 10;
 
-/// A look hides the messages for so long: longer than any function may take, so that what is still worked on is hidden
-/// from all others. Whatever is not sent back is released before that.
+/// How long a read hides the messages: longer than any function may take, so that messages in use are hidden from all
+/// others. Whatever is not sent back is released before that.
 const HIDDEN: Duration = Duration::from_secs(90);
 
-/// What a request has been through.
+/// The state of a waiting request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Wait {
@@ -48,7 +48,7 @@ pub struct Wait {
     pub request_id: RequestId,
     /// When Jenkins sent it.
     pub requested_at: Timestamp,
-    /// When it first had to wait.
+    /// When it began to wait.
     pub since: Timestamp,
     /// How often ECS has answered definitely that there is no room: part of the next RunTask's token.
     pub attempt: u32,
@@ -59,7 +59,7 @@ pub struct Wait {
     pub cloud: String,
     /// The template that serves it.
     pub template: String,
-    /// What one of its agents takes, where that is known.
+    /// The size of one of its agents, if it is known.
     pub size: Option<Size>,
     #[serde(default, skip_serializing_if = "is_zero")]
     pub gpus: u32,
@@ -68,14 +68,14 @@ pub struct Wait {
     pub exclusive: Option<Exclusive>,
     /// What it waits for.
     pub waits_for: WaitsFor,
-    /// Why, in ECS' words.
+    /// The reason, in ECS' words.
     pub reason: String,
-    /// The request's trace, where it is sampled.
+    /// The request's trace, if it is sampled.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "trace::optional")]
     pub trace: Option<Trace>,
 }
 
-/// Whoever may send to a queue can write the attribute: no more agents are believed than a request can have.
+/// Anyone who may send to a queue can write the attribute: it may name no more agents than a request can have.
 fn agents<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D::Error> {
     let agents = Vec::<u32>::deserialize(deserializer)?;
     match agents.len() <= MOST_AGENTS as usize && agents.iter().all(|&index| index < MOST_AGENTS) {
@@ -95,14 +95,13 @@ fn is_zero(number: &u32) -> bool {
 pub enum WaitsFor {
     /// An instance with room.
     Instance,
-    /// Capacity that nobody announces: Fargate's.
+    /// Capacity that no event announces: Fargate's.
     Fargate,
     /// The end of another agent.
     MaxAgents,
 }
 
 impl WaitsFor {
-    /// As it is written.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Instance => "instance",
@@ -113,7 +112,7 @@ impl WaitsFor {
 }
 
 impl Wait {
-    /// How long the message stays out of sight, so that one that bounced is woken later than the others.
+    /// How long the message stays hidden, so that one that found no room again is woken later than the others.
     pub fn delay(&self) -> Duration {
         match self.attempt {
             0 | 1 => Duration::ZERO,
@@ -121,31 +120,31 @@ impl Wait {
         }
     }
 
-    /// What one of its agents takes.
+    /// What one of its agents needs.
     pub fn need(&self) -> Need {
         Need { size: self.size.unwrap_or_default(), gpus: self.gpus, exclusive: self.exclusive.clone() }
     }
 }
 
-/// A message taken from the waiting queue.
+/// A message read from the waiting queue.
 #[derive(Debug, Clone)]
 pub struct Waiting {
     /// The request, as Jenkins sent it.
     pub body: String,
-    /// What it has been through; none if somebody else put it there.
+    /// Its wait; none if somebody else put it there.
     pub wait: Option<Wait>,
-    /// Deletes or releases it.
+    /// The handle to delete or release it.
     pub receipt: String,
 }
 
 impl Waiting {
-    /// Whose it is.
+    /// The ids for its span.
     pub fn ids(&self) -> Ids<'_> {
         Ids { request: self.wait.as_ref().map(|wait| &wait.request_id), ..Ids::default() }
     }
 }
 
-/// Takes some of what waits, oldest first. What is not sent back has to be released.
+/// Reads some of the waiting requests, oldest first. What is not sent back has to be released.
 ///
 /// # Errors
 /// When nothing could be received.
@@ -153,7 +152,7 @@ pub async fn look(queues: &Queues) -> Result<Vec<Waiting>, Fault> {
     look_at(queues, LOOK).await
 }
 
-/// The same, as much of what waits as one invocation can work on: what fits may stand behind any number that does not.
+/// The same, for as much as one invocation can process: a request that fits may come after any number that do not.
 ///
 /// # Errors
 /// When nothing could be received.
@@ -169,7 +168,7 @@ async fn look_at(queues: &Queues, most: usize) -> Result<Vec<Waiting>, Fault> {
         waiting = rest.into_inner().unwrap_or_else(PoisonError::into_inner);
     }
     waiting.sort_by_key(|message| message.wait.as_ref().map(|wait| wait.since));
-    // Copies of a request wait since the first of them did.
+    // All copies of a request have waited since the first of them began.
     let mut first: HashMap<RequestId, Timestamp> = HashMap::new();
     for wait in waiting.iter_mut().filter_map(|message| message.wait.as_mut()) {
         wait.since = *first.entry(wait.request_id.clone()).or_insert(wait.since);
@@ -177,7 +176,7 @@ async fn look_at(queues: &Queues, most: usize) -> Result<Vec<Waiting>, Fault> {
     Ok(waiting)
 }
 
-/// Receives until nothing more comes, or enough is there. After a fault, what is there has to do.
+/// Receives until nothing more comes, or enough was read. After a fault, what was read is used.
 async fn read(queues: &Queues, most: usize, waiting: &Mutex<Vec<Waiting>>) {
     let is_enough = || {
         let waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -216,7 +215,7 @@ pub async fn hand_over(queues: &Queues, body: &str, wait: &Wait) -> Result<(), F
     queues.send(&queues.urls.waiting, body, &[(ATTRIBUTE, &json)], wait.delay()).await
 }
 
-/// Sends a request back to the requests queue, and only then takes it out of the waiting queue.
+/// Sends a request back to the requests queue, and only then deletes it from the waiting queue.
 ///
 /// # Errors
 /// When a call failed; the request is then in one queue or, harmlessly, in both.
@@ -232,7 +231,7 @@ pub async fn wake(queues: &Queues, message: &Waiting) -> Result<(), Fault> {
     woken.instrument(message.ids().span()).await
 }
 
-/// Takes a request out of the waiting queue.
+/// Deletes a request from the waiting queue.
 ///
 /// # Errors
 /// When the call failed.
@@ -240,13 +239,13 @@ pub async fn forget(queues: &Queues, message: &Waiting) -> Result<(), Fault> {
     queues.delete(&queues.urls.waiting, &message.receipt).await
 }
 
-/// Lets others see the messages again.
+/// Makes the messages visible to others again.
 pub async fn release(queues: &Queues, messages: &[Waiting]) {
     let receipts: Vec<_> = messages.iter().map(|message| message.receipt.clone()).collect();
     queues.release(&queues.urls.waiting, &receipts).await;
 }
 
-/// The agents that wait for an instance of a cloud's group, with what each takes: once each, however many copies of its
+/// The needs of the agents that wait for an instance of a cloud's group: each agent once, however many copies of its
 /// request wait. Pure.
 pub fn demand<'a>(cloud: &Cloud, waiting: impl Iterator<Item = &'a Waiting>) -> BTreeMap<(&'a str, u32), Need> {
     let scales = |wait: &&Wait| {
@@ -265,7 +264,7 @@ pub fn demand<'a>(cloud: &Cloud, waiting: impl Iterator<Item = &'a Waiting>) -> 
         .collect()
 }
 
-/// Why what has waited since then is failed; none while it may wait on. Pure.
+/// The failure of a request that has waited since then; none while it may continue to wait. Pure.
 pub fn too_long(
     since: Timestamp,
     reason: &str,
@@ -283,7 +282,7 @@ pub fn too_long(
     Some(Failure::new(FailureCode::CapacityTimeout, message))
 }
 
-/// Takes room on these instances for as many of a request's agents as fit. False if none does. Pure.
+/// Takes room on these instances for as many of a request's agents as fit. Returns false if none does. Pure.
 pub fn take_room<'a>(wait: &Wait, instances: impl Iterator<Item = &'a mut Instance>) -> bool {
     let need = wait.need();
     let mut left = wait.agents.len();
@@ -295,7 +294,7 @@ pub fn take_room<'a>(wait: &Wait, instances: impl Iterator<Item = &'a mut Instan
     left < wait.agents.len()
 }
 
-/// Splits off what fits on an instance, in the order given. Pure.
+/// Splits off what fits on an instance, in the given order. Pure.
 pub fn fitting(
     waiting: Vec<Waiting>,
     instance: &mut Instance,

@@ -1,4 +1,4 @@
-//! Small inputs that failed once, translated from public reports about ECS and Auto Scaling, with what comes out of each.
+//! Small cases from public reports about ECS and Auto Scaling that once failed, with their expected results.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use tests::{CLUSTER, GROUP, Stack};
 
-/// Instances of 4096 CPU units and 8192 MiB, tasks of 1024 and 2048; what is launched from now on never comes.
+/// Instances of 4096 CPU units and 8192 MiB, tasks of 1024 and 2048; instances launched later never boot.
 async fn world(change: impl FnOnce(&mut Value)) -> Stack {
     let mut stack = Stack::with(|config| {
         config["clouds"][0]["instanceCapacity"] = json!({"cpu": 4096, "memory": 8192});
@@ -24,7 +24,7 @@ async fn world(change: impl FnOnce(&mut Value)) -> Stack {
     stack
 }
 
-/// So many agents of a label, asked for in one batch.
+/// This many agents of a label, requested in one batch.
 async fn ask(stack: &mut Stack, label: &str, agents: u32) {
     for index in 0..agents.div_ceil(10) {
         let count = (agents - index * 10).min(10);
@@ -37,7 +37,7 @@ fn desired(stack: &Stack) -> u32 {
     stack.aws().ecs.group(GROUP).unwrap().desired
 }
 
-/// The instances that have registered have no room left.
+/// The registered instances have no room left.
 fn take_all_room(stack: &Stack) {
     let mut aws = stack.aws();
     let arns: Vec<String> = aws.ecs.instances().map(|instance| instance.arn.clone()).collect();
@@ -51,7 +51,7 @@ fn define(stack: &Stack, family: &str, mode: &str, containers: &Value) {
     stack.aws().ecs.register_definition(&definition).unwrap();
 }
 
-/// The only template's task definition, whose container is found in it.
+/// The only template's task definition, in which the container is looked up.
 fn with_definition(config: &mut Value, family: &str) {
     let template = &mut config["clouds"][0]["templates"][0];
     template["taskDefinition"] = family.into();
@@ -192,7 +192,7 @@ async fn another_groups_instances_fail_no_build() {
             }
             stack.advance().clear();
             let url = stack.agent("ours", "maven").await;
-            assert_eq!(stack.told(&url), Vec::<String>::new(), "{booting} boot, {full} full");
+            assert_eq!(stack.received(&url), Vec::<String>::new(), "{booting} boot, {full} full");
             assert_eq!(desired(&stack), right, "{booting} boot, {full} full");
             assert_eq!(stack.bodies("waiting").len(), 1);
         }
@@ -211,7 +211,7 @@ async fn a_task_that_fits_no_instance_with_its_daemon_fails_and_raises_nothing()
         let url = stack.webhook();
         stack.ask(json!({"requestId": "too-large", "label": "maven", "webhookUrl": url, "overrides": overrides}));
         stack.settle().await;
-        assert_eq!(stack.told(&url), ["agent.failed LAUNCH_FAILED"], "{overrides}");
+        assert_eq!(stack.received(&url), ["agent.failed LAUNCH_FAILED"], "{overrides}");
         assert_eq!(desired(&stack), 1, "{overrides}");
     }
 }
@@ -231,7 +231,7 @@ async fn a_familys_new_revision_counts_from_the_next_request_on() {
     };
     let moving = |config: &mut Value| with_definition(config, "moving");
 
-    // It takes more, and no longer fits where there is room.
+    // It needs more, and no longer fits.
     let mut stack = world(moving).await;
     stack.aws().ecs.fill_group(GROUP, 1, Timestamp::now());
     revision(&stack, "agent", 2048);
@@ -241,25 +241,25 @@ async fn a_familys_new_revision_counts_from_the_next_request_on() {
     stack.agent("second", "maven").await;
     assert_eq!(desired(&stack), 2);
 
-    // It takes less, and is no longer too large.
+    // It needs less, and is no longer too large.
     let mut stack = world(moving).await;
     stack.aws().ecs.fill_group(GROUP, 1, Timestamp::now());
     revision(&stack, "agent", 16384);
     let url = stack.agent("first", "maven").await;
-    assert_eq!(stack.told(&url), ["agent.failed LAUNCH_FAILED"]);
+    assert_eq!(stack.received(&url), ["agent.failed LAUNCH_FAILED"]);
     revision(&stack, "agent", 4096);
     free(&stack, 0);
     let url = stack.agent("second", "maven").await;
-    assert_eq!((stack.told(&url), desired(&stack)), (Vec::new(), 2));
+    assert_eq!((stack.received(&url), desired(&stack)), (Vec::new(), 2));
 
-    // It calls its only essential container otherwise.
+    // Its only essential container has another name.
     let mut stack = world(moving).await;
     stack.aws().ecs.fill_group(GROUP, 1, Timestamp::now());
     revision(&stack, "agent", 2048);
     stack.agent("first", "maven").await;
     revision(&stack, "builder", 2048);
     let url = stack.agent("second", "maven").await;
-    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert_eq!(stack.received(&url), ["agent.ready"]);
 }
 
 #[tokio::test]
@@ -282,7 +282,7 @@ async fn an_old_small_instance_beside_a_grown_launch_template_fails_no_build() {
         let overrides = json!({"cpu": 2048, "memory": 12288});
         stack.ask(json!({"requestId": "large", "label": "maven", "webhookUrl": url, "overrides": overrides}));
         stack.settle().await;
-        assert_eq!(stack.told(&url), Vec::<String>::new(), "up: {is_up}, desired {before}");
+        assert_eq!(stack.received(&url), Vec::<String>::new(), "up: {is_up}, desired {before}");
         assert_eq!(desired(&stack), right, "up: {is_up}, desired {before}");
     }
 }

@@ -20,14 +20,14 @@ fn items(report: &Value) -> Vec<&Value> {
     own.into_iter().chain(children.into_iter().flat_map(items)).collect()
 }
 
-/// What is wrong, in words: the innermost items alone.
+/// The faults, in words: only the innermost items.
 fn faults(report: &Value) -> Vec<String> {
     let wrong = items(report).into_iter().filter(|item| item["ok"] == false);
     wrong.filter(|item| items(item).len() == 1).map(Value::to_string).collect()
 }
 
 #[tokio::test]
-async fn where_all_is_well_the_check_says_what_it_found_and_changes_nothing() {
+async fn reports_what_it_found_and_changes_nothing() {
     let mut stack = Stack::start().await;
     let report = check(&mut stack).await;
     assert_eq!(faults(&report), Vec::<String>::new());
@@ -44,7 +44,7 @@ async fn where_all_is_well_the_check_says_what_it_found_and_changes_nothing() {
         assert!(["Get", "List", "Describe"].iter().any(|verb| action.starts_with(verb)), "{call}");
     }
     for exchange in stack.jenkins().exchanges() {
-        // It checks an empty name; that it lets us post is what is asked.
+        // It checks an empty name, to find out whether it may post.
         let is_check = exchange.target.ends_with("/computer/checkName?value=");
         assert!(exchange.method == http::Method::GET || is_check, "{exchange:?}");
     }
@@ -52,7 +52,7 @@ async fn where_all_is_well_the_check_says_what_it_found_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn each_fault_is_found_and_how_to_mend_it() {
+async fn finds_each_fault_and_says_how_to_fix_it() {
     type Case = (&'static str, fn(&mut Value), &'static str);
     let cases: [Case; 10] = [
         ("no cluster", |config| config["clouds"][0]["cluster"] = "gone".into(), "gone"),
@@ -100,7 +100,7 @@ async fn each_fault_is_found_and_how_to_mend_it() {
 }
 
 #[tokio::test]
-async fn what_is_missing_outside_aws_is_found_too() {
+async fn finds_faults_outside_aws() {
     // A queue.
     let mut stack = Stack::start().await;
     stack.allow_denials();
@@ -147,7 +147,7 @@ fn move_jenkins(config: &mut Value, from: &str, to: &str) {
 }
 
 #[tokio::test]
-async fn finds_what_jenkins_itself_would_hide() {
+async fn finds_faults_that_jenkins_hides() {
     // A password reads and cannot post.
     let mut stack = Stack::start().await;
     let password = User {
@@ -165,7 +165,7 @@ async fn finds_what_jenkins_itself_would_hide() {
     let found = faults(&check(&mut stack).await);
     assert!(found.iter().any(|fault| fault.contains("install the plugin ssh-slaves")), "{found:#?}");
 
-    // Jenkins answers under a name that its webhooks do not begin with.
+    // Jenkins answers under a URL that its webhooks do not begin with.
     let mut stack = Stack::with(|config| move_jenkins(config, "127.0.0.1", "localhost")).await;
     let found = faults(&check(&mut stack).await);
     assert!(found.iter().any(|fault| fault.contains("holds http://127.0.0.1")), "{found:#?}");
@@ -188,7 +188,7 @@ async fn asks_for_the_webhook_step_where_no_other_webhook_is_configured() {
 }
 
 #[tokio::test]
-async fn a_webhook_secret_that_jenkins_takes_for_a_password_is_told_and_not_repeated() {
+async fn reports_a_webhook_secret_that_looks_like_a_password_without_repeating_it() {
     let mut stack = Stack::start().await;
     let secret = "Basic aHVudGVyMjpodW50ZXIy";
     stack.aws().parameters.values.insert("/jenkins/webhook".into(), secret.into());
@@ -199,7 +199,7 @@ async fn a_webhook_secret_that_jenkins_takes_for_a_password_is_told_and_not_repe
 }
 
 #[tokio::test]
-async fn what_cannot_be_asked_is_said_and_the_rest_is_checked() {
+async fn reports_what_could_not_be_checked_and_checks_the_rest() {
     let mut stack = Stack::start().await;
     for (service, action) in
         [("ecs", "DescribeClusters"), ("autoscaling", "DescribeAutoScalingGroups"), ("sqs", "GetQueueAttributes")]
@@ -255,7 +255,7 @@ async fn another_region_and_account_is_checked_with_its_own_credentials() {
 }
 
 #[tokio::test]
-async fn the_report_has_one_shape_and_is_asked_afresh() {
+async fn every_report_has_one_shape_and_is_fresh() {
     let mut stack = Stack::with(|config| config["clouds"][0]["templates"][0]["taskDefinition"] = "later".into()).await;
     for is_there in [false, true] {
         if is_there {
@@ -280,7 +280,7 @@ async fn the_report_has_one_shape_and_is_asked_afresh() {
     }
 }
 
-/// What the check finds wrong with a group that was changed, where idle instances are given back.
+/// The faults that the check finds in a changed group, where idle instances are given back.
 async fn group_faults(change: impl FnOnce(&mut local::aws::ecs::Group)) -> Vec<String> {
     let mut stack = Stack::with(|config| config["clouds"][0]["idleInstanceTimeout"] = "10m".into()).await;
     change(stack.aws().ecs.group_mut(GROUP).unwrap());

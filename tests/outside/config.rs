@@ -1,10 +1,10 @@
-//! The environment and the configuration, as a start meets them (contract, sections 1 and 2).
+//! The environment and the configuration when a function starts (contract, sections 1 and 2).
 
 use serde_json::{Value, json};
 use tests::edge::Edge;
 use tests::{Binary, Stack};
 
-/// What a start that fails says, and its exit code.
+/// The output of a start that fails, and its exit code.
 async fn failed_start(stack: &mut Stack, binary: Binary) -> String {
     let function = stack.function(binary).await;
     let code = function.ended().await.unwrap_or_else(|_| panic!("it started"));
@@ -186,7 +186,7 @@ async fn a_certificate_at_fault_is_named_beside_the_other_settings() {
 }
 
 #[tokio::test]
-async fn what_is_allowed_and_ignored_starts() {
+async fn starts_with_settings_that_are_allowed_and_ignored() {
     let mut stack = Stack::with(|config| {
         let everything = json!({"network": {"subnets": ["subnet-1"], "assignPublicIp": true}, "platformVersion": "1.4.0",
             "placementStrategy": [{"type": "random"}], "placementConstraints": [{"type": "distinctInstance"}],
@@ -219,7 +219,7 @@ async fn what_is_allowed_and_ignored_starts() {
 }
 
 #[tokio::test]
-async fn each_source_of_the_configuration_serves() {
+async fn reads_each_source_of_the_configuration() {
     // A file, in YAML proper.
     let mut stack = Stack::start().await;
     let yaml = stack.env("AGENTS_CONFIG").strip_prefix("inline:").unwrap().to_owned();
@@ -247,7 +247,7 @@ async fn the_parameters_under_a_path_are_joined_in_the_order_of_their_names() {
         let mut aws = stack.aws();
         let values = &mut aws.parameters.values;
         values.insert("/jenkins/agents/clouds/00-jenkins".into(), json!({"jenkins": whole["jenkins"]}).to_string());
-        // More than a page of them; each serves `linux`, the first in the order of names is asked.
+        // More than one page of them; each serves `linux`, and the first by name is used.
         for number in (1..=14).rev() {
             let mut cloud = whole["clouds"][1].clone();
             cloud["name"] = format!("cloud-{number}").into();
@@ -310,7 +310,7 @@ async fn the_example_in_the_repository_is_a_configuration() {
 }
 
 #[tokio::test]
-async fn a_source_or_a_secret_that_is_not_there_is_named() {
+async fn names_a_missing_source_or_secret() {
     let mut stack = Stack::start().await;
     stack.set_env("AGENTS_CONFIG", Some("ssm:/jenkins/not/there"));
     let said = failed_start(&mut stack, Binary::Request).await;
@@ -336,7 +336,7 @@ async fn two_stacks_in_one_cluster_have_two_prefixes() {
     stack.poll(Binary::Request, "requests").await;
     let task = stack.tasks().remove(0);
     assert!(task.started_by.starts_with("team-b-node-"), "{}", task.started_by);
-    // A stack with the usual prefix leaves it alone.
+    // A stack with the default prefix leaves it alone.
     stack.set_env("AGENT_NAME_PREFIX", None);
     stack.settle().await;
     stack.sweep().await;
@@ -362,9 +362,9 @@ async fn several_regions_and_accounts_stand_side_by_side() {
         far.register_definition(&definition).unwrap();
     }
     let url = stack.agent("far", "node").await;
-    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert_eq!(stack.received(&url), ["agent.ready"]);
     let near = stack.agent("near", "maven").await;
-    assert_eq!(stack.told(&near), ["agent.ready"]);
+    assert_eq!(stack.received(&near), ["agent.ready"]);
     let runs: Vec<_> =
         stack.aws().calls("ecs", "RunTask").iter().map(|call| (call.region.clone(), call.account.clone())).collect();
     assert_eq!(runs, [("us-east-1".into(), "999999999999".into()), ("eu-west-1".into(), "123456789012".into())]);
@@ -376,7 +376,7 @@ async fn several_regions_and_accounts_stand_side_by_side() {
     assert!(stack.active_tasks().is_empty());
 }
 
-/// As where AWS is reached through a proxy that inspects TLS.
+/// AWS is reached through a proxy that inspects TLS.
 #[tokio::test]
 async fn aws_is_trusted_by_the_authority_of_aws_ca_bundle() {
     let mut stack = Stack::start().await;

@@ -1,4 +1,4 @@
-//! What `./local/convert` writes is what the functions read.
+//! The functions can read what `./local/convert` writes.
 
 use std::fs;
 use std::path::Path;

@@ -8,7 +8,8 @@ use local::lambda::Outcome;
 use serde_json::{Value, json};
 use tests::{Binary, Stack};
 
-/// Takes a batch and brings it to a function without deleting anything afterwards, as if that had been killed.
+/// Receives a batch and passes it to a function without deleting anything afterwards, as if the function had been
+/// killed.
 fn batch(stack: &Stack, queue: &str) -> Value {
     let mut aws = stack.aws();
     let batch = aws.sqs.receive(queue, 10, None, Timestamp::now());
@@ -26,12 +27,12 @@ async fn a_throttled_run_task_is_tried_again_and_again() {
     let url = stack.agent("throttled", "node").await;
     let message = stack.aws().sqs.messages("requests")[0].clone();
     assert!(message.visible_at > Timestamp::now(), "it backs off");
-    assert_eq!(stack.told(&url), Vec::<String>::new());
+    assert_eq!(stack.received(&url), Vec::<String>::new());
     assert!(stack.rejected().is_empty() && stack.bodies("waiting").is_empty());
     stack.aws().faults.always("ecs", "RunTask", None);
     stack.unhide("requests");
     stack.settle().await;
-    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert_eq!(stack.received(&url), ["agent.ready"]);
     assert_eq!(stack.tasks().len(), 1);
 }
 
@@ -40,7 +41,7 @@ async fn a_short_throttle_costs_no_second_receive() {
     let mut stack = Stack::start().await;
     stack.aws().faults.script("ecs", "RunTask", [Some(Fault::throttled())]);
     let url = stack.agent("briefly", "node").await;
-    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert_eq!(stack.received(&url), ["agent.ready"]);
     assert_eq!(stack.tasks().len(), 1);
 }
 
@@ -53,7 +54,7 @@ async fn a_lost_answer_starts_one_task() {
         stack.unhide("requests");
         stack.settle().await;
     }
-    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert_eq!(stack.received(&url), ["agent.ready"]);
     assert_eq!(stack.tasks().len(), 1);
 }
 
@@ -70,7 +71,7 @@ async fn every_answer_lost_and_another_process_later_it_is_still_one_task() {
     stack.unhide("requests");
     stack.settle().await;
     assert_eq!(stack.tasks().len(), 1);
-    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert_eq!(stack.received(&url), ["agent.ready"]);
     assert!(stack.bodies("requests").is_empty());
 }
 
@@ -112,7 +113,7 @@ async fn the_same_request_in_two_processes_at_once_is_one_task() {
 
 #[tokio::test]
 async fn an_answer_of_failures_alone_does_not_bind_the_token_for_ever() {
-    // Some say that an answer of failures is replayed for its token: the next attempt has to carry another.
+    // Some report that an answer of failures is replayed for its token: the next attempt needs another one.
     let mut stack = Stack::start().await;
     stack.aws().ecs.settings().fargate_has_capacity = false;
     let url = stack.agent("attempts", "node").await;
@@ -125,16 +126,16 @@ async fn an_answer_of_failures_alone_does_not_bind_the_token_for_ever() {
     }
     let tokens: Vec<_> = stack.inputs("RunTask").iter().map(|input| input["clientToken"].to_string()).collect();
     assert!(tokens.len() >= 2 && tokens[0] != tokens[tokens.len() - 1], "{tokens:?}");
-    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert_eq!(stack.received(&url), ["agent.ready"]);
 }
 
 #[tokio::test]
-async fn one_try_before_the_dead_letters_the_function_gives_up_itself() {
+async fn gives_up_one_try_before_the_dead_letter_queue() {
     let mut stack = Stack::start().await;
     stack.aws().faults.always("ecs", "RunTask", Some(Fault::server()));
     let url = stack.webhook();
     stack.ask(json!({"requestId": "hopeless", "label": "node", "webhookUrl": url}));
-    // It came ten times already.
+    // It was received ten times before.
     stack.aws().sqs.queues.get_mut("requests").unwrap().messages[0].receives = 10;
     let mut receives = 10;
     while stack.bodies("rejected").is_empty() && receives < 13 {
@@ -148,8 +149,8 @@ async fn one_try_before_the_dead_letters_the_function_gives_up_itself() {
     assert_eq!(rejected.len(), 1);
     assert!(rejected[0].0.contains("hopeless") && !rejected[0].1.is_empty());
     assert!(stack.bodies("requests").is_empty() && stack.bodies("requests-dead-letters").is_empty());
-    assert_eq!(stack.told(&url).len(), 1);
-    assert!(stack.told(&url)[0].starts_with("agent.failed"));
+    assert_eq!(stack.received(&url).len(), 1);
+    assert!(stack.received(&url)[0].starts_with("agent.failed"));
 }
 
 #[tokio::test]
@@ -167,27 +168,27 @@ async fn a_refusal_that_cannot_be_kept_is_not_acknowledged() {
 }
 
 #[tokio::test]
-async fn a_build_is_told_once_though_its_refusal_cannot_be_kept_and_kept_once_though_it_cannot_be_told() {
+async fn a_refusal_is_reported_once_and_kept_once_though_the_other_fails() {
     for (label, code) in [("nothing", "agent.failed NO_TEMPLATE"), ("node", "agent.failed LAUNCH_FAILED")] {
         let mut stack =
             Stack::with(|config| config["clouds"][1]["templates"][0]["taskDefinition"] = "gone".into()).await;
         stack.allow_denials();
         let url = stack.webhook();
         stack.aws().faults.always("sqs", "SendMessage", Some(Fault::server()));
-        stack.ask(json!({"requestId": "told", "label": label, "webhookUrl": url}));
+        stack.ask(json!({"requestId": "notified", "label": label, "webhookUrl": url}));
         for _ in 0..2 {
             stack.unhide("requests");
             stack.poll(Binary::Request, "requests").await;
         }
-        assert_eq!(stack.told(&url), [code]);
+        assert_eq!(stack.received(&url), [code]);
         assert_eq!(stack.bodies("requests").len(), 1, "its copy is still to be made");
         stack.aws().faults.always("sqs", "SendMessage", None);
         stack.unhide("requests");
         stack.settle().await;
-        assert_eq!((stack.told(&url), stack.told_all()), (vec![code.into()], vec![code.into()]));
+        assert_eq!((stack.received(&url), stack.all_received()), (vec![code.into()], vec![code.into()]));
         assert_eq!((stack.rejected().len(), stack.bodies("requests").len()), (1, 0));
 
-        // And the other way about: the copy is made, and what Jenkins cannot take cannot be kept.
+        // The reverse: the copy is made, and what Jenkins does not accept cannot be kept.
         let mut stack =
             Stack::with(|config| config["clouds"][1]["templates"][0]["taskDefinition"] = "gone".into()).await;
         stack.allow_denials();
@@ -208,30 +209,30 @@ async fn events_outlast_an_ecs_that_does_not_answer() {
     let mut stack = Stack::start().await;
     stack.aws().faults.always("ecs", "DescribeTasks", Some(Fault::server()));
     let url = stack.agent("blind", "node").await;
-    assert_eq!(stack.told(&url), Vec::<String>::new());
+    assert_eq!(stack.received(&url), Vec::<String>::new());
     stack.aws().faults.always("ecs", "DescribeTasks", None);
-    // EventBridge tries again, or the undelivered queue brings it.
+    // EventBridge retries, or the undelivered queue brings it back.
     stack.unhide("undelivered");
     stack.settle().await;
-    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert_eq!(stack.received(&url), ["agent.ready"]);
 }
 
 #[tokio::test]
-async fn a_ready_that_cannot_be_recorded_is_told_once_by_one_process() {
+async fn a_ready_agent_that_cannot_be_recorded_is_reported_once_by_one_process() {
     let mut stack = Stack::start().await;
     stack.aws().faults.always("ecs", "TagResource", Some(Fault::server()));
     let url = stack.agent("unrecorded", "node").await;
     stack.aws().faults.always("ecs", "TagResource", None);
     stack.unhide("undelivered");
     stack.settle().await;
-    let told = stack.told(&url);
-    assert!(!told.is_empty() && told.iter().all(|told| told == "agent.ready"), "{told:?}");
+    let received = stack.received(&url);
+    assert!(!received.is_empty() && received.iter().all(|notice| notice == "agent.ready"), "{received:?}");
     let ids: Vec<_> = stack.notices(Some(&url)).iter().map(|notice| notice.body["id"].clone()).collect();
-    assert!(ids.iter().all(|id| *id == ids[0]), "should it come twice, its id tells");
+    assert!(ids.iter().all(|id| *id == ids[0]), "a repetition has the same id");
 }
 
 #[tokio::test]
-async fn a_notice_that_nothing_will_keep_is_not_lost() {
+async fn a_notice_is_not_lost_though_no_queue_accepts_it() {
     let mut stack = Stack::start().await;
     let url = stack.webhook();
     stack.jenkins_goes_down();
@@ -244,13 +245,13 @@ async fn a_notice_that_nothing_will_keep_is_not_lost() {
         stack.aws().faults.always("sqs", action, None);
     }
     stack.jenkins_comes_back().await;
-    // EventBridge brings what failed again.
+    // EventBridge repeats what failed.
     stack.settle().await;
-    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert_eq!(stack.received(&url), ["agent.ready"]);
 }
 
 #[tokio::test]
-async fn near_its_time_limit_a_function_gives_back_what_it_has_not_done() {
+async fn near_its_time_limit_a_function_returns_unfinished_messages() {
     let mut stack = Stack::start().await;
     stack.function(Binary::Request).await;
     for number in 0..5 {
@@ -286,7 +287,7 @@ async fn one_slow_webhook_does_not_hold_the_batch() {
     stack.unhide("undelivered");
     while stack.poll(Binary::TaskState, "undelivered").await > 0 {}
     for url in &quick {
-        assert_eq!(stack.told(url), ["agent.failed NO_TEMPLATE"]);
+        assert_eq!(stack.received(url), ["agent.failed NO_TEMPLATE"]);
     }
     assert!(!stack.bodies("undelivered").is_empty(), "the slow one is kept");
 }
@@ -305,7 +306,7 @@ async fn a_conflict_of_the_token_names_a_task_that_exists() {
 }
 
 #[tokio::test]
-async fn a_stopped_agent_s_events_wait_for_jenkins_too() {
+async fn reports_of_stopped_agents_wait_for_jenkins_too() {
     let mut stack = Stack::start().await;
     stack.agent("stops", "node").await;
     let arn = stack.tasks()[0].arn.clone();
@@ -317,6 +318,6 @@ async fn a_stopped_agent_s_events_wait_for_jenkins_too() {
         stack.unhide("undelivered");
         stack.settle().await;
     }
-    assert_eq!(stack.told_all(), ["agent.ready", "agent.stopped"]);
+    assert_eq!(stack.all_received(), ["agent.ready", "agent.stopped"]);
     assert!(stack.nodes().is_empty());
 }

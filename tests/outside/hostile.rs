@@ -1,4 +1,4 @@
-//! Input that nobody means well with, and input that nobody meant to send.
+//! Hostile and accidental input.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use local::aws::Fault;
 use serde_json::{Value, json};
 use tests::{Binary, Stack};
 
-/// The variable in which a task carries its request.
+/// The variable with the record of a request.
 fn record(input: &Value) -> (String, String) {
     let pairs = input["overrides"]["containerOverrides"][0]["environment"].as_array().unwrap();
     let found =
@@ -100,8 +100,8 @@ async fn no_invocation_breaks_a_function() {
     stack.agent("after-all", "node").await;
     stack.complete(json!({"requestId": "after-all"}));
     stack.settle().await;
-    let told = stack.told_all();
-    assert!(told.ends_with(&["agent.ready".into(), "agent.stopped".into()]), "{told:?}");
+    let received = stack.all_received();
+    assert!(received.ends_with(&["agent.ready".into(), "agent.stopped".into()]), "{received:?}");
 }
 
 #[tokio::test]
@@ -220,7 +220,7 @@ async fn a_task_that_carries_a_foreign_webhook_does_not_make_us_call_it() {
 }
 
 #[tokio::test]
-async fn rubbish_in_our_own_queues_is_put_aside() {
+async fn rejects_malformed_messages_in_our_own_queues() {
     let mut stack = Stack::start().await;
     stack.send("undelivered", "rubbish");
     stack.send("undelivered", r#"{"some": "thing"}"#);
@@ -335,10 +335,10 @@ async fn a_message_too_long_to_copy_with_its_reason_is_kept_in_part() {
     assert_eq!(rejected.len(), 1);
     assert!(rejected[0].0.len() > 200_000 && rejected[0].1.contains("INVALID_REQUEST"), "{}", rejected[0].1);
     assert!(stack.bodies("requests").is_empty());
-    assert_eq!(stack.told_all(), ["agent.failed INVALID_REQUEST"]);
+    assert_eq!(stack.all_received(), ["agent.failed INVALID_REQUEST"]);
 }
 
-/// Whoever may send to the requests queue can write the attribute in which a request says what it has been through.
+/// Anyone who may send to the requests queue can write the attribute with a request's wait.
 #[tokio::test]
 async fn a_forged_wait_breaks_nothing_and_has_an_end() {
     let times = ["-009999-01-02T01:59:59Z", "9999-12-30T22:00:00Z"];
@@ -357,8 +357,12 @@ async fn a_forged_wait_breaks_nothing_and_has_an_end() {
         tokio::time::sleep(Duration::from_millis(1100)).await;
         stack.unhide("waiting");
         stack.sweep().await;
-        assert!(stack.told(&url).iter().all(|told| told == "agent.failed CAPACITY_TIMEOUT"), "{:?}", stack.told(&url));
-        assert!(!stack.told(&url).is_empty() && stack.tasks().is_empty(), "{since}");
+        assert!(
+            stack.received(&url).iter().all(|notice| notice == "agent.failed CAPACITY_TIMEOUT"),
+            "{:?}",
+            stack.received(&url)
+        );
+        assert!(!stack.received(&url).is_empty() && stack.tasks().is_empty(), "{since}");
         assert!(stack.bodies("requests").is_empty() && stack.bodies("waiting").is_empty(), "{since}");
     }
 }
@@ -379,8 +383,8 @@ async fn the_largest_numbers_are_only_numbers() {
     stack.ask(json!({"requestId": "late", "label": "node", "webhookUrl": url, "build": build,
         "expiresAt": "9999-12-30T22:00:00Z"}));
     stack.settle().await;
-    assert_eq!((stack.told(&url), stack.active_tasks().len()), (vec!["agent.ready".into()], 1));
-    let failed = stack.told_all().iter().filter(|told| *told == "agent.failed LAUNCH_FAILED").count();
+    assert_eq!((stack.received(&url), stack.active_tasks().len()), (vec!["agent.ready".into()], 1));
+    let failed = stack.all_received().iter().filter(|notice| *notice == "agent.failed LAUNCH_FAILED").count();
     assert_eq!((failed, stack.bodies("waiting").len()), (30, 0));
     assert!(!stack.calls().iter().any(|call| call.starts_with("autoscaling:Set")), "{:?}", stack.calls());
 }

@@ -1,5 +1,5 @@
-//! The templates' roles. Every other test runs under them too, and fails where one denies a call; here is what their
-//! conditions keep out.
+//! The templates' roles. Every other test runs under them too, and fails if one denies a call; these tests check what
+//! the conditions deny.
 
 use std::collections::BTreeSet;
 
@@ -27,9 +27,9 @@ async fn a_task_in_our_cluster_that_is_not_ours_is_refused_by_the_role() {
     stack.allow_denials();
 }
 
-/// Accesses that no function makes, which the conditions are there to deny.
+/// Accesses that no function makes, which the conditions have to deny.
 #[test]
-fn the_conditions_keep_out_what_they_are_there_for() {
+fn the_roles_conditions_deny_foreign_access() {
     let config = tests::configuration("https://jenkins.example.com/", "https://jenkins.example.com/notices");
     let roles = Roles::deployed(&config, Some(KEY)).unwrap();
     let task = format!("arn:aws:ecs:{REGION}:{ACCOUNT}:task/{CLUSTER}/0123");
@@ -92,12 +92,12 @@ const LOGS: &str = "Lambda writes a function's log in its role";
 const POLLS: &str = "Lambda polls an event source in the function's role";
 const POLLING: &str = "sqs:DeleteMessage sqs:GetQueueAttributes sqs:ReceiveMessage";
 
-/// Runs after all other tests, which have noted what they used: `./local/test` does that.
+/// Runs after all other tests, which have recorded what they used: `./local/test` does that.
 #[test]
 #[ignore = "needs the notes of all other tests"]
-fn every_permission_is_used_by_a_test_or_says_why_it_is_there() {
+fn every_permission_is_used_by_a_test_or_has_a_reason() {
     let Noted { permissions, used } = Noted::take().unwrap();
-    // The roles in other accounts hold the same statements, as the next test shows.
+    // The roles in other accounts have the same statements, as the next test shows.
     let anywhere: BTreeSet<_> = used.iter().map(|(_, sid, what)| (sid, what)).collect();
     let is_used = |permission: &&(String, String, String)| match permission {
         (role, sid, what) if role == "AgentsRole" => anywhere.contains(&(sid, what)),

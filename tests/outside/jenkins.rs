@@ -1,4 +1,4 @@
-//! What a real controller does, and what follows from it.
+//! The behaviour of a real controller, and what follows from it.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ fn ask(stack: &Stack, method: &str, path: &str) -> u16 {
     stack.jenkins().handle(request, Timestamp::now()).status().as_u16()
 }
 
-/// How often something of Jenkins was asked for whose path and query hold this.
+/// The number of requests to Jenkins whose path and query contain this.
 fn count(stack: &Stack, part: &str) -> usize {
     stack.jenkins().exchanges().iter().filter(|exchange| exchange.target.contains(part)).count()
 }
@@ -40,7 +40,7 @@ async fn never_deletes_the_computer_under_a_pipelines_block() {
     stack.aws().ecs.exit(&arn, 0, Timestamp::now());
     stack.settle().await;
     assert!(stack.nodes().is_empty());
-    // The last event comes again, the completion as well, and the sweep twice.
+    // The last event and the completion come again, and two sweeps run.
     let last = stack.history.last().unwrap().clone();
     stack.invoke(Binary::TaskState, last).await.unwrap();
     stack.complete(json!({"agent": name, "taskArn": arn}));
@@ -71,7 +71,7 @@ async fn lets_in_a_live_node_that_two_toggles_left_offline() {
     assert!(stack.jenkins().node(&name).unwrap().is_offline());
     stack.sweep().await;
     assert!(!stack.jenkins().node(&name).unwrap().is_offline());
-    // What people say is theirs.
+    // Offline messages that people wrote are left alone.
     ask(&stack, "POST", &format!("computer/{name}/changeOfflineCause?offlineMessage=a+look"));
     stack.sweep().await;
     assert!(stack.jenkins().node(&name).unwrap().is_offline());
@@ -94,7 +94,7 @@ async fn an_ssh_node_without_its_launcher_is_no_agent() {
     let url = stack.webhook();
     stack.ask(json!({"requestId": "plugin", "label": "node", "webhookUrl": url}));
     stack.settle().await;
-    assert_eq!(stack.told(&url), Vec::<String>::new());
+    assert_eq!(stack.received(&url), Vec::<String>::new());
     assert!(stack.nodes().is_empty(), "it could never connect");
     assert!(stack.output().contains("install the plugin ssh-slaves"), "{}", stack.output());
 }
@@ -125,7 +125,7 @@ async fn a_creation_that_outlasts_its_time_limit_has_taken_effect() {
         stack.unhide("undelivered");
         stack.settle().await;
     }
-    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert_eq!(stack.received(&url), ["agent.ready"]);
     assert_eq!(stack.nodes().len(), 1);
     assert_eq!(stack.active_tasks().len(), 1);
 }
@@ -152,7 +152,7 @@ async fn a_root_url_without_its_last_slash_serves_as_it_is_written() {
     .await;
     let written = stack.jenkins_root().trim_end_matches('/').to_owned();
     let url = stack.agent("slash", "dial").await;
-    assert_eq!((stack.told(&url), stack.nodes().len()), (vec!["agent.ready".into()], 1));
+    assert_eq!((stack.received(&url), stack.nodes().len()), (vec!["agent.ready".into()], 1));
     let task = stack.active_tasks().remove(0);
     assert_eq!(task.tags["jenkins-ecs-agents:controller"], written);
     for (number, path) in ["-evil/x", "x", "/../x", "@evil.example/x"].iter().enumerate() {

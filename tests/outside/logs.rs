@@ -1,4 +1,4 @@
-//! What an operator reads in the logs: whose each line is, and what became of each build.
+//! The logs as an operator reads them: whose each line is, and what became of each build.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,7 +20,7 @@ fn text<'a>(line: &'a Value, field: &str) -> &'a str {
     line[field].as_str().unwrap_or_default()
 }
 
-/// A build asks for an agent. Answers its webhook's URL.
+/// A build requests an agent. Returns its webhook's URL.
 async fn ask(stack: &mut Stack, id: &str, label: &str, number: u32) -> String {
     let url = stack.webhook();
     let build = json!({"job": "app/main", "number": number});
@@ -29,8 +29,8 @@ async fn ask(stack: &mut Stack, id: &str, label: &str, number: u32) -> String {
     url
 }
 
-/// Two builds that end, one by its task and one by its request; one whose image is missing; one that no template serves.
-/// Answers the webhooks' URLs by request.
+/// Two builds that end, one by its task and one by its request; one whose image is missing; one that no template
+/// serves. Returns the webhooks' URLs by request.
 async fn run(stack: &mut Stack) -> BTreeMap<&'static str, String> {
     let mut urls = BTreeMap::new();
     urls.insert("ssh", ask(stack, "ssh", "maven", 1).await);
@@ -48,7 +48,7 @@ async fn run(stack: &mut Stack) -> BTreeMap<&'static str, String> {
 }
 
 #[tokio::test]
-async fn every_line_of_an_agent_says_whose_it_is_and_the_launch_says_all() {
+async fn every_line_of_an_agent_has_its_ids_and_the_launch_has_all() {
     let mut stack = Stack::start().await;
     run(&mut stack).await;
     let lines = lines(&stack);
@@ -61,31 +61,31 @@ async fn every_line_of_an_agent_says_whose_it_is_and_the_launch_says_all() {
         assert!(launch["build.number"].is_u64(), "{launch}");
     }
     for line in &lines {
-        // But for what CloudWatch reads as metrics.
+        // Except the fields for CloudWatch's metrics.
         let mut fields = line.as_object().unwrap().iter();
         assert!(fields.all(|(name, value)| name == "_aws" || !value.is_object()), "not flat: {line}");
         assert!(["timestamp", "level", "message"].iter().all(|field| !text(line, field).is_empty()), "{line}");
         let of_record = line.get("message.id").is_some() || line.get("notice.id").is_some();
         assert!(!of_record || IDS.iter().any(|id| line.get(*id).is_some()), "nobody's: {line}");
     }
-    // After its launch, whatever is logged of a task has its request and its agent as well.
+    // After its launch, every line about a task has its request and its agent as well.
     for line in lines.iter().filter(|line| line.get("task.arn").is_some() && line["level"] != "DEBUG") {
         assert!(IDS.iter().all(|id| line.get(*id).is_some()), "{line}");
     }
 }
 
 #[tokio::test]
-async fn the_logs_tell_each_builds_story_as_jenkins_and_ecs_saw_it() {
+async fn the_logs_show_each_build_as_jenkins_and_ecs_saw_it() {
     let mut stack = Stack::start().await;
     let urls = run(&mut stack).await;
     let lines = lines(&stack);
     for (request, url) in urls {
         let story = || lines.iter().filter(|line| line["request.id"] == request);
-        let told = story().filter(|line| line["message"] == "notice delivered" && line["notice.to"] == "request");
-        let told: Vec<_> = told
+        let received = story().filter(|line| line["message"] == "notice delivered" && line["notice.to"] == "request");
+        let received: Vec<_> = received
             .map(|line| format!("{} {}", text(line, "notice.type"), text(line, "code")).trim_end().to_owned())
             .collect();
-        assert_eq!(told, stack.told(&url), "{request}");
+        assert_eq!(received, stack.received(&url), "{request}");
         let stopped: BTreeSet<_> =
             story().filter(|line| line["message"] == "task stopped").map(|line| text(line, "task.arn")).collect();
         let tasks = stack.tasks();

@@ -1,5 +1,5 @@
-//! What the metrics in the log add up to. (That each line with metrics is as CloudWatch wants it is looked at after every
-//! test from outside.)
+//! The totals of the metrics in the log. (Every test from outside checks that each line with metrics follows
+//! CloudWatch's specification.)
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -28,8 +28,8 @@ fn ms(notice: &Notice, from: &str, to: &str) -> f64 {
     (at(to) - at(from)) as f64
 }
 
-/// A morning: agents of two clouds that become ready, one whose image is missing, requests that nobody can serve, four
-/// that wait for an instance, an hour of Jenkins away, builds that end.
+/// A morning: agents of two clouds that become ready, one whose image is missing, requests that no template serves,
+/// four that wait for an instance, an hour of Jenkins' absence, builds that end.
 async fn morning(stack: &mut Stack) {
     stack.aws().ecs.settings().boot = Duration::from_secs(3600);
     for (id, label) in [("a", "maven"), ("b", "dial"), ("c", "node"), ("d", "node")] {
@@ -39,7 +39,7 @@ async fn morning(stack: &mut Stack) {
     stack.agent("no-image", "host").await;
     stack.agent("no-template", "windows").await;
     stack.send("requests", "no JSON");
-    // Three fit on the instance, and two of them are there.
+    // Three fit on the instance, which already has two.
     stack.ask(json!({"requestId": "burst", "label": "maven", "count": 5}));
     stack.settle().await;
     assert!(!stack.bodies("waiting").is_empty());
@@ -55,7 +55,7 @@ async fn morning(stack: &mut Stack) {
 }
 
 #[tokio::test]
-async fn the_metrics_of_a_run_add_up_to_what_happened() {
+async fn the_metrics_of_a_run_match_its_events() {
     let mut stack = Stack::start().await;
     let before = stack.aws().ecs.group(GROUP).unwrap().desired;
     morning(&mut stack).await;
@@ -93,14 +93,14 @@ fn samples(data: &[Datum], name: &str) -> usize {
     data.iter().filter(|datum| datum.name == name && datum.dimensions.is_empty()).count()
 }
 
-/// What the group was last raised to.
+/// The capacity to which the group was last raised.
 fn raised_to(stack: &Stack) -> f64 {
     let aws = stack.aws();
     let calls = aws.calls("autoscaling", "SetDesiredCapacity");
     calls.last().unwrap().input["DesiredCapacity"].as_str().unwrap().parse().unwrap()
 }
 
-/// What the functions sent to the requests queue.
+/// The messages that the functions sent to the requests queue.
 fn woken(stack: &Stack) -> usize {
     let aws = stack.aws();
     let sent = aws.calls("sqs", "SendMessage");
@@ -113,7 +113,7 @@ async fn the_sweep_counts_what_waits_and_what_runs() {
     stack.aws().ecs.settings().boot = Duration::from_secs(3600);
     stack.ask(json!({"requestId": "five", "label": "maven", "count": 5}));
     stack.settle().await;
-    // Copies of a request wait as one, and what a stranger writes is no dimension.
+    // Copies of a request count once, and what a stranger writes is no dimension.
     let attribute = json!({"requestId": "x", "requestedAt": "2026-01-01T00:00:00Z", "since": "2026-01-01T00:00:00Z", "attempt": 1,
         "agents": [0], "cloud": "elsewhere", "template": "stranger", "waitsFor": "instance", "reason": "x"});
     {

@@ -1,4 +1,4 @@
-//! Requests: what is placed, what is refused, and who is told (contract, section 3).
+//! Requests: what is placed, what is refused, and who is notified (contract, section 3).
 
 use jiff::Timestamp;
 use local::aws::ApiError;
@@ -67,9 +67,9 @@ async fn a_message_may_come_through_sns() {
     stack.send("requests", &envelope.to_string());
     stack.send("requests", &json!({"Type": "Notification", "Message": request("by-hand", "maven")}).to_string());
     stack.settle().await;
-    let mut told: Vec<_> = stack.all_notices().iter().map(|notice| notice.body["requestId"].clone()).collect();
-    told.sort_by_key(Value::to_string);
-    assert_eq!(told, ["by-hand", "by-sns"]);
+    let mut received: Vec<_> = stack.all_notices().iter().map(|notice| notice.body["requestId"].clone()).collect();
+    received.sort_by_key(Value::to_string);
+    assert_eq!(received, ["by-hand", "by-sns"]);
 }
 
 #[tokio::test]
@@ -117,7 +117,7 @@ async fn labels_are_matched_as_jenkins_matches_them() {
         ("x86 -> windows", Some("arm")),
         ("windows <-> x86", Some("arm")),
         ("(linux || windows) && !(x86 && linux) && !arm64", Some("windows")),
-        // && binds more than ||, ! more than &&; <-> less than ->.
+        // && binds tighter than ||, ! tighter than &&; <-> looser than ->.
         ("windows || linux && arm64", Some("arm")),
         ("big-one", Some("arm")),
         ("x86->windows", Some("arm")),
@@ -133,7 +133,7 @@ async fn labels_are_matched_as_jenkins_matches_them() {
     let notices = stack.all_notices();
     for (number, (label, expected)) in cases.iter().enumerate() {
         let mut of_request = notices.iter().filter(|notice| notice.body["requestId"] == format!("label-{number}"));
-        let notice = of_request.next().unwrap_or_else(|| panic!("nothing was told of {label}"));
+        let notice = of_request.next().unwrap_or_else(|| panic!("no notice about {label}"));
         match expected {
             Some(template) => assert_eq!(template_of(notice.agent()), *template, "{label}"),
             None => assert_eq!(notice.code(), "NO_TEMPLATE", "{label}"),
@@ -165,7 +165,7 @@ async fn nine_malformed_messages_disturb_no_neighbour() {
     stack.send("requests", &request("good-1", "maven"));
     bad.iter().take(8).for_each(|body| drop(stack.send("requests", body)));
     stack.send("requests", &request("good-2", "node"));
-    // A batch has ten; the ninth comes with the next.
+    // A batch has at most ten; the ninth is in the next one.
     stack.send("requests", &bad[8]);
     for _ in 0..2 {
         let event = {
@@ -180,7 +180,7 @@ async fn nine_malformed_messages_disturb_no_neighbour() {
     }
     assert_eq!(stack.active_tasks().len(), 2);
     let rejected = stack.rejected();
-    // Those of a batch are rejected side by side, in whatever order.
+    // Those of one batch are rejected concurrently, in any order.
     let bodies: std::collections::BTreeSet<_> = rejected.iter().map(|(body, _)| body.clone()).collect();
     assert_eq!((rejected.len(), bodies), (9, bad.into()));
     for (body, reason) in &rejected {
@@ -189,7 +189,7 @@ async fn nine_malformed_messages_disturb_no_neighbour() {
 }
 
 #[tokio::test]
-async fn who_may_be_told_is_told_why_a_request_is_refused() {
+async fn notifies_allowed_webhooks_why_a_request_is_refused() {
     let cases = [
         (json!({"label": "mac"}), "NO_TEMPLATE"),
         (json!({"label": "maven", "version": 7}), "INVALID_REQUEST"),
@@ -206,17 +206,17 @@ async fn who_may_be_told_is_told_why_a_request_is_refused() {
         (json!({"label": "node", "overrides": {"environment": {"A": "b"}}}), "OVERRIDE_REFUSED"),
     ];
     let mut stack = Stack::start().await;
-    let mut told = Vec::new();
+    let mut refused = Vec::new();
     for (number, (case, code)) in cases.iter().enumerate() {
         let url = stack.webhook();
         let mut body = json!({"version": 1, "requestId": format!("refused-{number}"), "webhookUrl": url});
         body.as_object_mut().unwrap().extend(case.as_object().unwrap().clone());
         stack.send("requests", &body.to_string());
-        told.push((url, code, body));
+        refused.push((url, code, body));
     }
     stack.settle().await;
-    for (url, code, body) in &told {
-        assert_eq!(stack.told(url), [format!("agent.failed {code}")], "{body}");
+    for (url, code, body) in &refused {
+        assert_eq!(stack.received(url), [format!("agent.failed {code}")], "{body}");
         let notice = stack.notices(Some(url)).remove(0);
         assert_eq!(notice.body["requestId"], body["requestId"]);
         assert!(
@@ -227,11 +227,11 @@ async fn who_may_be_told_is_told_why_a_request_is_refused() {
     }
     assert_eq!(stack.calls(), Vec::<String>::from_iter(vec!["sqs:SendMessage".to_owned(); cases.len()]));
     assert_eq!(stack.rejected().len(), cases.len());
-    assert_eq!(stack.told_all().len(), cases.len(), "the configured webhook hears of all");
+    assert_eq!(stack.all_received().len(), cases.len(), "the configured webhook hears of all");
 }
 
 #[tokio::test]
-async fn what_serves_is_named_where_nothing_does() {
+async fn names_the_templates_where_none_serves() {
     let mut stack = Stack::start().await;
     let url = stack.agent("no-template", "maven && windows").await;
     let message = stack.notices(Some(&url))[0].body["failure"]["message"].to_string();
@@ -274,13 +274,13 @@ async fn a_webhook_of_another_origin_is_never_called_and_starts_nothing() {
     assert_eq!(stack.rejected().len(), urls.len() + 1);
     let accepted = tokio::time::timeout(std::time::Duration::from_millis(200), trap.accept()).await;
     assert!(accepted.is_err(), "the trap was called");
-    let configured = stack.told_all().len();
+    let configured = stack.all_received().len();
     for exchange in stack.jenkins().exchanges() {
         let known = exchange.target.starts_with("/ci/ecs-agents/notices")
             || exchange.target == good.trim_start_matches(&format!("http://{host_and_port}"));
         assert!(known, "{exchange:?}");
     }
-    assert!(stack.told_all().iter().all(|told| told == "agent.failed INVALID_REQUEST"));
+    assert!(stack.all_received().iter().all(|notice| notice == "agent.failed INVALID_REQUEST"));
     assert!(configured > urls.len());
 }
 
@@ -306,7 +306,7 @@ async fn overrides_reach_the_task_and_the_named_container() {
 }
 
 #[tokio::test]
-async fn every_way_to_launch_is_asked_for_as_ecs_wants_it() {
+async fn every_launch_type_becomes_a_valid_run_task() {
     let mut stack = Stack::with(|config| {
         config["clouds"][1]["templates"] = json!([
             {"name": "fargate", "labels": ["fargate"], "taskDefinition": "jenkins-node:1", "container": "agent",
@@ -348,7 +348,7 @@ async fn every_way_to_launch_is_asked_for_as_ecs_wants_it() {
     let ec2 = of("maven");
     assert_eq!(ec2["placementStrategy"], json!([{"type": "binpack", "field": "memory"}]));
     assert_eq!(ec2["placementConstraints"][0]["expression"], "attribute:ecs.os-type == linux");
-    // A public address was asked for, and that is where Jenkins is sent.
+    // A public address was requested, and Jenkins gets it.
     let ready = stack.all_notices().into_iter().find(|notice| notice.agent().contains("-fargate-")).unwrap();
     assert!(ready.body["agent"]["host"].as_str().unwrap().starts_with("54."), "{:?}", ready.body);
 }
@@ -369,14 +369,14 @@ async fn an_inbound_agent_runs_on_an_external_instance() {
         external
     };
     let url = stack.agent("after", "dial").await;
-    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert_eq!(stack.received(&url), ["agent.ready"]);
     assert!(stack.active_tasks().iter().all(|task| task.instance.as_ref() == Some(&external)));
     assert_eq!(stack.count("autoscaling:SetDesiredCapacity"), 0, "no group makes an external instance");
     stack.unhide("waiting");
     stack.sweep().await;
     stack.unhide("requests");
     stack.settle().await;
-    assert_eq!(stack.told(&waits), ["agent.ready"], "and what waited is woken");
+    assert_eq!(stack.received(&waits), ["agent.ready"], "and what waited is woken");
 }
 
 #[tokio::test]
@@ -393,9 +393,9 @@ async fn without_a_container_the_only_essential_one_is_looked_up_once() {
     assert_eq!(stack.calls(), ["ecs:DescribeTaskDefinition", "ecs:RunTask", "ecs:RunTask", "ecs:RunTask"]);
     assert_eq!(stack.inputs("RunTask")[0]["overrides"]["containerOverrides"][0]["name"], "agent");
 
-    // Two essential containers: nobody knows which is meant.
+    // Two essential containers: it is ambiguous.
     let url = stack.agent("two", "maven").await;
-    assert_eq!(stack.told(&url), ["agent.failed LAUNCH_FAILED"]);
+    assert_eq!(stack.received(&url), ["agent.failed LAUNCH_FAILED"]);
 }
 
 #[tokio::test]
@@ -412,7 +412,7 @@ async fn a_whole_batch_of_a_cold_process_looks_it_up_once() {
 }
 
 #[tokio::test]
-async fn what_no_waiting_can_mend_fails_at_once() {
+async fn fails_at_once_where_waiting_cannot_help() {
     type Case = (&'static str, fn(&mut Value), Option<local::aws::Fault>);
     let cases: [Case; 4] = [
         ("the cluster is missing", |config| config["clouds"][0]["cluster"] = "gone".into(), None),
@@ -436,7 +436,7 @@ async fn what_no_waiting_can_mend_fails_at_once() {
         stack.allow_denials();
         stack.aws().faults.always("ecs", "RunTask", fault);
         let url = stack.agent("hopeless", "maven").await;
-        assert_eq!(stack.told(&url), ["agent.failed LAUNCH_FAILED"], "{case}");
+        assert_eq!(stack.received(&url), ["agent.failed LAUNCH_FAILED"], "{case}");
         assert_eq!(stack.rejected().len(), 1, "{case}");
         assert!(stack.bodies("requests").is_empty() && stack.bodies("waiting").is_empty(), "{case}");
         assert_eq!(stack.count("autoscaling:SetDesiredCapacity"), 0, "{case}");
@@ -451,10 +451,10 @@ async fn each_agent_of_a_request_has_one_outcome_at_its_own_webhook() {
     stack.settle().await;
     assert_eq!(stack.active_tasks().len(), 3);
     for url in &urls {
-        assert_eq!(stack.told(url), ["agent.ready"]);
+        assert_eq!(stack.received(url), ["agent.ready"]);
     }
     assert_ne!(stack.notices(Some(&urls[0]))[0].agent(), stack.notices(Some(&urls[1]))[0].agent());
-    assert_eq!(stack.told_all(), ["agent.ready"; 3], "the third reports to the configured webhook alone");
+    assert_eq!(stack.all_received(), ["agent.ready"; 3], "the third reports to the configured webhook alone");
 }
 
 #[tokio::test]
@@ -477,16 +477,16 @@ async fn a_copy_of_a_request_starts_nothing_and_asks_again() {
     // And once more, when it has ended.
     stack.complete(json!({"requestId": "twice"}));
     stack.settle().await;
-    let before = stack.told(&url).len();
+    let before = stack.received(&url).len();
     stack.ask(body);
     stack.settle().await;
     assert_eq!(stack.tasks().len(), 1);
-    let told = stack.told(&url);
-    assert_eq!(told.len(), before + 1);
-    assert!(told.last().unwrap().starts_with("agent.failed"), "{told:?}");
+    let received = stack.received(&url);
+    assert_eq!(received.len(), before + 1);
+    assert!(received.last().unwrap().starts_with("agent.failed"), "{received:?}");
 }
 
-/// ECS may answer a token that it knows as it did at first, and clocks differ.
+/// ECS may repeat its first answer for a known token, and clocks differ.
 #[tokio::test]
 async fn a_copy_is_answered_though_ecs_answers_as_at_first() {
     let mut stack = Stack::start().await;
@@ -497,7 +497,7 @@ async fn a_copy_is_answered_though_ecs_answers_as_at_first() {
     let copy = stack.webhook();
     stack.ask(json!({"requestId": "again", "label": "node", "webhookUrl": copy}));
     stack.settle().await;
-    assert_eq!((stack.told(&copy), stack.tasks().len()), (vec!["agent.ready".into()], 1));
+    assert_eq!((stack.received(&copy), stack.tasks().len()), (vec!["agent.ready".into()], 1));
     assert_eq!(stack.notices(Some(&copy))[0].body["id"], stack.notices(Some(&url))[0].body["id"]);
 }
 
@@ -514,40 +514,40 @@ async fn a_copy_without_a_webhook_of_its_own_is_answered_at_the_configured_one()
             stack.settle().await;
         }
     }
-    assert_eq!(stack.told_all(), ["agent.ready", "agent.ready", "agent.stopped", "agent.failed START_FAILED"]);
+    assert_eq!(stack.all_received(), ["agent.ready", "agent.ready", "agent.stopped", "agent.failed START_FAILED"]);
     assert_eq!(stack.active_tasks().len() + stack.nodes().len(), 0);
 }
 
 #[tokio::test]
-async fn a_request_that_nobody_wants_any_more_is_not_placed() {
+async fn an_expired_request_is_not_placed() {
     let mut stack = Stack::start().await;
     let url = stack.webhook();
     stack.ask(json!({"requestId": "late", "label": "node", "webhookUrl": url, "expiresAt": "2020-01-01T00:00:00Z"}));
     stack.settle().await;
     assert_eq!(stack.tasks().len(), 0);
-    assert_eq!(stack.told(&url), ["agent.failed CAPACITY_TIMEOUT"]);
+    assert_eq!(stack.received(&url), ["agent.failed CAPACITY_TIMEOUT"]);
 }
 
 #[tokio::test]
-async fn an_agent_that_is_there_is_told_though_its_request_has_expired() {
+async fn reports_an_existing_agent_of_an_expired_request() {
     let mut stack = Stack::start().await;
     stack.agent("late", "node").await;
     let url = stack.webhook();
     stack.ask(json!({"requestId": "late", "label": "node", "webhookUrl": url, "expiresAt": "2020-01-01T00:00:00Z"}));
     stack.settle().await;
-    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert_eq!(stack.received(&url), ["agent.ready"]);
     assert_eq!((stack.tasks().len(), stack.count("ecs:RunTask")), (1, 1));
 }
 
 #[tokio::test]
-async fn each_agent_of_an_expired_request_is_told_at_the_configured_webhook() {
+async fn reports_each_agent_of_an_expired_request_to_the_configured_webhook() {
     let mut stack = Stack::start().await;
     let url = stack.webhook();
     let expiry = "2020-01-01T00:00:00Z";
     stack.ask(json!({"requestId": "late", "label": "node", "count": 3, "webhookUrl": url, "expiresAt": expiry}));
     stack.settle().await;
-    assert_eq!(stack.told(&url), ["agent.failed CAPACITY_TIMEOUT"]);
-    assert_eq!(stack.told_all(), ["agent.failed CAPACITY_TIMEOUT"; 3]);
+    assert_eq!(stack.received(&url), ["agent.failed CAPACITY_TIMEOUT"]);
+    assert_eq!(stack.all_received(), ["agent.failed CAPACITY_TIMEOUT"; 3]);
 }
 
 #[tokio::test]
@@ -573,7 +573,7 @@ async fn an_override_that_decides_what_runs_needs_a_webhook_for_each_agent() {
         let webhooks: Vec<String> = (0..urls).map(|_| stack.webhook()).collect();
         stack.ask(json!({"requestId": "chosen", "label": "node", "count": count, "webhookUrl": webhooks, "overrides": overrides}));
         stack.settle().await;
-        assert_eq!(stack.told_all().first().map(String::as_str), Some(expected), "{overrides}");
+        assert_eq!(stack.all_received().first().map(String::as_str), Some(expected), "{overrides}");
         let is_started = expected == "agent.ready";
         assert_eq!(stack.tasks().len(), usize::from(is_started), "{overrides}");
     }
@@ -597,7 +597,7 @@ async fn another_task_definition_is_run_where_the_template_allows_its_family() {
             json!({"requestId": "image", "label": "node", "webhookUrl": url, "overrides": {"taskDefinition": asked}}),
         );
         stack.settle().await;
-        assert_eq!(stack.told(&url), [expected], "{asked}");
+        assert_eq!(stack.received(&url), [expected], "{asked}");
         assert!(stack.tasks().is_empty(), "{asked}");
     }
 }
@@ -616,7 +616,7 @@ fn tokens(stack: &Stack) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn every_failure_that_room_mends_is_waited_for() {
+async fn waits_for_room_after_every_failure_that_room_resolves() {
     let client_error = |code: &str, message: &str| local::aws::Fault::Error(ApiError::new(code, message));
     let cases = [
         failures_alone(&["RESOURCE:CPU"]),
@@ -641,14 +641,14 @@ async fn every_failure_that_room_mends_is_waited_for() {
         stack.ask(json!({"requestId": "blocked", "label": "maven", "webhookUrl": url}));
         stack.poll(Binary::Request, "requests").await;
         assert_eq!((stack.bodies("waiting").len(), stack.bodies("requests").len()), (1, 0), "{fault:?}");
-        assert_eq!(stack.told(&url), Vec::<String>::new(), "{fault:?}");
-        assert_eq!(stack.told_all(), ["agent.waiting"], "{fault:?}");
+        assert_eq!(stack.received(&url), Vec::<String>::new(), "{fault:?}");
+        assert_eq!(stack.all_received(), ["agent.waiting"], "{fault:?}");
         assert!(stack.rejected().is_empty(), "{fault:?}");
     }
 }
 
 #[tokio::test]
-async fn a_failure_that_no_waiting_mends_is_told_and_one_that_nobody_knows_comes_back() {
+async fn reports_final_failures_and_retries_unknown_ones() {
     for (reasons, without_group, is_final) in [
         (&["MISSING"][..], false, true),
         (&["INACTIVE"], false, true),
@@ -667,8 +667,8 @@ async fn a_failure_that_no_waiting_mends_is_told_and_one_that_nobody_knows_comes
         .await;
         stack.aws().faults.script("ecs", "RunTask", [Some(failures_alone(reasons))]);
         let url = stack.agent("blocked", "maven").await;
-        let told = if is_final { vec!["agent.failed LAUNCH_FAILED"] } else { vec![] };
-        assert_eq!(stack.told(&url), told, "{reasons:?}");
+        let expected = if is_final { vec!["agent.failed LAUNCH_FAILED"] } else { vec![] };
+        assert_eq!(stack.received(&url), expected, "{reasons:?}");
         assert_eq!(stack.rejected().len(), usize::from(is_final), "{reasons:?}");
         let kept = stack.bodies("requests").len() + stack.bodies("waiting").len();
         assert_eq!(kept, usize::from(!is_final), "{reasons:?}");
@@ -694,7 +694,7 @@ async fn the_token_changes_only_after_an_answer_of_failures_alone() {
     let before = tokens(&stack);
     assert_eq!(before.len(), 7);
     assert!(before.iter().all(|token| *token == before[0]), "{before:?}");
-    // It travels with the message, to whichever process; an answer that gets lost keeps it.
+    // It travels with the message to any process; a lost answer does not change it.
     stack.kill(Binary::Request);
     stack.unhide("waiting");
     stack.aws().faults.script("ecs", "RunTask", std::iter::repeat_with(|| Some(local::aws::Fault::Lost)).take(3));
@@ -705,7 +705,7 @@ async fn the_token_changes_only_after_an_answer_of_failures_alone() {
     let after = tokens(&stack).split_off(7);
     assert!(!after.is_empty() && after.iter().all(|token| *token == after[0] && *token != before[0]), "{after:?}");
     assert_eq!(stack.tasks().len(), 1);
-    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert_eq!(stack.received(&url), ["agent.ready"]);
 }
 
 #[tokio::test]
@@ -843,7 +843,7 @@ async fn overrides_go_up_to_their_limits() {
         stack.ask(json!({"requestId": "asked", "label": "maven", "webhookUrl": [url], "overrides": overrides}));
         stack.poll(Binary::Request, "requests").await;
         match refused {
-            Some(code) => assert_eq!(stack.told(&url), [format!("agent.failed {code}")], "{overrides}"),
+            Some(code) => assert_eq!(stack.received(&url), [format!("agent.failed {code}")], "{overrides}"),
             None => {
                 let input = stack.inputs("RunTask").remove(0);
                 let asked = &input["overrides"];
@@ -881,7 +881,7 @@ async fn ephemeral_storage_is_for_fargate_from_21_to_200() {
             template["limits"] = limit.map_or(json!({}), |limit| json!({"ephemeralStorage": limit}));
         })
         .await;
-        // It says nothing of what runs: no webhook is needed.
+        // It does not decide what runs: no webhook is needed.
         stack.ask(json!({"requestId": "storage", "label": "node", "overrides": {"ephemeralStorage": size}}));
         stack.poll(Binary::Request, "requests").await;
         let inputs = stack.inputs("RunTask");
@@ -889,11 +889,11 @@ async fn ephemeral_storage_is_for_fargate_from_21_to_200() {
             true => assert_eq!(inputs[0]["overrides"]["ephemeralStorage"], json!({"sizeInGiB": size})),
             false => {
                 assert!(inputs.is_empty(), "{size}");
-                assert_eq!(stack.told_all(), ["agent.failed OVERRIDE_REFUSED"], "{size}");
+                assert_eq!(stack.all_received(), ["agent.failed OVERRIDE_REFUSED"], "{size}");
             }
         }
     }
-    // Where a strategy decides, it is for ECS to refuse.
+    // If a strategy decides, ECS has to refuse it.
     for launch in [json!({"type": "default"}), json!({"capacityProviders": [{"name": "own"}]})] {
         let mut stack = Stack::with(|config| {
             let template = &mut config["clouds"][0]["templates"][0];
@@ -906,7 +906,7 @@ async fn ephemeral_storage_is_for_fargate_from_21_to_200() {
         stack.aws().faults.script("ecs", "RunTask", [Some(local::aws::Fault::Error(refusal))]);
         stack.ask(json!({"requestId": "storage", "label": "maven", "overrides": {"ephemeralStorage": 21}}));
         stack.settle().await;
-        assert_eq!(stack.told_all(), ["agent.failed LAUNCH_FAILED"], "{launch}");
+        assert_eq!(stack.all_received(), ["agent.failed LAUNCH_FAILED"], "{launch}");
         assert_eq!(stack.inputs("RunTask")[0]["overrides"]["ephemeralStorage"]["sizeInGiB"], 21);
     }
 }
@@ -957,7 +957,7 @@ async fn a_task_definition_is_asked_for_by_family_revision_or_arn_of_the_own_acc
             let overrides = json!({"taskDefinition": asked});
             stack.ask(json!({"requestId": "image", "label": "maven", "webhookUrl": url, "overrides": overrides}));
             stack.settle().await;
-            assert_eq!(stack.told(&url), [*expected], "{asked}");
+            assert_eq!(stack.received(&url), [*expected], "{asked}");
             if *expected == "agent.ready" {
                 let input = stack.inputs("RunTask").remove(0);
                 assert_eq!(input["taskDefinition"], *asked);
@@ -988,7 +988,7 @@ async fn with_the_default_strategy_ecs_chooses_and_no_group_is_raised() {
     for parameter in ["launchType", "capacityProviderStrategy", "platformVersion", "networkConfiguration"] {
         assert!(input.get(parameter).is_none_or(Value::is_null), "{parameter}: {input}");
     }
-    assert_eq!((stack.bodies("waiting").len(), stack.told(&url).len()), (1, 0));
+    assert_eq!((stack.bodies("waiting").len(), stack.received(&url).len()), (1, 0));
     stack.unhide("waiting");
     stack.sweep().await;
     assert!(!stack.calls().iter().any(|call| call.starts_with("autoscaling:Set")), "{:?}", stack.calls());
@@ -1005,13 +1005,13 @@ async fn lists_of_webhooks_may_be_empty_shorter_or_longer() {
     stack.ask(json!({"requestId": "one", "label": "node", "count": 2, "webhookUrl": urls[5]}));
     stack.settle().await;
     assert_eq!(stack.tasks().len(), 8);
-    let told: Vec<_> = urls.iter().map(|url| stack.told(url).len()).collect();
-    assert_eq!(told, [1, 1, 1, 0, 0, 1]);
-    assert_eq!(stack.told_all().len(), 8);
+    let received: Vec<_> = urls.iter().map(|url| stack.received(url).len()).collect();
+    assert_eq!(received, [1, 1, 1, 0, 0, 1]);
+    assert_eq!(stack.all_received().len(), 8);
 }
 
 #[tokio::test]
-async fn a_refused_request_is_told_at_each_url_that_may_be_called() {
+async fn reports_a_refused_request_to_each_allowed_url() {
     let mut stack = Stack::start().await;
     let urls: Vec<_> = (0..5).map(|_| stack.webhook()).collect();
     let inner = json!({"version": 9, "webhookUrl": urls[1]}).to_string();
@@ -1026,7 +1026,7 @@ async fn a_refused_request_is_told_at_each_url_that_may_be_called() {
     }
     stack.settle().await;
     for url in &urls {
-        assert_eq!(stack.told(url), ["agent.failed INVALID_REQUEST"]);
+        assert_eq!(stack.received(url), ["agent.failed INVALID_REQUEST"]);
     }
     assert_eq!(stack.rejected().len(), urls.len());
     assert_eq!(stack.calls().iter().filter(|call| !call.starts_with("sqs:")).count(), 0, "{:?}", stack.calls());
@@ -1073,7 +1073,7 @@ async fn tricks_with_the_origin_start_nothing() {
     let started: Vec<_> = stack.all_notices().into_iter().filter(|notice| notice.kind() == "agent.ready").collect();
     assert!(stack.tasks().is_empty(), "{started:#?}");
     assert_eq!(stack.rejected().len(), bad.len());
-    // What is the same origin in other words is called.
+    // The same origin in other words is called.
     let token = stack.webhook().rsplit('/').next().unwrap().to_owned();
     for (number, url) in
         [format!("HTTP://{host}/ci/webhook-step/{token}"), format!("http://{host}/ci/a/./b?x=%20")].iter().enumerate()
@@ -1086,7 +1086,7 @@ async fn tricks_with_the_origin_start_nothing() {
 
 /// A job deep in folders whose names are not ASCII: its page's URL is longer than a record may be.
 #[tokio::test]
-async fn a_build_of_a_long_name_is_no_reason_to_refuse() {
+async fn accepts_a_build_with_a_long_name() {
     let folder = "Команда-платформы-и-инструментов";
     let job = format!("{}feature%2FАРХ-1234-очень-длинное-имя-ветки", format!("{folder}/").repeat(24));
     let encoded: String = folder.bytes().map(|byte| format!("%{byte:02X}")).collect();
@@ -1100,9 +1100,9 @@ async fn a_build_of_a_long_name_is_no_reason_to_refuse() {
         let url = stack.webhook();
         stack.ask(json!({"requestId": "long", "label": "maven", "webhookUrl": url, "build": build}));
         stack.settle().await;
-        assert_eq!(stack.told(&url), ["agent.ready"], "{environment}: {:?}", stack.rejected());
-        let told = &stack.notices(Some(&url))[0].body["build"];
-        assert_eq!(*told == build, is_whole, "{environment}: {told}");
+        assert_eq!(stack.received(&url), ["agent.ready"], "{environment}: {:?}", stack.rejected());
+        let shown = &stack.notices(Some(&url))[0].body["build"];
+        assert_eq!(*shown == build, is_whole, "{environment}: {shown}");
         stack.complete(json!({"requestId": "long", "build": build}));
         stack.settle().await;
         assert!(stack.active_tasks().is_empty() && stack.rejected().is_empty(), "{environment}");

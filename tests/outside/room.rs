@@ -1,5 +1,5 @@
-//! Whose room is whose: container instances' events and the sweep wake what fits on an instance of the cloud's own group,
-//! and nothing that would only bounce (contract, sections 3, 4 and 7).
+//! Who can use which room: events of container instances and the sweep wake what fits on an instance of the cloud's own
+//! group, and nothing that would find no room again (contract, sections 3, 4 and 7).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use local::aws::ecs::Registration;
 use serde_json::{Value, json};
 use tests::{Binary, CLUSTER, GROUP, Stack};
 
-/// A full instance in the group; what is launched from now on never comes.
+/// A full instance in the group; instances launched later never boot.
 async fn full(change: impl FnOnce(&mut Value)) -> Stack {
     let mut stack = Stack::with(change).await;
     stack.aws().ecs.settings().boot = Duration::from_secs(3600);
@@ -40,7 +40,7 @@ fn one(id: &str) -> impl Iterator<Item = String> {
     std::iter::once(id.to_owned())
 }
 
-/// The event that ECS sends of an instance as it is now.
+/// The event that ECS sends about an instance in its current state.
 fn event(stack: &Stack, arn: &str) -> Value {
     let mut aws = stack.aws();
     let input = json!({"cluster": CLUSTER, "containerInstances": [arn]});
@@ -93,7 +93,7 @@ async fn the_end_of_an_agent_wakes_one_for_max_agents_whatever_waits_before_it()
 }
 
 #[tokio::test]
-async fn an_instance_that_leaves_its_group_is_room_for_nobody() {
+async fn an_instance_that_leaves_its_group_has_no_room() {
     for lifecycle in ["Terminating:Wait", "Standby", "Detaching"] {
         let mut stack = full(|_| {}).await;
         wait(&stack, one("waits"), |_| {});
@@ -109,7 +109,7 @@ async fn an_instance_that_leaves_its_group_is_room_for_nobody() {
 }
 
 #[tokio::test]
-async fn another_groups_instance_is_room_for_nobody() {
+async fn another_groups_instance_has_no_room() {
     let mut stack = full(|_| {}).await;
     stack.aws().ecs.create_group("other", CLUSTER, (0, 1), (4096, 8192), Timestamp::now());
     stack.aws().ecs.fill_group("other", 1, Timestamp::now());
@@ -121,7 +121,7 @@ async fn another_groups_instance_is_room_for_nobody() {
     assert_eq!(stack.bodies("requests"), Vec::<String>::new(), "by its event");
     stack.sweep_at(Timestamp::now()).await.unwrap();
     assert_eq!(stack.bodies("requests"), Vec::<String>::new(), "by the sweep");
-    // Its own group's instance has room.
+    // An instance of its own group has room.
     let own = make_room(&stack);
     let own = event(&stack, &own);
     bring(&mut stack, own).await;
@@ -129,7 +129,7 @@ async fn another_groups_instance_is_room_for_nobody() {
 }
 
 #[tokio::test]
-async fn every_instance_serves_what_no_group_is_raised_for() {
+async fn without_a_group_every_instance_serves() {
     for change in [
         (|config: &mut Value| drop(config["clouds"][0].as_object_mut().unwrap().remove("autoScalingGroup")))
             as fn(&mut Value),
@@ -150,7 +150,7 @@ async fn every_instance_serves_what_no_group_is_raised_for() {
 }
 
 #[tokio::test]
-async fn room_without_a_gpu_or_with_the_port_in_use_wakes_nobody() {
+async fn an_instance_without_a_free_gpu_or_port_wakes_nobody() {
     let mut stack = full(|_| {}).await;
     let arn = make_room(&stack);
     stack.aws().ecs.instance_mut(&arn).unwrap().ports.insert(2222);
@@ -162,7 +162,7 @@ async fn room_without_a_gpu_or_with_the_port_in_use_wakes_nobody() {
     bring(&mut stack, full).await;
     stack.sweep_at(Timestamp::now()).await.unwrap();
     assert_eq!(stack.bodies("requests"), Vec::<String>::new());
-    // One that has all that comes to the group.
+    // One that has everything joins the group.
     stack.aws().ecs.settings().boot = Duration::ZERO;
     stack.aws().ecs.group_mut(GROUP).unwrap().gpus = 1;
     stack.aws().ecs.fill_group(GROUP, 4, Timestamp::now());
@@ -173,7 +173,7 @@ async fn room_without_a_gpu_or_with_the_port_in_use_wakes_nobody() {
 }
 
 #[tokio::test]
-async fn what_an_event_could_not_look_at_is_released_and_left_to_the_sweep() {
+async fn releases_what_an_event_could_not_process_for_the_sweep() {
     let mut stack = full(|_| {}).await;
     wait(&stack, one("waits"), |_| {});
     let arn = make_room(&stack);
@@ -187,7 +187,7 @@ async fn what_an_event_could_not_look_at_is_released_and_left_to_the_sweep() {
 }
 
 #[tokio::test]
-async fn an_external_instance_is_room_for_what_runs_outside_aws_alone() {
+async fn an_external_instance_serves_external_templates_alone() {
     let mut stack = full(|config| config["clouds"][0]["templates"][1]["launch"] = json!({"type": "external"})).await;
     let registration = Registration {
         ec2_id: "mi-0123456789abcdef0".into(),
@@ -208,7 +208,7 @@ async fn an_external_instance_is_room_for_what_runs_outside_aws_alone() {
     assert!(woken.len() == 1 && woken[0].contains("outside"), "{woken:?}");
 }
 
-/// Another service's task on an instance, which is no daemon's.
+/// Another service's task on an instance; the service is not a daemon.
 fn run_replica(stack: &Stack, arn: &str) {
     let mut aws = stack.aws();
     let task = aws.ecs.tasks().next().unwrap().arn.clone();
@@ -232,9 +232,9 @@ async fn the_task_of_a_service_that_is_no_daemon_is_not_expected_on_each_instanc
     let whole = json!({"requestId": "whole", "label": "maven", "webhookUrl": url, "overrides": {"memory": 7000}});
     stack.ask(whole);
     stack.settle().await;
-    assert_eq!(stack.told(&url), Vec::<String>::new(), "it fits on an instance of its own");
+    assert_eq!(stack.received(&url), Vec::<String>::new(), "it fits on an instance of its own");
     assert_eq!(stack.aws().ecs.group(GROUP).unwrap().desired, 2);
-    // A daemon of the same size is on each.
+    // A daemon of the same size is on each instance.
     let mut stack = Stack::with(|config| {
         config["clouds"][0]["instanceCapacity"] = json!({"cpu": 4096, "memory": 7680});
     })
@@ -244,7 +244,7 @@ async fn the_task_of_a_service_that_is_no_daemon_is_not_expected_on_each_instanc
     let url = stack.webhook();
     stack.ask(json!({"requestId": "whole", "label": "maven", "webhookUrl": url, "overrides": {"memory": 7000}}));
     stack.settle().await;
-    assert_eq!(stack.told(&url), ["agent.failed LAUNCH_FAILED"]);
+    assert_eq!(stack.received(&url), ["agent.failed LAUNCH_FAILED"]);
     assert_eq!(stack.aws().ecs.group(GROUP).unwrap().desired, 1);
 }
 
@@ -287,8 +287,8 @@ async fn an_overdue_request_that_finds_no_room_fails_once_for_each_agent() {
         message.attributes.insert("wait".to_owned(), wait.to_string());
     }
     stack.settle().await;
-    assert_eq!(stack.told(&url), ["agent.failed CAPACITY_TIMEOUT"]);
+    assert_eq!(stack.received(&url), ["agent.failed CAPACITY_TIMEOUT"]);
     let failed: Vec<_> = stack.all_notices().into_iter().filter(|it| it.code() == "CAPACITY_TIMEOUT").collect();
-    assert_eq!(failed.len(), 2, "each agent once: {:?}", stack.told_all());
+    assert_eq!(failed.len(), 2, "each agent once: {:?}", stack.all_received());
     assert!(stack.bodies("waiting").is_empty() && stack.rejected().is_empty());
 }

@@ -84,7 +84,7 @@ async fn a_secret_that_was_changed_is_read_again_when_it_is_refused() {
     }
     stack.ask(json!({"requestId": "after", "label": "node", "webhookUrl": url}));
     stack.settle().await;
-    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert_eq!(stack.received(&url), ["agent.ready"]);
     assert_eq!(stack.nodes().len(), 2);
     assert!(stack.bodies("undelivered").is_empty());
 }
@@ -103,13 +103,13 @@ async fn a_secret_that_stays_wrong_names_the_setting_and_loses_nothing() {
         };
         stack.ask(json!({"requestId": "wrong", "label": "node", "webhookUrl": url}));
         stack.settle().await;
-        assert_eq!(stack.told(&url), Vec::<String>::new(), "{setting}");
+        assert_eq!(stack.received(&url), Vec::<String>::new(), "{setting}");
         assert!(!stack.bodies("undelivered").is_empty(), "{setting}: as if Jenkins were down");
         assert!(stack.rejected().is_empty(), "{setting}");
         let output = stack.output();
         let named = output.lines().any(|line| line.contains("ERROR") && line.contains(setting));
         assert!(named, "{setting}: {output}");
-        // It is mended.
+        // It is corrected.
         if by_user {
             stack.jenkins().add_user("ecs-agents", API_TOKEN, Permission::FOR_AGENTS);
         } else {
@@ -120,7 +120,7 @@ async fn a_secret_that_stays_wrong_names_the_setting_and_loses_nothing() {
             stack.unhide("undelivered");
             stack.settle().await;
         }
-        assert_eq!(stack.told(&url), ["agent.ready"], "{setting}");
+        assert_eq!(stack.received(&url), ["agent.ready"], "{setting}");
     }
 }
 
@@ -134,7 +134,7 @@ async fn a_missing_permission_is_named() {
     assert!(!stack.bodies("undelivered").is_empty());
 }
 
-/// As where Jenkins has a certificate of a company's own authority.
+/// Jenkins has a certificate of a company's own authority.
 #[tokio::test]
 async fn jenkins_is_trusted_by_the_authority_of_ca_certificate() {
     for is_trusted in [true, false] {
@@ -154,10 +154,10 @@ async fn jenkins_is_trusted_by_the_authority_of_ca_certificate() {
         let over_tls = url.replace(root.trim_end_matches("/ci/"), &edge.url);
         stack.ask(json!({"requestId": "over-tls", "label": "node", "webhookUrl": over_tls}));
         stack.settle().await;
-        let told = if is_trusted { vec!["agent.ready"] } else { vec![] };
+        let expected = if is_trusted { vec!["agent.ready"] } else { vec![] };
         assert_eq!(
-            (stack.told(&url), stack.nodes().len()),
-            (told.iter().map(ToString::to_string).collect(), told.len())
+            (stack.received(&url), stack.nodes().len()),
+            (expected.iter().map(ToString::to_string).collect(), expected.len())
         );
         assert_eq!(stack.bodies("undelivered").is_empty(), is_trusted);
         assert_eq!(stack.output().contains("UnknownIssuer"), !is_trusted);
@@ -179,7 +179,7 @@ async fn a_secret_may_be_a_file_and_a_level_of_the_log_shows_none() {
         stack.set_env("AWS_LAMBDA_LOG_LEVEL", Some("TRACE"));
         stack.set_env("AWS_LAMBDA_LOG_FORMAT", Some(format));
         let url = stack.agent("filed", "dial").await;
-        assert_eq!(stack.told(&url), ["agent.ready"]);
+        assert_eq!(stack.received(&url), ["agent.ready"]);
         stack.complete(json!({"requestId": "filed"}));
         stack.settle().await;
         let said = stack.output();

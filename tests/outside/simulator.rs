@@ -1,10 +1,10 @@
-//! The ground that the other tests stand on.
+//! The basis of the other tests.
 
 use jiff::Timestamp;
 use tests::{GROUP, Stack};
 
 #[tokio::test]
-async fn the_world_has_one_instance_and_is_quiet() {
+async fn the_world_begins_with_one_quiet_instance() {
     let stack = Stack::start().await;
     let aws = stack.aws();
     assert_eq!(aws.ecs.instances().count(), 1);

@@ -13,13 +13,13 @@ fn minutes(minutes: i64) -> SignedDuration {
     SignedDuration::from_mins(minutes)
 }
 
-/// A sweep some minutes from now, and what comes of it.
+/// Runs a sweep some minutes from now, and everything that follows from it.
 async fn sweep_in(stack: &mut Stack, later: i64) {
     stack.sweep_at(Timestamp::now() + minutes(later)).await.unwrap();
     stack.settle().await;
 }
 
-/// Makes a task older, as if it had been started so long ago.
+/// Makes a task older, as if it had been started earlier.
 fn age(stack: &Stack, arn: &str, by: SignedDuration) {
     let mut aws = stack.aws();
     let task = aws.ecs.task_mut(arn).unwrap();
@@ -42,11 +42,11 @@ async fn a_quiet_world_stays_as_it_is() {
     assert!(changes.is_empty(), "{changes:?}");
     assert_eq!(stack.active_tasks().len(), 1);
     assert_eq!(stack.nodes().len(), 1);
-    assert_eq!(stack.told_all(), ["agent.ready"]);
+    assert_eq!(stack.all_received(), ["agent.ready"]);
 }
 
 #[tokio::test]
-async fn what_is_not_ready_in_time_is_stopped_and_told() {
+async fn stops_and_reports_an_agent_that_is_not_ready_in_time() {
     let mut stack =
         Stack::with(|config| config["clouds"][1]["templates"][0]["containerStartTimeout"] = "5m".into()).await;
     stack.aws().ecs.behave("jenkins-node", Behaviour::NeverRuns);
@@ -54,15 +54,15 @@ async fn what_is_not_ready_in_time_is_stopped_and_told() {
     let arn = stack.tasks()[0].arn.clone();
     age(&stack, &arn, minutes(4));
     stack.sweep().await;
-    assert_eq!(stack.told(&url), Vec::<String>::new());
+    assert_eq!(stack.received(&url), Vec::<String>::new());
     age(&stack, &arn, minutes(2));
     stack.sweep().await;
-    assert_eq!(stack.told(&url), ["agent.failed START_TIMEOUT"]);
+    assert_eq!(stack.received(&url), ["agent.failed START_TIMEOUT"]);
     assert!(stack.active_tasks().is_empty() && stack.nodes().is_empty());
 }
 
 #[tokio::test]
-async fn one_that_never_becomes_healthy_is_not_ready_either() {
+async fn an_agent_that_never_becomes_healthy_is_not_ready() {
     let mut stack =
         Stack::with(|config| config["clouds"][0]["templates"][0]["taskDefinition"] = "jenkins-checked".into()).await;
     stack.aws().ecs.behave("jenkins-checked", Behaviour::HealthUnknown);
@@ -70,7 +70,7 @@ async fn one_that_never_becomes_healthy_is_not_ready_either() {
     let arn = stack.tasks()[0].arn.clone();
     age(&stack, &arn, minutes(16));
     stack.sweep().await;
-    assert_eq!(stack.told(&url), ["agent.failed START_TIMEOUT"]);
+    assert_eq!(stack.received(&url), ["agent.failed START_TIMEOUT"]);
 }
 
 #[tokio::test]
@@ -84,12 +84,12 @@ async fn an_agent_waits_for_jenkins_as_long_as_that_is_away() {
     assert_eq!(stack.active_tasks().len(), 1, "it is Jenkins that is not ready");
     stack.jenkins_comes_back().await;
     stack.sweep().await;
-    assert_eq!(stack.told(&url), ["agent.ready"], "the first sweep that finds Jenkins tells it");
+    assert_eq!(stack.received(&url), ["agent.ready"], "the first sweep that reaches Jenkins reports it");
     assert_eq!(stack.nodes().len(), 1);
 }
 
 #[tokio::test]
-async fn one_that_jenkins_never_takes_is_stopped_and_told_why() {
+async fn stops_an_agent_that_jenkins_never_accepts_and_says_why() {
     for (token, permissions, word) in [
         (tests::API_TOKEN, vec![Permission::Read], "Agent/Create"),
         ("another", Permission::FOR_AGENTS.to_vec(), "jenkins.apiToken"),
@@ -104,7 +104,7 @@ async fn one_that_jenkins_never_takes_is_stopped_and_told_why() {
         stack.jenkins().add_user("ecs-agents", tests::API_TOKEN, Permission::FOR_AGENTS);
         stack.unhide("undelivered");
         stack.settle().await;
-        assert_eq!(stack.told(&url), ["agent.failed START_TIMEOUT"]);
+        assert_eq!(stack.received(&url), ["agent.failed START_TIMEOUT"]);
         let message = stack.notices(Some(&url))[0].body["failure"]["message"].as_str().unwrap().to_owned();
         assert!(message.contains("not ready within 15m") && message.contains(word), "{message}");
     }
@@ -126,8 +126,8 @@ async fn no_agent_outlives_its_lifetime() {
     let active = stack.active_tasks();
     assert_eq!(active.len(), 1);
     assert!(active[0].started_by.contains("maven"));
-    assert_eq!(stack.told(&url), ["agent.ready"]);
-    assert!(stack.told_all().contains(&"agent.stopped LIFETIME_EXCEEDED".into()), "{:?}", stack.told_all());
+    assert_eq!(stack.received(&url), ["agent.ready"]);
+    assert!(stack.all_received().contains(&"agent.stopped LIFETIME_EXCEEDED".into()), "{:?}", stack.all_received());
     assert_eq!(stack.nodes(), [active[0].started_by.clone()]);
 }
 
@@ -149,7 +149,7 @@ async fn an_idle_agent_is_stopped_and_a_busy_one_is_not() {
     sweep_in(&mut stack, 12).await;
     let active = stack.active_tasks();
     assert_eq!(active.iter().map(|task| task.started_by.as_str()).collect::<Vec<_>>(), [busy.as_str()]);
-    assert!(stack.told_all().contains(&"agent.stopped IDLE".into()), "{:?}", stack.told_all());
+    assert!(stack.all_received().contains(&"agent.stopped IDLE".into()), "{:?}", stack.all_received());
     // Its build ends, and its own ten minutes begin.
     stack.jenkins().finish_build(&busy);
     sweep_in(&mut stack, 13).await;
@@ -190,7 +190,7 @@ async fn nothing_is_stopped_on_a_guess() {
     let _ = stack.sweep_at(Timestamp::now() + minutes(20)).await;
     assert_eq!(stack.active_tasks().len(), 1, "whether it is idle, only Jenkins knows");
     stack.jenkins_comes_back().await;
-    // ECS does not answer: no node goes.
+    // ECS does not answer: no node is deleted.
     for action in ["ListTasks", "DescribeTasks"] {
         stack.aws().faults.always("ecs", action, Some(Fault::server()));
         for later in [21, 22, 23] {
@@ -202,7 +202,7 @@ async fn nothing_is_stopped_on_a_guess() {
 }
 
 #[tokio::test]
-async fn what_is_tagged_keep_is_left_alone() {
+async fn leaves_what_is_tagged_keep_alone() {
     let mut stack = Stack::start().await;
     stack.agent("kept", "node").await;
     let task = stack.tasks().remove(0);
@@ -216,27 +216,27 @@ async fn what_is_tagged_keep_is_left_alone() {
 }
 
 #[tokio::test]
-async fn events_that_never_came_are_made_up_for() {
+async fn reports_tasks_whose_events_never_came() {
     let mut stack = Stack::start().await;
-    // A task runs, and nobody heard of it.
+    // A task runs, and its event never came.
     let running = stack.webhook();
     stack.ask(json!({"requestId": "unheard", "label": "node", "webhookUrl": running}));
     stack.poll(Binary::Request, "requests").await;
     stack.advance().clear();
-    assert_eq!(stack.told(&running), Vec::<String>::new());
-    // An event may be on its way for a minute.
+    assert_eq!(stack.received(&running), Vec::<String>::new());
+    // For a minute, its event may be on its way.
     sweep_in(&mut stack, 2).await;
-    assert_eq!(stack.told(&running), ["agent.ready"]);
+    assert_eq!(stack.received(&running), ["agent.ready"]);
     assert_eq!(stack.nodes().len(), 1);
-    // Another ended before anybody heard of it.
+    // Another ended before its event came.
     stack.aws().ecs.behave("jenkins-node", Behaviour::ImageMissing);
     let ended = stack.webhook();
     stack.ask(json!({"requestId": "unheard-end", "label": "node", "webhookUrl": ended}));
     stack.poll(Binary::Request, "requests").await;
     stack.advance().clear();
     sweep_in(&mut stack, 4).await;
-    assert_eq!(stack.told(&ended), ["agent.failed START_FAILED"]);
-    // The end of the first is missed too.
+    assert_eq!(stack.received(&ended), ["agent.failed START_FAILED"]);
+    // The last event of the first is lost, too.
     let arn = stack.active_tasks()[0].arn.clone();
     stack.aws().ecs.exit(&arn, 1, Timestamp::now());
     stack.advance().clear();
@@ -244,8 +244,8 @@ async fn events_that_never_came_are_made_up_for() {
         sweep_in(&mut stack, later).await;
     }
     assert!(stack.nodes().is_empty());
-    assert_eq!(stack.told(&running), ["agent.ready"]);
-    assert_eq!(stack.told(&ended), ["agent.failed START_FAILED"]);
+    assert_eq!(stack.received(&running), ["agent.ready"]);
+    assert_eq!(stack.received(&ended), ["agent.failed START_FAILED"]);
 }
 
 #[tokio::test]
@@ -253,12 +253,12 @@ async fn an_agent_that_was_reported_but_not_yet_recorded_is_not_reported_again()
     for (label, last) in [("maven", 3), ("dial", 1)] {
         let mut stack = Stack::start().await;
         stack.aws().faults.always("ecs", "TagResource", Some(Fault::server()));
-        let url = stack.agent("told", label).await;
+        let url = stack.agent("notified", label).await;
         for later in 1..=last {
             sweep_in(&mut stack, later).await;
         }
         assert_eq!(
-            (stack.told(&url), stack.told_all()),
+            (stack.received(&url), stack.all_received()),
             (vec!["agent.ready".into()], vec!["agent.ready".into()]),
             "{label}"
         );
@@ -267,7 +267,7 @@ async fn an_agent_that_was_reported_but_not_yet_recorded_is_not_reported_again()
         stack.settle().await;
         assert!(stack.tasks()[0].tags["jenkins-ecs-agents:reported"].starts_with("ready"), "{label}");
         assert!(stack.bodies("undelivered").is_empty(), "{label}");
-        assert_eq!(stack.told_all(), ["agent.ready"], "{label}");
+        assert_eq!(stack.all_received(), ["agent.ready"], "{label}");
     }
 }
 
@@ -310,17 +310,17 @@ async fn an_unreported_inbound_agent_is_reported_once_it_is_online() {
     let secret = environment.as_array().unwrap().iter().find(|variable| variable["name"] == "JENKINS_SECRET").unwrap();
     stack.jenkins().connect_inbound(&name, secret["value"].as_str().unwrap()).unwrap();
     sweep_in(&mut stack, 2).await;
-    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert_eq!(stack.received(&url), ["agent.ready"]);
 }
 
 #[tokio::test]
-async fn a_node_without_a_task_goes_at_the_second_sight_a_minute_later() {
+async fn deletes_a_node_without_a_task_a_minute_after_it_was_first_seen() {
     let mut stack = Stack::start().await;
     stack.agent("gone", "node").await;
     stack.agent("there", "node").await;
     let gone = stack.tasks().remove(0);
     {
-        // The task ends and is forgotten by ECS, and no event came.
+        // The task ends and ECS forgets it, without an event.
         let mut aws = stack.aws();
         aws.ecs.exit(&gone.arn, 0, Timestamp::now());
         aws.advance(Timestamp::now() + SignedDuration::from_hours(2));
@@ -330,10 +330,10 @@ async fn a_node_without_a_task_goes_at_the_second_sight_a_minute_later() {
     let first = Timestamp::now() + minutes(1);
     stack.sweep_at(first).await.unwrap();
     assert_eq!(stack.nodes().len(), 2);
-    // The same minute, brought twice, is one sight.
+    // The same minute, delivered twice, counts once.
     stack.sweep_at(first).await.unwrap();
     assert_eq!(stack.nodes().len(), 2);
-    // Another process knows it from what is written down.
+    // Another process reads it from Jenkins.
     stack.kill(Binary::Teardown);
     stack.sweep_at(first + minutes(1)).await.unwrap();
     let nodes = stack.nodes();
@@ -430,13 +430,13 @@ async fn the_groups_own_scale_in_ends_no_protected_agent_and_the_sweep_what_it_l
     let node = stack.nodes().remove(0);
     stack.jenkins().connect_ssh(&node);
     assert!(stack.jenkins().start_build_on(&node, "app/main #1"));
-    // The first instance is older than the protection, and may be the agent's.
+    // The first instance is older than the protection, and may have the agent.
     let place = stack.active_tasks()[0].instance.clone().unwrap();
     let place = stack.aws().ecs.instance(&place).unwrap().ec2_id.clone();
     if let Some(group) = stack.aws().ecs.group_mut(GROUP) {
         group.members.iter_mut().filter(|member| member.id == place).for_each(|member| member.protected = true);
     }
-    // A scaling policy that knows of no agents.
+    // A scaling policy that does not know of agents.
     stack.aws().ecs.fill_group(GROUP, 1, Timestamp::now());
     assert_eq!(stack.active_tasks().len(), 1, "scale-in leaves protected instances alone");
     for later in [0, 5, 11, 12, 13] {
@@ -468,7 +468,7 @@ async fn with_a_minimum_of_none_the_last_instance_goes_too_and_comes_back_when_i
         stack.unhide("requests");
         stack.settle().await;
     }
-    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert_eq!(stack.received(&url), ["agent.ready"]);
 }
 
 #[tokio::test]
@@ -524,7 +524,7 @@ async fn a_foreign_drain_is_not_undone() {
 async fn waiting_work_keeps_what_it_needs() {
     let mut stack = Stack::with(|config| config["clouds"][0]["idleInstanceTimeout"] = "10m".into()).await;
     stack.aws().ecs.settings().boot = Duration::from_secs(3600);
-    // Over maxAgents nothing needs an instance; without room, everything does.
+    // Requests over maxAgents need no instance; requests without room do.
     stack.ask(json!({"requestId": "fill", "label": "maven", "count": 3}));
     stack.settle().await;
     stack.ask(json!({"requestId": "waits", "label": "maven"}));
@@ -539,7 +539,7 @@ async fn waiting_work_keeps_what_it_needs() {
     assert_eq!(stack.count("autoscaling:TerminateInstanceInAutoScalingGroup"), 0);
 }
 
-/// So many times ten agents that run already, however long ECS would have taken to launch them.
+/// This many times ten running agents, however long ECS would have taken to launch them.
 async fn run_tens(stack: &mut Stack, tens: usize) {
     let quotas = {
         let mut aws = stack.aws();
@@ -557,7 +557,7 @@ async fn run_tens(stack: &mut Stack, tens: usize) {
 }
 
 #[tokio::test]
-async fn all_pages_are_looked_at() {
+async fn reads_all_pages() {
     let mut stack = Stack::with(|config| {
         config["clouds"][1]["templates"][0]["idleTimeout"] = "never".into();
     })
@@ -665,7 +665,7 @@ fn wait(stack: &Stack, ids: impl Iterator<Item = String>, template: &str, waits_
 }
 
 #[tokio::test]
-async fn what_fits_is_woken_whatever_waits_before_it() {
+async fn wakes_what_fits_whatever_waits_before_it() {
     let mut stack = Stack::with(|config| config["clouds"][0]["templates"][0]["maxAgents"] = 1.into()).await;
     stack.agent("one", "maven").await;
     stack.aws().ecs.fill_group(GROUP, 3, Timestamp::now());
@@ -688,7 +688,7 @@ async fn what_fits_is_woken_whatever_waits_before_it() {
 }
 
 #[tokio::test]
-async fn two_thousand_overdue_requests_are_told_once_each_by_one_sweep() {
+async fn one_sweep_fails_two_thousand_overdue_requests_once_each() {
     let mut stack = Stack::start().await;
     let long_ago = Timestamp::now() - Duration::from_secs(3600);
     wait(&stack, (0..2000).map(|number| format!("late-{number}")), "maven", "maxAgents", long_ago);
@@ -710,7 +710,7 @@ async fn two_thousand_overdue_requests_are_told_once_each_by_one_sweep() {
 }
 
 #[tokio::test]
-async fn what_a_sweep_works_on_stays_hidden_for_longer_than_a_sweep_takes() {
+async fn messages_stay_hidden_for_longer_than_a_sweep_takes() {
     let mut stack = Stack::start().await;
     stack.sweep_at(Timestamp::now()).await.unwrap();
     let looks = stack.aws().calls("sqs", "ReceiveMessage").iter().map(|call| call.input.clone()).collect::<Vec<_>>();
@@ -720,7 +720,7 @@ async fn what_a_sweep_works_on_stays_hidden_for_longer_than_a_sweep_takes() {
 }
 
 #[tokio::test]
-async fn a_failed_request_is_told_why_its_group_got_no_instance() {
+async fn a_failed_request_says_why_its_group_got_no_instance() {
     let mut stack = Stack::start().await;
     stack.aws().ecs.group_mut(GROUP).unwrap().lacks_capacity();
     let now = Timestamp::now();
@@ -738,7 +738,7 @@ async fn a_failed_request_is_told_why_its_group_got_no_instance() {
     assert_eq!(stack.count("autoscaling:DescribeScalingActivities"), 1);
 }
 
-/// A cloud whose idle instances go after ten minutes, with so many of them.
+/// A cloud with this many instances, which go when they have been idle for ten minutes.
 async fn idle_instances(count: u32) -> Stack {
     let stack = Stack::with(|config| config["clouds"][0]["idleInstanceTimeout"] = "10m".into()).await;
     stack.aws().ecs.fill_group(GROUP, count, Timestamp::now());
@@ -750,7 +750,7 @@ fn members(stack: &Stack) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn an_instance_that_has_to_stay_keeps_none_of_the_others() {
+async fn an_instance_that_has_to_stay_does_not_keep_the_others() {
     let mut stack = idle_instances(3).await;
     stack.aws().ecs.group_mut(GROUP).unwrap().minimum = 2;
     let kept = members(&stack).remove(0);
@@ -774,7 +774,7 @@ async fn an_instance_that_cannot_be_ended_takes_tasks_again_and_the_others_go() 
     assert_eq!(members(&stack).len(), 1, "the others went");
     let statuses: Vec<_> = stack.aws().ecs.instances().map(|instance| instance.status.as_str().to_owned()).collect();
     assert_eq!(statuses, ["ACTIVE"]);
-    assert!(stack.output().contains("cannot be ended"), "it is told");
+    assert!(stack.output().contains("cannot be ended"), "it is logged");
 }
 
 #[tokio::test]
@@ -849,7 +849,11 @@ async fn giving_back_leaves_the_group_no_zones_to_even_out() {
     }
     assert_eq!(members(&stack).len(), 1);
     assert_eq!(stack.active_tasks().len(), 1, "the busy instance was not ended for its zone");
-    assert!(!stack.told_all().iter().any(|told| told.starts_with("agent.stopped")), "{:?}", stack.told_all());
+    assert!(
+        !stack.all_received().iter().any(|notice| notice.starts_with("agent.stopped")),
+        "{:?}",
+        stack.all_received()
+    );
 }
 
 #[tokio::test]
@@ -875,7 +879,7 @@ async fn keep_holds_for_starts_duplicates_and_lifetimes_alike() {
         stack.sweep_at(Timestamp::now() + minutes(later)).await.unwrap();
     }
     assert_eq!((stack.active_tasks().len(), stack.count("ecs:StopTask")), (3, 0));
-    assert_eq!(stack.told(&url), Vec::<String>::new());
+    assert_eq!(stack.received(&url), Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -888,7 +892,7 @@ async fn a_cluster_that_cannot_be_asked_keeps_all_nodes_and_no_other_clusters_ta
     stack.aws().ecs.exit(&gone.arn, 0, Timestamp::now());
     age(&stack, &old.arn, SignedDuration::from_hours(25));
     stack.advance().clear();
-    // A process that is told of one more cluster, which is not there.
+    // A process with one more cluster, which does not exist.
     let mut config: Value = serde_json::from_str(stack.env("AGENTS_CONFIG").strip_prefix("inline:").unwrap()).unwrap();
     let mut lost = config["clouds"][1].clone();
     (lost["name"], lost["cluster"]) = ("lost".into(), "lost".into());
@@ -904,7 +908,7 @@ async fn a_cluster_that_cannot_be_asked_keeps_all_nodes_and_no_other_clusters_ta
 }
 
 #[tokio::test]
-async fn two_sights_of_a_node_within_the_same_minute_are_one() {
+async fn two_sweeps_within_a_minute_count_as_one() {
     let mut stack = Stack::start().await;
     stack.agent("gone", "node").await;
     let gone = stack.tasks().remove(0);
@@ -932,11 +936,11 @@ async fn a_scheduled_event_without_a_time_is_a_sweep_of_now() {
         stack.invoke(Binary::Teardown, event).await.unwrap();
     }
     stack.settle().await;
-    assert_eq!(stack.told_all(), ["agent.ready", "agent.stopped LIFETIME_EXCEEDED"]);
+    assert_eq!(stack.all_received(), ["agent.ready", "agent.stopped LIFETIME_EXCEEDED"]);
 }
 
 #[tokio::test]
-async fn the_agents_of_a_template_that_was_taken_out_end_and_so_do_their_nodes() {
+async fn ends_the_agents_and_nodes_of_a_removed_template() {
     let mut stack = Stack::start().await;
     for id in ["gone", "there"] {
         stack.agent(id, "node").await;

@@ -15,7 +15,7 @@ use tests::{AUTHORIZATION, Binary, CLUSTER, Stack};
 
 const HOST_KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ1bFSTxVyKv0bSa6ykMTyCE9HzwYzbEK6kXVR4B4BaG";
 
-/// What a scripted page of Jenkins' answers.
+/// A scripted page of Jenkins.
 fn page(status: u16, headers: &[(&str, &str)]) -> http::Response<bytes::Bytes> {
     let mut page = http::Response::builder().status(status);
     for (name, value) in headers {
@@ -160,7 +160,7 @@ async fn the_node_is_there_before_the_notice_and_as_the_template_has_it() {
         let place = |part: &str| targets.iter().position(|target| target.contains(part));
         assert!(place("reateItem").unwrap() < place("webhook-step").unwrap(), "{targets:?}");
     }
-    // Without a webhook nobody asks for it by name: it has the template's labels.
+    // Without a webhook nobody requests it by name: it has the template's labels.
     stack.ask(json!({"requestId": "by-label", "label": "node"}));
     stack.settle().await;
     let jenkins = stack.jenkins();
@@ -175,7 +175,7 @@ async fn both_ways_to_create_a_node_give_the_same_node() {
     for version in ["2.504.3", "2.538", "2.539", "2.579"] {
         let mut stack = Stack::start().await;
         stack.jenkins().set_version(version);
-        // The first exchange tells the version; the second agent's node is made in the way that it allows.
+        // The first exchange shows the version; the second agent's node is created in the way that it allows.
         stack.agent("first", "node").await;
         stack.agent("second", "node").await;
         let jenkins = stack.jenkins();
@@ -188,7 +188,7 @@ async fn both_ways_to_create_a_node_give_the_same_node() {
 }
 
 #[tokio::test]
-async fn without_register_nodes_jenkins_is_told_and_nothing_else() {
+async fn without_register_nodes_jenkins_is_only_notified() {
     let mut stack = Stack::with(|config| {
         let jenkins = config["jenkins"].as_object_mut().unwrap();
         jenkins.remove("user");
@@ -203,7 +203,7 @@ async fn without_register_nodes_jenkins_is_told_and_nothing_else() {
     })
     .await;
     let url = stack.agent("unregistered", "node").await;
-    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert_eq!(stack.received(&url), ["agent.ready"]);
     stack.complete(json!({"requestId": "unregistered"}));
     stack.settle().await;
     assert!(stack.active_tasks().is_empty());
@@ -211,7 +211,7 @@ async fn without_register_nodes_jenkins_is_told_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn an_inbound_agent_has_its_node_before_its_task_and_is_told_how_to_dial() {
+async fn an_inbound_agent_gets_its_node_before_its_task_and_its_connection_settings() {
     let mut stack = Stack::start().await;
     let url = stack.webhook();
     stack.ask(json!({"requestId": "dial", "label": "dial", "webhookUrl": url}));
@@ -233,7 +233,7 @@ async fn an_inbound_agent_has_its_node_before_its_task_and_is_told_how_to_dial()
     let secret = value("JENKINS_SECRET");
     stack.jenkins().connect_inbound(&name, &secret).unwrap();
     stack.settle().await;
-    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert_eq!(stack.received(&url), ["agent.ready"]);
     let agent = stack.notices(Some(&url))[0].body["agent"].clone();
     assert_eq!(agent["connect"], "inbound");
     assert!(
@@ -249,24 +249,24 @@ async fn a_container_with_a_health_check_is_ready_when_it_is_healthy() {
     stack.aws().ecs.settings().healthy = Duration::from_secs(3600);
     let url = stack.agent("checked", "maven").await;
     assert_eq!(stack.tasks()[0].last_status, "RUNNING");
-    assert_eq!(stack.told(&url), Vec::<String>::new());
+    assert_eq!(stack.received(&url), Vec::<String>::new());
     // Looked at again, it is still not healthy, and is kept for another look within seconds.
     stack.unhide("undelivered");
     stack.settle().await;
-    assert_eq!(stack.told(&url), Vec::<String>::new());
+    assert_eq!(stack.received(&url), Vec::<String>::new());
     let next = stack.aws().sqs.messages("undelivered")[0].visible_at.duration_since(Timestamp::now()).as_secs();
     assert!((0..15).contains(&next), "{next} s");
-    // No event tells of its health.
+    // No event reports its health.
     let events = stack.aws().advance(Timestamp::now() + SignedDuration::from_hours(2));
     assert!(events.is_empty(), "{events:?}");
     stack.unhide("undelivered");
     stack.settle().await;
-    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert_eq!(stack.received(&url), ["agent.ready"]);
     assert!(stack.bodies("undelivered").is_empty());
 }
 
 #[tokio::test]
-async fn bindings_of_both_kinds_are_told_apart_in_whatever_order() {
+async fn distinguishes_ipv4_and_ipv6_bindings_in_any_order() {
     for (addressing, is_ipv6) in
         [(Addressing::Dual, false), (Addressing::DualV6First, false), (Addressing::V6, true), (Addressing::V4, false)]
     {
@@ -297,7 +297,7 @@ async fn bindings_of_both_kinds_are_told_apart_in_whatever_order() {
     }
 }
 
-/// An instance with the addresses that are set now takes the place of those before.
+/// An instance with the current address settings replaces the earlier ones.
 fn new_instance(stack: &Stack) -> String {
     let (mut aws, now) = (stack.aws(), Timestamp::now());
     let others: Vec<_> = aws.ecs.instances().map(|instance| instance.arn.clone()).collect();
@@ -340,13 +340,13 @@ async fn bindings_that_come_late_are_waited_for_and_static_ones_are_not() {
             }
             let url = stack.agent(family, "maven").await;
             if !is_static {
-                assert_eq!(stack.told(&url), Vec::<String>::new(), "{family}");
+                assert_eq!(stack.received(&url), Vec::<String>::new(), "{family}");
                 assert_eq!(stack.active_tasks().len(), 1, "{family}");
                 stack.aws().advance(Timestamp::now() + SignedDuration::from_hours(2));
                 stack.unhide("undelivered");
                 stack.settle().await;
             }
-            assert_eq!(stack.told(&url), ["agent.ready"], "{family}");
+            assert_eq!(stack.received(&url), ["agent.ready"], "{family}");
             if is_static {
                 assert_eq!(stack.notices(Some(&url))[0].body["agent"]["port"], 2200);
             }
@@ -355,31 +355,31 @@ async fn bindings_that_come_late_are_waited_for_and_static_ones_are_not() {
 }
 
 #[tokio::test]
-async fn an_address_that_never_comes_ends_with_the_start_s_time() {
+async fn an_agent_whose_address_never_comes_fails_at_its_start_timeout() {
     let mut stack = Stack::start().await;
     stack.aws().ecs.settings().binding = Duration::from_secs(36_000);
     let url = stack.agent("never", "maven").await;
     stack.sweep_at(Timestamp::now() + SignedDuration::from_mins(16)).await.unwrap();
     stack.settle().await;
-    assert_eq!(stack.told(&url), ["agent.failed START_TIMEOUT"]);
+    assert_eq!(stack.received(&url), ["agent.failed START_TIMEOUT"]);
     let failure = stack.notices(Some(&url))[0].body["failure"].clone();
     assert!(failure["message"].as_str().unwrap().contains("host port"), "{failure}");
 }
 
 #[tokio::test]
-async fn events_that_come_twice_say_it_once() {
+async fn repeated_events_notify_once() {
     let mut stack = Stack::start().await;
     let url = stack.agent("repeated", "node").await;
     let events = stack.history.clone();
     for event in events.iter().chain(events.iter().rev()) {
         stack.invoke(Binary::TaskState, event.clone()).await.unwrap();
     }
-    // Another process knows no more than what is recorded.
+    // Another process knows only what is recorded.
     let mut another = stack.another(Binary::TaskState).await;
     for event in &events {
         another.invoke(event.clone()).await.unwrap().unwrap();
     }
-    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert_eq!(stack.received(&url), ["agent.ready"]);
     let tags = stack.tasks().remove(0).tags;
     assert!(
         tags.keys().any(|tag| tag.starts_with("jenkins-ecs-agents:") && tag != "jenkins-ecs-agents:controller"),
@@ -398,7 +398,7 @@ async fn a_running_event_after_the_end_registers_nothing() {
     stack.aws().ecs.exit(&arn, 3, Timestamp::now());
     stack.advance().reverse();
     stack.settle().await;
-    assert_eq!(stack.told(&url), ["agent.failed START_FAILED"]);
+    assert_eq!(stack.received(&url), ["agent.failed START_FAILED"]);
     assert!(stack.nodes().is_empty());
     let created = stack.jenkins().exchanges().iter().any(|exchange| exchange.target.contains("reateItem"));
     assert!(!created);
@@ -417,8 +417,8 @@ async fn an_event_of_a_task_that_ecs_forgot_does_no_harm() {
         assert_eq!(aws.ecs.tasks().count(), 0);
     }
     stack.invoke(Binary::TaskState, running).await.unwrap();
-    assert_eq!(stack.told(&url), ["agent.ready"]);
-    assert_eq!(stack.told_all().iter().filter(|told| *told == "agent.ready").count(), 1);
+    assert_eq!(stack.received(&url), ["agent.ready"]);
+    assert_eq!(stack.all_received().iter().filter(|notice| *notice == "agent.ready").count(), 1);
 }
 
 #[tokio::test]
@@ -435,7 +435,7 @@ async fn a_last_event_is_believed_though_ecs_has_forgotten_the_task() {
         assert_eq!(aws.ecs.tasks().count(), 0);
     }
     stack.invoke(Binary::TaskState, stopped).await.unwrap();
-    assert_eq!(stack.told_all(), ["agent.ready", "agent.stopped"]);
+    assert_eq!(stack.all_received(), ["agent.ready", "agent.stopped"]);
     assert!(stack.nodes().is_empty());
 }
 
@@ -445,7 +445,7 @@ async fn a_configured_webhook_that_leads_nowhere_costs_no_agent_and_no_notice() 
     let gone = page(404, &[("x-jenkins", "2.579")]);
     stack.jenkins().script("ecs-agents/notices", [gone.clone(), gone]);
     let url = stack.agent("mistyped", "node").await;
-    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert_eq!(stack.received(&url), ["agent.ready"]);
     assert_eq!((stack.active_tasks().len(), stack.nodes().len()), (1, 1));
     let rejected = stack.rejected();
     assert!(rejected.len() == 1 && rejected[0].1.contains("jenkins.webhook.url"), "{rejected:?}");
@@ -456,7 +456,7 @@ async fn an_image_that_cannot_be_pulled_fails_at_once_and_says_why() {
     let mut stack = Stack::start().await;
     stack.aws().ecs.behave("jenkins-node", Behaviour::ImageMissing);
     let url = stack.agent("no-image", "node").await;
-    assert_eq!(stack.told(&url), ["agent.failed START_FAILED"]);
+    assert_eq!(stack.received(&url), ["agent.failed START_FAILED"]);
     let failure = stack.notices(Some(&url))[0].body["failure"].clone();
     assert_eq!(failure["stopCode"], "TaskFailedToStart");
     assert!(failure["message"].as_str().unwrap().contains("CannotPullContainerError"), "{failure}");
@@ -464,12 +464,12 @@ async fn an_image_that_cannot_be_pulled_fails_at_once_and_says_why() {
 }
 
 #[tokio::test]
-async fn a_container_that_ends_before_it_is_ready_tells_its_exit_code() {
+async fn reports_the_exit_code_of_a_container_that_ends_before_it_is_ready() {
     let mut stack =
         Stack::with(|config| config["clouds"][0]["templates"][0]["taskDefinition"] = "jenkins-checked".into()).await;
     stack.aws().ecs.behave("jenkins-checked", Behaviour::Exits { after: Duration::ZERO, code: 137 });
     let url = stack.agent("exits", "maven").await;
-    assert_eq!(stack.told(&url), ["agent.failed START_FAILED"]);
+    assert_eq!(stack.received(&url), ["agent.failed START_FAILED"]);
     let failure = stack.notices(Some(&url))[0].body["failure"].clone();
     assert_eq!((&failure["exitCode"], &failure["stopCode"]), (&json!(137), &json!("EssentialContainerExited")));
 }
@@ -483,24 +483,24 @@ async fn an_agent_that_ends_later_loses_its_node_and_its_build() {
     stack.aws().ecs.exit(&arn, 1, Timestamp::now());
     stack.settle().await;
     assert!(stack.nodes().is_empty());
-    assert_eq!(stack.told(&url), ["agent.ready"], "the build has had its one outcome");
-    assert_eq!(stack.told_all(), ["agent.ready", "agent.stopped"]);
+    assert_eq!(stack.received(&url), ["agent.ready"], "the build has had its one outcome");
+    assert_eq!(stack.all_received(), ["agent.ready", "agent.stopped"]);
     assert_eq!(stack.all_notices()[1].agent(), name);
 }
 
 #[tokio::test]
-async fn a_spot_interruption_is_told_as_such() {
+async fn reports_a_spot_interruption() {
     let mut stack = Stack::start().await;
     stack.agent("spot", "node").await;
     let arn = stack.tasks()[0].arn.clone();
     stack.aws().ecs.interrupt(&arn, Timestamp::now());
     stack.settle().await;
-    assert_eq!(stack.told_all(), ["agent.ready", "agent.stopped SPOT_INTERRUPTION"]);
+    assert_eq!(stack.all_received(), ["agent.ready", "agent.stopped SPOT_INTERRUPTION"]);
     assert!(stack.nodes().is_empty());
 }
 
 #[tokio::test]
-async fn what_is_not_ours_is_ignored() {
+async fn ignores_foreign_events() {
     let mut stack = Stack::start().await;
     stack.agent("ours", "node").await;
     let event = stack.history.iter().rfind(|event| event["detail"]["lastStatus"] == "RUNNING").unwrap().clone();
@@ -535,7 +535,7 @@ async fn what_is_not_ours_is_ignored() {
         assert!(answer.is_ok(), "{answer:?} for {text}");
         assert_eq!(stack.calls(), Vec::<String>::new(), "{text}");
     }
-    // In our cluster, with a name of our form, of another controller: its tag says so.
+    // In our cluster, with a name of our form, but its tag names another controller.
     let arn = stack.tasks()[0].arn.clone();
     let task_tags = |stack: &Stack, controller: &str| {
         let mut aws = stack.aws();
@@ -567,7 +567,7 @@ async fn an_agent_that_nobody_wants_is_stopped() {
 }
 
 #[tokio::test]
-async fn what_jenkins_refuses_for_good_is_kept_for_people() {
+async fn keeps_what_jenkins_refuses_permanently_for_people() {
     let moved = page(302, &[("location", "http://127.0.0.1:9/elsewhere"), ("x-jenkins", "2.579")]);
     for answer in [moved, page(400, &[("x-jenkins", "2.579")]), page(413, &[])] {
         let status = answer.status();
@@ -604,16 +604,16 @@ async fn notices_wait_while_jenkins_is_down_and_keep_their_id() {
     stack.jenkins_comes_back().await;
     stack.unhide("undelivered");
     stack.settle().await;
-    assert_eq!(stack.told(&url), ["agent.ready"]);
-    assert_eq!(stack.told_all(), ["agent.ready"]);
+    assert_eq!(stack.received(&url), ["agent.ready"]);
+    assert_eq!(stack.all_received(), ["agent.ready"]);
     assert!(stack.bodies("undelivered").is_empty());
     let ids: Vec<_> = stack.notices(None).iter().map(|notice| notice.body["id"].clone()).collect();
     assert_eq!(ids[0], ids[1]);
 }
 
 #[tokio::test]
-async fn each_way_of_jenkins_to_be_unwell_is_waited_out() {
-    // A 404 that does not name Jenkins is a proxy's.
+async fn waits_out_every_kind_of_outage() {
+    // A 404 that does not name Jenkins comes from a proxy.
     for answer in [page(503, &[]), page(500, &[]), page(502, &[]), page(429, &[]), page(404, &[])] {
         let status = answer.status();
         let mut stack = Stack::start().await;
@@ -622,13 +622,13 @@ async fn each_way_of_jenkins_to_be_unwell_is_waited_out() {
         stack.jenkins().script(&path, [answer.clone(), answer]);
         stack.ask(json!({"requestId": "unwell", "label": "node", "webhookUrl": url}));
         stack.settle().await;
-        assert_eq!(stack.told(&url), Vec::<String>::new(), "{status}");
+        assert_eq!(stack.received(&url), Vec::<String>::new(), "{status}");
         for _ in 0..3 {
             stack.unhide("undelivered");
             stack.settle().await;
         }
-        assert_eq!(stack.told(&url), ["agent.ready"], "{status}");
-        assert_eq!(stack.told_all(), ["agent.ready"], "{status}");
+        assert_eq!(stack.received(&url), ["agent.ready"], "{status}");
+        assert_eq!(stack.all_received(), ["agent.ready"], "{status}");
         assert!(stack.bodies("undelivered").is_empty() && stack.rejected().is_empty(), "{status}");
     }
 }
@@ -648,7 +648,7 @@ async fn a_ready_whose_task_has_stopped_meanwhile_arrives_as_failed() {
         stack.unhide("undelivered");
         stack.settle().await;
     }
-    assert_eq!(stack.told(&url), ["agent.failed START_FAILED"]);
+    assert_eq!(stack.received(&url), ["agent.failed START_FAILED"]);
     assert!(stack.nodes().is_empty());
     assert!(stack.bodies("undelivered").is_empty());
 }
@@ -674,7 +674,7 @@ async fn notices_go_to_the_event_bus_too() {
 async fn of_two_tasks_of_one_name_the_younger_is_stopped() {
     let mut stack = Stack::start().await;
     stack.agent("doubled", "node").await;
-    // The same RunTask under another token, as after an answer that got lost for longer than a token lives.
+    // The same RunTask under another token, as after an answer that was lost for longer than a token lives.
     let mut input = stack.inputs("RunTask").remove(0);
     input["clientToken"] = "another".into();
     let now = Timestamp::now();
@@ -695,17 +695,17 @@ async fn a_ready_agent_that_somebody_stops_by_hand_is_stopped_not_failed() {
     let task = stack.active_tasks().remove(0);
     let stop = json!({"cluster": CLUSTER, "task": task.arn, "reason": "cleaning up"});
     stack.aws().ecs.call("StopTask", &stop, Timestamp::now()).unwrap();
-    // Another process hears of it: StopTask took the task's tags.
+    // Another process receives the event: StopTask deleted the task's tags.
     stack.kill(Binary::TaskState);
     stack.settle().await;
     for later in [1, 2, 3] {
         stack.sweep_at(Timestamp::now() + SignedDuration::from_mins(later)).await.unwrap();
     }
-    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert_eq!(stack.received(&url), ["agent.ready"]);
     assert!(
-        stack.told_all().iter().all(|told| told == "agent.ready" || told == "agent.stopped"),
+        stack.all_received().iter().all(|notice| notice == "agent.ready" || notice == "agent.stopped"),
         "{:?}",
-        stack.told_all()
+        stack.all_received()
     );
     assert!(stack.nodes().is_empty());
 }
@@ -757,7 +757,7 @@ async fn a_notice_is_kept_for_a_day_at_least() {
     stack.jenkins_comes_back().await;
     stack.unhide("undelivered");
     stack.settle().await;
-    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert_eq!(stack.received(&url), ["agent.ready"]);
 }
 
 #[tokio::test]
@@ -789,7 +789,7 @@ async fn the_delays_between_tries_grow() {
 #[tokio::test]
 async fn an_agent_costs_few_calls() {
     let mut stack = Stack::start().await;
-    // What a process looks up once, it knows after the first.
+    // What a process looks up only once is known after the first.
     for label in ["node", "maven"] {
         stack.agent(&format!("first-{label}"), label).await;
     }
@@ -816,7 +816,7 @@ async fn a_running_lookalike_without_our_tag_gets_no_node_and_is_not_stopped() {
         stack.settle().await;
         stack.unhide("undelivered");
         stack.settle().await;
-        assert_eq!(stack.told_all(), Vec::<String>::new(), "{label}");
+        assert_eq!(stack.all_received(), Vec::<String>::new(), "{label}");
         assert!(stack.nodes().is_empty(), "{label}");
         assert_eq!((stack.active_tasks().len(), stack.count("ecs:StopTask")), (1, 0), "{label}");
     }
@@ -830,8 +830,8 @@ async fn where_only_the_record_fails_only_the_record_is_repeated() {
     let path = path(&stack, &url);
     stack.ask(json!({"requestId": "unrecorded", "label": "node", "webhookUrl": url}));
     stack.settle().await;
-    assert_eq!(stack.told(&url), ["agent.ready"]);
-    // Another process tries again: it knows nothing of what was told.
+    assert_eq!(stack.received(&url), ["agent.ready"]);
+    // Another process retries, without knowing who was notified.
     stack.kill(Binary::TaskState);
     stack.unhide("undelivered");
     stack.settle().await;
@@ -841,7 +841,7 @@ async fn where_only_the_record_fails_only_the_record_is_repeated() {
     stack.aws().faults.always("ecs", "TagResource", None);
     stack.unhide("undelivered");
     stack.settle().await;
-    assert_eq!(stack.told_all(), ["agent.ready"]);
+    assert_eq!(stack.all_received(), ["agent.ready"]);
     let posts = stack.jenkins().exchanges().iter().filter(|exchange| exchange.target.ends_with(&path)).count();
     assert_eq!(posts, 1);
     let task = stack.active_tasks().remove(0);
@@ -850,7 +850,7 @@ async fn where_only_the_record_fails_only_the_record_is_repeated() {
 }
 
 #[tokio::test]
-async fn an_unwanted_agent_with_a_build_is_not_stopped() {
+async fn does_not_stop_an_unwanted_agent_with_a_build() {
     for is_away in [false, true] {
         let mut stack = Stack::start().await;
         let url = stack.webhook();
@@ -879,13 +879,13 @@ async fn an_unwanted_agent_with_a_build_is_not_stopped() {
 #[tokio::test]
 async fn the_container_that_ended_first_is_named() {
     let mut stack = Stack::start().await;
-    // Never ready: the port does not show.
+    // Never ready: the port is not shown.
     stack.aws().ecs.settings().binding = Duration::from_secs(3600);
     let url = stack.agent("sidecar", "maven").await;
     let arn = stack.tasks()[0].arn.clone();
     stack.aws().ecs.exit_container(&arn, "sidecar", 3, Timestamp::now());
     stack.settle().await;
-    assert_eq!(stack.told(&url), ["agent.failed START_FAILED"]);
+    assert_eq!(stack.received(&url), ["agent.failed START_FAILED"]);
     let failure = stack.notices(Some(&url))[0].body["failure"].clone();
     let message = failure["message"].as_str().unwrap();
     assert!(message.contains("container sidecar (exit code 3)") && !message.contains("memory"), "{failure}");
@@ -893,8 +893,8 @@ async fn the_container_that_ended_first_is_named() {
 }
 
 #[tokio::test]
-async fn an_interrupted_spot_instance_is_told_as_such_and_a_fault_is_not() {
-    for (is_spot, told) in [(true, "agent.stopped SPOT_INTERRUPTION"), (false, "agent.stopped")] {
+async fn distinguishes_an_interrupted_spot_instance_from_a_failed_one() {
+    for (is_spot, expected) in [(true, "agent.stopped SPOT_INTERRUPTION"), (false, "agent.stopped")] {
         let mut stack = Stack::start().await;
         stack.agent("host", "maven").await;
         {
@@ -903,7 +903,7 @@ async fn an_interrupted_spot_instance_is_told_as_such_and_a_fault_is_not() {
             if is_spot { aws.ecs.interrupt_instance(&id, now) } else { aws.ecs.kill_instance(&id, now) }
         }
         stack.settle().await;
-        assert_eq!(stack.told_all(), ["agent.ready", told]);
+        assert_eq!(stack.all_received(), ["agent.ready", expected]);
     }
 }
 
@@ -932,7 +932,7 @@ async fn a_public_address_is_asked_for_each_time() {
     };
     set(&stack, None);
     let late = stack.agent("late", "maven").await;
-    assert_eq!((stack.told(&late), stack.active_tasks().len()), (vec![], 1));
+    assert_eq!((stack.received(&late), stack.active_tasks().len()), (vec![], 1));
     set(&stack, Some("198.51.100.1"));
     stack.unhide("undelivered");
     stack.settle().await;
@@ -943,7 +943,7 @@ async fn a_public_address_is_asked_for_each_time() {
 }
 
 #[tokio::test]
-async fn many_that_are_ready_at_once_are_told_once() {
+async fn many_agents_that_are_ready_at_once_are_reported_once_each() {
     let mut stack = Stack::start().await;
     let urls: Vec<_> = (0..60)
         .map(|index| {
@@ -958,21 +958,21 @@ async fn many_that_are_ready_at_once_are_told_once() {
         if are_recorded && stack.tasks().len() == urls.len() && stack.bodies("undelivered").is_empty() {
             break;
         }
-        // Another process knows nothing of what was told.
+        // Another process does not know who was notified.
         stack.kill(Binary::TaskState);
         stack.unhide("requests");
         stack.unhide("undelivered");
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     for url in &urls {
-        assert_eq!(stack.told(url), ["agent.ready"]);
+        assert_eq!(stack.received(url), ["agent.ready"]);
     }
-    assert_eq!(stack.told_all().len(), urls.len());
+    assert_eq!(stack.all_received().len(), urls.len());
     assert!(stack.bodies("undelivered").is_empty());
     assert!(stack.tasks().iter().all(|task| task.tags.contains_key("jenkins-ecs-agents:reported")));
 }
 
-/// How often something was posted to a webhook, whatever it answered.
+/// The number of posts to a webhook, whatever the answer.
 fn posts(stack: &Stack, path: &str) -> usize {
     stack.jenkins().exchanges().iter().filter(|exchange| exchange.target.ends_with(path)).count()
 }
@@ -982,16 +982,16 @@ async fn an_inbound_agent_dials_agent_url_and_all_else_stays_with_jenkins() {
     let dialled = "http://jenkins.internal:8081/inside";
     let mut stack = Stack::with(|config| config["clouds"][0]["agentUrl"] = dialled.into()).await;
     let url = stack.agent("inside", "dial").await;
-    assert_eq!((stack.told(&url), stack.told_all()), (vec!["agent.ready".into()], vec!["agent.ready".into()]));
+    assert_eq!((stack.received(&url), stack.all_received()), (vec!["agent.ready".into()], vec!["agent.ready".into()]));
     let input = stack.inputs("RunTask").remove(0);
     let pairs = input["overrides"]["containerOverrides"][0]["environment"].as_array().unwrap();
     let given: Vec<_> = pairs.iter().filter(|pair| pair["name"] == "JENKINS_URL").map(|pair| &pair["value"]).collect();
     assert_eq!(given, [dialled]);
     assert_eq!(stack.tasks()[0].tags["jenkins-ecs-agents:controller"], stack.jenkins_root());
-    // A webhook there is another origin's.
+    // A webhook there belongs to another origin.
     stack.ask(json!({"requestId": "there", "label": "dial", "webhookUrl": format!("{dialled}/webhook-step/x")}));
     stack.settle().await;
-    assert_eq!(stack.told_all().last().map(String::as_str), Some("agent.failed INVALID_REQUEST"));
+    assert_eq!(stack.all_received().last().map(String::as_str), Some("agent.failed INVALID_REQUEST"));
 }
 
 #[tokio::test]
@@ -1003,8 +1003,8 @@ async fn each_status_of_success_is_a_delivery_and_any_other_is_not() {
         stack.jenkins().script(&path, [page(status, &[])]);
         stack.ask(json!({"requestId": "status", "label": "node", "webhookUrl": url}));
         stack.settle().await;
-        let told = &stack.tasks()[0].tags["jenkins-ecs-agents:reported"];
-        assert_eq!(told.starts_with("ready"), is_delivered, "{status}: {told}");
+        let reported = &stack.tasks()[0].tags["jenkins-ecs-agents:reported"];
+        assert_eq!(reported.starts_with("ready"), is_delivered, "{status}: {reported}");
         assert_eq!((posts(&stack, &path), stack.rejected().len()), (1, usize::from(!is_delivered)), "{status}");
         assert!(stack.bodies("undelivered").is_empty(), "{status}");
     }
@@ -1034,7 +1034,7 @@ async fn a_refused_notice_makes_the_secrets_read_once_more_and_waits() {
         assert!(output.lines().any(names), "{status}: {output}");
         stack.unhide("undelivered");
         stack.settle().await;
-        assert_eq!((stack.told(&url), posts(&stack, &path)), (vec!["agent.ready".into()], 3), "{status}");
+        assert_eq!((stack.received(&url), posts(&stack, &path)), (vec!["agent.ready".into()], 3), "{status}");
     }
 }
 
@@ -1063,7 +1063,7 @@ async fn only_the_requests_own_webhook_speaks_for_its_build() {
         let mut stack = Stack::start().await;
         stack.jenkins().script("ecs-agents/notices", [answer]);
         let url = stack.agent("wanted", "node").await;
-        assert_eq!((stack.told(&url), stack.told_all().len()), (vec!["agent.ready".into()], 0), "{status}");
+        assert_eq!((stack.received(&url), stack.all_received().len()), (vec!["agent.ready".into()], 0), "{status}");
         assert_eq!((stack.active_tasks().len(), stack.nodes().len()), (1, 1), "{status}");
         let rejected = stack.rejected();
         assert!(rejected.len() == 1 && rejected[0].0.contains("agent.ready"), "{status}: {rejected:?}");
@@ -1072,7 +1072,7 @@ async fn only_the_requests_own_webhook_speaks_for_its_build() {
 }
 
 #[tokio::test]
-async fn nobody_who_waits_for_a_failed_agent_is_no_failure_of_ours() {
+async fn a_failed_agent_that_nobody_waits_for_is_no_error() {
     for answer in [page(410, &[]), page(404, &[("x-jenkins", "2.579")])] {
         let mut stack = Stack::start().await;
         let urls = [stack.webhook(), stack.webhook()];
@@ -1087,9 +1087,9 @@ async fn nobody_who_waits_for_a_failed_agent_is_no_failure_of_ours() {
         for url in &urls {
             assert_eq!(posts(&stack, &path(&stack, url)), 1);
         }
-        let mut told = stack.told_all();
-        told.sort();
-        assert_eq!(told, ["agent.failed NO_TEMPLATE", "agent.failed START_FAILED"]);
+        let mut received = stack.all_received();
+        received.sort();
+        assert_eq!(received, ["agent.failed NO_TEMPLATE", "agent.failed START_FAILED"]);
         assert!(stack.bodies("undelivered").is_empty());
         assert_eq!(stack.count("ecs:StopTask"), 0, "it has ended");
     }
@@ -1150,14 +1150,14 @@ async fn a_retry_is_signed_anew_under_the_same_id() {
 }
 
 #[tokio::test]
-async fn a_failed_start_tells_all_that_ecs_says() {
+async fn a_failed_start_reports_everything_that_ecs_says() {
     let mut stack = Stack::start().await;
     stack.aws().ecs.settings().binding = Duration::from_secs(3600);
     let url = stack.agent("fails", "maven").await;
     let task = stack.tasks().remove(0);
     stack.aws().ecs.exit_container(&task.arn, "agent", 3, Timestamp::now());
     stack.advance();
-    // ECS' own words for a container that was killed for its memory.
+    // ECS' own words for a container that was killed because of its memory.
     let reason = "OutOfMemoryError: Container killed due to memory usage";
     let is_last = |event: &&mut Value| event["detail"]["lastStatus"] == "STOPPED";
     let event = stack.advance().iter_mut().find(is_last).unwrap();
@@ -1203,7 +1203,7 @@ async fn host_keys_are_verified_as_the_template_says_and_variables_reach_the_nod
 }
 
 #[tokio::test]
-async fn an_end_with_an_instance_that_ec2_has_forgotten_is_reported_all_the_same() {
+async fn reports_an_end_though_ec2_has_forgotten_the_instance() {
     let mut stack = Stack::start().await;
     stack.agent("host", "maven").await;
     {
@@ -1214,6 +1214,6 @@ async fn an_end_with_an_instance_that_ec2_has_forgotten_is_reported_all_the_same
         aws.faults.always("ec2", "DescribeInstances", Some(Fault::Error(forgotten)));
     }
     stack.settle().await;
-    assert_eq!(stack.told_all(), ["agent.ready", "agent.stopped"]);
+    assert_eq!(stack.all_received(), ["agent.ready", "agent.stopped"]);
     assert!(stack.nodes().is_empty() && stack.bodies("undelivered").is_empty());
 }

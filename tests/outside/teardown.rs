@@ -36,7 +36,7 @@ async fn a_completion_names_its_agent_in_one_of_three_ways() {
         assert_eq!(stack.nodes().len(), 1, "{way}");
         assert!(stack.bodies("completions").is_empty(), "{way}");
         assert_eq!(stack.count("ecs:StopTask"), 1, "{way}");
-        assert_eq!(stack.told_all().last().map(String::as_str), Some("agent.stopped"), "{way}");
+        assert_eq!(stack.all_received().last().map(String::as_str), Some("agent.stopped"), "{way}");
     }
 }
 
@@ -75,7 +75,7 @@ async fn the_node_goes_once_jenkins_is_back() {
     }
     assert!(stack.nodes().is_empty());
     assert!(stack.bodies("completions").is_empty() && stack.bodies("undelivered").is_empty());
-    assert_eq!(stack.told_all(), ["agent.ready", "agent.stopped"]);
+    assert_eq!(stack.all_received(), ["agent.ready", "agent.stopped"]);
 }
 
 #[tokio::test]
@@ -142,7 +142,7 @@ async fn a_request_that_is_placed_in_part_ends_whichever_of_its_agents_run() {
     stack.complete(json!({"requestId": "part"}));
     stack.settle().await;
     assert!(stack.active_tasks().is_empty() && stack.bodies("waiting").is_empty());
-    // And the same where the completion names the forgotten task.
+    // And the same if the completion names the forgotten task.
     stack.ask(json!({"requestId": "named", "label": "node"}));
     stack.settle().await;
     stack.complete(json!({"requestId": "named", "taskArn": first.arn}));
@@ -151,7 +151,7 @@ async fn a_request_that_is_placed_in_part_ends_whichever_of_its_agents_run() {
 }
 
 #[tokio::test]
-async fn what_is_over_already_is_success() {
+async fn a_completion_of_what_has_already_ended_is_success() {
     let mut stack = Stack::start().await;
     stack.agent("over", "node").await;
     let task = stack.tasks().remove(0);
@@ -168,7 +168,7 @@ async fn what_is_over_already_is_success() {
         assert!(stack.bodies("completions").is_empty(), "{completion}");
     }
     assert!(stack.rejected().is_empty());
-    assert_eq!(stack.told_all(), ["agent.ready", "agent.stopped"]);
+    assert_eq!(stack.all_received(), ["agent.ready", "agent.stopped"]);
 }
 
 #[tokio::test]
@@ -196,7 +196,7 @@ async fn a_completion_withdraws_the_request_that_still_waits() {
     stack.aws().ecs.settings().fargate_has_capacity = true;
     stack.sweep().await;
     assert!(stack.tasks().is_empty());
-    assert!(stack.told(&url).iter().all(|told| told.starts_with("agent.failed")));
+    assert!(stack.received(&url).iter().all(|notice| notice.starts_with("agent.failed")));
 }
 
 #[tokio::test]
@@ -216,7 +216,7 @@ async fn a_completion_that_comes_before_its_request_is_kept_until_it_finds_it() 
 }
 
 #[tokio::test]
-async fn a_completion_of_nothing_is_success_once_nothing_can_come_of_it() {
+async fn a_completion_of_an_unknown_request_succeeds_once_it_cannot_be_placed() {
     let mut stack = Stack::with(|config| {
         for cloud in config["clouds"].as_array_mut().unwrap() {
             cloud["instanceLaunchTimeout"] = "1s".into();
@@ -278,7 +278,7 @@ async fn a_task_of_another_account_in_a_cluster_of_our_name_is_not_ours() {
     assert!(stack.active_tasks().is_empty());
 }
 
-/// StopTask deletes a task's tags, and with them what the role's condition lets the function stop.
+/// StopTask deletes a task's tags, on which the role's permission to stop it depends.
 #[tokio::test]
 async fn a_second_completion_that_the_role_refuses_is_success() {
     let mut stack = Stack::start().await;
@@ -306,7 +306,7 @@ async fn a_task_that_the_role_may_not_stop_is_rejected() {
 }
 
 #[tokio::test]
-async fn what_is_not_a_completion_is_rejected_and_disturbs_no_neighbour() {
+async fn rejects_malformed_completions_without_affecting_others() {
     let mut stack = Stack::start().await;
     stack.agent("neighbour", "node").await;
     let bad = [
@@ -433,7 +433,7 @@ async fn a_completion_that_ecs_refuses_to_look_up_is_rejected_with_the_reason() 
     assert!(rejected.len() == 1 && rejected[0].1.contains("AccessDenied"), "{rejected:?}");
 }
 
-/// A name of our form is no proof: whoever may run tasks in the cluster can give it.
+/// A name of our form is no proof: anyone who may run tasks in the cluster can choose it.
 #[tokio::test]
 async fn a_task_of_our_name_without_our_tag_is_not_stopped_by_name() {
     let mut stack = Stack::start().await;
@@ -458,15 +458,15 @@ async fn a_completion_of_a_task_that_ended_by_itself_makes_no_failed_start_of_it
     let task = stack.active_tasks().remove(0);
     stack.aws().ecs.exit(&task.arn, 0, Timestamp::now());
     stack.settle().await;
-    // StopTask deletes the tags, of which one says that the agent was ready.
+    // StopTask deletes the tags, one of which says that the agent was ready.
     stack.complete(json!({"agent": task.started_by, "taskArn": task.arn}));
     stack.settle().await;
     for minutes in [0, 2] {
         let time = Timestamp::now() + SignedDuration::from_mins(minutes);
         stack.sweep_at(time).await.unwrap();
     }
-    assert_eq!(stack.told(&url), ["agent.ready"]);
-    assert!(!stack.told_all().iter().any(|told| told.contains("START_FAILED")), "{:?}", stack.told_all());
+    assert_eq!(stack.received(&url), ["agent.ready"]);
+    assert!(!stack.all_received().iter().any(|notice| notice.contains("START_FAILED")), "{:?}", stack.all_received());
 }
 
 #[tokio::test]
@@ -517,9 +517,9 @@ async fn a_build_of_a_long_name_is_named_as_far_as_ecs_takes_it() {
 }
 
 #[tokio::test]
-async fn a_completion_of_what_is_on_its_way_stops_it_wherever_it_is() {
+async fn a_completion_stops_an_agent_at_every_stage() {
     let mut stack = Stack::start().await;
-    // Placed and not running yet; its events are still to come.
+    // Placed but not running yet; its events are still to come.
     stack.aws().ecs.settings().pull = Duration::from_secs(3600);
     let url = stack.webhook();
     stack.ask(json!({"requestId": "pulling", "label": "node", "webhookUrl": url}));
@@ -528,12 +528,16 @@ async fn a_completion_of_what_is_on_its_way_stops_it_wherever_it_is() {
     stack.settle().await;
     assert!(stack.active_tasks().is_empty() && stack.bodies("completions").is_empty());
     assert!(stack.nodes().is_empty());
-    assert!(stack.told(&url).iter().all(|told| told == "agent.failed START_FAILED"), "{:?}", stack.told(&url));
+    assert!(
+        stack.received(&url).iter().all(|notice| notice == "agent.failed START_FAILED"),
+        "{:?}",
+        stack.received(&url)
+    );
 }
 
-/// As in AWS' own examples of events, which are of 2018.
+/// As in AWS' own examples of events, which are from 2018.
 #[tokio::test]
-async fn a_time_that_no_queue_keeps_is_no_time() {
+async fn ignores_an_implausible_send_time() {
     let mut stack = Stack::start().await;
     let record = |body: serde_json::Value| {
         json!({"messageId": "059f36b4-87a3-44ab-83d2-661975830a7d", "receiptHandle": "x", "body": body.to_string(),
@@ -546,7 +550,7 @@ async fn a_time_that_no_queue_keeps_is_no_time() {
     let event = json!({"Records": [record(json!({"version": 1, "requestId": "old", "label": "node"}))]});
     stack.invoke(Binary::Request, event).await.unwrap();
     stack.settle().await;
-    assert_eq!(stack.told_all(), ["agent.ready"]);
+    assert_eq!(stack.all_received(), ["agent.ready"]);
     let took = stack.all_notices()[0].body["timings"]["totalMs"].as_i64().unwrap();
     assert!((0..60_000).contains(&took), "{took} ms");
 }

@@ -1,5 +1,4 @@
-//! The templates from outside: what their parameters take and refuse, when their alarms fire, and that the documents say
-//! what is in them.
+//! The templates from outside: which parameters they accept, when their alarms fire, and that the documents match them.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +10,7 @@ use tests::roles::{FORWARDING, TEMPLATE};
 const PLACE: (&str, &str) = ("eu-west-1", "111122223333");
 const OPERATIONS: &str = include_str!("../../docs/operations.md");
 
-/// What has to be given, and everything that can be.
+/// The required parameters, and all possible ones.
 const NEEDED: [(&str, &str); 3] = [
     ("JenkinsUrl", "https://jenkins.example.com/"),
     ("ClusterArns", "arn:aws:ecs:eu-west-1:111122223333:cluster/jenkins"),
@@ -39,7 +38,7 @@ fn stack(parameters: &[(&str, &str)]) -> anyhow::Result<Stack> {
 }
 
 #[test]
-fn parameters_take_what_is_right_and_refuse_the_rest_with_a_sentence() {
+fn parameters_accept_valid_values_and_explain_refusals() {
     stack(&[]).unwrap();
     stack(&POSSIBLE).unwrap();
     for (name, value) in [
@@ -90,7 +89,7 @@ fn parameters_take_what_is_right_and_refuse_the_rest_with_a_sentence() {
 }
 
 #[test]
-fn what_holds_messages_outlives_the_stack() {
+fn queues_outlive_the_stack() {
     for template in [TEMPLATE, FORWARDING] {
         let template = local::cloudformation::parse(template).unwrap();
         for (id, resource) in template["Resources"].as_object().unwrap() {
@@ -118,7 +117,7 @@ fn the_functions_may_send_traces_only_where_they_are_traced() {
 
 // --- Alarms, as CloudWatch evaluates them ("Using Amazon CloudWatch alarms", "Using math expressions") ---
 
-/// A metric's data points, by its name in the case: one a period, none where nothing was reported.
+/// A metric's data points, by its name in the case: one per period, none where nothing was reported.
 type Series<'a> = &'a [(&'a str, &'a [Option<f64>])];
 
 #[derive(Debug, PartialEq)]
@@ -175,7 +174,7 @@ fn tokens(expression: &str) -> Vec<String> {
     spaced.split_whitespace().map(str::to_owned).collect()
 }
 
-/// As much of CloudWatch's metric math as the alarms use. An operation on a missing data point has none.
+/// The part of CloudWatch's metric math that the alarms use. An operation on a missing data point has no result.
 struct Math<'a> {
     tokens: Vec<String>,
     at: usize,
@@ -279,7 +278,7 @@ fn alarm(name: &str) -> Value {
 }
 
 #[test]
-fn an_alarm_fires_on_what_it_is_about_and_on_nothing_else() {
+fn each_alarm_fires_only_on_its_cause() {
     for name in [
         "RequestsDeadLettersAlarm",
         "UndeliveredDeadLettersAlarm",
@@ -315,8 +314,8 @@ fn the_undelivered_alarm_fires_in_an_outage_and_not_on_a_busy_day() {
             &[(VISIBLE, &always(visible)), (HIDDEN, &always(hidden)), (DELAYED, &always(0.0)), (DELETED, taken)],
         )
     };
-    assert_eq!(held(0.0, 0.0, &always(0.0)), State::Fine, "nothing to tell");
-    // One notice that is tried again and again is hidden nearly always, and was received often: its age says nothing.
+    assert_eq!(held(0.0, 0.0, &always(0.0)), State::Fine, "nothing to report");
+    // A notice that is retried again and again is nearly always hidden, and was received often: its age does not show.
     assert_eq!(held(0.1, 0.9, &always(0.0)), State::Alarm, "one notice, Jenkins is away");
     assert_eq!(held(3.0, 400.0, &lately(0, 0.0)), State::Alarm, "no count of what was taken");
     // 200 agents an hour that are looked at again for a minute each.
@@ -364,7 +363,7 @@ fn agents_that_fail_raise_an_alarm_where_fewer_become_ready() {
 }
 
 #[test]
-fn the_sweep_s_alarm_acts_when_it_stops_and_not_on_a_new_stack() {
+fn the_sweeps_alarm_fires_when_the_sweep_stops_and_not_on_a_new_stack() {
     let alarm = alarm("SweepAlarm");
     let runs = |invocations: &[Option<f64>; 10]| state(&alarm, &[("Invocations", invocations)]);
     // An alarm begins with insufficient data, and acts only where its state changes.
@@ -375,7 +374,7 @@ fn the_sweep_s_alarm_acts_when_it_stops_and_not_on_a_new_stack() {
 }
 
 #[test]
-fn every_alarm_tells_the_topic_and_has_its_paragraph_and_its_place_on_the_dashboard() {
+fn every_alarm_notifies_the_topic_and_is_documented_and_on_the_dashboard() {
     let all = alarms();
     let dashboard = TEMPLATE.split("DashboardBody").nth(1).unwrap();
     for (id, alarm) in &all {
@@ -387,13 +386,13 @@ fn every_alarm_tells_the_topic_and_has_its_paragraph_and_its_place_on_the_dashbo
         assert!(!own || dashboard.contains(&format!("${{{id}.Arn}}")), "{id} is not on the dashboard");
     }
     for word in OPERATIONS.split('`').filter(|word| word.ends_with("Alarm") && !word.contains([' ', ':'])) {
-        assert!(all.iter().any(|(id, _)| id == word), "docs/operations.md tells of {word}, which is not there");
+        assert!(all.iter().any(|(id, _)| id == word), "docs/operations.md names {word}, which does not exist");
     }
 }
 
 // --- The dashboard ---
 
-/// All that the functions are made of.
+/// All sources of the functions.
 fn sources() -> String {
     fn read(folder: &std::path::Path, all: &mut String) {
         for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
@@ -420,7 +419,7 @@ fn widgets() -> Vec<Value> {
 
 /// The grid is 24 wide ("Dashboard Body Structure and Syntax").
 #[test]
-fn the_dashboard_s_widgets_fill_its_grid_without_overlap() {
+fn the_dashboards_widgets_fill_its_grid_without_overlap() {
     let mut taken = std::collections::BTreeSet::new();
     let mut bottom = 0;
     for widget in widgets() {
@@ -440,7 +439,7 @@ fn the_dashboard_s_widgets_fill_its_grid_without_overlap() {
     assert_eq!(taken.len() as u64, 24 * bottom, "there are holes");
 }
 
-/// What is between two marks, wherever that stands.
+/// The text between two marks, wherever it occurs.
 fn between<'a>(text: &'a str, begin: &str, end: &str) -> Vec<&'a str> {
     text.split(begin).skip(1).map(|rest| rest.split(end).next().unwrap()).collect()
 }
@@ -480,7 +479,7 @@ fn every_metric_has_its_row_in_the_table() {
 
 // --- The table of permissions in docs/security.md ---
 
-/// One line for each statement of each role: what, on what, under which condition, and what for.
+/// One line for each statement of each role: what, on what, under which condition, and why.
 fn permissions() -> String {
     let template = local::cloudformation::parse(TEMPLATE).unwrap();
     let mut lines =
@@ -516,7 +515,7 @@ fn inline<'a>(template: &'a Value, role: &str) -> Vec<&'a Value> {
 
 /// `UPDATE_DOCS=1` writes the table anew.
 #[test]
-fn the_table_of_permissions_is_the_template_s() {
+fn the_table_of_permissions_matches_the_template() {
     const BEGIN: &str = "<!-- permissions: made from template.yaml; do not edit -->\n";
     const END: &str = "\n<!-- end -->";
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/security.md");
@@ -533,7 +532,7 @@ fn the_table_of_permissions_is_the_template_s() {
 
 // --- The saved query ---
 
-/// The story of a request is looked for in all logs, by fields that the lines have.
+/// The query finds a request in all logs, by fields that the lines have.
 #[test]
 fn the_saved_query_looks_through_all_logs_for_ids_that_lines_carry() {
     let template = local::cloudformation::parse(TEMPLATE).unwrap();

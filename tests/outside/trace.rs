@@ -1,4 +1,4 @@
-//! X-Ray: what reaches the daemon, over UDP.
+//! X-Ray: what the daemon receives over UDP.
 
 use std::net::UdpSocket;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use tests::{Binary, GROUP, Stack};
 const ROOT: &str = "1-5759e988-bd862e3fe1be46a994272793";
 const PARENT: &str = "53995c3f42cd8ad8";
 
-/// A system whose functions find an X-Ray daemon, and that daemon.
+/// A system whose functions use an X-Ray daemon, and that daemon.
 async fn traced() -> (Stack, UdpSocket) {
     let daemon = UdpSocket::bind("127.0.0.1:0").unwrap();
     daemon.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
@@ -34,14 +34,14 @@ fn header() -> String {
     format!("Root={ROOT};Parent={PARENT};Sampled=1")
 }
 
-/// Asks with a message that carries a tracing header.
+/// Sends a request with a tracing header.
 fn ask_traced(stack: &Stack, id: &str, label: &str, header: &str) {
     let body = json!({"version": 1, "requestId": id, "label": label}).to_string();
     stack.aws().sqs.send_traced("requests", &body, header, Timestamp::now());
 }
 
-/// What X-Ray demands of a segment and its subsegments ("X-Ray segment documents"), and that each stage begins where the
-/// one before ends.
+/// X-Ray's requirements for a segment and its subsegments ("X-Ray segment documents"), and that each stage begins where
+/// the one before ends.
 fn assert_sound(segment: &Value) {
     let is_hex = |value: &Value, digits: usize| {
         value.as_str().is_some_and(|id| id.len() == digits && id.bytes().all(|byte| byte.is_ascii_hexdigit()))
@@ -61,7 +61,7 @@ fn assert_sound(segment: &Value) {
 }
 
 #[tokio::test]
-async fn a_traced_request_s_way_to_its_ready_agent_is_a_segment_of_its_trace() {
+async fn a_ready_agent_is_a_segment_of_its_requests_trace() {
     let (mut stack, daemon) = traced().await;
     ask_traced(&stack, "traced", "maven", &header());
     stack.settle().await;
@@ -89,14 +89,14 @@ async fn a_request_that_waited_keeps_its_trace() {
     stack.aws().ecs.fill_group(GROUP, 1, Timestamp::now());
     stack.unhide("waiting");
     stack.settle().await;
-    assert_eq!(stack.told_all(), ["agent.waiting", "agent.ready"]);
+    assert_eq!(stack.all_received(), ["agent.waiting", "agent.ready"]);
     let found = segment(&daemon).unwrap();
     assert_eq!((&found["trace_id"], &found["subsegments"][0]["name"]), (&json!(ROOT), &json!("waiting")));
     assert_sound(&found);
 }
 
 #[tokio::test]
-async fn without_a_header_the_invocation_s_own_trace_is_the_request_s() {
+async fn without_a_header_the_request_gets_the_invocations_trace() {
     let (mut stack, daemon) = traced().await;
     stack.function(Binary::Request).await.set_trace(&header());
     stack.agent("lambda", "maven").await;
@@ -110,7 +110,7 @@ async fn a_failed_start_is_a_fault_in_its_trace() {
     stack.aws().ecs.behave("jenkins-maven", Behaviour::ImageMissing);
     ask_traced(&stack, "fails", "maven", &header());
     stack.settle().await;
-    assert_eq!(stack.told_all(), ["agent.failed START_FAILED"]);
+    assert_eq!(stack.all_received(), ["agent.failed START_FAILED"]);
     let found = segment(&daemon).unwrap();
     assert_eq!((&found["trace_id"], &found["fault"]), (&json!(ROOT), &json!(true)));
     assert_eq!(found["cause"]["exceptions"][0]["type"], "START_FAILED");
@@ -118,14 +118,14 @@ async fn a_failed_start_is_a_fault_in_its_trace() {
 }
 
 #[tokio::test]
-async fn what_is_not_sampled_or_not_a_header_is_not_traced() {
+async fn traces_only_sampled_requests_with_a_valid_header() {
     let (mut stack, daemon) = traced().await;
     let unsampled = header().replace("Sampled=1", "Sampled=0");
     for (id, header) in [("unsampled", unsampled.as_str()), ("nonsense", "Root=1-x;Sampled=1"), ("empty", "")] {
         ask_traced(&stack, id, "maven", header);
     }
     stack.settle().await;
-    assert_eq!(stack.told_all(), ["agent.ready"; 3]);
+    assert_eq!(stack.all_received(), ["agent.ready"; 3]);
     assert_eq!(segment(&daemon), None);
     for input in stack.inputs("RunTask") {
         assert!(!input.to_string().contains("Sampled"), "{input}");

@@ -7,14 +7,14 @@ use local::aws::Fault;
 use serde_json::{Value, json};
 use tests::{Binary, CLUSTER, GROUP, Stack};
 
-/// A world whose new instances take their time, for ever as far as a test goes.
+/// A world whose new instances take longer than any test.
 async fn slow_boot(change: impl FnOnce(&mut Value)) -> Stack {
     let stack = Stack::with(change).await;
     stack.aws().ecs.settings().boot = Duration::from_secs(3600);
     stack
 }
 
-/// Ends the instance that is there at the start.
+/// Terminates the instance that exists at the start.
 fn empty_the_group(stack: &mut Stack) {
     stack.aws().ecs.fill_group(GROUP, 0, Timestamp::now());
     stack.advance().clear();
@@ -25,7 +25,7 @@ fn desired(stack: &Stack) -> u32 {
     stack.aws().ecs.group(GROUP).unwrap().desired
 }
 
-/// `maven` takes 1024 CPU units and 2048 MiB: three go on an instance.
+/// `maven` takes 1024 CPU units and 2048 MiB: three fit on an instance.
 fn ask(stack: &Stack, id: &str, count: u32) {
     stack.ask(json!({"requestId": id, "label": "maven", "count": count}));
 }
@@ -38,20 +38,20 @@ async fn the_first_request_starts_the_first_instance_and_is_placed_when_it_is_th
     let url = stack.agent("first", "maven").await;
     assert_eq!(stack.bodies("waiting").len(), 1);
     assert!(stack.bodies("requests").is_empty());
-    assert_eq!(stack.told(&url), Vec::<String>::new(), "that it waits is no outcome");
+    assert_eq!(stack.received(&url), Vec::<String>::new(), "that it waits is no outcome");
     assert_eq!(stack.count("autoscaling:SetDesiredCapacity"), 1);
     assert_eq!(desired(&stack), 1);
     stack.aws().ecs.fill_group(GROUP, 1, Timestamp::now());
     stack.unhide("waiting");
     stack.settle().await;
-    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert_eq!(stack.received(&url), ["agent.ready"]);
     assert!(stack.bodies("waiting").is_empty());
 }
 
 #[tokio::test]
 async fn the_group_is_raised_once_to_what_the_waiting_work_needs() {
     let mut stack = slow_boot(|_| {}).await;
-    // Three are placed, four wait: two instances more.
+    // Three are placed, four wait: two more instances.
     for number in 0..7 {
         ask(&stack, &format!("room-{number}"), 1);
     }
@@ -60,7 +60,7 @@ async fn the_group_is_raised_once_to_what_the_waiting_work_needs() {
     assert_eq!(stack.bodies("waiting").len(), 4);
     assert_eq!(stack.count("autoscaling:SetDesiredCapacity"), 1);
     assert_eq!(desired(&stack), 3);
-    // Two more fit in what boots.
+    // Two more fit on what is booting.
     ask(&stack, "fits-1", 1);
     ask(&stack, "fits-2", 1);
     stack.settle().await;
@@ -70,7 +70,7 @@ async fn the_group_is_raised_once_to_what_the_waiting_work_needs() {
     ask(&stack, "too-much", 1);
     stack.settle().await;
     assert_eq!(desired(&stack), 4);
-    // And however much waits, the maximum stays.
+    // However much waits, the maximum is not exceeded.
     ask(&stack, "far-too-much", 10);
     stack.settle().await;
     assert_eq!(desired(&stack), 4);
@@ -94,7 +94,7 @@ async fn two_copies_at_once_come_to_the_same_number() {
     let other_event = event.clone();
     let (one, two) = tokio::join!(stack.invoke(Binary::Request, event), another.invoke(other_event));
     assert!(one.is_ok() && two.is_ok());
-    // Both put all three into the waiting queue; counted as SQS counts, that is six at the most.
+    // Both put all three into the waiting queue; counted as SQS counts, that is at most six.
     assert!((2..=3).contains(&desired(&stack)), "{}", desired(&stack));
     assert_eq!(stack.active_tasks().len(), 3);
 }
@@ -126,22 +126,22 @@ async fn while_an_instance_s_size_is_unknown_the_group_grows_by_one_and_only_if_
 }
 
 #[tokio::test]
-async fn what_no_instance_can_hold_fails_and_raises_nothing() {
+async fn a_task_too_large_for_every_instance_fails_and_raises_nothing() {
     let mut stack = slow_boot(|_| {}).await;
     let url = stack.webhook();
     stack.ask(json!({"requestId": "huge", "label": "maven", "webhookUrl": url, "overrides": {"memory": 16384}}));
     stack.settle().await;
-    assert_eq!(stack.told(&url), ["agent.failed LAUNCH_FAILED"]);
+    assert_eq!(stack.received(&url), ["agent.failed LAUNCH_FAILED"]);
     assert_eq!(desired(&stack), 1);
     assert!(stack.bodies("waiting").is_empty());
-    // The same where no instance is there, but its size was told.
+    // The same where no instance is registered, but its size is configured.
     let mut stack =
         slow_boot(|config| config["clouds"][0]["instanceCapacity"] = json!({"cpu": 4096, "memory": 7680})).await;
     empty_the_group(&mut stack);
     let url = stack.webhook();
     stack.ask(json!({"requestId": "huge", "label": "maven", "webhookUrl": url, "overrides": {"memory": 16384}}));
     stack.settle().await;
-    assert_eq!(stack.told(&url), ["agent.failed LAUNCH_FAILED"]);
+    assert_eq!(stack.received(&url), ["agent.failed LAUNCH_FAILED"]);
     assert_eq!(desired(&stack), 0);
 }
 
@@ -162,14 +162,14 @@ async fn fargate_without_capacity_is_waited_for() {
     stack.aws().ecs.settings().fargate_has_capacity = false;
     let url = stack.agent("fargate", "node").await;
     assert_eq!(stack.bodies("waiting").len(), 1);
-    assert_eq!(stack.told(&url), Vec::<String>::new());
+    assert_eq!(stack.received(&url), Vec::<String>::new());
     assert!(stack.calls().iter().all(|call| !call.starts_with("autoscaling:")));
     stack.aws().ecs.settings().fargate_has_capacity = true;
     stack.unhide("waiting");
     stack.sweep().await;
     stack.unhide("requests");
     stack.settle().await;
-    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert_eq!(stack.received(&url), ["agent.ready"]);
 }
 
 #[tokio::test]
@@ -180,7 +180,7 @@ async fn room_wakes_as_many_as_fit_oldest_first() {
     for number in 0..3 {
         ask(&stack, &format!("queued-{number}"), 1);
         stack.settle().await;
-        // Times are told apart to the millisecond.
+        // Times have to differ by a millisecond.
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(stack.bodies("waiting").len(), 3);
@@ -219,15 +219,15 @@ async fn over_max_agents_a_request_waits_and_raises_nothing() {
     let mut stack = slow_boot(|config| config["clouds"][1]["templates"][0]["maxAgents"] = 1.into()).await;
     let first = stack.agent("first", "node").await;
     let second = stack.agent("second", "node").await;
-    assert_eq!(stack.told(&first), ["agent.ready"]);
-    assert_eq!(stack.told(&second), Vec::<String>::new());
+    assert_eq!(stack.received(&first), ["agent.ready"]);
+    assert_eq!(stack.received(&second), Vec::<String>::new());
     assert_eq!((stack.active_tasks().len(), stack.bodies("waiting").len()), (1, 1));
     stack.unhide("waiting");
     stack.complete(json!({"requestId": "first"}));
     stack.settle().await;
     stack.unhide("requests");
     stack.settle().await;
-    assert_eq!(stack.told(&second), ["agent.ready"], "an agent's end makes room");
+    assert_eq!(stack.received(&second), ["agent.ready"], "an agent's end makes room");
     assert_eq!(stack.active_tasks().len(), 1);
     assert!(stack.calls().iter().all(|call| !call.starts_with("autoscaling:")), "{:?}", stack.calls());
 }
@@ -245,7 +245,7 @@ async fn the_cloud_s_max_agents_counts_all_its_templates_in_one_batch_too() {
 }
 
 #[tokio::test]
-async fn a_request_waits_no_longer_than_it_may() {
+async fn a_request_waits_no_longer_than_allowed() {
     for way in ["instanceLaunchTimeout", "expiresAt"] {
         let mut stack = slow_boot(|config| {
             if way == "instanceLaunchTimeout" {
@@ -268,7 +268,7 @@ async fn a_request_waits_no_longer_than_it_may() {
         stack.sweep().await;
         stack.unhide("requests");
         stack.settle().await;
-        assert_eq!(stack.told(&url), ["agent.failed CAPACITY_TIMEOUT"], "{way}");
+        assert_eq!(stack.received(&url), ["agent.failed CAPACITY_TIMEOUT"], "{way}");
         assert!(stack.bodies("waiting").is_empty(), "{way}");
         let message = stack.notices(Some(&url))[0].body["failure"]["message"].to_string();
         assert!(message.len() > 20, "{message}");
@@ -278,7 +278,7 @@ async fn a_request_waits_no_longer_than_it_may() {
 #[tokio::test]
 async fn copies_of_a_waiting_request_are_one_request() {
     let mut stack = slow_boot(|config| {
-        // The queue's own count, which counts copies, is of no use where agents may wait for the end of others.
+        // The queue's own count includes copies, and is not used where agents may wait until others end.
         config["clouds"][1]["maxAgents"] = 50.into();
         config["clouds"][0]["instanceLaunchTimeout"] = "1m".into();
     })
@@ -299,13 +299,13 @@ async fn copies_of_a_waiting_request_are_one_request() {
     stack.sweep().await;
     assert_eq!((stack.bodies("waiting").len(), desired(&stack)), (3, 2), "for the sweep too");
     stack.unhide("waiting");
-    // The first copies have waited for a minute, and the last has not.
+    // The first copies have waited for a minute, but the last has not.
     stack.sweep_at(first + Duration::from_secs(62)).await.unwrap();
     assert!(stack.bodies("waiting").is_empty(), "the last copy's time is over with the first's");
     for url in &urls {
-        let told = stack.notices(Some(url));
-        assert!(told.iter().all(|notice| notice.code() == "CAPACITY_TIMEOUT"), "{:?}", stack.told(url));
-        assert!(!told.is_empty());
+        let received = stack.notices(Some(url));
+        assert!(received.iter().all(|notice| notice.code() == "CAPACITY_TIMEOUT"), "{:?}", stack.received(url));
+        assert!(!received.is_empty());
     }
 }
 
@@ -317,14 +317,14 @@ async fn a_wait_keeps_the_time_it_began_at() {
     stack.settle().await;
     let url = stack.agent("bounced", "maven").await;
     let began = Timestamp::now();
-    while stack.told(&url).is_empty() && Timestamp::now().duration_since(began).as_secs() < 20 {
+    while stack.received(&url).is_empty() && Timestamp::now().duration_since(began).as_secs() < 20 {
         stack.unhide("waiting");
         stack.sweep().await;
         stack.unhide("requests");
         stack.settle().await;
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
-    assert_eq!(stack.told(&url), ["agent.failed CAPACITY_TIMEOUT"]);
+    assert_eq!(stack.received(&url), ["agent.failed CAPACITY_TIMEOUT"]);
     assert_eq!(stack.active_tasks().len(), 3);
 }
 
@@ -333,7 +333,7 @@ async fn a_hand_over_that_fails_loses_nothing() {
     let mut stack = slow_boot(|_| {}).await;
     ask(&stack, "fill", 3);
     stack.settle().await;
-    // The SDK tries a few times by itself.
+    // The SDK retries a few times by itself.
     stack.aws().faults.always("sqs", "SendMessage", Some(Fault::server()));
     stack.aws().faults.always("sqs", "SendMessageBatch", Some(Fault::server()));
     let url = stack.agent("handed", "maven").await;
@@ -344,7 +344,7 @@ async fn a_hand_over_that_fails_loses_nothing() {
     stack.unhide("requests");
     stack.settle().await;
     assert_eq!(stack.bodies("waiting").len(), 1);
-    assert_eq!(stack.told(&url), Vec::<String>::new());
+    assert_eq!(stack.received(&url), Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -365,18 +365,18 @@ async fn the_sweep_raises_the_group_and_sends_back_when_events_were_missed() {
     stack.unhide("waiting");
     stack.sweep().await;
     assert_eq!(desired(&stack), 2);
-    // The instance registers, and nobody hears of it.
+    // The instance registers without an event.
     stack.aws().ecs.fill_group(GROUP, 2, Timestamp::now());
     stack.advance().clear();
     stack.unhide("waiting");
     stack.sweep().await;
     stack.unhide("requests");
     stack.settle().await;
-    assert_eq!(stack.told(&url), ["agent.ready"]);
+    assert_eq!(stack.received(&url), ["agent.ready"]);
 }
 
 #[tokio::test]
-async fn several_agents_of_one_request_may_be_placed_bit_by_bit() {
+async fn agents_of_one_request_may_be_placed_one_after_the_other() {
     let mut stack = slow_boot(|_| {}).await;
     ask(&stack, "bit-by-bit", 5);
     stack.settle().await;
@@ -394,7 +394,7 @@ async fn several_agents_of_one_request_may_be_placed_bit_by_bit() {
     names.sort();
     names.dedup();
     assert_eq!(names.len(), 5);
-    assert_eq!(stack.told_all().iter().filter(|told| *told == "agent.ready").count(), 5);
+    assert_eq!(stack.all_received().iter().filter(|notice| *notice == "agent.ready").count(), 5);
     assert!(tasks.iter().all(|task| task.cluster == CLUSTER));
 }
 
@@ -427,7 +427,7 @@ async fn an_inbound_agent_that_is_never_placed_leaves_no_node_behind() {
         ask(&stack, "fill", 3);
         stack.settle().await;
         let filled = stack.nodes();
-        // Of `dial`, four would fit by CPU; what memory is left is too little for one.
+        // By CPU, four `dial` would fit; the memory that is left is too little for one.
         let url = stack.agent("dial", "dial").await;
         assert_eq!(stack.bodies("waiting").len(), 1, "{way}");
         stack.unhide("waiting");
@@ -446,12 +446,12 @@ async fn an_inbound_agent_that_is_never_placed_leaves_no_node_behind() {
             stack.settle().await;
         }
         assert_eq!(stack.nodes(), filled, "{way}");
-        assert!(stack.told(&url).iter().all(|told| told.starts_with("agent.failed")), "{way}");
+        assert!(stack.received(&url).iter().all(|notice| notice.starts_with("agent.failed")), "{way}");
         assert!(stack.bodies("waiting").is_empty() && stack.bodies("completions").is_empty(), "{way}");
     }
 }
 
-/// An empty group, changed.
+/// An empty group with changes.
 async fn with_group(change: impl FnOnce(&mut local::aws::ecs::Group)) -> Stack {
     let mut stack = slow_boot(|config| {
         config["clouds"][0]["instanceCapacity"] = json!({"cpu": 4096, "memory": 8192});
@@ -490,7 +490,7 @@ async fn a_placement_failure_of_another_groups_instance_is_no_room() {
     }
     stack.settle().await;
     let url = stack.agent("foreign", "maven").await;
-    assert_eq!(stack.told(&url), Vec::<String>::new());
+    assert_eq!(stack.received(&url), Vec::<String>::new());
     assert_eq!(desired(&stack), 1);
 }
 
@@ -523,14 +523,14 @@ async fn instances_that_never_register_are_neither_booting_nor_raised_beyond_rea
 }
 
 #[tokio::test]
-async fn one_that_bounced_waits_longer_before_it_is_woken_again() {
+async fn a_request_that_found_no_room_again_is_woken_later() {
     let mut stack = slow_boot(|_| {}).await;
     ask(&stack, "fill", 3);
     stack.settle().await;
     let url = stack.agent("bounces", "maven").await;
     let is_of_instance = |event: &&Value| event["detail-type"] == "ECS Container Instance State Change";
     let mut event = stack.history.iter().rfind(is_of_instance).unwrap().clone();
-    // It says that there is room, and another request will have taken that.
+    // It says that there is room, which another request will have taken.
     for resource in event["detail"]["remainingResources"].as_array_mut().unwrap() {
         match resource["name"].as_str() {
             Some("CPU") => resource["integerValue"] = 4096.into(),
@@ -550,7 +550,7 @@ async fn one_that_bounced_waits_longer_before_it_is_woken_again() {
     }
     assert!(delays[0] == 0 && delays.is_sorted() && delays[3] >= 10 && delays[3] <= 900, "{delays:?}");
     assert_eq!(
-        (stack.told(&url).len(), stack.told_all().iter().filter(|told| *told == "agent.waiting").count()),
+        (stack.received(&url).len(), stack.all_received().iter().filter(|notice| *notice == "agent.waiting").count()),
         (0, 1)
     );
 }
@@ -568,5 +568,5 @@ async fn a_maximum_that_was_lowered_meanwhile_fails_no_request() {
     stack.unhide("requests");
     stack.settle().await;
     assert_eq!((stack.bodies("waiting").len(), stack.bodies("requests").len()), (1, 0));
-    assert_eq!((stack.told(&url).len(), stack.rejected().len(), desired(&stack)), (0, 0, 1));
+    assert_eq!((stack.received(&url).len(), stack.rejected().len(), desired(&stack)), (0, 0, 1));
 }

@@ -1,4 +1,4 @@
-//! A day of 10,000 builds, and what its instances cost beside two simple policies.
+//! A day of 10,000 builds, and the cost of its instances compared with two simple policies.
 //!
 //! `UPDATE_DOCS=1` writes the table and the plot into docs/.
 
@@ -9,24 +9,24 @@ use std::time::Duration;
 use super::faults::{CONFIG, run};
 use super::world::Plan;
 
-/// Builds in each hour, relative to each other: a working day with a nightly run at two.
+/// The relative number of builds in each hour: a working day with a nightly run at two.
 const CURVE: [f64; 24] = [
     1.0, 1.0, 12.0, 3.0, 1.0, 1.0, 2.0, 6.0, 14.0, 22.0, 25.0, 24.0, 16.0, 18.0, 25.0, 26.0, 22.0, 14.0, 7.0, 4.0, 3.0,
     2.0, 2.0, 1.0,
 ];
 const BOOT: f64 = 120.0;
-/// Agents that an instance holds: 8192 MiB by 2048.
+/// Agents per instance: 8192 MiB by 2048.
 const SLOTS: usize = 4;
 const MAXIMUM: usize = 60;
 /// From RunTask to a ready agent on a ready instance, in seconds.
 const START: f64 = 6.0;
 
-/// What a policy comes to.
+/// The result of a policy.
 #[derive(Debug)]
 struct Cost {
     instance_hours: f64,
     waits: Vec<f64>,
-    /// Instances at each minute.
+    /// Number of instances at each minute.
     curve: Vec<usize>,
 }
 
@@ -38,7 +38,7 @@ impl Cost {
     }
 }
 
-/// A day of the real code: what it costs, and the builds on instances, as (asked at, takes).
+/// A day of the real code: its cost, and the builds on instances, as (requested at, duration).
 fn day(faults: f64) -> (Cost, Vec<(f64, f64)>) {
     let world = run(Plan {
         seed: 24,
@@ -150,7 +150,7 @@ fn simulate(builds: &[(f64, f64)], policy: &Policy) -> Cost {
         }
         now += 1.0;
     }
-    // What is still there runs to the end of the day.
+    // Remaining instances run until the end of the day.
     let day: f64 = 24.0 * 3600.0;
     seconds += instances.iter().map(|(since, _, _)| (day.max(last) - since).max(0.0)).sum::<f64>();
     Cost { instance_hours: seconds / 3600.0, waits, curve }

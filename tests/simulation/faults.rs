@@ -68,7 +68,7 @@ fn plan(seed: u64, builds: u32, faults: f64) -> Plan {
     }
 }
 
-/// Runs a plan in paused time and holds the end against what has to be true of it.
+/// Runs a plan in paused time and checks the final state.
 pub(crate) fn run(plan: Plan) -> World {
     let seed = plan.seed;
     let (faults, builds, traits) = (plan.faults, plan.builds, plan.traits.clone());
@@ -107,7 +107,7 @@ pub(crate) fn run(plan: Plan) -> World {
     world
 }
 
-/// What is not as it has to be.
+/// The violations found.
 #[derive(Default)]
 struct Wrong(Vec<String>);
 
@@ -125,23 +125,23 @@ fn outcomes(world: &World, wrong: &mut Wrong) {
     let (fates, plan) = (world.fates(), world.plan());
     let sim = world.sim();
     let doubled = &sim.aws.ecs.doubled;
-    wrong.hold(fates.len() == plan.builds as usize, || format!("{} builds came to an end", fates.len()));
+    wrong.hold(fates.len() == plan.builds as usize, || format!("{} builds ended", fates.len()));
     for fate in &fates {
-        let told = outcomes.get(&fate.request).map(Vec::as_slice).unwrap_or_default();
-        // Jenkins has a notice, its answer got lost, and before it could be told again the task was at an end: there is no
-        // knowing, and the build goes by the first.
-        if let [(ready, id), (_, _)] = told
+        let received = outcomes.get(&fate.request).map(Vec::as_slice).unwrap_or_default();
+        // Jenkins has received a notice, its answer was lost, and the task ended before the notice could be repeated: that
+        // cannot be known, and the first notice counts.
+        if let [(ready, id), (_, _)] = received
             && ready == "agent.ready"
             && !sim.acknowledged.contains(id)
         {
             continue;
         }
-        let at_most = if fate.aborted { told.len() <= 1 } else { told.len() == 1 };
-        wrong.hold(at_most, || format!("{} has the outcomes {told:?}: {fate:?}", fate.request));
+        let at_most = if fate.aborted { received.len() <= 1 } else { received.len() == 1 };
+        wrong.hold(at_most, || format!("{} has the outcomes {received:?}: {fate:?}", fate.request));
         let is_in = |names: &dyn Fn(&str) -> bool| fate.agent.as_deref().is_some_and(names);
         let is_lost = is_in(&|name| sim.lost.contains(name));
         let got_none = fate.failure.is_some() && fate.label != "broken" && !is_lost;
-        wrong.hold(!got_none, || format!("{fate:?} got no agent: {told:?}"));
+        wrong.hold(!got_none, || format!("{fate:?} got no agent: {received:?}"));
         if plan.faults == 0.0 {
             wrong.hold(fate.astray.is_none(), || format!("{} leads astray: {fate:?}", fate.request));
             // Of two tasks of one name the younger is stopped, whatever runs on it.
@@ -156,7 +156,7 @@ fn outcomes(world: &World, wrong: &mut Wrong) {
     wrong.hold(sim.lost.is_empty() || loses, || format!("agents went with their instance: {:?}", sim.lost));
 }
 
-/// No task, node, message or instance is left, and what is another's is as it was.
+/// No task, node, message or instance is left, and foreign resources are unchanged.
 fn remains(world: &World, wrong: &mut Wrong) {
     let bounds = world.plan().bounds;
     let sim = world.sim();
@@ -198,7 +198,7 @@ fn without_faults_an_agent_takes_few_calls() {
     }
     let count = |call: &str| calls.get(call).copied().unwrap_or_default();
     let (agents, built) = (builds as usize, world.fates().iter().filter(|fate| fate.built).count());
-    // Those that waited and came back ran a second time.
+    // Requests that waited and came back ran a second time.
     let woken = count("task-state sqs:SendMessage") + count("teardown sqs:SendMessage");
     assert!(count("request ecs:RunTask") <= agents + woken, "run");
     assert!(count("task-state ecs:DescribeTasks") <= agents, "look");
@@ -212,8 +212,8 @@ fn without_faults_an_agent_takes_few_calls() {
     assert!(count("task-state ecs:DescribeTaskDefinition") <= 2 * processes, "and a task definition once");
 }
 
-/// Worlds as the seeds draw them, every other one with faults; more of them with `SIMULATION_WORLDS=50`, others from
-/// `SIMULATION_SEED` on.
+/// Worlds drawn by the seeds, every other one with faults; more of them with `SIMULATION_WORLDS=50`, others with
+/// another `SIMULATION_SEED`.
 #[test]
 fn worlds_as_their_seeds_draw_them() {
     let count = std::env::var("SIMULATION_WORLDS").ok().and_then(|count| count.parse().ok()).unwrap_or(4);

@@ -1,5 +1,5 @@
-//! What AWS is like beside the plain world: each trait is one of its rules that an account may or may not meet. A world
-//! has those that its seed draws.
+//! Variations of AWS: each trait is one of its rules that an account may or may not meet. The seed draws the traits of
+//! a world.
 
 use std::time::Duration;
 
@@ -23,17 +23,17 @@ pub(crate) enum Trait {
     Foreign,
     /// Ports are bound to IPv4 and IPv6, each to a port of its own, in either order; or to IPv6 alone.
     DualStack,
-    /// Agents have a port of their instance to themselves: there is one on each.
+    /// Each agent needs a host port that an instance has only once.
     HostPort,
     /// A few instances never register.
     Broken,
     /// The group rebalances its zones, from which its instances are protected.
     Zones,
-    /// Network bindings show a few seconds after RUNNING.
+    /// Network bindings are shown a few seconds after RUNNING.
     LateBindings,
-    /// Agents have a health check, of which no event tells.
+    /// Agents have a health check, which no event reports.
     Health,
-    /// Lifecycle hooks hold instances on their way in and out.
+    /// Lifecycle hooks hold instances that are launched and terminated.
     Hooks,
     /// The group has a warm pool.
     WarmPool,
@@ -43,14 +43,14 @@ pub(crate) enum Trait {
     Disconnects,
     /// EC2 takes instances back.
     Spot,
-    /// In the beginning, neither EC2 nor Fargate has capacity.
+    /// At first, neither EC2 nor Fargate has capacity.
     Scarce,
-    /// What AWS does not document is otherwise, as the seed draws it.
+    /// Undocumented behaviour of AWS varies, as the seed draws it.
     Undocumented,
 }
 
 impl Trait {
-    /// All of them.
+    /// All traits.
     pub(crate) const ALL: [Self; 17] = [
         Self::Weighted,
         Self::Mixed,
@@ -71,14 +71,14 @@ impl Trait {
         Self::Undocumented,
     ];
 
-    /// Those with which every run of the functions ends as it has to. Not `HostPort`: what is left of memory on an instance
-    /// whose port is taken wakes requests that only bounce, over and over.
+    /// The traits with which every run has to end well. Not `HostPort`: the memory left on an instance whose port is
+    /// taken wakes requests that find no room, over and over.
     pub(crate) fn is_lived_with(self) -> bool {
         self != Self::HostPort
     }
 
-    /// The traits of a world: half of those that the functions live with, by the seed, or exactly those that
-    /// `SIMULATION_TRAITS=Weighted,Daemons` names, or `all`.
+    /// The traits of a world: half of those that every run has to survive, drawn by the seed, or exactly those in
+    /// `SIMULATION_TRAITS=Weighted,Daemons`, or `all`.
     pub(crate) fn draw(seed: u64) -> Vec<Self> {
         let mut random = StdRng::seed_from_u64(seed ^ 0x7a17);
         match std::env::var("SIMULATION_TRAITS").as_deref() {
@@ -91,7 +91,8 @@ impl Trait {
         }
     }
 
-    /// Makes a world like this, before its first build. Task definitions, and what happens to instances, are the world's own.
+    /// Applies the trait to a world, before its first build. The world itself applies task definitions and events of
+    /// instances.
     pub(crate) fn apply(self, aws: &mut Aws, seed: u64, now: Timestamp) {
         self.change_group(aws.ecs.group_mut("ci").expect("the group"));
         match self {

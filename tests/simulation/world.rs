@@ -1,4 +1,4 @@
-//! The world: what AWS' event sources, EventBridge, and a controller with its builds do around the handlers.
+//! The world around the handlers: AWS' event sources, EventBridge, and a controller with its builds.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,20 +24,20 @@ use super::traits::Trait;
 const REGION: &str = "eu-west-1";
 const ACCOUNT: &str = "123456789012";
 
-/// How a run is.
+/// The parameters of a run.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
-    /// Repeats it.
+    /// The seed, which repeats it.
     pub seed: u64,
-    /// How many builds ask.
+    /// The number of builds.
     pub builds: u32,
-    /// The probability that any one thing goes wrong.
+    /// The probability of each fault.
     pub faults: f64,
-    /// How many builds begin in each hour of the day, relative to each other.
+    /// The relative number of builds in each hour of the day.
     pub curve: Vec<f64>,
-    /// How long the builds come for.
+    /// The span in which builds begin.
     pub span: Duration,
-    /// How long a build takes, at least and at most.
+    /// The shortest and longest duration of a build.
     pub build: (Duration, Duration),
     /// The configuration.
     pub config: String,
@@ -45,32 +45,32 @@ pub(crate) struct Plan {
     pub bounds: (u32, u32),
     /// From a raised desired capacity to a running instance.
     pub boot: Duration,
-    /// What AWS is like.
+    /// The traits of AWS.
     pub traits: Vec<Trait>,
 }
 
-/// What became of a build.
+/// The result of a build.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Fate {
     /// The request's id.
     pub request: String,
-    /// What it asked for.
+    /// The requested label.
     pub label: &'static str,
-    /// When, since the beginning.
+    /// The time of the request, since the beginning.
     pub asked_at: Duration,
-    /// How long the build takes.
+    /// The duration of the build.
     pub takes: Duration,
     /// From the request to the ready agent.
     pub waited: Option<Duration>,
     /// Whether it was aborted while it waited.
     pub aborted: bool,
-    /// Whether it ran to its end on its agent.
+    /// Whether it was completed on its agent.
     pub built: bool,
-    /// What a failure said.
+    /// The message of a failure.
     pub failure: Option<String>,
     /// The agent that it got, or that failed.
     pub(crate) agent: Option<String>,
-    /// The address that Jenkins got, where it leads elsewhere.
+    /// The address that Jenkins got, if it is wrong.
     pub astray: Option<String>,
 }
 
@@ -80,19 +80,19 @@ pub(crate) struct Sim {
     pub jenkins: Jenkins,
     random: StdRng,
     faults: f64,
-    /// Whether all builds are over.
+    /// Whether all builds have ended.
     is_calm: bool,
-    /// The ids of the notices of which the function heard that they had arrived.
+    /// The ids of the notices whose delivery was acknowledged to the function.
     pub(crate) acknowledged: HashSet<String>,
-    /// How often each action was called, by `function service:Action`.
+    /// The number of calls of each action, by `function service:Action`.
     pub calls: BTreeMap<String, usize>,
-    /// How many processes each function had.
+    /// The number of processes of each function.
     pub(crate) processes: BTreeMap<&'static str, usize>,
-    /// Names of the agents whose instance was gone before they were.
+    /// The agents whose instance was terminated before they had ended.
     pub(crate) lost: HashSet<String>,
 }
 
-/// Processes that have nothing to do, with the time since when.
+/// Idle processes, with the time since when.
 type Idle = Vec<(Instant, App)>;
 
 /// The world.
@@ -102,7 +102,8 @@ pub(crate) struct World {
     start: Instant,
     epoch: Timestamp,
     plan: Arc<Plan>,
-    /// Of each function. As on Lambda, an invocation has a process to itself, and what that remembers ends with it.
+    /// The processes of each function. As on Lambda, a process handles one invocation at a time, and its memory ends
+    /// with it.
     idle: Arc<Mutex<HashMap<&'static str, Idle>>>,
     fates: Arc<Mutex<BTreeMap<u32, Fate>>>,
     instances: Arc<Mutex<Vec<usize>>>,
@@ -110,11 +111,11 @@ pub(crate) struct World {
 
 /// Round-trip time to AWS and Jenkins.
 const TRIP: Duration = Duration::from_millis(15);
-/// After so long Lambda ends a process that has nothing to do; it does not say when, and nobody may count on it.
+/// After this time Lambda ends an idle process; AWS does not document it, so nobody may rely on it.
 const IDLE_PROCESS: Duration = Duration::from_secs(300);
 
 impl World {
-    /// Builds it.
+    /// Builds the world.
     pub(crate) async fn new(plan: Plan) -> Self {
         let epoch: Timestamp = "2026-03-02T00:00:00Z".parse().expect("a time");
         let start = Instant::now();
@@ -140,11 +141,11 @@ impl World {
         aws.ecs.create_group("ci", "ci", plan.bounds, (4096, 8192), epoch);
         aws.ecs.settings().boot = plan.boot;
         aws.sqs.scattered = true;
-        // As the check demands of a group that gives its instances back.
+        // As the check requires for a group whose instances are given back.
         if let Some(group) = aws.ecs.group_mut("ci") {
             group.suspended.insert("AZRebalance".into());
         }
-        // In one order, whatever they were drawn in: some build on others.
+        // In a fixed order, whatever they were drawn in: some depend on others.
         Trait::ALL
             .into_iter()
             .filter(|it| plan.traits.contains(it))
@@ -185,7 +186,7 @@ impl World {
         }
     }
 
-    /// The time in the world.
+    /// The current time in the world.
     pub(crate) fn now(&self) -> Timestamp {
         self.epoch + SignedDuration::try_from(self.start.elapsed()).unwrap_or_default()
     }
@@ -195,22 +196,22 @@ impl World {
         self.sim.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What became of the builds.
+    /// The results of the builds.
     pub(crate) fn fates(&self) -> Vec<Fate> {
         self.fates.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    /// How the run is.
+    /// The parameters of the run.
     pub(crate) fn plan(&self) -> &Plan {
         &self.plan
     }
 
-    /// How many instances there were at each minute.
+    /// The number of instances at each minute.
     pub(crate) fn instances_by_minute(&self) -> Vec<usize> {
         self.instances.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Lets all builds come and go, then the world come to rest.
+    /// Runs all builds, and then everything that is still pending.
     pub(crate) async fn run(&self) {
         self.set_faults(self.plan.faults);
         let mut machinery = vec![
@@ -244,7 +245,8 @@ impl World {
         self.set_faults(0.0);
         self.sim().is_calm = true;
         self.sim().jenkins.set_starting(false);
-        // What was aborted before it was placed is kept for as long as it could be placed.
+        // A completion of a request that was aborted before it was placed is kept for as long as the request could be
+        // placed.
         let rest = if self.plan.faults > 0.0 { 180 } else { 75 };
         sleep(Duration::from_secs(rest * 60)).await;
         for part in machinery {
@@ -263,7 +265,7 @@ impl World {
         }
     }
 
-    /// Whether a thing that goes wrong now and then does so now.
+    /// Whether an occasional fault occurs now.
     fn goes_wrong(&self) -> bool {
         let mut sim = self.sim();
         let probability = sim.faults;
@@ -274,7 +276,7 @@ impl World {
         Duration::from_secs_f64(self.sim().random.random_range(from.as_secs_f64()..=to.as_secs_f64()))
     }
 
-    /// Invokes a function; now and then it is killed in the middle.
+    /// Invokes a function; occasionally it is killed halfway.
     async fn invoke(&self, function: &'static str, event: Value) -> Option<Value> {
         let app = self.process(function).await;
         let invocation = Invocation {
@@ -297,7 +299,7 @@ impl World {
         answer.ok()
     }
 
-    /// A process of a function: one that has nothing to do, if it has not been idle for so long that Lambda ended it.
+    /// A process of a function: an idle one, unless Lambda would have ended it, or a new one.
     async fn process(&self, function: &'static str) -> App {
         let warm = {
             let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
@@ -338,7 +340,7 @@ impl World {
         }
     }
 
-    /// EventBridge: events come soon, late, twice, out of order, and one in a few hundred never.
+    /// EventBridge: events arrive soon, late, twice, out of order, and one in a few hundred never.
     async fn pump_events(self) {
         loop {
             let now = self.now();
@@ -359,7 +361,7 @@ impl World {
                     let (world, event) = (self.clone(), event.clone());
                     spawn_local(async move {
                         sleep(delay).await;
-                        // Two retries, as Lambda has for asynchronous invocations.
+                        // Two retries, as Lambda makes for asynchronous invocations.
                         for pause in [60, 120, 0] {
                             if world.invoke("task-state", event.clone()).await.is_some() {
                                 break;
@@ -400,7 +402,7 @@ impl World {
         }
     }
 
-    /// Jenkins is away for a minute to an hour now and then.
+    /// Occasionally Jenkins is away for a minute to an hour.
     async fn restart_jenkins_now_and_then(self) {
         loop {
             sleep(self.between(Duration::from_secs(1800), Duration::from_secs(3 * 3600))).await;
@@ -438,7 +440,7 @@ impl World {
         }
     }
 
-    /// Container agents lose their connection for a while, as when they are updated.
+    /// Container agents are disconnected for a while, as during an update.
     async fn disconnect_instances_now_and_then(self) {
         while self.is_disturbed_by(Trait::Disconnects) {
             sleep(self.between(Duration::from_secs(30), Duration::from_secs(180))).await;
@@ -452,7 +454,7 @@ impl World {
         }
     }
 
-    /// Somebody takes instances out of service for a look, and puts them back.
+    /// Somebody puts instances in standby for inspection, and back into service.
     async fn put_instances_in_standby_now_and_then(self) {
         while self.is_disturbed_by(Trait::Standby) {
             sleep(self.between(Duration::from_secs(120), Duration::from_secs(400))).await;
@@ -466,7 +468,7 @@ impl World {
         }
     }
 
-    /// What is scarce in the beginning is to be had later.
+    /// The capacity that is missing at first becomes available.
     async fn end_want_of_capacity(self) {
         sleep(self.between(Duration::from_secs(120), Duration::from_secs(900))).await;
         let mut sim = self.sim();
@@ -476,7 +478,7 @@ impl World {
         }
     }
 
-    /// A build: asks, waits for its webhook, runs, completes; now and then it is aborted while it waits.
+    /// A build: requests an agent, waits for its webhook, runs, completes; occasionally it is aborted while it waits.
     async fn build(&self, number: u32) {
         let mut random = StdRng::seed_from_u64(self.plan.seed ^ (u64::from(number) << 20));
         let request = format!("build-{number}");
@@ -500,7 +502,7 @@ impl World {
             match timeout(left, self.hear(&urls)).await {
                 Ok(notice) => break Some(notice),
                 Err(_) if aborts.is_some_and(|at| asked.elapsed() >= at) => break None,
-                // Asked again under the same id, as the pipeline step does.
+                // The request is repeated under the same id, as the pipeline step does.
                 Err(_) if asked.elapsed() < Duration::from_secs(4 * 3600) => {}
                 Err(_) => break None,
             }
@@ -553,7 +555,7 @@ impl World {
         }
     }
 
-    /// Where a node leads, if that is not the port of its agent's container: of IPv4, or of IPv6 where that is all there is.
+    /// The address of a node, if it is not the port of its agent's container: of IPv4, or of IPv6 if there is no other.
     fn astray(&self, name: &str) -> Option<String> {
         let sim = self.sim();
         let Some(Launcher::Ssh(launcher)) = sim.jenkins.node(name).map(|node| &node.launcher) else { return None };
@@ -570,7 +572,7 @@ impl World {
         (!right).then(|| format!("{:?}:{} instead of {host}:{}", launcher.host, launcher.port, binding.host))
     }
 
-    /// The build runs on its node as long as that stays.
+    /// The build runs on its node as long as the node exists.
     async fn run_build(&self, name: &str, build: &str, takes: Duration) -> bool {
         {
             let mut sim = self.sim();
@@ -587,7 +589,7 @@ impl World {
         sim.jenkins.finish_build(name).is_some()
     }
 
-    /// All outcomes that arrived at the webhooks of each request: distinct types and ids.
+    /// The outcomes that arrived at the webhooks of each request: distinct types and ids.
     pub(crate) fn outcomes(&self) -> HashMap<String, Vec<(String, String)>> {
         let mut outcomes: HashMap<String, Vec<(String, String)>> = HashMap::new();
         let sim = self.sim();
@@ -603,16 +605,16 @@ impl World {
                 Some(message) => format!("{} ({message}) at {}", text("type"), arrival.at),
                 None => text("type"),
             };
-            let told = outcomes.entry(text("requestId")).or_default();
-            if !told.iter().any(|(_, id)| *id == text("id")) {
-                told.push((kind, text("id")));
+            let received = outcomes.entry(text("requestId")).or_default();
+            if !received.iter().any(|(_, id)| *id == text("id")) {
+                received.push((kind, text("id")));
             }
         }
         outcomes
     }
 }
 
-/// When the builds come: the hours of the span by the curve's weights.
+/// The start times of the builds: the hours of the span, weighted by the curve.
 fn arrivals(plan: &Plan, random: &mut StdRng) -> Vec<Duration> {
     let total: f64 = plan.curve.iter().sum();
     let slot = plan.span.as_secs_f64() / plan.curve.len() as f64;
@@ -650,7 +652,7 @@ fn environment(config: &str) -> shared::secret::Environment {
     Arc::new(move |name| values.get(name).cloned())
 }
 
-/// The network: everything takes its time, and Jenkins' answers get lost or slow like AWS'.
+/// The network: everything takes its time, and Jenkins' answers are lost or slow like AWS'.
 fn connector(
     function: &'static str,
     sim: Arc<Mutex<Sim>>,

@@ -1,4 +1,4 @@
-//! What a task runs on, as RunTask takes it.
+//! What a task runs on, as RunTask expects it.
 
 use super::filled;
 use crate::reader::{Field, Fields, Place};

@@ -1,4 +1,4 @@
-//! Reads each section and holds it to its rules. A rule over several keys is silent where one of them is wrong already.
+//! Reads and validates each section. A rule over several keys is silent if one of them is already at fault.
 
 mod cloud;
 mod launch;
@@ -12,22 +12,22 @@ use crate::reader::{Field, Fields, Place};
 use crate::rules::{is_event_bus, is_filled, is_tag_text};
 use crate::types::{Config, Jenkins, RootUrl, SecretRef, Webhook};
 
-/// What rules have to know of the sections around.
+/// Context for rules of nested sections.
 #[derive(Default)]
 struct Around {
-    /// Whether nodes are registered in Jenkins, where that could be read.
+    /// Whether nodes are registered in Jenkins, if that could be read.
     registers_nodes: Option<bool>,
-    /// Where each cloud's name stood first.
+    /// Where each cloud's name occurred first.
     cloud_names: BTreeMap<String, String>,
-    /// The same of each template's name, within its cluster.
+    /// Where each template's name occurred first, within its cluster.
     template_names: BTreeMap<(ClusterKey, String), String>,
 }
 
 /// Region, cluster and role: where agents' names could collide.
 type ClusterKey = (String, String, Option<String>);
 
-/// The configuration, as far as it can be read; what is at fault is left out, or is its default. In an incomplete document
-/// nothing is missing.
+/// The configuration, as far as it can be read; invalid parts are omitted, or have their defaults. In an incomplete
+/// document nothing counts as missing.
 pub(crate) fn config(place: Place<'_>, is_complete: bool) -> Option<Config> {
     place.mapping(|fields| {
         let event_bus = fields.optional("eventBus", |place| {
@@ -113,7 +113,7 @@ fn webhook(fields: &mut Fields<'_>, root: Option<&RootUrl>) -> Option<Webhook> {
     })
 }
 
-/// No fault repeats what may well be the secret itself.
+/// No fault repeats a text that may be the secret itself.
 fn secret(place: Place<'_>) -> Option<SecretRef> {
     let secret = match place.only_entry().and_then(|(kind, name)| Some((kind, name.as_str()?))) {
         Some(("ssm", name)) => SecretRef::Ssm(name.into()),
@@ -170,5 +170,5 @@ fn at_most(place: &Place<'_>, most: usize) {
     }
 }
 
-/// From 1 on, as far as a number goes.
+/// A whole number above 0.
 const COUNT: std::ops::RangeInclusive<u64> = 1..=u32::MAX as u64;

@@ -79,7 +79,7 @@ fn needs_nodes(fields: &Fields<'_>, connect: &Field<Connect>, idle: &Field<Limit
     fields.unless(connect.as_ref() != Some(&Connect::Inbound), "connect", message);
 }
 
-/// The official image puts the work directory unquoted into its command line.
+/// The official image does not quote the work directory in its command line.
 fn suits_inbound(fields: &Fields<'_>, connect: &Field<Connect>, workspace: &Field<String>) {
     let has_space = workspace.as_ref().is_some_and(|workspace| workspace.contains(char::is_whitespace));
     let is_wrong = has_space && connect.as_ref() == Some(&Connect::Inbound);
@@ -137,7 +137,7 @@ fn host_key_verification(place: Place<'_>) -> Option<HostKeyVerification> {
     })
 }
 
-/// What a template gives RunTask beside the launch type.
+/// A template's parameters of RunTask besides the launch type.
 struct Given {
     network: Field<Network>,
     platform_version: Field<String>,
@@ -161,8 +161,8 @@ impl Given {
         }
     }
 
-    /// What is only for Fargate, or only for instances. By a capacity provider or the cluster's default strategy it may be
-    /// either, and ECS says so.
+    /// Settings that are only for Fargate, or only for instances. With a capacity provider or the cluster's default
+    /// strategy it may be either, and ECS reports it.
     fn suits(&self, fields: &Fields<'_>, launch: &Field<Launch>) {
         let default = Launch::default();
         let Some(launch) = launch.effective(&default) else { return };
@@ -189,7 +189,7 @@ impl Given {
     }
 }
 
-/// What requests may ask for.
+/// What requests may override.
 struct Asked {
     allowed_overrides: Vec<Override>,
     limits: Limits,
@@ -204,7 +204,7 @@ impl Asked {
             place.list(|place| place.parsed(|text| FamilyPattern::try_from(text.to_owned())))
         });
         let is_empty = definitions.effective(&Vec::new()).is_some_and(Vec::is_empty);
-        // One that holds only faults has them noted already.
+        // If it holds only faults, these have been reported already.
         let is_missing = is_empty && !fields.has_elements("allowedTaskDefinitions");
         let message = "is missing or empty, and the override taskDefinition needs it";
         fields.unless(!(is_missing && allows(Override::TaskDefinition)), "allowedTaskDefinitions", message);
@@ -230,7 +230,7 @@ fn limits(fields: &mut Fields<'_>) -> Option<Limits> {
 }
 
 fn environment(place: Place<'_>) -> Option<BTreeMap<String, String>> {
-    // Jenkins keeps them without regard to case (`hudson.EnvVars`).
+    // Jenkins keeps them case-insensitively (`hudson.EnvVars`).
     let mut names = BTreeSet::new();
     place.entries(|name, place| {
         let value = place.text()?;
@@ -245,7 +245,7 @@ fn environment(place: Place<'_>) -> Option<BTreeMap<String, String>> {
     })
 }
 
-/// ECS takes 50 tags of a resource; the rest is ours.
+/// ECS allows 50 tags per resource; we need the rest.
 const MOST_TAGS: usize = 40;
 
 /// As API_Tag has it.

@@ -1,4 +1,4 @@
-//! The check: what the function finds with its real role, changing nothing, and how to mend each fault.
+//! The check: what the function finds with its own role, changing nothing, and how to fix each fault.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Display;
@@ -15,53 +15,54 @@ use shared::config::{Connect, Launch, LaunchType, Limit, Template};
 use shared::fault::{Fault, Kind};
 use shared::observe;
 
-/// What was found.
+/// The report.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Report {
-    /// Whether every item is.
+    /// Whether every item is ok.
     pub ok: bool,
-    /// One for each thing looked at.
+    /// One for each thing that was checked.
     pub items: Vec<Item>,
 }
 
-/// One thing looked at.
+/// One thing that was checked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Item {
-    /// What was looked at: `clouds[0].cluster`.
+    /// Its name: `clouds[0].cluster`.
     pub item: String,
     /// Whether it is as it has to be.
     pub ok: bool,
     /// What was found.
     pub found: String,
-    /// How to mend it; none where nothing is to mend.
-    pub mend: Option<String>,
+    /// How to fix it; none where nothing is wrong.
+    #[serde(rename = "mend")]
+    pub fix: Option<String>,
 }
 
 impl Item {
     fn good(item: impl Into<String>, found: impl Into<String>) -> Self {
-        Self { item: item.into(), ok: true, found: found.into(), mend: None }
+        Self { item: item.into(), ok: true, found: found.into(), fix: None }
     }
 
-    fn bad(item: impl Into<String>, found: impl Display, mend: impl Into<String>) -> Self {
-        Self { item: item.into(), ok: false, found: found.to_string(), mend: Some(mend.into()) }
+    fn bad(item: impl Into<String>, found: impl Display, fix: impl Into<String>) -> Self {
+        Self { item: item.into(), ok: false, found: found.to_string(), fix: Some(fix.into()) }
     }
 
-    fn judged(ok: bool, item: impl Into<String>, found: impl Into<String>, mend: impl Into<String>) -> Self {
+    fn checked(ok: bool, item: impl Into<String>, found: impl Into<String>, fix: impl Into<String>) -> Self {
         let (item, found) = (item.into(), found.into());
-        if ok { Self::good(item, found) } else { Self::bad(item, found, mend) }
+        if ok { Self::good(item, found) } else { Self::bad(item, found, fix) }
     }
 
     fn fault(item: impl Into<String>, fault: &Fault) -> Self {
-        let mend = match fault.kind {
+        let fix = match fault.kind {
             Kind::Denied => format!("allow {} in the function's role, on this resource", fault.action),
             _ if fault.code.is_none() => "check the function's way to AWS: VPC, NAT or endpoints".into(),
             _ => "see the message".into(),
         };
-        Self::bad(item, fault, mend)
+        Self::bad(item, fault, fix)
     }
 }
 
-/// Looks at everything.
+/// Checks everything.
 pub(crate) async fn report(app: &App) -> Report {
     let clouds = async {
         let all = join_all(app.clouds.iter().map(|cloud| check_cloud(app, cloud))).await;
@@ -102,7 +103,7 @@ async fn check_cluster(cloud: &Cloud, at: &str) -> Item {
     let name = &cloud.config.cluster;
     let item = format!("{at}.cluster");
     match cloud.cluster.status().await {
-        Ok(Some(status)) => Item::judged(
+        Ok(Some(status)) => Item::checked(
             status == "ACTIVE",
             &item,
             format!("cluster {name} is {status}"),
@@ -111,13 +112,13 @@ async fn check_cluster(cloud: &Cloud, at: &str) -> Item {
         Ok(None) => Item::bad(
             &item,
             format!("there is no cluster {name} in {}", cloud.config.region),
-            "create it, or mend cluster or region",
+            "create it, or correct cluster or region",
         ),
         Err(fault) => Item::fault(&item, &fault),
     }
 }
 
-/// The cluster's own container instances, and the group that they come from.
+/// The cluster's own container instances, and the group that launches them.
 async fn check_capacity(app: &App, cloud: &Cloud, at: &str) -> Vec<Item> {
     let instances = cloud.cluster.instances().await;
     let group = match &cloud.config.auto_scaling_group {
@@ -145,7 +146,7 @@ async fn check_capacity(app: &App, cloud: &Cloud, at: &str) -> Vec<Item> {
         Some((name, Ok(None))) => items.push(Item::bad(
             item,
             format!("there is no Auto Scaling group {name} in {}", cloud.config.region),
-            "create it, or mend autoScalingGroup",
+            "create it, or correct autoScalingGroup",
         )),
         Some((_, Err(fault))) => items.push(Item::fault(item, &fault)),
     }
@@ -164,7 +165,7 @@ fn check_instances(cloud: &Cloud, instances: &[Instance], group: Option<&Group>,
         || cloud.config.templates.iter().any(|template| {
             matches!(template.launch, Launch::CapacityProviders(_) | Launch::Type(LaunchType::Default))
         });
-    Item::judged(
+    Item::checked(
         usable > 0 || may_come,
         item,
         found,
@@ -172,7 +173,7 @@ fn check_instances(cloud: &Cloud, instances: &[Instance], group: Option<&Group>,
     )
 }
 
-/// What of a group works against us.
+/// Settings of the group that work against us.
 fn check_group(cloud: &Cloud, group: &Group, item: &str) -> Vec<Item> {
     let unit = match &group.unit {
         CapacityUnit::Vcpu => "vCPUs",
@@ -190,7 +191,7 @@ fn check_group(cloud: &Cloud, group: &Group, item: &str) -> Vec<Item> {
     );
     let gives_back = cloud.config.idle_instance_timeout != Limit::NEVER;
     vec![
-        Item::judged(group.maximum > 0, item, found, "raise the group's maximum above 0"),
+        Item::checked(group.maximum > 0, item, found, "raise the group's maximum above 0"),
         check_processes(group, gives_back, format!("{item}.suspendedProcesses")),
         check_rebalancing(group, gives_back, format!("{item}.rebalancing")),
     ]
@@ -204,21 +205,21 @@ fn check_processes(group: &Group, gives_back: bool, item: String) -> Item {
     if group.is_suspended("Launch") {
         return Item::bad(item, found, "resume Launch: however far the group is raised, no instance comes");
     }
-    // Rebalancing launches without ending, and the group grows ("How suspended processes affect other processes").
+    // Rebalancing launches without terminating, and the group grows ("How suspended processes affect other processes").
     if gives_back && group.is_suspended("Terminate") {
         return Item::bad(item, found, "resume Terminate, or set idleInstanceTimeout to never");
     }
     Item::good(item, found)
 }
 
-/// Giving back lowers the desired capacity by one instance of one zone, after which the group may end another instance to
-/// even out its zones, whatever runs there (API_TerminateInstanceInAutoScalingGroup).
+/// Giving back an instance lowers the desired capacity by one instance of one zone, after which the group may terminate
+/// another instance to rebalance its zones, whatever runs there (API_TerminateInstanceInAutoScalingGroup).
 fn check_rebalancing(group: &Group, gives_back: bool, item: String) -> Item {
     if group.rebalances_capacity {
         return Item::bad(
             item,
             "the group ends Spot instances that are at risk of an interruption, with the builds on them",
-            "switch Capacity Rebalancing off: most of them are never interrupted, and an interruption is told in any case",
+            "switch Capacity Rebalancing off: most of them are never interrupted, and an interruption is reported in any case",
         );
     }
     let evens_out = group.zones > 1 && !group.is_suspended("AZRebalance");
@@ -229,7 +230,7 @@ fn check_rebalancing(group: &Group, gives_back: bool, item: String) -> Item {
         group.zones,
         if group.protects_new { "" } else { "not " },
     );
-    Item::judged(
+    Item::checked(
         !(gives_back && evens_out) || (group.protects_new && unprotected == 0),
         item,
         found,
@@ -256,8 +257,8 @@ fn check_registration(
                 group.name,
                 ids.join(", ")
             );
-            let mend = "check ECS_CLUSTER in their user data, their instance role, and their way to ECS";
-            Item::bad(item, found, mend)
+            let fix = "check ECS_CLUSTER in their user data, their instance role, and their way to ECS";
+            Item::bad(item, found, fix)
         }
         Err(fault) => Item::fault(item, &fault),
     }
@@ -269,18 +270,18 @@ async fn check_template(app: &App, cloud: &Cloud, template: &Template, at: Strin
         Ok(definition) => definition,
         Err(fault) if matches!(fault.kind, Kind::Permanent | Kind::Missing) => {
             let found = format!("template {}, task definition {}: {fault}", template.name, template.task_definition);
-            return vec![Item::bad(item, found, "register the task definition, or mend taskDefinition")];
+            return vec![Item::bad(item, found, "register the task definition, or correct taskDefinition")];
         }
         Err(fault) => return vec![Item::fault(item, &fault)],
     };
     let found = format!("template {}: {} is {}, {}", template.name, definition.arn, definition.status, definition.size);
     let mut items =
-        vec![Item::judged(definition.status == "ACTIVE", item, found, "register a new revision and name that")];
+        vec![Item::checked(definition.status == "ACTIVE", item, found, "register a new revision and name that")];
     items.extend(check_container(template, &definition, &at));
     items.push(check_network(template, &definition, format!("{at}.launch")));
     if template.connect == Connect::Ssh && app.jenkins.registers_nodes() {
         let credentials = template.ssh.credentials_id.as_deref();
-        items.push(Item::judged(
+        items.push(Item::checked(
             credentials.is_some(),
             format!("{at}.ssh.credentialsId"),
             credentials.map_or("no credential is named".into(), |id| format!("Jenkins credential {id}")),
@@ -302,14 +303,14 @@ fn check_container(template: &Template, definition: &TaskDefinition, at: &str) -
     let Some(container) = definition.containers.iter().find(|container| container.name == name) else {
         let names: Vec<_> = definition.containers.iter().map(|container| container.name.as_str()).collect();
         let found = format!("there is no container {name}; there are: {}", names.join(", "));
-        return vec![Item::bad(item, found, "mend container")];
+        return vec![Item::bad(item, found, "correct container")];
     };
     let mut items = vec![Item::good(item, format!("container {name}"))];
     if template.connect == Connect::Ssh {
         let port = i32::from(template.ssh.port);
-        // With awsvpc and host every port of the container is reached without a mapping.
+        // With awsvpc and host, every port of the container is reachable without a mapping.
         let mapped = container.ports.contains(&port) || matches!(definition.network_mode.as_str(), "awsvpc" | "host");
-        items.push(Item::judged(
+        items.push(Item::checked(
             mapped,
             format!("{at}.ssh.port"),
             format!(
@@ -317,7 +318,7 @@ fn check_container(template: &Template, definition: &TaskDefinition, at: &str) -
                 if mapped { "" } else { "not " },
                 definition.network_mode
             ),
-            format!("add a port mapping for container port {port} with host port 0, or mend ssh.port"),
+            format!("add a port mapping for container port {port} with host port 0, or correct ssh.port"),
         ));
     }
     items
@@ -344,7 +345,7 @@ fn check_network(template: &Template, definition: &TaskDefinition, item: String)
         return Item::bad(
             item,
             format!("{found}; the task definition fits {fits}"),
-            "mend launch, or the task definition's compatibilities",
+            "correct launch, or the task definition's compatibilities",
         );
     }
     if awsvpc && template.network.is_none() {
@@ -390,7 +391,7 @@ async fn check_queues(app: &App) -> Vec<Item> {
                     if redrives { ", with dead letters" } else { "" }
                 );
                 let waiting = name == "WAITING_QUEUE_URL";
-                Item::judged(
+                Item::checked(
                     !(waiting && redrives),
                     name,
                     found,
@@ -409,28 +410,28 @@ async fn check_jenkins(app: &App) -> Vec<Item> {
     let who = match app.jenkins.who_am_i().await {
         Ok(who) => who,
         Err(fault) => {
-            let mend = match fault.kind {
+            let fix = match fault.kind {
                 Kind::Setting => "change jenkins.user and jenkins.apiToken, or what stands before Jenkins",
                 _ if fault.is_final() => "there is a server, but Jenkins is not at this path of it: change jenkins.url",
                 _ => "check that the function reaches Jenkins: VPC, security groups, caCertificate",
             };
-            items.push(Item::bad("jenkins.url", format!("{url}: {fault}"), mend));
+            items.push(Item::bad("jenkins.url", format!("{url}: {fault}"), fix));
             return items;
         }
     };
     let version = who.version.as_deref();
-    items.push(Item::judged(
+    items.push(Item::checked(
         version.is_some(),
         "jenkins.url",
         format!("{url} answers as Jenkins {}", version.unwrap_or("of no version")),
-        "something else answers there: mend jenkins.url",
+        "something else answers there: correct jenkins.url",
     ));
     if app.jenkins.registers_nodes() {
-        items.push(Item::judged(
+        items.push(Item::checked(
             who.is_authenticated,
             "jenkins.user",
             format!("Jenkins takes us for {}", who.user),
-            "mend jenkins.user and jenkins.apiToken",
+            "correct jenkins.user and jenkins.apiToken",
         ));
         items.extend(check_token(app).await);
         items.extend(check_permissions(app).await);
@@ -440,10 +441,10 @@ async fn check_jenkins(app: &App) -> Vec<Item> {
     items
 }
 
-/// The webhook's own secret goes raw, and Jenkins' filters stand before it.
+/// The webhook's own secret is sent raw, and Jenkins' filters see it first.
 fn check_webhook(app: &App) -> Option<Item> {
     let is_basic = app.jenkins.webhook_authorization_is_basic()?;
-    Some(Item::judged(
+    Some(Item::checked(
         !is_basic,
         "jenkins.webhook.authorization",
         if is_basic { "begins with Basic: Jenkins takes it for a user's password" } else { "is there" },
@@ -451,7 +452,7 @@ fn check_webhook(app: &App) -> Option<Item> {
     ))
 }
 
-/// A password does for reading, and is refused at each POST.
+/// A password is enough for reading, but refused for each POST.
 async fn check_token(app: &App) -> Option<Item> {
     let item = "jenkins.apiToken";
     match app.jenkins.lets_us_post().await {
@@ -465,7 +466,7 @@ async fn check_token(app: &App) -> Option<Item> {
     }
 }
 
-/// Webhooks' URLs begin with what Jenkins holds for its own, and are called only on `jenkins.url`.
+/// Webhook URLs begin with what Jenkins takes for its own URL, and are called only under `jenkins.url`.
 async fn check_own_url(app: &App) -> Option<Item> {
     let item = "jenkins.url.own";
     match app.jenkins.own_url().await {
@@ -473,18 +474,18 @@ async fn check_own_url(app: &App) -> Option<Item> {
         Ok(Some(own)) if own.is_empty() => {
             Some(Item::bad(item, "Jenkins has no URL of its own", "set Jenkins URL in Manage Jenkins, System"))
         }
-        Ok(Some(own)) => Some(Item::judged(
+        Ok(Some(own)) => Some(Item::checked(
             app.jenkins.is_root(&own),
             item,
             format!("Jenkins holds {own} for its own URL"),
-            "webhooks begin with that URL and are refused as another origin's: make jenkins.url the same, or mend Jenkins \
+            "webhooks begin with that URL and are refused as another origin's: make jenkins.url the same, or correct Jenkins \
              URL in Manage Jenkins, System",
         )),
         Err(fault) => Some(Item::bad(item, fault, "could not be found out; see the message")),
     }
 }
 
-/// What has to be installed, by a class of it.
+/// Plugins that have to be installed, each recognised by one of its classes.
 async fn check_plugins(app: &App) -> Vec<Item> {
     let mut templates = app.clouds.iter().flat_map(|cloud| &cloud.config.templates);
     let logs_in = app.jenkins.registers_nodes() && templates.any(|template| template.connect == Connect::Ssh);
@@ -501,9 +502,12 @@ async fn check_plugins(app: &App) -> Vec<Item> {
         let item = format!("jenkins.plugins.{plugin}");
         match app.jenkins.has_class(class).await {
             Ok(Some(true)) => Some(Item::good(item, "installed")),
-            Ok(Some(false)) => {
-                Some(Item::judged(!is_needed, item, "not installed", format!("install the plugin {plugin} in Jenkins")))
-            }
+            Ok(Some(false)) => Some(Item::checked(
+                !is_needed,
+                item,
+                "not installed",
+                format!("install the plugin {plugin} in Jenkins"),
+            )),
             Ok(None) => None,
             Err(fault) => Some(Item::bad(item, fault, "could not be found out; see the message")),
         }
@@ -511,7 +515,8 @@ async fn check_plugins(app: &App) -> Vec<Item> {
     join_all(items).await.into_iter().flatten().collect()
 }
 
-/// What the REST calls need: create, read the inbound secret and let in again, take offline, delete.
+/// The permissions that the REST calls need: create, read the inbound secret and bring back online, take offline,
+/// delete.
 const PERMISSIONS: [&str; 5] = ["Overall/Read", "Agent/Create", "Agent/Connect", "Agent/Disconnect", "Agent/Delete"];
 
 async fn check_permissions(app: &App) -> Vec<Item> {

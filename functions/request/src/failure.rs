@@ -1,4 +1,4 @@
-//! Ends requests, or agents of theirs, that come to nothing: kept for people, told to whoever may be told.
+//! Fails requests, or agents of theirs: keeps a copy for people, and notifies everyone who may be notified.
 
 use futures::future::join_all;
 use shared::app::App;
@@ -12,10 +12,10 @@ use tracing::Instrument as _;
 use crate::placing;
 use crate::plan::{Order, Refused};
 
-/// Fails agents for a reason that no waiting helps; the message is kept for people.
+/// Fails agents for a reason that waiting cannot change; the message is kept for people.
 ///
 /// # Errors
-/// When that could not be told or kept.
+/// When a notice could not be delivered or kept.
 pub(crate) async fn launch_failed(
     app: &App,
     item: &Item,
@@ -26,10 +26,10 @@ pub(crate) async fn launch_failed(
     end(app, item, order, agents, Failure::new(FailureCode::LaunchFailed, message)).await
 }
 
-/// Fails agents. A message that asked for what can never work is kept for people; one whose time was up is not.
+/// Fails agents. A message that can never work is kept for people; one that has only expired is not.
 ///
 /// # Errors
-/// When that could not be told or kept.
+/// When a notice could not be delivered or kept.
 pub(crate) async fn end(
     app: &App,
     item: &Item,
@@ -37,7 +37,7 @@ pub(crate) async fn end(
     agents: &[u32],
     failure: Failure,
 ) -> Result<(), Fault> {
-    // Whoever waits is told, whatever the copy comes to.
+    // The build is notified, whatever happens to the copy.
     let copied = match failure.code {
         FailureCode::CapacityTimeout => Ok(()),
         _ => copy(app, item, &failure).await,
@@ -51,20 +51,20 @@ pub(crate) async fn end(
         metric.agents_failed = agents.len(),
         "request failed"
     );
-    let told = agents.iter().map(|&index| {
+    let notified = agents.iter().map(|&index| {
         let name = order.name(&app.settings.agent_name_prefix, index);
         let mut notice = order.subject(&name).notice(NoticeType::Failed, app.now());
         notice.failure = Some(failure.clone());
         let span = placing::span(order, &name);
         notify(app, item, notice, order.webhook_url(index)).instrument(span)
     });
-    join_all(told).await.into_iter().chain([copied]).collect()
+    join_all(notified).await.into_iter().chain([copied]).collect()
 }
 
-/// Refuses a message that is no request that can be served.
+/// Refuses a message that is not a valid request, or that no template can serve.
 ///
 /// # Errors
-/// When that could not be told or kept.
+/// When a notice could not be delivered or kept.
 pub(crate) async fn refuse(app: &App, item: &Item, refused: &Refused) -> Result<(), Fault> {
     let copied = copy(app, item, &refused.failure).await;
     let subject = refused.request_id.as_ref().map_or(item.id.as_str(), |id| id.as_str());
@@ -75,7 +75,7 @@ pub(crate) async fn refuse(app: &App, item: &Item, refused: &Refused) -> Result<
         notice.failure = Some(refused.failure.clone());
         notice
     };
-    // Of a request that was placed in part, only those agents that still wait have no outcome yet.
+    // If the request was placed in part, only the agents that still wait have no outcome yet.
     let waits =
         |index: usize| item.wait.as_ref().is_none_or(|wait| wait.agents.iter().any(|&agent| agent as usize == index));
     let urls = refused.webhook_urls.iter().map(|url| Some(url.as_str())).enumerate();
@@ -90,8 +90,8 @@ pub(crate) async fn refuse(app: &App, item: &Item, refused: &Refused) -> Result<
         metric.agents_failed = urls.len(),
         "request failed"
     );
-    let told = urls.into_iter().map(|(index, url)| notify(app, item, notice(index), url));
-    join_all(told).await.into_iter().chain([copied]).collect()
+    let notified = urls.into_iter().map(|(index, url)| notify(app, item, notice(index), url));
+    join_all(notified).await.into_iter().chain([copied]).collect()
 }
 
 /// Puts a copy of a message into the rejected queue, with the reason.
@@ -100,17 +100,17 @@ async fn copy(app: &App, item: &Item, failure: &Failure) -> Result<(), Fault> {
     once(app, item, "copied", app.queues.reject(&item.body, &reason)).await
 }
 
-/// Tells whoever hears of an agent.
+/// Notifies everyone who is notified of an agent.
 async fn notify(app: &App, item: &Item, notice: Notice, webhook_url: Option<&str>) -> Result<(), Fault> {
     let targets = app.notifier.everybody(webhook_url);
     once(app, item, &notice.id, app.notifier.notify_all(&notice, targets)).await
 }
 
-/// Does something about a message once, however often it comes back to this process for something else.
+/// Does something for a message once, however often the message comes back to this process for another reason.
 async fn once(app: &App, item: &Item, what: &str, work: impl Future<Output = Result<(), Fault>>) -> Result<(), Fault> {
     match app.memory.claim(&format!("{what} of {}", item.id), app.now()) {
         Claim::Delivered if !item.id.is_empty() => Ok(()),
-        Claim::Taken if !item.id.is_empty() => Err(Fault::not_yet("it is being told just now")),
+        Claim::Taken if !item.id.is_empty() => Err(Fault::not_yet("it is in progress elsewhere in this process")),
         Claim::Mine(claim) => {
             work.await?;
             claim.done(app.now());
@@ -120,8 +120,9 @@ async fn once(app: &App, item: &Item, what: &str, work: impl Future<Output = Res
     }
 }
 
-/// What a record comes to that met a fault. A final one ends it. Any other brings it back, until one try before the last
-/// that the queue allows: should that one be cut short, the last gives up. In the dead letters, nobody would be told.
+/// Handles the fault of a record. A final fault ends it. Any other brings it back, until one try before the last that
+/// the queue allows: should that try be cut short, the last one gives up. In the dead-letter queue, nobody would be
+/// notified.
 ///
 /// # Errors
 /// When the message has to come back.
@@ -154,12 +155,12 @@ pub(crate) async fn give_up_or_retry(
     }
 }
 
-/// The agents of a request of which ECS knows no task: those that do have had, or will have, their outcome.
+/// The agents of a request for which ECS knows no task: the others have had, or will have, their outcome.
 async fn without_task(app: &App, order: &Order<'_>) -> Vec<u32> {
     let cloud = app.clouds.at(order.cloud_index);
     let known = order.agents.iter().map(|&index| async move {
         let name = order.name(&app.settings.agent_name_prefix, index);
-        // What cannot be found out is told as failed: a build that hears nothing is worse.
+        // Where ECS cannot be asked, the agent is reported as failed: a build that hears nothing is worse.
         let arns = cloud.cluster.tasks_named(name.as_str()).await.unwrap_or_default();
         arns.is_empty().then_some(index)
     });

@@ -1,4 +1,4 @@
-//! Sequences an invocation: the check, or a batch of the requests queue.
+//! The sequence of an invocation: the check, or a batch of the requests queue.
 
 use std::collections::HashMap;
 
@@ -22,7 +22,7 @@ use crate::plan::{self, Envelope, Order, Refused};
 use crate::room::{self, Rooms};
 use crate::{check, failure};
 
-/// Answers an invocation.
+/// Handles an invocation.
 ///
 /// # Errors
 /// When the event is neither a batch nor the check.
@@ -37,13 +37,13 @@ pub async fn handle(app: &App, invocation: &Invocation, event: Value) -> Result<
     Ok(serde_json::to_value(answer(app, invocation, items).await)?)
 }
 
-/// Every record for itself, but for what they share: how many agents there are, and room.
+/// Processes every record on its own, except for what they share: the number of existing agents, and room.
 ///
-/// What a record's way can come to is boxed: it is 100 KB and more, and would be copied at each step.
+/// The futures of a record are boxed: they take 100 KB and more, and would be copied at each step.
 async fn answer(app: &App, invocation: &Invocation, items: Vec<Item>) -> SqsBatchResponse {
     let admitted: Vec<_> = items.iter().map(|item| admit(app, invocation, item)).collect();
     let mut counts = count(app, invocation, &admitted).await;
-    // Who may start under maxAgents is settled in order, before anything runs.
+    // Who may start under maxAgents is decided in order, before anything runs.
     let splits: Vec<_> = admitted.iter().map(|admitted| split(app, admitted.as_ref().ok(), &mut counts)).collect();
     let placed = items.iter().zip(&admitted).zip(splits).map(|((item, admitted), split)| {
         let work = guarded(invocation, async move {
@@ -97,7 +97,7 @@ fn admit<'a>(app: &'a App, invocation: &Invocation, item: &Item) -> Result<Order
     admitted
 }
 
-/// Counts the agents of the clouds where a request meets a limit: one look for the whole batch.
+/// Counts the agents of the clouds in which a request meets a limit: once for the whole batch.
 async fn count(
     app: &App,
     invocation: &Invocation,

@@ -1,4 +1,4 @@
-//! Answers a later copy of a request: what its agent has become is told again.
+//! Answers a later copy of a request: reports again what has become of its agent.
 
 use shared::agents;
 use shared::app::App;
@@ -12,7 +12,7 @@ use crate::placing::Agent;
 use crate::plan;
 use crate::plan::inquiry::Answer;
 
-/// After so many receives, seconds apart, a task that ECS does not describe is gone.
+/// After this many receives, seconds apart, a task that ECS does not describe is gone.
 const SURE_AFTER: u32 = 3;
 
 /// Answers from the tasks of the agent's name.
@@ -22,7 +22,7 @@ const SURE_AFTER: u32 = 3;
 pub(crate) async fn answer(app: &App, item: &Item, agent: Agent<'_>, arns: &[String]) -> Result<(), Fault> {
     let tasks = agent.cloud.cluster.describe_tasks(arns).await?;
     if tasks.is_empty() && item.receives < SURE_AFTER {
-        // ECS is eventually consistent: what another copy has just started may not be seen yet (API_RunTask).
+        // ECS is eventually consistent: a task that another copy has just started may not be visible yet (API_RunTask).
         return Err(Fault::not_yet("the request's task is not described yet"));
     }
     let notice = match plan::inquiry::answer(&tasks, plan::asked_at(item, app.now())) {

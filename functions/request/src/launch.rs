@@ -1,4 +1,4 @@
-//! One RunTask, written down.
+//! Builds the RunTask call.
 
 use std::collections::BTreeMap;
 
@@ -8,10 +8,10 @@ use aws_sdk_ecs::operation::run_task::builders::RunTaskInputBuilder;
 use aws_sdk_ecs::types as sdk;
 use shared::config::{self, LaunchType, Template};
 
-/// One RunTask, decided.
+/// The parameters of a RunTask call.
 #[derive(Debug, Clone)]
 pub struct Launch<'a> {
-    /// Everything that does not differ from agent to agent.
+    /// The parts that are the same for every agent of the template.
     pub template: &'a Template,
     /// The agent's name.
     pub started_by: String,
@@ -19,32 +19,32 @@ pub struct Launch<'a> {
     pub client_token: String,
     /// The agent's container.
     pub container: String,
-    /// For the container, with the record.
+    /// The container's environment, with the record.
     pub environment: BTreeMap<String, String>,
-    /// For the task.
+    /// The task's tags.
     pub tags: BTreeMap<String, String>,
-    /// The task's CPU units, where they differ from the definition.
+    /// The task's CPU units, if they differ from the definition.
     pub cpu: Option<u32>,
-    /// The task's MiB, where they differ from the definition.
+    /// The task's memory in MiB, if it differs from the definition.
     pub memory: Option<u32>,
-    /// The container's command, where it differs.
+    /// The container's command, if it differs.
     pub command: Option<Vec<String>>,
-    /// The task's role, where it differs.
+    /// The task's role, if it differs.
     pub task_role: Option<String>,
     /// Family, `family:revision` or ARN.
     pub task_definition: String,
-    /// GiB, where they differ from Fargate's 20.
+    /// GiB, if they differ from Fargate's 20.
     pub ephemeral_storage: Option<u32>,
 }
 
-/// What the overrides of a task may have, as JSON (API_RunTask: 8192 characters in all, with the JSON around them). Counted
-/// in bytes, of which there are at least as many.
+/// The most that the overrides of a task may take, as JSON (API_RunTask: 8192 characters in all, with the JSON around
+/// them). Counted in bytes, of which there are at least as many.
 pub const OVERRIDES_BYTES: usize = 8192;
 
 impl Launch<'_> {
-    /// How long its overrides are as JSON, or a little longer.
+    /// An upper bound of the length of its overrides as JSON, within a few bytes.
     pub fn overrides_bytes(&self) -> usize {
-        // The names of all members, each number and the braces around.
+        // The names of all members, each number and the braces around them.
         const FRAME: usize = 256;
         let pair = |(name, value): (&String, &String)| variable_bytes(name, value);
         let environment: usize = self.environment.iter().map(pair).sum();
@@ -53,7 +53,7 @@ impl Launch<'_> {
     }
 }
 
-/// How long an environment override is as JSON.
+/// The length of an environment override as JSON.
 pub fn variable_bytes(name: &str, value: &str) -> usize {
     r#"{"name":,"value":},"#.len() + text_bytes(name) + text_bytes(value)
 }
@@ -67,7 +67,7 @@ fn text_bytes(text: &str) -> usize {
     2 + text.bytes().map(escaped).sum::<usize>()
 }
 
-/// Writes a launch down as RunTask takes it, but for the cluster.
+/// Builds the RunTask input, except for the cluster.
 ///
 /// # Errors
 /// When a required part is missing.
@@ -131,7 +131,7 @@ fn provider(provider: &config::CapacityProvider) -> Result<sdk::CapacityProvider
 
 fn network(network: &config::Network) -> Result<sdk::NetworkConfiguration, BuildError> {
     let public = if network.assign_public_ip { sdk::AssignPublicIp::Enabled } else { sdk::AssignPublicIp::Disabled };
-    // An EC2 task may not even say `DISABLED` otherwise than by default; Fargate has to know (API_AwsVpcConfiguration).
+    // An EC2 task may not set even `DISABLED` explicitly; for Fargate it is required (API_AwsVpcConfiguration).
     let vpc = sdk::AwsVpcConfiguration::builder()
         .set_subnets(Some(network.subnets.clone()))
         .set_security_groups(some(network.security_groups.clone()))
@@ -159,7 +159,7 @@ fn constraint(constraint: &config::PlacementConstraint) -> sdk::PlacementConstra
     sdk::PlacementConstraint::builder().r#type(kind).set_expression(constraint.expression.clone()).build()
 }
 
-/// An empty list is left out, as ECS would read it.
+/// An empty list is omitted, which ECS reads the same way.
 fn some<T>(list: Vec<T>) -> Option<Vec<T>> {
     (!list.is_empty()).then_some(list)
 }

@@ -1,4 +1,4 @@
-//! Starts the agents of a request: carries out the steps that `plan::agent` names, and comes back with what it saw.
+//! Starts the agents of a request: carries out the steps that `plan::agent` returns, and passes back what it observed.
 
 use std::collections::BTreeMap;
 
@@ -23,17 +23,17 @@ use crate::plan::limits::Split;
 use crate::plan::{self, Blocked, Order};
 use crate::{failure, inquiry, launch};
 
-/// An agent of a request on its way.
+/// An agent that is being placed.
 #[derive(Clone, Copy)]
 pub(crate) struct Agent<'a> {
     pub order: &'a Order<'a>,
-    /// Among the agents of the request.
+    /// Its index among the agents of the request.
     pub index: u32,
     pub name: &'a AgentName,
     pub cloud: &'a Cloud,
 }
 
-/// The span of an agent within its request's, which is that of a request's only agent, too.
+/// The span of an agent within its request's span; the only agent of a request uses the request's span.
 pub(crate) fn span(order: &Order<'_>, name: &AgentName) -> Span {
     let ids = Ids::of_agent(name);
     if order.agents.len() > 1 {
@@ -43,21 +43,21 @@ pub(crate) fn span(order: &Order<'_>, name: &AgentName) -> Span {
     Span::none()
 }
 
-/// What has become of a request's agents before anything is done about room.
+/// The result for a request's agents, before room is made.
 #[derive(Debug, Default)]
 pub(crate) struct Placed {
     /// Those that found no room.
     pub blocked: Vec<Blocked>,
 }
 
-/// Where an agent's way ended.
+/// How the placing of an agent ended.
 enum End {
     Done,
     Blocked(Blocked),
     Failed(Failure),
 }
 
-/// Starts the agents that may start. Those for which no waiting helps are failed.
+/// Starts the agents that may start. Agents for which waiting cannot help are failed.
 ///
 /// # Errors
 /// When the message has to come back.
@@ -97,8 +97,8 @@ pub(crate) async fn place(app: &App, item: &Item, order: &Order<'_>, split: Spli
     Ok(placed)
 }
 
-/// The agent's container: the template's, or the only essential one of the task definition, which has to have it where
-/// the request names another than the template's.
+/// The agent's container: the template's, or the only essential one of the task definition. If the request overrides
+/// the task definition, the container is looked up in it.
 async fn container(app: &App, cloud: &Cloud, order: &Order<'_>) -> Result<String, Fault> {
     match &order.template.container {
         _ if order.expired.is_some() => Ok(String::new()),
@@ -110,7 +110,8 @@ async fn container(app: &App, cloud: &Cloud, order: &Order<'_>) -> Result<String
     }
 }
 
-/// Whether a refused RunTask may have named a container that a family's newer revision calls otherwise. The new name.
+/// Whether a refused RunTask may have named a container that the family's newer revision has renamed. Returns the new
+/// name.
 async fn renamed_container(app: &App, agent: Agent<'_>, container: &str) -> Option<String> {
     let order = agent.order;
     if order.template.container.is_some() || is_pinned(order.task_definition()) {
@@ -120,7 +121,7 @@ async fn renamed_container(app: &App, agent: Agent<'_>, container: &str) -> Opti
     order.container(&definition).ok().filter(|name| name != container)
 }
 
-/// Whether a task definition's name says its revision, so that what it names never changes.
+/// Whether a task definition's name includes its revision, so that its content never changes.
 pub(crate) fn is_pinned(task_definition: &str) -> bool {
     let name = task_definition.rsplit('/').next().unwrap_or_default();
     name.contains(':')
@@ -193,8 +194,8 @@ async fn run_task(
     outcome
 }
 
-/// Creates the node of an inbound agent, whose secret Jenkins derives from its name, before the task starts. Answers what
-/// the container needs to connect.
+/// Creates the node of an inbound agent before the task starts: Jenkins derives the agent's secret from the node's
+/// name. Returns what the container needs to connect.
 async fn inbound(app: &App, agent: Agent<'_>) -> Result<BTreeMap<String, String>, Fault> {
     let (order, name) = (agent.order, agent.name);
     let has_webhook = order.webhook_url(agent.index).is_some();
@@ -210,7 +211,7 @@ async fn inbound(app: &App, agent: Agent<'_>) -> Result<BTreeMap<String, String>
     Ok(INBOUND_VARIABLES.into_iter().zip(values).map(|(name, value)| (name.into(), value.into())).collect())
 }
 
-/// An inbound agent's node was there before its task; it does not stay without one.
+/// An inbound agent's node was created before its task; without a task it is deleted.
 async fn delete_node(app: &App, agent: Agent<'_>) {
     if agent.order.template.connect == Connect::Inbound
         && agent.order.expired.is_none()

@@ -1,4 +1,4 @@
-//! Room for what found none: observes each cloud once per batch, raises its group, and lets requests wait.
+//! Makes room: observes each cloud once per batch, raises its group, and lets requests wait.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -23,11 +23,11 @@ use crate::plan::{Blocked, Order, room};
 /// Orders with those of their agents that found no room.
 type Needs<'a> = Vec<(&'a Order<'a>, &'a [Blocked])>;
 
-/// The clouds of a batch that had no room, after their groups were raised.
+/// The clouds in which a batch found no room, after their groups were raised.
 pub(crate) struct Rooms(HashMap<usize, Result<Room, Fault>>);
 
 impl Rooms {
-    /// Observes and raises the group of each cloud, once per batch.
+    /// Observes each cloud and raises its group, once per batch.
     pub(crate) async fn make(
         app: &App,
         invocation: &Invocation,
@@ -60,19 +60,19 @@ impl Rooms {
     }
 }
 
-/// Who waits already, beside this batch.
+/// The requests that already wait, besides this batch.
 #[derive(Default)]
 struct Others {
-    /// As SQS counts, approximately.
+    /// SQS' count, which is approximate.
     depth: u32,
-    /// Each message, where the count alone does not say what it waits for.
+    /// The messages themselves, where the count does not show what they wait for.
     known: Vec<Waiting>,
 }
 
 impl Others {
     async fn ask(app: &App, invocation: &Invocation, counts: &HashMap<usize, Existing>) -> Self {
         let asked = async {
-            if room::depth_tells(app.config(), counts) {
+            if room::depth_is_demand(app.config(), counts) {
                 return Ok(Self { depth: app.queues.depth(&app.queues.urls.waiting).await?, known: Vec::new() });
             }
             let known = wait::look(&app.queues).await?;
@@ -90,9 +90,9 @@ impl Others {
 struct Room {
     observed: Observed,
     plan: Plan,
-    /// Why the group could not be raised, where no waiting helps.
+    /// Why the group could not be raised, if waiting cannot change that.
     refused: Option<String>,
-    /// What a task of each order takes, by the order's request.
+    /// The size of a task of each order, by request.
     needs: HashMap<String, Need>,
 }
 
@@ -134,9 +134,9 @@ impl Room {
         Ok(())
     }
 
-    /// Raises the group to what the waiting work needs.
+    /// Raises the group to what the waiting requests need.
     async fn raise(&mut self, cloud: &Cloud, needs: &Needs<'_>, others: &Others) -> Result<(), Fault> {
-        // Each agent counts once, however many copies of its request are here.
+        // Each agent counts once, however many copies of its request are in the batch.
         let mut agents = wait::demand(&cloud.config, others.known.iter());
         for (order, blocked) in needs.iter().filter(|(order, _)| order.scales()) {
             let need = self.need(order);
@@ -174,7 +174,7 @@ impl Room {
         self.needs.get(order.request_id.as_str()).cloned().unwrap_or_default()
     }
 
-    /// Why no waiting helps an agent that ECS had no room for.
+    /// Why waiting cannot help an agent for which ECS had no room.
     fn refusal(&self, order: &Order<'_>, blocked: &Blocked) -> Option<String> {
         let size = self.need(order).size;
         if let Some(reason) = room::unsuitable(&self.observed, order.cloud, &blocked.failures) {
@@ -189,8 +189,8 @@ impl Room {
     }
 }
 
-/// Moves what is blocked to the waiting queue, or fails it where waiting cannot help. Once the request is safe in its
-/// queue, nothing may bring it back.
+/// Moves the blocked agents to the waiting queue, or fails them where waiting cannot help. Once the request is safe in
+/// its queue, nothing may bring it back.
 ///
 /// # Errors
 /// When the message has to come back.
@@ -213,7 +213,7 @@ pub(crate) async fn wait(
             blocked.reason = room::explain(&blocked.reason, order, &room.observed, room.plan);
         }
         match order.next_wait(&blocked, app.now()) {
-            // On the way of any request whose time is up: agents that exist all the same are reported as they are.
+            // As for any expired request: agents that already exist are reported as they are.
             Err(failure) => {
                 let expired = order.expire(failure);
                 let agents = Split { placeable: blocked.agents, over_limit: Vec::new() };
@@ -244,17 +244,17 @@ pub(crate) async fn wait(
     Ok(())
 }
 
-/// Tells everybody but the request's own webhook, which takes one outcome.
+/// Notifies everyone but the request's own webhook, which accepts one outcome.
 async fn notify_waiting(app: &App, order: &Order<'_>, agents: Vec<u32>) -> Result<(), Fault> {
     let listeners = &app.notifier.listeners();
     if listeners.is_empty() {
         return Ok(());
     }
-    let told = agents.into_iter().map(|index| {
+    let notified = agents.into_iter().map(|index| {
         let name = order.name(&app.settings.agent_name_prefix, index);
         let notice = order.subject(&name).notice(NoticeType::Waiting, app.now());
         let span = placing::span(order, &name);
         async move { app.notifier.notify_all(&notice, listeners.clone()).await }.instrument(span)
     });
-    join_all(told).await.into_iter().collect()
+    join_all(notified).await.into_iter().collect()
 }

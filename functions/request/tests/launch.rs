@@ -108,7 +108,7 @@ async fn every_form_of_launch_becomes_its_run_task() {
 }
 
 #[tokio::test]
-async fn overrides_and_tags_are_where_ecs_looks_for_them() {
+async fn overrides_and_tags_are_where_ecs_expects_them() {
     let template =
         "environment: {A: b}, tags: {team: build}, allowedOverrides: [cpu, memory, environment, command, taskRole]";
     let overrides = json!({"cpu": 512, "memory": 1024, "environment": {"C": "d"}, "command": ["x", "y"], "taskRole": "arn:aws:iam::123456789012:role/r"});

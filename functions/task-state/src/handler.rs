@@ -1,4 +1,4 @@
-//! Sequences an event of ECS, or a batch of what Jenkins could not take yet. Decides nothing.
+//! The sequence of an ECS event, or of a batch of undelivered work. Decides nothing.
 
 use anyhow::{Result, anyhow};
 use futures::future::{join_all, try_join_all};
@@ -20,10 +20,10 @@ use tracing::Instrument as _;
 
 use crate::plan::{self, Concern, Event, Instance};
 
-/// Answers an invocation.
+/// Handles an invocation.
 ///
 /// # Errors
-/// When an event could neither be dealt with nor kept: Lambda then brings it again.
+/// When an event could neither be processed nor kept: Lambda then repeats it.
 pub async fn handle(app: &App, invocation: &Invocation, event: Value) -> Result<Value> {
     match plan::event(event) {
         Event::Batch(batch) => {
@@ -37,7 +37,7 @@ pub async fn handle(app: &App, invocation: &Invocation, event: Value) -> Result<
                 let span = Ids::of_task(&name, &task, record.as_ref()).span();
                 let agent = OurAgent::new(app, cloud, &name);
                 let reported = Box::pin(report(app, invocation, agent, &task)).instrument(span.clone()).await;
-                // In no span of this agent: what is woken is another's.
+                // Outside the span of this agent: the woken request belongs to another.
                 if let Err(fault) = agent_ended(app, invocation, agent, &task).await {
                     span.in_scope(|| log_fault!(&fault, "no waiting request woken; the next sweep does it"));
                 }
@@ -63,7 +63,7 @@ pub async fn handle(app: &App, invocation: &Invocation, event: Value) -> Result<
     }
 }
 
-/// Reports what an event says of a task. What cannot be reported now is kept; what never can is left to the sweep.
+/// Reports the task of an event. What cannot be reported now is kept; what never can is left to the sweep.
 async fn report(app: &App, invocation: &Invocation, agent: OurAgent<'_>, task: &Task) -> Result<()> {
     let work = async {
         match plan::concern(task) {
@@ -94,7 +94,7 @@ async fn report(app: &App, invocation: &Invocation, agent: OurAgent<'_>, task: &
     }
 }
 
-/// An agent's end is room for one that waits under `maxAgents`.
+/// An agent's end makes room for one that waits because of `maxAgents`.
 async fn agent_ended(app: &App, invocation: &Invocation, agent: OurAgent<'_>, task: &Task) -> Result<(), Fault> {
     let (cloud, template) = (agent.cloud, app.template_name(agent.name));
     let limit_of_cloud = cloud.config.max_agents;
@@ -156,15 +156,15 @@ async fn room(app: &App, instance: &Instance) -> Result<(), Fault> {
     Ok(())
 }
 
-/// What a container instance is to a cloud's group; in a cloud without one, every instance is its own. Of a group that is not
-/// there, none is.
+/// How a container instance relates to a cloud's group. In a cloud without a group, every instance counts as its own;
+/// if the group does not exist, none does.
 async fn membership(cloud: &Cloud, instance: &ecs::Instance) -> Result<Membership, Fault> {
     let Some(name) = &cloud.config.auto_scaling_group else { return Ok(Membership::Stays) };
     let group = cloud.groups.describe(name).await?;
     Ok(group.map_or(Membership::Foreign, |group| group.memberships()(instance.ec2_id.as_deref())))
 }
 
-/// Tries again what Jenkins could not take. What never works, or has not worked for a day, goes to the rejected queue.
+/// Retries undelivered work. What never works, or has not worked for a day, is moved to the rejected queue.
 async fn retry(app: &App, item: &Item) -> Result<(), Fault> {
     let undelivered: Undelivered = match serde_json::from_str(&item.body) {
         Ok(undelivered) => undelivered,
@@ -180,7 +180,7 @@ async fn retry(app: &App, item: &Item) -> Result<(), Fault> {
     }
 }
 
-/// Whose it is.
+/// The ids for the span.
 fn ids(work: &Work) -> Ids<'_> {
     match work {
         Work::Task { arn, name, otherwise, .. } => {
@@ -226,8 +226,8 @@ async fn work(app: &App, item: &Item, undelivered: &Undelivered) -> Result<(), F
     }
 }
 
-/// Keeps a task that is not ready yet for another look, within seconds: no event tells of a container's health, nor of an
-/// address that comes late. Past `containerStartTimeout` it is the sweep's.
+/// Keeps a task that is not ready yet, to look at it again within seconds: no event reports a container's health, nor
+/// an address that comes late. After `containerStartTimeout` the sweep takes over.
 async fn look_again(app: &App, agent: OurAgent<'_>, undelivered: &Undelivered, why: &str) -> Result<(), Fault> {
     let now = app.now();
     if agent.template.is_none_or(|template| template.container_start_timeout.is_over(undelivered.since, now)) {
@@ -238,7 +238,7 @@ async fn look_again(app: &App, agent: OurAgent<'_>, undelivered: &Undelivered, w
     app.notifier.keep_for(undelivered, plan::next_look(undelivered.since, now)).await
 }
 
-/// Delivers a notice to each target that has not got it yet.
+/// Delivers a notice to each target that has not received it yet.
 async fn deliver(app: &App, undelivered: &Undelivered, notice: &Notice, to: &[Target]) -> Result<(), Fault> {
     let mut left = Vec::new();
     let mut last = None;
@@ -251,7 +251,7 @@ async fn deliver(app: &App, undelivered: &Undelivered, notice: &Notice, to: &[Ta
     match last {
         None => Ok(()),
         Some(fault) if left.len() == to.len() => Err(fault),
-        // Whoever has it does not get it again.
+        // Targets that have received it are not notified again.
         Some(fault) => {
             log_not_delivered(notice, &fault);
             let work = Work::Notice { notice: Box::new(notice.clone()), to: left };
@@ -270,7 +270,7 @@ async fn reject(app: &App, item: &Item, reason: &str) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Whether what a notice says is still so: a ready agent may have ended since.
+/// Whether a notice is still true: a ready agent may have ended since.
 async fn still_ready(app: &App, notice: &Notice) -> Result<bool, Fault> {
     let (NoticeType::Ready, Some(agent), Some(task)) = (notice.kind, &notice.agent, &notice.task) else {
         return Ok(true);

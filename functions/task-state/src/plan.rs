@@ -1,4 +1,4 @@
-//! What an event comes to: pure, synchronous, time is an argument.
+//! Decides what an event requires: pure, synchronous, time is an argument.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use shared::config::{Cloud, Size};
 use shared::stop::{Cause, Stop};
 use shared::wait::{Wait, Waiting, WaitsFor};
 
-/// What an invocation brings.
+/// What an invocation was called with.
 #[derive(Debug)]
 pub enum Event {
     /// A batch of the undelivered queue.
@@ -21,13 +21,13 @@ pub enum Event {
     Task(Box<Task>),
     /// A container instance has changed.
     Instance(Instance),
-    /// Nothing that concerns us.
+    /// Nothing for this function.
     Other(String),
-    /// One of ECS' that should concern us and cannot be read.
+    /// An event of ECS for this function that cannot be read.
     Unreadable(String),
 }
 
-/// Tells the events apart. What cannot be read as one of ECS' concerns nobody here.
+/// Classifies an event. What is not an event of ECS is ignored.
 pub fn event(mut event: Value) -> Event {
     if event.get("Records").is_some() {
         return Event::Batch(event);
@@ -43,7 +43,7 @@ pub fn event(mut event: Value) -> Event {
     read.unwrap_or_else(|error| Event::Unreadable(format!("{kind}: {error}")))
 }
 
-/// What is null is as if it were not there.
+/// Null counts as missing.
 fn drop_nulls(value: &mut Value) {
     match value {
         Value::Object(fields) => {
@@ -66,11 +66,11 @@ pub struct Instance {
     /// Its id in EC2.
     pub ec2_instance_id: Option<String>,
     pub status: InstanceStatus,
-    /// Whether its container agent talks to ECS.
+    /// Whether its container agent is connected to ECS.
     pub agent_connected: bool,
     pub running_tasks_count: u32,
     pub pending_tasks_count: u32,
-    /// What no task has reserved.
+    /// Resources that no task has reserved.
     pub remaining_resources: Vec<Resource>,
 }
 
@@ -80,14 +80,14 @@ pub struct Instance {
 pub struct Resource {
     /// `CPU`, `MEMORY`, `PORTS`, `GPU`, …
     pub name: String,
-    /// How much, where it is a number.
+    /// The amount, if it is a number.
     pub integer_value: i64,
-    /// The GPUs that are free; the ports that are not.
+    /// Free GPUs; ports in use.
     pub string_set_value: Vec<String>,
 }
 
 impl Instance {
-    /// The container instance with its room for tasks; none if it takes none.
+    /// The container instance with its room for tasks; none if it accepts no tasks.
     pub fn with_room(&self) -> Option<ecs::Instance> {
         let find = |name: &str| self.remaining_resources.iter().find(|resource| resource.name == name);
         let amount = |name: &str| u32::try_from(find(name)?.integer_value).ok();
@@ -107,32 +107,32 @@ impl Instance {
     }
 }
 
-/// Whether a container instance serves what a request waits for. `clouds` are those of its cluster, each with what the
-/// instance is to its group.
+/// Whether a container instance can serve what a request waits for. `clouds` are those of its cluster, each with how
+/// the instance relates to its group.
 pub fn serves(instance: &ecs::Instance, wait: &Wait, clouds: &[(&Cloud, Membership)]) -> bool {
     let Some((cloud, membership)) = clouds.iter().find(|(cloud, _)| cloud.name == wait.cloud) else { return false };
     let template = cloud.templates.iter().find(|template| template.name == wait.template);
-    // Which families have tasks on it, the event does not say; the sweep knows.
+    // The event does not say which families have tasks on the instance; the sweep knows.
     let is_shared = matches!(wait.exclusive, Some(Exclusive::Family(_))) && instance.tasks > 0;
     instance.serves(*membership, template) && !is_shared
 }
 
-/// Whether something waits for an instance of a cloud.
+/// Whether a request waits for an instance of a cloud.
 pub fn waits_for_instance(waiting: &[Waiting], cloud: &Cloud) -> bool {
     let waits = |wait: &Wait| wait.waits_for == WaitsFor::Instance && wait.cloud == cloud.name;
     waiting.iter().filter_map(|message| message.wait.as_ref()).any(waits)
 }
 
-/// What is to be done about a task's event.
+/// What to do about a task's event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Concern {
-    /// ECS is asked what the task is now: it may have ended since.
+    /// Ask ECS for the task's current state: it may have stopped since.
     Report,
-    /// It ended, and ECS is asked whether it had been ready.
+    /// It has stopped, and ECS is asked whether it had been ready.
     ReportEnd,
-    /// It ended as it was to end: the event says all.
+    /// It ended as intended: the event is enough.
     Ended,
-    /// It is on its way.
+    /// It is starting or stopping.
     Nothing,
 }
 
@@ -151,13 +151,13 @@ pub fn concern(task: &Task) -> Concern {
     }
 }
 
-/// Whether something has been tried for longer than Jenkins may be away.
+/// Whether something has been retried for longer than Jenkins may be away.
 pub fn is_given_up(since: Timestamp, now: Timestamp) -> bool {
     now.duration_since(since) > jiff::SignedDuration::from_hours(25)
 }
 
-/// How long until a task that is not ready yet is looked at again: a tenth of the time that it has taken, so that many
-/// slow ones do not use up what ECS lets us read.
+/// How long until a task that is not ready is looked at again: a tenth of the time that it has taken so far, so that
+/// many slow tasks do not exceed ECS' rate for reads.
 pub fn next_look(since: Timestamp, now: Timestamp) -> Duration {
     let taken = Duration::try_from(now.duration_since(since)).unwrap_or_default();
     (taken / 10).clamp(Duration::from_secs(3), Duration::from_secs(15))
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_ecs_is_nothing() {
+    fn ignores_foreign_events() {
         for foreign in [json!({}), json!([]), json!({"detail-type": "x"})] {
             assert!(matches!(event(foreign.clone()), Event::Other(_)), "{foreign}");
         }
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_ready_is_looked_at_again_within_seconds() {
+    fn looks_at_an_unready_task_again_within_seconds() {
         for (taken, expected) in [(-5, 3), (0, 3), (60, 6), (600, 15), (7200, 15)] {
             let now = Timestamp::from_second(10_000 + taken).expect("a time");
             let since = Timestamp::from_second(10_000).expect("a time");
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn the_happy_end_needs_no_look() {
+    fn the_intended_end_needs_no_call() {
         let task = |status: &str, reason: &str, started: bool| Task {
             last_status: status.into(),
             stopped_reason: Some(reason.into()),

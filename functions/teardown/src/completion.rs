@@ -1,4 +1,4 @@
-//! A build is over: its agent's task is stopped, before anything that could fail, and its node goes.
+//! A build has ended: stops its agent's task, before anything that could fail, and deletes its node.
 
 use std::collections::HashSet;
 
@@ -20,15 +20,15 @@ use tracing::Instrument as _;
 
 use crate::plan::completion as plan;
 
-/// The most tasks of a cluster and a desired status that are searched for agents whose names are not known.
+/// The most tasks per cluster and desired status that are searched for agents whose names are not known.
 const MOST_TASKS: usize = 1000;
 
-/// What the completions of one batch share: each cluster is listed once at most for all of them.
+/// State that the completions of one batch share: each cluster is listed at most once for all of them.
 pub struct Batch {
-    /// By the clouds' place in the configuration.
+    /// By the clouds' index in the configuration.
     running: Vec<OnceCell<Vec<Task>>>,
     stopped: Vec<OnceCell<Vec<Task>>>,
-    /// Held by whoever looks at the waiting queue, which hides its messages from the others.
+    /// Held while the waiting queue is read, which hides its messages from others.
     waiting: Mutex<()>,
 }
 
@@ -48,22 +48,22 @@ impl Batch {
     }
 }
 
-/// What a completion has come to.
+/// The outcome of a completion.
 enum Outcome {
-    /// All that it names is over.
+    /// Everything that it names has ended.
     Over,
     /// Agents that it names may still be placed.
     Pending,
-    /// ECS could not be asked what there is of it.
+    /// ECS could not be asked for the agents.
     Unknown(Fault),
     /// It can never work.
     Refused(String),
 }
 
-/// Ends what a completion names.
+/// Ends everything that a completion names.
 ///
 /// # Errors
-/// When it has to come back.
+/// When the message has to come back.
 pub async fn complete(app: &App, invocation: &Invocation, batch: &Batch, item: &Item) -> Result<(), Fault> {
     let completion = match BuildCompleted::parse(&item.body) {
         Ok(completion) => completion,
@@ -127,7 +127,7 @@ struct Found<'a> {
     task: Task,
 }
 
-/// Stops a task by its ARN. StopTask goes out before anything that can fail.
+/// Stops a task by its ARN. StopTask is called before anything that can fail.
 async fn end_task(work: &Work<'_>, invocation: &Invocation, item: &Item, task_arn: &str) -> Result<Outcome, Fault> {
     let app = work.app;
     let clouds = &app.config().clouds;
@@ -156,14 +156,14 @@ async fn end_task(work: &Work<'_>, invocation: &Invocation, item: &Item, task_ar
     }
 }
 
-/// Stops a task. Answers it, unless ECS has forgotten it.
+/// Stops a task. Returns it, unless ECS has forgotten it.
 async fn stop_task(work: &Work<'_>, cloud: &Cloud, arn: &str) -> Result<Option<Task>, Fault> {
     let stopped = cloud.cluster.stop_task(arn, &work.stop.to_string()).await;
     let task = match stopped {
         Ok(task) if task.started_by.is_some() => Some(task),
         Ok(_) => cloud.cluster.describe_task(arn).await?,
         Err(fault) if fault.kind == Kind::Missing => None,
-        // The role's condition is a tag, which neither a task that was stopped nor one that ECS has forgotten has.
+        // The role's condition is a tag, which is missing on a task that was stopped and on one that ECS has forgotten.
         Err(fault) if fault.is_final() => match cloud.cluster.describe_task(arn).await? {
             Some(task) if !task.is_ending() || work.app.owner(&task).is_none() => return Err(fault),
             task => task,
@@ -216,13 +216,13 @@ async fn end_named(work: &Work<'_>) -> Result<Outcome, Fault> {
     }
 }
 
-/// Whether a task is an agent of ours that has one of these names.
+/// Whether a task is one of our agents and has one of these names.
 fn named<'a>(work: &Work<'a>, task: &Task, names: &HashSet<AgentName>) -> Option<(&'a Cloud, AgentName)> {
     let (cloud, name) = work.app.owner(task)?;
     (names.contains(&name) && outcome::is_or_was_ours(task, work.app.controller())).then_some((cloud, name))
 }
 
-/// The agents of these names that ECS knows: each cluster is listed, however many names there are.
+/// The agents of these names that ECS knows: one listing of each cluster, however many names there are.
 async fn find<'a>(work: &Work<'a>, names: &HashSet<AgentName>) -> Result<Vec<Found<'a>>, Fault> {
     let mut found: Vec<Found<'_>> = Vec::new();
     let mut last = None;
@@ -233,7 +233,8 @@ async fn find<'a>(work: &Work<'a>, names: &HashSet<AgentName>) -> Result<Vec<Fou
                 Ok(tasks) => {
                     for task in tasks {
                         let Some((cloud, name)) = named(work, task, names) else { continue };
-                        // A name may have run twice: those that run all end, and one that ended stands for the others.
+                        // A name may have had several tasks: all that run are stopped; if none does, a stopped one
+                        // represents the agent.
                         if status == DesiredStatus::Running || found.iter().all(|other| other.name != name) {
                             found.push(Found { cloud, name, task: task.clone() });
                         }
@@ -275,10 +276,10 @@ fn with_templates<'f>(work: &Work<'_>, found: &'f [Found<'_>]) -> Vec<(&'f str, 
     found.iter().map(|agent| (work.app.template_name(&agent.name), &agent.task)).collect()
 }
 
-/// Stops the tasks that are to run; a fault with one does not keep the others from it. The nodes of all go.
+/// Stops the tasks that are to keep running; a fault of one does not affect the others. All nodes are deleted.
 ///
 /// # Errors
-/// After all was done that could be done: first what another try may do.
+/// After everything possible was done: first a fault that a retry may resolve.
 async fn stop_each(work: &Work<'_>, found: &[Found<'_>]) -> Result<(), Fault> {
     let ended = join_all(found.iter().map(|agent| {
         let record = agent.task.record();
@@ -296,15 +297,15 @@ async fn stop_each(work: &Work<'_>, found: &[Found<'_>]) -> Result<(), Fault> {
     faults.into_iter().next().map_or(Ok(()), Err)
 }
 
-/// Ends the agents of a request beside those whose tasks are known, where the completion names the request. Those without
-/// a task wait, or are on their way to be placed.
+/// Ends the agents of a request besides those whose tasks are known, if the completion names the request. Those without
+/// a task wait, or are about to be placed.
 async fn end_rest(work: &Work<'_>, mut found: Vec<Found<'_>>) -> Result<Outcome, Fault> {
     let prefix = &work.app.settings.agent_name_prefix;
     let names = |found: &[Found<'_>]| -> HashSet<AgentName> {
         let rest = plan::without_task(work.completion, &with_templates(work, found));
         rest.into_iter().map(|(template, id, index)| AgentName::new(prefix, &template, id.as_str(), index)).collect()
     };
-    // A task that was named by its ARN says how many agents the request has.
+    // If the completion names a task by its ARN, the task's record says how many agents the request has.
     let rest = names(&found);
     if !rest.is_empty() && work.completion.task_arn.is_some() {
         match find(work, &rest).await {
@@ -321,8 +322,8 @@ async fn end_rest(work: &Work<'_>, mut found: Vec<Found<'_>>) -> Result<Outcome,
     Ok(if withdraw(work, &found).await? { Outcome::Over } else { Outcome::Pending })
 }
 
-/// The node goes offline, so that nothing new begins there, and is deleted. Jenkins is not waited for: what it cannot
-/// do now is kept for later.
+/// Takes the node offline, so that no build starts on it, and deletes it. Does not wait for Jenkins: what it cannot do
+/// now is kept for later.
 async fn remove_node(work: &Work<'_>, name: &AgentName) -> Result<(), Fault> {
     let app = work.app;
     if app.jenkins.registers_nodes()
@@ -333,7 +334,7 @@ async fn remove_node(work: &Work<'_>, name: &AgentName) -> Result<(), Fault> {
     app.notifier.delete_node(name).await
 }
 
-/// Takes a request that still waits out of the queue. Answers whether there was one.
+/// Deletes a request that still waits from the queue. Returns whether there was one.
 async fn withdraw(work: &Work<'_>, found: &[Found<'_>]) -> Result<bool, Fault> {
     let (app, completion) = (work.app, work.completion);
     let prefix = &app.settings.agent_name_prefix;
@@ -354,7 +355,8 @@ async fn withdraw(work: &Work<'_>, found: &[Found<'_>]) -> Result<bool, Fault> {
     };
     for message in &ours {
         let Some(wait) = &message.wait else { continue };
-        // Agents that found room since the clusters were listed end before the message goes, which alone knows of them.
+        // Agents that were placed since the clusters were listed are stopped before the message is deleted: only it
+        // knows of them.
         for index in plan::placed(completion, wait, &message.body, &app.config().clouds) {
             let name = AgentName::new(prefix, &wait.template, wait.request_id.as_str(), index);
             if found.iter().all(|known| known.name != name) {

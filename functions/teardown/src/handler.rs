@@ -1,4 +1,4 @@
-//! Sequences a batch of completions, or the sweep. Decides nothing.
+//! The sequence of a batch of completions, or the sweep. Decides nothing.
 
 use anyhow::{Result, anyhow};
 use serde_json::Value;
@@ -9,7 +9,7 @@ use crate::completion::{self, Batch};
 use crate::plan::{self, Event};
 use crate::sweep;
 
-/// Answers an invocation.
+/// Handles an invocation.
 ///
 /// # Errors
 /// When the event is neither a batch nor the sweep's.

@@ -1,5 +1,5 @@
-//! What IAM is asked about a call: actions on resources, under condition keys, as the Service Authorization Reference has
-//! them. A test holds it against a role's policies.
+//! The accesses that a call requires: actions on resources with condition keys, as the Service Authorization Reference
+//! lists them. A test compares them with a role's policies.
 
 use std::collections::BTreeMap;
 
@@ -9,14 +9,14 @@ use super::ecs::input::{list, short, strings, text};
 use super::wire::Asked;
 use super::{ApiError, Ecs};
 
-/// One question to IAM.
+/// One access that IAM decides on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Access {
-    /// `ecs:RunTask`. A batch of SQS is the single action of its name.
+    /// `ecs:RunTask`. A batch action of SQS counts as the single action.
     pub action: String,
-    /// An ARN; `*` where the action knows no resource.
+    /// An ARN; `*` if the action has no resource type.
     pub resource: String,
-    /// The condition keys that the request brings, with their values: `ecs:cluster`, `aws:RequestTag/team`.
+    /// The condition keys of the request, with their values: `ecs:cluster`, `aws:RequestTag/team`.
     pub keys: BTreeMap<String, Vec<String>>,
 }
 
@@ -30,7 +30,7 @@ impl Access {
         self
     }
 
-    /// With the tags that the resource has now.
+    /// With the current tags of the resource.
     fn tagged(self, tags: Option<&BTreeMap<String, String>>) -> Self {
         let tags = tags.into_iter().flatten();
         tags.fold(self, |access, (key, value)| access.with(format!("aws:ResourceTag/{key}"), value))
@@ -46,7 +46,7 @@ impl Access {
     }
 }
 
-/// How a service says that IAM denied a call: in its protocol's own words ("Common Errors", EC2's "Error codes").
+/// How a service reports that IAM denied a call, in its own protocol ("Common Errors", EC2's "Error codes").
 pub(super) fn denied(service: &str, message: String) -> ApiError {
     match service {
         "autoscaling" | "sqs" | "sts" => ApiError { status: 403, ..ApiError::new("AccessDenied", message) },
@@ -55,17 +55,17 @@ pub(super) fn denied(service: &str, message: String) -> ApiError {
     }
 }
 
-/// Where a call goes: its region's and account's ECS, as it is before the call.
+/// The state that a call meets: its region's and account's ECS, before the call.
 pub(super) struct Scene<'a> {
     pub ecs: &'a Ecs,
     pub region: &'a str,
     pub account: &'a str,
-    /// The customer's key that parameters are encrypted with.
+    /// The customer managed key that encrypts parameters.
     pub key: Option<&'a str>,
 }
 
 impl Scene<'_> {
-    /// What IAM is asked. GetCallerIdentity needs no permission.
+    /// The accesses of a call. GetCallerIdentity needs no permission.
     pub(super) fn accesses(&self, asked: &Asked) -> Vec<Access> {
         let input = &asked.input;
         match (asked.service, asked.action.as_str()) {
@@ -87,7 +87,7 @@ impl Scene<'_> {
         format!("arn:aws:{service}:{}:{}:{resource}", self.region, self.account)
     }
 
-    /// A resource of a cluster that is named by its ARN or its id.
+    /// A resource of a cluster, named by its ARN or its id.
     fn in_cluster(&self, kind: &str, cluster: &str, given: &str) -> String {
         if given.starts_with("arn:") { given.to_owned() } else { self.arn("ecs", &format!("{kind}/{cluster}/{given}")) }
     }
@@ -133,7 +133,7 @@ impl Scene<'_> {
         }
     }
 
-    /// The revision that a name stands for.
+    /// The revision that a name refers to.
     fn definition(&self, input: &Value) -> String {
         let given = text(input, "taskDefinition").unwrap_or_default();
         match self.ecs.definition_arn(given) {
@@ -143,8 +143,8 @@ impl Scene<'_> {
         }
     }
 
-    /// Tags on creation ask for `ecs:TagResource` ("Tag resources during creation"); the roles of the task have to be
-    /// passed, those of the task definition too ("Amazon ECS task IAM role").
+    /// Tags on creation require `ecs:TagResource` ("Tag resources during creation"); the roles of the task have to be
+    /// passed, including those of the task definition ("Amazon ECS task IAM role").
     fn of_run_task(&self, input: &Value, cluster: &str, run: Access) -> Vec<Access> {
         let run = match input["enableExecuteCommand"].as_bool() {
             Some(enabled) => run.with("ecs:enable-execute-command", enabled.to_string()),
@@ -165,7 +165,7 @@ impl Scene<'_> {
         accesses
     }
 
-    /// The describing actions of Auto Scaling know no resource.
+    /// The describing actions of Auto Scaling have no resource type.
     fn of_group(&self, action: &str, input: &Value) -> Access {
         let named = text(input, "AutoScalingGroupName");
         let of_instance = || self.ecs.group_of_instance(text(input, "InstanceId")?);
@@ -178,7 +178,8 @@ impl Scene<'_> {
         Access::new(action, self.arn("autoscaling", &resource)).tagged(self.ecs.group(group).map(|group| &group.tags))
     }
 
-    /// With a key of the customer's, decrypting asks that key too; the one of AWS lets everybody of the account in.
+    /// With a customer managed key, decryption requires access to that key, too; the AWS managed one allows everyone in
+    /// the account.
     fn of_parameters(&self, action: &str, input: &Value) -> Vec<Access> {
         let names: Vec<&str> = match action {
             "GetParametersByPath" => text(input, "Path").map(|path| path.trim_end_matches('/')).into_iter().collect(),
@@ -258,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn running_a_task_asks_for_its_tags_and_roles_too() {
+    fn run_task_requires_access_to_its_tags_and_roles() {
         let mut aws = world();
         let input = json!({"cluster": "ci", "taskDefinition": "agent", "tags": [{"key": "k", "value": "v"}],
             "overrides": {"taskRoleArn": "arn:aws:iam::111122223333:role/build"}});
@@ -279,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resource_brings_the_tags_that_it_had_before_the_call() {
+    fn a_resource_has_its_tags_from_before_the_call() {
         let mut aws = world();
         let run = json!({"cluster": "ci", "taskDefinition": "agent", "tags": [{"key": "k", "value": "v"}]});
         ask(&mut aws, "AmazonEC2ContainerServiceV20141113.RunTask", &run);

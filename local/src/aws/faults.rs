@@ -1,4 +1,4 @@
-//! What goes wrong with a call: scripted, or by chance from a seed.
+//! Faults of calls: scripted, or random from a seed.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -8,24 +8,24 @@ use rand::{Rng as _, SeedableRng as _};
 
 use super::ApiError;
 
-/// What goes wrong with one call.
+/// A fault of one call.
 #[derive(Debug, Clone)]
 pub enum Fault {
-    /// It is refused, and nothing happens.
+    /// It is refused, without effect.
     Error(ApiError),
-    /// It happens, and the answer gets lost.
+    /// It takes effect, but the answer is lost.
     Lost,
-    /// It happens, and the answer takes its time.
+    /// It takes effect, but the answer is slow.
     Slow(Duration),
 }
 
 impl Fault {
-    /// The service is asked too often.
+    /// The service is called too often.
     pub fn throttled() -> Self {
         Self::Error(ApiError::new("ThrottlingException", "Rate exceeded"))
     }
 
-    /// The service is asked too often, in that service's own words.
+    /// The service is called too often, in that service's own words.
     pub fn throttled_by(service: &str) -> Self {
         let (status, code) = match service {
             "autoscaling" | "sts" => (400, "Throttling"),
@@ -36,7 +36,7 @@ impl Fault {
         Self::Error(ApiError { status, ..ApiError::new(code, "Rate exceeded") })
     }
 
-    /// The service has a fault of its own.
+    /// The service has an internal error.
     pub fn server() -> Self {
         Self::Error(ApiError {
             status: 500,
@@ -44,13 +44,13 @@ impl Fault {
         })
     }
 
-    /// The role does not allow it.
+    /// The role denies it.
     pub fn denied() -> Self {
         Self::Error(ApiError::new("AccessDeniedException", "User is not authorized to perform this action"))
     }
 }
 
-/// The faults to come. A script goes before a standing fault, and that before chance.
+/// The faults to come. A script takes precedence over a standing fault, and that over random ones.
 #[derive(Debug, Default)]
 pub struct Faults {
     scripted: HashMap<(String, String), VecDeque<Option<Fault>>>,
@@ -66,12 +66,12 @@ struct Chance {
 }
 
 impl Faults {
-    /// The next calls of an action go wrong like this; `None` lets one pass.
+    /// The faults of the next calls of an action; `None` lets one pass.
     pub fn script(&mut self, service: &str, action: &str, faults: impl IntoIterator<Item = Option<Fault>>) {
         self.scripted.entry((service.into(), action.into())).or_default().extend(faults);
     }
 
-    /// All calls of an action go wrong like this, until it is taken back with `None`.
+    /// The fault of all calls of an action, until it is removed with `None`.
     pub fn always(&mut self, service: &str, action: &str, fault: Option<Fault>) {
         let key = (service.to_owned(), action.to_owned());
         match fault {
@@ -80,25 +80,25 @@ impl Faults {
         };
     }
 
-    /// Every call goes wrong with this probability (0 to 1): throttled, refused, lost or slow. One seed gives one run.
+    /// Every call fails with this probability (0 to 1): throttled, refused, lost or slow. One seed gives one sequence.
     pub fn by_chance(&mut self, seed: u64, probability: f64) {
         let random = StdRng::seed_from_u64(seed);
         self.chance = Some(Chance { random, probability, of: HashMap::new() });
     }
 
-    /// Calls of one action go wrong with a probability of their own, once there is chance at all.
+    /// Calls of one action fail with a probability of their own, if random faults are on.
     pub fn by_chance_of(&mut self, service: &str, action: &str, probability: f64) {
         if let Some(chance) = &mut self.chance {
             chance.of.insert((service.into(), action.into()), probability);
         }
     }
 
-    /// No more faults by chance.
+    /// Ends random faults.
     pub fn calm(&mut self) {
         self.chance = None;
     }
 
-    /// What goes wrong with this call.
+    /// The fault of this call, if any.
     pub(super) fn next(&mut self, service: &str, action: &str) -> Option<Fault> {
         let key = (service.to_owned(), action.to_owned());
         if let Some(fault) = self.scripted.get_mut(&key).and_then(VecDeque::pop_front) {

@@ -1,6 +1,6 @@
 //! AWS on one machine, without a network, a clock or a thread: requests go in, answers and events come out.
 //!
-//! [`Aws`] tells the services apart as their endpoints do, keeps a journal of every call, and injects faults.
+//! [`Aws`] distinguishes the services as their endpoints do, keeps a journal of every call, and injects faults.
 
 mod access;
 pub mod ecs;
@@ -27,7 +27,7 @@ pub use sqs::{Message, Queue, Sqs};
 use wire::Asked;
 pub use wire::escape;
 
-/// An error as the services answer it.
+/// An error, as the services answer it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ApiError {
     /// The HTTP status.
@@ -36,7 +36,7 @@ pub struct ApiError {
     pub code: String,
     /// For people.
     pub message: String,
-    /// Further members of the JSON answer.
+    /// Additional members of the JSON answer.
     pub extra: Value,
 }
 
@@ -47,7 +47,7 @@ impl ApiError {
     }
 }
 
-/// One call, as the journal has it.
+/// One call in the journal.
 #[derive(Debug, Clone)]
 pub struct Call {
     /// `ecs`, `sqs`, `autoscaling`, …
@@ -58,33 +58,33 @@ pub struct Call {
     pub input: Value,
     /// The region that it was signed for.
     pub region: String,
-    /// The account that its credentials are of.
+    /// The account of its credentials.
     pub account: String,
-    /// Who called: the access key that signed it; empty if none did.
+    /// Who called: the access key of its signature; empty if it was not signed.
     pub access_key: String,
-    /// What IAM is asked about it, with the resources as they were before the call.
+    /// The accesses that it requires, with the resources as they were before the call.
     pub accesses: Vec<Access>,
     /// When.
     pub at: Timestamp,
-    /// The answer, where it is JSON and no error.
+    /// The answer, if it is JSON and no error.
     pub output: Value,
     /// The error code of the answer, if it was an error.
     pub error: Option<String>,
-    /// Whether the answer got lost.
+    /// Whether the answer was lost.
     pub lost: bool,
 }
 
-/// Decides whether an access key may do what it asks for.
+/// Decides whether an access key may make a call.
 pub type Guard = Box<dyn FnMut(&str, &[Access]) -> Result<(), String> + Send>;
 
-/// An answer and what is to become of it on its way.
+/// An answer, and its fate on the way.
 #[derive(Debug)]
 pub struct Answer {
     /// The answer.
     pub response: Response<Bytes>,
     /// How long it takes.
     pub delay: Duration,
-    /// Whether it gets lost: what was asked has happened, and nobody hears of it.
+    /// Whether it is lost: the call took effect, but the caller gets no answer.
     pub lost: bool,
 }
 
@@ -92,18 +92,18 @@ pub struct Answer {
 pub struct Aws {
     /// ECS, Auto Scaling and EC2 of the home region and account.
     pub ecs: Ecs,
-    /// The same of other regions and accounts, by both. A call that is signed for a region which is not here goes to the
-    /// home region.
+    /// The same for other regions and accounts, by both. A call that is signed for an unknown region goes to the home
+    /// region.
     pub elsewhere: BTreeMap<(String, String), Ecs>,
     /// SQS.
     pub sqs: Sqs,
     /// SSM parameters.
     pub parameters: Parameters,
-    /// EventBridge, as a list of what was put.
+    /// EventBridge, as a list of the entries.
     pub bus: Bus,
-    /// What goes wrong.
+    /// The faults of calls.
     pub faults: Faults,
-    /// IAM: answers why an access key may not do what it asks for. Without one, everybody may do everything.
+    /// IAM: returns why an access key may not make a call. Without it, everything is allowed.
     pub guard: Option<Guard>,
     /// Every call.
     pub journal: Vec<Call>,
@@ -112,7 +112,7 @@ pub struct Aws {
 }
 
 impl Aws {
-    /// An empty account in one region. `endpoint` is where it is reached, for the queues' URLs.
+    /// An empty account in one region. `endpoint` is its address, for the queues' URLs.
     pub fn new(region: &str, account: &str, endpoint: &str) -> Self {
         Self {
             ecs: Ecs::new(region, account),
@@ -192,7 +192,7 @@ impl Aws {
         }
     }
 
-    /// Lets everything due by now happen, in every region, and answers the events of it.
+    /// Processes everything that is due, in every region, and returns its events.
     pub fn advance(&mut self, now: Timestamp) -> Vec<Value> {
         std::iter::once(&mut self.ecs)
             .chain(self.elsewhere.values_mut())
@@ -203,7 +203,7 @@ impl Aws {
             .collect()
     }
 
-    /// When something happens next, in any region.
+    /// When something next happens, in any region.
     pub fn next_due(&self) -> Option<Timestamp> {
         std::iter::once(&self.ecs).chain(self.elsewhere.values()).filter_map(Ecs::next_due).min()
     }
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_json_is_refused() {
+    fn refuses_malformed_json() {
         let mut aws = aws();
         for target in ["AmazonEC2ContainerServiceV20141113.ListTasks", "AmazonSQS.ListQueues", "AmazonSSM.GetParameter"]
         {
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_lost_has_happened_and_what_is_refused_has_not() {
+    fn a_lost_answer_takes_effect_and_a_refusal_does_not() {
         let mut aws = aws();
         let url = aws.sqs.create("queue", 30, None);
         let send = json!({"QueueUrl": url, "MessageBody": "x"});
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn one_seed_gives_one_row_of_faults() {
+    fn one_seed_gives_one_sequence_of_faults() {
         let row = |seed: u64| {
             let mut aws = aws();
             aws.faults.by_chance(seed, 0.5);

@@ -11,12 +11,12 @@ use super::{ApiError, escape};
 pub struct Parameters {
     /// Names and values.
     pub values: BTreeMap<String, String>,
-    /// The ARN of the customer's KMS key that they are encrypted with; none for the account's own of AWS.
+    /// The ARN of the customer managed key that encrypts them; none for the AWS managed key.
     pub key: Option<String>,
 }
 
 impl Parameters {
-    /// Answers a call. Every parameter is a SecureString, so a call that does not ask for decryption gets none.
+    /// Answers a call. Every parameter is a SecureString, so without decryption its value is not returned.
     pub(super) fn call(&mut self, action: &str, input: &Value) -> Result<Value, ApiError> {
         let decrypted = input["WithDecryption"] == true;
         let parameter = |(name, value): (&str, &str)| {
@@ -50,7 +50,7 @@ impl Parameters {
                     let rest = name.strip_prefix(path).and_then(|rest| rest.strip_prefix('/'));
                     rest.is_some_and(|rest| recursive || !rest.contains('/'))
                 };
-                // Ten a page at most (API_GetParametersByPath), and in no order that anybody may count on.
+                // At most ten per page (API_GetParametersByPath), in an unspecified order.
                 let all = self.values.iter().rev().filter(|(name, _)| below(name));
                 let most = input["MaxResults"].as_u64().unwrap_or(10).clamp(1, 10) as usize;
                 let from: usize = match input["NextToken"].as_str() {
@@ -69,7 +69,7 @@ impl Parameters {
     }
 }
 
-/// The event buses, as a list of what was put on them.
+/// The event buses, as a list of their entries.
 #[derive(Debug, Default)]
 pub struct Bus {
     /// The entries, as they were put.
@@ -83,7 +83,7 @@ impl Bus {
             return Err(ApiError::new("InvalidAction", format!("events:{action} is not simulated")));
         }
         let entries = input["Entries"].as_array().map(Vec::as_slice).unwrap_or_default();
-        // API_PutEvents: one to ten entries, a batch is checked as a whole.
+        // API_PutEvents: one to ten entries; a batch is validated as a whole.
         if !(1..=10).contains(&entries.len()) {
             return Err(ApiError::new("ValidationException", "entries has to have 1 to 10 members"));
         }
@@ -113,15 +113,15 @@ impl Bus {
     }
 }
 
-/// What the access keys of assumed roles begin with here; the role's account comes behind, then the key that assumed it.
+/// The prefix of the access keys of assumed roles here; the role's account follows, then the key that assumed it.
 const ASSUMED: &str = "ASIA";
 
-/// The account of an access key that [`sts`] gave out.
+/// The account of an access key that [`sts`] issued.
 pub(super) fn account_of(access_key: &str) -> Option<&str> {
     access_key.strip_prefix(ASSUMED)?.get(..12)
 }
 
-/// STS: who one is, and another role.
+/// STS: the caller's identity, and AssumeRole.
 pub(super) fn sts(
     action: &str,
     form: &BTreeMap<String, String>,

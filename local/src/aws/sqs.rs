@@ -10,14 +10,14 @@ use serde_json::{Map, Value, json};
 
 use super::ApiError;
 
-/// What a message may be long, its attributes included, and a batch in all: 1 MiB since August 2025, 256 KiB before
-/// (SQS quotas: messages; `API_CreateQueue`, MaximumMessageSize).
+/// The longest message, its attributes included, and the longest batch: 1 MiB since August 2025, 256 KiB before (SQS
+/// quotas: messages; `API_CreateQueue`, MaximumMessageSize).
 pub(super) const MAXIMUM_MESSAGE_SIZE: usize = 1024 * 1024;
 
 /// A message in a queue.
 #[derive(Debug, Clone)]
 pub struct Message {
-    /// SQS' id.
+    /// Its SQS message id.
     pub id: String,
     /// As it was sent.
     pub body: String,
@@ -31,20 +31,20 @@ pub struct Message {
     pub first_received_at: Option<Timestamp>,
     /// How often it was received.
     pub receives: u32,
-    /// Not before this is it received (again).
+    /// It is not received (again) before this time.
     pub visible_at: Timestamp,
-    /// What deletes it, after its last receive.
+    /// The handle that deletes it, of its last receive.
     pub receipt: Option<String>,
 }
 
 /// A queue.
 #[derive(Debug, Clone)]
 pub struct Queue {
-    /// The messages, in the order of their coming.
+    /// The messages, in the order of their arrival.
     pub messages: Vec<Message>,
-    /// Default for a receive, in seconds.
+    /// The default visibility timeout, in seconds.
     pub visibility_timeout: i64,
-    /// Where messages go after so many receives.
+    /// The dead-letter queue, and the number of receives after which messages are moved there.
     pub redrive: Option<(String, u32)>,
     /// Bytes that a message may have, its attributes included.
     pub maximum_message_size: usize,
@@ -59,8 +59,9 @@ pub struct Sqs {
     account: String,
     endpoint: String,
     counter: u64,
-    /// Whether messages come as from SQS: in an order that it chooses, and often fewer than were asked for though there are
-    /// more ("Best-effort ordering"; `API_ReceiveMessage`, MaxNumberOfMessages). Otherwise in the order of their coming.
+    /// Whether messages are received as from SQS: in an order that it chooses, and often fewer than requested though
+    /// there are more ("Best-effort ordering"; `API_ReceiveMessage`, MaxNumberOfMessages). Otherwise in the order of
+    /// their arrival.
     pub scattered: bool,
 }
 
@@ -76,7 +77,7 @@ impl Sqs {
         }
     }
 
-    /// Makes a queue and answers its URL.
+    /// Creates a queue and returns its URL.
     pub fn create(&mut self, name: &str, visibility_timeout: i64, redrive: Option<(&str, u32)>) -> String {
         let redrive = redrive.map(|(queue, most)| (queue.to_owned(), most));
         let maximum_message_size = MAXIMUM_MESSAGE_SIZE;
@@ -105,12 +106,12 @@ impl Sqs {
         self.messages(name).iter().map(|message| message.visible_at).min()
     }
 
-    /// Puts a message into a queue, as Jenkins does. Nothing happens if there is no such queue.
+    /// Puts a message into a queue, as Jenkins does. Does nothing if the queue does not exist.
     pub fn send(&mut self, name: &str, body: &str, now: Timestamp) -> String {
         self.put(name, body.to_owned(), BTreeMap::new(), 0, now)
     }
 
-    /// The same with the system attribute `AWSTraceHeader`, as a sender sets it that is traced.
+    /// The same with the system attribute `AWSTraceHeader`, as a traced sender sets it.
     pub fn send_traced(&mut self, name: &str, body: &str, trace: &str, now: Timestamp) -> String {
         let id = self.send(name, body, now);
         let sent = self.queues.get_mut(name).and_then(|queue| queue.messages.last_mut());
@@ -146,7 +147,7 @@ impl Sqs {
         id
     }
 
-    /// Receives messages: hides them, counts, and moves those to the dead letters that came too often.
+    /// Receives messages: hides them, counts, and moves those that were received too often to the dead-letter queue.
     pub fn receive(&mut self, name: &str, most: usize, visibility: Option<i64>, now: Timestamp) -> Vec<Message> {
         let Some(queue) = self.queues.get_mut(name) else { return Vec::new() };
         let hidden = SignedDuration::from_secs(visibility.unwrap_or(queue.visibility_timeout));
@@ -187,7 +188,7 @@ impl Sqs {
         received
     }
 
-    /// A receipt handle that was given out at some time; what is none is refused.
+    /// A receipt handle that was issued at some time; any other is refused.
     fn receipt<'a>(&self, input: &'a Value) -> Result<&'a str, ApiError> {
         let receipt = text(input, "ReceiptHandle");
         let number = receipt.rsplit_once('#').and_then(|(_, number)| number.parse::<u64>().ok());
@@ -200,7 +201,7 @@ impl Sqs {
         }
     }
 
-    /// Deletes a message by its last receipt; an older one, or one that is used up, changes nothing (`API_DeleteMessage`).
+    /// Deletes a message by its last receipt handle; an older or used one changes nothing (`API_DeleteMessage`).
     pub fn delete(&mut self, name: &str, receipt: &str) {
         if let Some(queue) = self.queues.get_mut(name) {
             let place = queue.messages.iter().position(|message| message.receipt.as_deref() == Some(receipt));
@@ -243,7 +244,7 @@ impl Sqs {
                         serde_json::from_str(text(&input["Attributes"], "RedrivePolicy")).unwrap_or_default();
                     let letters =
                         text(&policy, "deadLetterTargetArn").rsplit(':').next().filter(|name| !name.is_empty());
-                    // The count is written as a number or as text.
+                    // The count may be a number or a text.
                     let most = policy["maxReceiveCount"].to_string().trim_matches('"').parse().ok();
                     self.create(name, timeout, letters.zip(most));
                     let size = text(&input["Attributes"], "MaximumMessageSize").parse().ok();
@@ -378,7 +379,7 @@ impl Sqs {
         attributes
     }
 
-    /// A batch as an event source brings it to a function (Lambda developer guide, "Using Lambda with Amazon SQS").
+    /// A batch, as an event source passes it to a function (Lambda developer guide, "Using Lambda with Amazon SQS").
     pub fn event(&self, name: &str, messages: &[Message]) -> Value {
         let records: Vec<_> = messages
             .iter()
@@ -408,8 +409,8 @@ impl Sqs {
         json!({"Records": records})
     }
 
-    /// Deletes what a function has done of a batch: everything that its answer does not name (a partial batch response).
-    /// An answer that names an id which is not in the batch is a failure of the whole batch, as Lambda takes it.
+    /// Deletes the messages of a batch that a function has processed: all that its answer does not name (a partial
+    /// batch response). An answer with an id that is not in the batch fails the whole batch, as in Lambda.
     pub fn acknowledge(&mut self, name: &str, messages: &[Message], answer: &Value) {
         let failures = answer["batchItemFailures"].as_array();
         let failed: Vec<_> = failures
@@ -448,8 +449,8 @@ fn message_size(entry: &Value) -> usize {
     text(entry, "MessageBody").len() + attributes.map(size).sum::<usize>()
 }
 
-/// Up to ten attributes of the types String, Number or Binary, each perhaps with a label of its own behind a dot
-/// (`API_MessageAttributeValue`). Of Binary, nobody here sends any.
+/// Up to ten attributes of the types String, Number or Binary, each with an optional custom label after a dot
+/// (`API_MessageAttributeValue`). Binary is not used here.
 fn read_attributes(input: &Value, allowed: &dyn Fn(char) -> bool) -> Result<BTreeMap<String, String>, ApiError> {
     let mut attributes = BTreeMap::new();
     for (key, given) in input.as_object().into_iter().flatten() {
@@ -485,7 +486,7 @@ fn names<'a>(input: &'a Value, lists: &[&str]) -> BTreeSet<&'a str> {
     lists.iter().filter_map(|list| input[list].as_array()).flatten().filter_map(Value::as_str).collect()
 }
 
-/// One to ten entries with ids of their own, each for itself (`API_SendMessageBatch` and its kin).
+/// One to ten entries with ids of their own, each processed on its own (`API_SendMessageBatch` and similar calls).
 fn batch(input: &Value, mut one: impl FnMut(&Value) -> Result<Value, ApiError>) -> Result<Value, ApiError> {
     let entries = input["Entries"].as_array().map(Vec::as_slice).unwrap_or_default();
     let ids: BTreeSet<_> = entries.iter().map(|entry| text(entry, "Id")).collect();
@@ -538,7 +539,7 @@ fn system_attributes(message: &Message) -> Map<String, Value> {
     .collect()
 }
 
-/// A received message. Attributes come only where they are asked for (`API_ReceiveMessage`).
+/// A received message. Attributes are included only on request (`API_ReceiveMessage`).
 fn described(message: &Message, input: &Value) -> Value {
     let mut answer = json!({
         "MessageId": message.id,
@@ -593,7 +594,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_received_is_hidden_comes_again_and_dies_in_the_end() {
+    fn a_received_message_is_hidden_returns_and_is_redriven() {
         let mut sqs = queues();
         sqs.send("requests", "one", at(0));
         let first = sqs.receive("requests", 10, None, at(0));
@@ -641,7 +642,7 @@ mod tests {
     }
 
     #[test]
-    fn each_entry_of_a_batch_is_for_itself() {
+    fn processes_each_entry_of_a_batch_on_its_own() {
         let mut sqs = queues();
         let entries = json!([{"Id": "a", "MessageBody": "x"}, {"Id": "b", "MessageBody": ""}]);
         let answer = call(&mut sqs, "SendMessageBatch", "requests", json!({"Entries": entries}), 0).unwrap();
@@ -661,7 +662,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_is_refused_with_its_attributes_counted() {
+    fn refuses_messages_that_are_too_long_with_their_attributes() {
         let mut sqs = queues();
         let send = |sqs: &mut Sqs, body: usize, attributes: Value| {
             let input = json!({"MessageBody": "x".repeat(body), "MessageAttributes": attributes});
@@ -695,7 +696,7 @@ mod tests {
     }
 
     #[test]
-    fn a_receipt_that_never_was_is_refused_and_an_old_one_does_nothing() {
+    fn refuses_an_unknown_receipt_and_ignores_an_old_one() {
         let mut sqs = queues();
         sqs.send("requests", "x", at(0));
         let old = sqs.receive("requests", 1, None, at(0)).remove(0).receipt;
@@ -717,7 +718,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_in_flight_cannot_be_hidden() {
+    fn only_messages_in_flight_can_be_hidden() {
         let mut sqs = queues();
         sqs.send("requests", "x", at(0));
         let message = sqs.receive("requests", 1, None, at(0)).remove(0);

@@ -1,4 +1,4 @@
-//! The JSON types of members, by name, as the services' models (botocore) have them: a member of another type is a
+//! The JSON types of members, by name, as in the services' models (botocore): a member of another type is a
 //! `SerializationException`, before the service looks at anything else.
 
 use serde_json::Value;
@@ -64,10 +64,10 @@ const NUMBERS: &[&str] = &[
 const FLAGS: &[&str] = &["enableECSManagedTags", "enableExecuteCommand", "force", "Recursive", "WithDecryption"];
 const STRUCTURES: &[&str] = &["networkConfiguration", "overrides", "Attributes", "MessageAttributes"];
 
-/// Checks the members of a call's input, and those of the entries of a batch.
+/// Validates the members of a call's input, and those of the entries of a batch.
 ///
 /// # Errors
-/// When the input is no structure, or a member has another type than its name's.
+/// When the input is not a structure, or a member has a type other than its name's.
 pub(super) fn check(input: &Value) -> Result<(), ApiError> {
     let wrong = |message: String| Err(ApiError::new("SerializationException", message));
     let Some(members) = input.as_object() else { return wrong("The request is no JSON structure.".into()) };

@@ -1,7 +1,7 @@
-//! What the services' protocols look like: which call a request is, and how an answer or an error is written.
+//! The services' protocols: how a request names its call, and how an answer or an error is written.
 //!
-//! ECS, SSM and EventBridge speak AWS JSON 1.1, SQS JSON 1.0; Auto Scaling, EC2 and STS the query protocol with XML
-//! answers. So does the Rust SDK (each crate's serializers).
+//! ECS, SSM and EventBridge use AWS JSON 1.1, SQS JSON 1.0; Auto Scaling, EC2 and STS the query protocol with XML
+//! answers. The Rust SDK does the same (each crate's serializers).
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::ApiError;
 
-/// A request, understood.
+/// A parsed request.
 pub(super) struct Asked {
     /// `ecs`, `sqs`, `autoscaling`, …
     pub service: &'static str,
@@ -23,7 +23,7 @@ pub(super) struct Asked {
     pub scope: Option<Scope>,
 }
 
-/// What a signature says of its maker.
+/// What a signature says about its author.
 pub(super) struct Scope {
     pub access_key: String,
     pub region: String,
@@ -56,7 +56,7 @@ impl Asked {
         Self { service, action, input: json!(form), scope }
     }
 
-    /// The access key that signed it; empty if none did.
+    /// The access key of the signature; empty if there is none.
     pub(super) fn access_key(&self) -> &str {
         self.scope.as_ref().map_or("", |scope| &scope.access_key)
     }
@@ -98,7 +98,7 @@ impl Asked {
         response
     }
 
-    /// EC2's errors have another shape than those of the other query services.
+    /// EC2's errors have a different form than those of the other query services.
     fn xml_error(&self, error: &ApiError) -> String {
         let (code, message) = (escape(&error.code), escape(&error.message));
         if self.service == "ec2" {
@@ -134,7 +134,7 @@ fn json_error(error: ApiError) -> String {
     body.to_string()
 }
 
-/// SQS once spoke the query protocol and still tells the codes of that time; the SDK takes them for the code.
+/// SQS once used the query protocol and still returns its error codes; the SDK takes them for the code.
 fn query_error(error: &ApiError) -> String {
     let code = match error.code.as_str() {
         "QueueDoesNotExist" => "AWS.SimpleQueueService.NonExistentQueue",
@@ -148,7 +148,7 @@ fn query_error(error: &ApiError) -> String {
     format!("{code};{}", if error.status < 500 { "Sender" } else { "Receiver" })
 }
 
-/// Text as it may stand in XML.
+/// Text, escaped for XML.
 pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

@@ -1,4 +1,4 @@
-//! What runs inside the simulated tasks: an sshd on the host port that ECS gave, or an agent that dials Jenkins.
+//! The processes of the simulated tasks: an sshd on the host port that ECS gave, or an agent that connects to Jenkins.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -36,7 +36,7 @@ impl Drop for Container {
     }
 }
 
-/// A task event, as far as it matters here.
+/// The parts of a task event that matter here.
 struct Task<'a> {
     arn: &'a str,
     status: &'a str,
@@ -65,7 +65,7 @@ impl<'a> Task<'a> {
         record["requestId"].as_str().map(str::to_owned)
     }
 
-    /// The host port behind the container port 22.
+    /// The host port of the container port 22.
     fn ssh_port(&self) -> Option<u16> {
         let containers = self.detail["containers"].as_array()?;
         let mut bindings = containers.iter().filter_map(|container| container["networkBindings"].as_array()).flatten();
@@ -74,17 +74,16 @@ impl<'a> Task<'a> {
 }
 
 impl Containers {
-    /// None yet.
     pub(super) fn new(ssh: Ssh, jenkins: Arc<Controller>, timelines: Arc<Timelines>) -> Self {
         Self { ssh, jenkins, timelines, running: HashMap::new(), stopped: HashMap::new() }
     }
 
-    /// Tells when the task of this request has stopped.
+    /// Resolves when the task of this request has stopped.
     pub(super) fn stopped(&mut self, request: &str) -> watch::Receiver<bool> {
         self.stopped.entry(request.to_owned()).or_insert_with(|| watch::channel(false).0).subscribe()
     }
 
-    /// Starts and ends containers as ECS says. `address_of` finds the address of a container instance.
+    /// Starts and ends containers on ECS' events. `address_of` finds the address of a container instance.
     pub(super) fn observe(&mut self, event: &Value, address_of: impl FnOnce(&str) -> Option<IpAddr>) {
         let Some(task) = Task::of(event) else { return };
         let request = task.request_id().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The stand-in Jenkins behind its port, and a way to wait for what happens in it.
+//! The stand-in Jenkins behind its port, and a way to wait for changes in it.
 
 use std::sync::{Arc, Mutex};
 
@@ -12,11 +12,11 @@ use tokio::sync::watch;
 use crate::http::{Server, lock, serve_on};
 use crate::jenkins::{Jenkins, Launcher, Permission};
 
-/// The user whose API token the functions have.
+/// The user of the functions' API token.
 pub(super) const USER: &str = "ecs-agents";
 /// Their API token.
 pub(super) const API_TOKEN: &str = "110123456789abcdef0123456789abcdef";
-/// What the webhooks want as `Authorization`.
+/// The `Authorization` that webhooks require.
 pub(super) const AUTHORIZATION: &str = "demo-webhook-authorization";
 
 /// The controller.
@@ -56,37 +56,37 @@ impl Controller {
         &self.root
     }
 
-    /// Does something in it, and lets whoever waits look again.
+    /// Changes it, and wakes everyone who waits.
     pub(super) fn with<T>(&self, work: impl FnOnce(&mut Jenkins) -> T) -> T {
         let result = work(&mut lock(&self.jenkins));
         self.changes.send_replace(());
         result
     }
 
-    /// Looks at it, and changes nothing that others wait for.
+    /// Reads it, without changes that others wait for.
     pub(super) fn peek<T>(&self, look: impl FnOnce(&Jenkins) -> T) -> T {
         look(&lock(&self.jenkins))
     }
 
-    /// Waits until there is something to find.
+    /// Waits until `look` finds something.
     pub(super) async fn find<T>(&self, mut look: impl FnMut(&mut Jenkins) -> Option<T>) -> T {
         let mut changes = self.changes.subscribe();
         loop {
             if let Some(found) = look(&mut lock(&self.jenkins)) {
                 return found;
             }
-            // The sender lives as long as we do.
+            // The sender lives as long as `self`.
             changes.changed().await.ok();
         }
     }
 
-    /// Waits for what is posted to a webhook of webhook-step.
+    /// Waits for a post to a webhook of webhook-step.
     pub(super) async fn notice(&self, url: &str) -> Value {
         let arrival = self.find(|jenkins| jenkins.wait_for_webhook(url)).await;
         serde_json::from_slice(&arrival.body).unwrap_or_default()
     }
 
-    /// Waits for a notice of this type about this request, among those that tell everything.
+    /// Waits for a notice of this type about this request, at the webhook that receives all notices.
     pub(super) async fn notice_of(&self, request: &str, kind: &str) {
         let mut seen = 0;
         self.find(|jenkins| {
@@ -100,7 +100,7 @@ impl Controller {
         .await;
     }
 
-    /// Where the SSH launcher of a node would log in, once there is such a node.
+    /// The address that the SSH launcher of a node would log in to, once the node exists.
     pub(super) async fn ssh_launcher(&self, node: &str) -> (String, u16) {
         self.find(|jenkins| match &jenkins.node(node)?.launcher {
             Launcher::Ssh(launcher) => Some((launcher.host.clone()?, launcher.port.try_into().ok()?)),

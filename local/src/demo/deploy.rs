@@ -14,14 +14,14 @@ use super::emulator::{Aws, REGION};
 pub(super) const STACK: &str = "agents";
 /// The bucket of the packaged functions.
 const BUCKET: &str = "functions";
-/// Of the CloudFormation API.
+/// The namespace of the CloudFormation API.
 const VERSION: &str = "2010-05-15";
 
 /// The functions, by their logical ids in the template, and their binaries.
 const FUNCTIONS: [(&str, &str); 3] =
     [("RequestFunction", "request"), ("TaskStateFunction", "task-state"), ("TeardownFunction", "teardown")];
 
-/// Zips the binaries as a custom runtime wants them, each under the name `bootstrap`, and uploads them.
+/// Zips the binaries as a custom runtime expects them, each under the name `bootstrap`, and uploads them.
 ///
 /// # Errors
 /// When a binary is missing or cannot be packaged.
@@ -63,7 +63,7 @@ fn is_newer(file: &Path, other: &Path) -> bool {
     matches!((written(file), written(other)), (Some(file), Some(other)) if file > other)
 }
 
-/// What the emulator cannot make: alarms over several metrics, and saved queries.
+/// Resources that the emulator cannot create: alarms over several metrics, and saved queries.
 const LEFT_OUT: [&str; 6] = [
     "AgentsFailAlarm",
     "UndeliveredAlarm",
@@ -75,8 +75,8 @@ const LEFT_OUT: [&str; 6] = [
 
 /// The template as `sam package` would leave it: `CodeUri` names the uploaded zip.
 ///
-/// The emulator takes every number that a parameter brings for a string and then cannot compare it, so that the one it
-/// compares is written out; and what it does not know is left out.
+/// The emulator takes every number from a parameter for a string and then cannot compare it, so the one that it
+/// compares is written out; resources that it does not know are removed.
 pub(super) fn packaged(template: &str) -> String {
     let mut resource = "";
     let mut lines = Vec::new();
@@ -100,14 +100,14 @@ pub(super) fn packaged(template: &str) -> String {
 /// Stores a parameter.
 ///
 /// # Errors
-/// When the emulator does not take it.
+/// When the emulator does not accept it.
 pub(super) async fn parameter(aws: &Aws, name: &str, value: &str, secret: bool) -> Result<()> {
     let kind = if secret { "SecureString" } else { "String" };
     let input = json!({"Name": name, "Value": value, "Type": kind, "Overwrite": true});
     aws.json("ssm", "AmazonSSM.PutParameter", &input).await.map(drop)
 }
 
-/// Creates the stack and waits for it: its outputs.
+/// Creates the stack and waits for it: returns its outputs.
 ///
 /// # Errors
 /// When it fails; the error names the resources at fault.
@@ -116,7 +116,7 @@ pub(super) async fn create(
     template: &str,
     parameters: &[(&str, String)],
 ) -> Result<BTreeMap<String, String>> {
-    // CreateStack takes 51,200 bytes in its body; sam deploy uploads the template too.
+    // CreateStack accepts 51,200 bytes in its body; sam deploy uploads the template, too.
     aws.put("s3", &format!("/{BUCKET}/template.yaml"), packaged(template).into()).await?;
     let mut fields = vec![
         ("StackName".to_owned(), STACK.to_owned()),
@@ -152,7 +152,7 @@ pub(super) async fn create(
     }
 }
 
-/// The text of every element of that name. What is read here holds no entities.
+/// The text of every element of that name. The documents that are read here have no entities.
 fn text<'a>(xml: &'a str, element: &str) -> impl Iterator<Item = &'a str> {
     let (open, close) = (format!("<{element}>"), format!("</{element}>"));
     let mut rest = xml;

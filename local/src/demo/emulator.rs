@@ -1,7 +1,7 @@
-//! The emulator of AWS that the functions run in: started, asked, ended.
+//! The emulator of AWS in which the functions run: starts, calls and ends it.
 //!
-//! It checks no signatures, so that what is asked here needs no SDK: a credential scope in the `Authorization` header
-//! names the service and the region, and the access key names the account.
+//! It checks no signatures, so these calls need no SDK: a credential scope in the `Authorization` header names the
+//! service and the region, and the access key names the account.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -22,10 +22,10 @@ use super::folder::Folder;
 
 /// The region of the demo.
 pub(super) const REGION: &str = "eu-west-1";
-/// The account of the demo, one of those that AWS' documentation uses.
+/// The account of the demo, one of those in AWS' documentation.
 pub(super) const ACCOUNT: &str = "111122223333";
 
-/// Asks the emulator.
+/// Calls the emulator.
 #[derive(Clone)]
 pub(super) struct Aws {
     /// Its root, `http://127.0.0.1:PORT`.
@@ -34,15 +34,15 @@ pub(super) struct Aws {
 }
 
 impl Aws {
-    /// Asks what listens there.
+    /// A client of the emulator at this address.
     pub(super) fn new(endpoint: String) -> Self {
         Self { endpoint, http: Client::builder(TokioExecutor::new()).build_http() }
     }
 
-    /// An action of a service that speaks JSON: `AmazonSQS.SendMessage`.
+    /// An action of a JSON service: `AmazonSQS.SendMessage`.
     ///
     /// # Errors
-    /// When there is no answer, or one that is no success.
+    /// When there is no answer, or an error.
     pub(super) async fn json(&self, service: &str, target: &str, input: &Value) -> Result<Value> {
         let request = Request::post(&self.endpoint)
             .header("x-amz-target", target)
@@ -51,10 +51,10 @@ impl Aws {
         serde_json::from_slice(&answer).with_context(|| format!("the answer to {target}"))
     }
 
-    /// An action of a service that speaks forms and XML: CloudFormation.
+    /// An action of a query service: CloudFormation.
     ///
     /// # Errors
-    /// When there is no answer, or one that is no success.
+    /// When there is no answer, or an error.
     pub(super) async fn form(
         &self,
         service: &str,
@@ -69,10 +69,10 @@ impl Aws {
         Ok(String::from_utf8_lossy(&answer).into_owned())
     }
 
-    /// Puts a resource of a service that speaks REST: a bucket, an object.
+    /// Puts a resource of a REST service: a bucket, an object.
     ///
     /// # Errors
-    /// When there is no answer, or one that is no success.
+    /// When there is no answer, or an error.
     pub(super) async fn put(&self, service: &str, path: &str, body: Bytes) -> Result<()> {
         let request = Request::put(format!("{}{path}", self.endpoint));
         self.send(service, request, body).await.map(drop).with_context(|| format!("PUT {path}"))
@@ -81,7 +81,7 @@ impl Aws {
     /// Invokes a function asynchronously, as EventBridge does.
     ///
     /// # Errors
-    /// When the emulator does not take the event.
+    /// When the emulator does not accept the event.
     pub(super) async fn invoke_async(&self, function: &str, event: &Value) -> Result<()> {
         self.invocation(function, "Event", event).await.map(drop)
     }
@@ -89,7 +89,7 @@ impl Aws {
     /// Invokes a function and waits for its answer.
     ///
     /// # Errors
-    /// When the emulator does not take the event, or the answer is no JSON.
+    /// When the emulator does not accept the event, or the answer is not JSON.
     pub(super) async fn invoke(&self, function: &str, event: &Value) -> Result<Value> {
         let answer = self.invocation(function, "RequestResponse", event).await?;
         serde_json::from_slice(&answer).with_context(|| format!("the answer of {function}"))
@@ -117,23 +117,23 @@ impl Aws {
     }
 }
 
-/// The emulator as a process. Its functions are processes of its group, which ends with it.
+/// The emulator as a process. Its functions are in its process group, which ends with it.
 pub(super) struct Emulator {
-    /// Asks it.
+    /// Its client.
     pub aws: Aws,
-    /// Where it and its functions log.
+    /// The log of it and its functions.
     pub log: PathBuf,
-    /// For files that nobody needs afterwards.
+    /// The folder for temporary files.
     pub temporary: PathBuf,
     child: Child,
     group: Option<Pid>,
 }
 
 impl Emulator {
-    /// Starts it on a port of loopback and waits until it answers. `environment` is that of its functions too.
+    /// Starts it on a loopback port and waits until it answers. `environment` also applies to its functions.
     ///
     /// # Errors
-    /// When it is not installed or does not come up; the error quotes the end of its log.
+    /// When it is not installed or does not start; the error quotes the end of its log.
     pub(super) async fn start(
         stack: &Path,
         folder: &Folder,
@@ -191,14 +191,14 @@ impl Emulator {
         self.signal(Signal::TERM);
         if tokio::time::timeout(Duration::from_secs(5), self.child.wait()).await.is_err() {
             self.signal(Signal::KILL);
-            // It cannot refuse that.
+            // It cannot refuse that signal.
             self.child.wait().await.ok();
         }
     }
 
     fn signal(&self, signal: Signal) {
         if let Some(group) = self.group {
-            // It fails only when the group is gone, which is what is wanted.
+            // It fails only if the group has already ended.
             kill_process_group(group, signal).ok();
         }
     }

@@ -1,4 +1,4 @@
-//! The folder of one run: several may go on at once, each with its own logs.
+//! The folder of one run: several may run at once, each with its own logs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,14 +7,14 @@ use anyhow::{Context as _, Result};
 use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
 
-/// The folder of this run. Its logs stay until another run begins after its end; all else goes with it.
+/// The folder of this run. Its logs stay until a later run begins; everything else is deleted at its end.
 pub(super) struct Folder(PathBuf);
 
 impl Folder {
-    /// Makes it below `local/.stack`, and deletes those of runs that are over.
+    /// Creates it below `local/.stack`, and deletes those of runs that have ended.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// When it cannot be created.
     pub(super) fn new(stack: &Path) -> Result<Self> {
         let runs = stack.join("runs");
         for run in fs::read_dir(&runs).into_iter().flatten().flatten() {
@@ -32,7 +32,7 @@ impl Folder {
         self.0.join(name)
     }
 
-    /// For files that nobody needs afterwards.
+    /// The folder for temporary files.
     pub(super) fn temporary(&self) -> PathBuf {
         self.0.join("tmp")
     }
@@ -45,7 +45,7 @@ impl Drop for Folder {
     }
 }
 
-/// Whether a process of that number is there, a run's folder being named after its process.
+/// Whether a process with that number exists: a run's folder is named after its process.
 fn is_running(name: &str) -> bool {
     name.parse().ok().and_then(Pid::from_raw).is_some_and(|pid| test_kill_process(pid) != Err(Errno::SRCH))
 }
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_run_leaves_its_logs_alone_and_deletes_those_before_it() -> Result<()> {
+    fn a_run_keeps_its_logs_and_deletes_earlier_ones() -> Result<()> {
         let stack = tempfile::tempdir()?;
         let before = stack.path().join("runs/999999999");
         fs::create_dir_all(&before)?;

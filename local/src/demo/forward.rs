@@ -1,7 +1,7 @@
-//! Hands the simulator's events to the functions, through the emulator's own rules.
+//! Passes the simulator's events to the functions, through the emulator's own rules.
 //!
-//! `PutEvents` refuses sources that begin with `aws.`, in the emulator as on AWS: only AWS' own services may send such
-//! events. So the rules are read, the emulator's `TestEventPattern` says which of them match, and their targets are
+//! `PutEvents` refuses sources that begin with `aws.`, in the emulator as on AWS: only AWS' own services may send
+//! such events. So the rules are read, the emulator's `TestEventPattern` finds those that match, and their targets are
 //! invoked asynchronously, as EventBridge does.
 
 use anyhow::{Context as _, Result};
@@ -42,12 +42,12 @@ impl Rules {
         Ok(Self { aws, rules })
     }
 
-    /// How many rules there are.
+    /// The number of rules.
     pub(super) fn len(&self) -> usize {
         self.rules.len()
     }
 
-    /// Hands over one event; how many functions got it.
+    /// Passes on one event; returns how many functions received it.
     ///
     /// # Errors
     /// When the emulator does not answer.

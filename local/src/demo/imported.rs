@@ -10,10 +10,10 @@ use serde_json::{Map, Value, json};
 use super::emulator::REGION;
 use crate::cloudformation;
 
-/// The capacity provider of a cluster's default strategy, where that is not Fargate.
+/// The capacity provider of a cluster's default strategy, if that is not Fargate.
 pub(super) const DEFAULT: &str = "simulated-default";
 
-/// What `agents.yaml` and `task-definitions-*.yaml` of a folder, as `./local/convert` writes them, need.
+/// The resources that `agents.yaml` and `task-definitions-*.yaml` of a folder need, as `./local/convert` writes them.
 #[derive(Debug)]
 pub(super) struct Imported {
     /// The clouds of the configuration, in the simulator's region.
@@ -23,7 +23,7 @@ pub(super) struct Imported {
     /// Auto Scaling groups and their clusters. A cloud without a group whose templates need instances gets one that the
     /// configuration does not name, so that nothing raises it.
     pub(super) groups: BTreeSet<(String, String)>,
-    /// Capacity providers of instances and their clusters. `DEFAULT` is the whole default strategy of its cluster.
+    /// Capacity providers of instances, and their clusters. `DEFAULT` is the whole default strategy of its cluster.
     pub(super) providers: BTreeSet<(String, String)>,
     /// Inputs of RegisterTaskDefinition.
     pub(super) definitions: Vec<Value>,
@@ -106,7 +106,7 @@ impl Imported {
     }
 }
 
-/// A task definition that the folder does not have.
+/// A task definition that is missing in the folder.
 fn stand_in(family: &str, template: &Value) -> Value {
     let in_vpc = template["network"].is_object();
     let port = template["ssh"]["port"].as_u64().unwrap_or(22);
@@ -150,7 +150,7 @@ fn as_input(value: &Value) -> Value {
             Some(text) => text.replace("${AWS::Partition}", "aws").replace("${AWS::AccountId}", super::ACCOUNT).into(),
             None => {
                 let members = values.iter().map(|(name, value)| match name.as_str() {
-                    // Its keys are the log driver's own.
+                    // Its keys belong to the log driver.
                     "Options" => ("options".to_owned(), value.clone()),
                     "EFSVolumeConfiguration" => ("efsVolumeConfiguration".to_owned(), as_input(value)),
                     "FilesystemId" => ("fileSystemId".to_owned(), as_input(value)),
@@ -169,7 +169,7 @@ fn read(file: &Path) -> Result<Value> {
     cloudformation::parse(&text).with_context(|| file.display().to_string())
 }
 
-/// What follows the last slash of an ARN; a name as it is.
+/// The part after the last slash of an ARN; a name as it is.
 fn last(name: &str) -> &str {
     name.rsplit('/').next().unwrap_or(name)
 }

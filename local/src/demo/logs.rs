@@ -1,4 +1,4 @@
-//! What the functions log, as far as somebody who watches wants to see it.
+//! The functions' log lines that matter to somebody who watches the demo.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -9,8 +9,8 @@ use super::deploy::STACK;
 use super::emulator::Aws;
 
 /// Messages below WARN that say why a request has no agent yet, or never gets one.
-const TELLING: [&str; 5] = ["request waits", "request woken", "group raised", "request withdrawn", "request given up"];
-/// Fields that everybody has, or that say nothing to people.
+const NOTABLE: [&str; 5] = ["request waits", "request woken", "group raised", "request withdrawn", "request given up"];
+/// Fields that every line has, or that are of no use to people.
 const PLAIN: [&str; 7] = ["_aws", "timestamp", "level", "message", "span", "target", "filename"];
 
 /// Follows the logs of the three functions.
@@ -32,7 +32,7 @@ impl Logs {
         Self { aws: aws.clone(), seen: HashMap::new() }
     }
 
-    /// What has come since the last look. A look that fails sees nothing.
+    /// The lines since the last call; none if they cannot be read.
     pub(super) async fn new_lines(&mut self) -> Vec<Line> {
         let mut lines = Vec::new();
         for function in ["request", "task-state", "teardown"] {
@@ -51,7 +51,7 @@ impl Logs {
 }
 
 impl Line {
-    /// Whether something is wrong.
+    /// Whether it reports a fault.
     pub(super) fn is_complaint(&self) -> bool {
         match self.event["level"].as_str() {
             Some(level) => matches!(level, "WARN" | "ERROR"),
@@ -59,10 +59,10 @@ impl Line {
         }
     }
 
-    /// Whether it says what becomes of a request.
-    pub(super) fn is_telling(&self) -> bool {
+    /// Whether it reports what becomes of a request.
+    pub(super) fn is_notable(&self) -> bool {
         let message = self.event["message"].as_str().unwrap_or_default();
-        self.is_complaint() || TELLING.iter().any(|telling| message.starts_with(telling))
+        self.is_complaint() || NOTABLE.iter().any(|beginning| message.starts_with(beginning))
     }
 }
 
@@ -92,14 +92,14 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_tells_why_a_request_waits_is_shown() {
+    fn shows_a_line_about_a_waiting_request() {
         let waits = line(
             r#"{"timestamp": "x", "level": "INFO", "message": "request waits", "reason": "RESOURCE:CPU", "attempt": 1}"#,
         );
-        assert!(waits.is_telling() && !waits.is_complaint());
+        assert!(waits.is_notable() && !waits.is_complaint());
         assert_eq!(waits.to_string(), "INFO request: request waits; attempt 1; reason RESOURCE:CPU");
-        assert!(!line(r#"{"level": "INFO", "message": "task started"}"#).is_telling());
-        assert!(line(r#"{"level": "ERROR", "message": "completion refused"}"#).is_telling());
+        assert!(!line(r#"{"level": "INFO", "message": "task started"}"#).is_notable());
+        assert!(line(r#"{"level": "ERROR", "message": "completion refused"}"#).is_notable());
         assert!(line("thread 'main' panicked at").is_complaint());
     }
 }

@@ -1,7 +1,8 @@
-//! The main job on one machine: requests of a stand-in Jenkins become ready agents, builds, and nothing left behind.
+//! The whole system on one machine: requests of a stand-in Jenkins become ready agents and builds, and nothing is left
+//! behind.
 //!
 //! The functions run in an emulator of AWS into which `template.yaml` is deployed; ECS, EC2 and Auto Scaling are the
-//! simulator's, since the emulator only has stubs of them.
+//! simulator's, since the emulator has only stubs of them.
 
 mod containers;
 mod controller;
@@ -46,7 +47,7 @@ use world::World;
 /// Runs the demo, until it is over or interrupted, and ends what it started.
 ///
 /// # Errors
-/// When anything of it does not work out, with a sentence that helps.
+/// When any part of it fails, with a sentence that helps.
 pub async fn run(options: &Options) -> Result<()> {
     let stack = options.root.join("local/.stack");
     let mut terminated = signal(SignalKind::terminate())?;
@@ -77,13 +78,13 @@ pub async fn run(options: &Options) -> Result<()> {
     result
 }
 
-/// An interrupt is how `--serve` ends, and a failure of all else.
+/// An interrupt ends `--serve` normally, and is a failure otherwise.
 fn interrupted(options: &Options) -> Result<()> {
     ensure!(options.serve, "interrupted");
     Ok(())
 }
 
-/// A port of loopback that is free just now.
+/// A loopback port that is free now.
 fn free_port() -> Result<u16> {
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).context("no port is free")?;
     Ok(listener.local_addr()?.port())
@@ -135,7 +136,7 @@ async fn demo(
     Ok(())
 }
 
-/// Packages the functions, stores the configuration and its secrets, and creates the stack: its outputs.
+/// Packages the functions, stores the configuration and its secrets, and creates the stack: returns its outputs.
 async fn deploy(
     options: &Options,
     imported: Option<&Imported>,
@@ -184,7 +185,7 @@ async fn deploy(
     Ok(outputs)
 }
 
-/// Lets the simulated world go on, and the containers with it.
+/// Advances the simulated world, and the containers with it.
 async fn pump(world: Arc<World>, containers: Arc<Mutex<Containers>>, events: mpsc::UnboundedSender<Value>) {
     loop {
         for event in world.advance() {
@@ -197,7 +198,7 @@ async fn pump(world: Arc<World>, containers: Arc<Mutex<Containers>>, events: mps
     }
 }
 
-/// Hands events to the functions, each for itself: as on AWS, one may overtake another.
+/// Passes events to the functions, each on its own: as on AWS, one may overtake another.
 async fn deliver(rules: Rules, mut events: mpsc::UnboundedReceiver<Value>) {
     let rules = Arc::new(rules);
     let mut deliveries = JoinSet::new();
@@ -212,7 +213,7 @@ async fn deliver(rules: Rules, mut events: mpsc::UnboundedReceiver<Value>) {
     }
 }
 
-/// Runs builds, all at once, over two templates: how many commands ran over SSH.
+/// Runs builds, all at once, over two templates: returns how many commands ran over SSH.
 async fn builds(count: usize, shop: &Arc<Shop>, containers: &Mutex<Containers>) -> Result<usize> {
     shop.timelines.heading();
     let mut builds = JoinSet::new();
@@ -235,7 +236,7 @@ async fn builds(count: usize, shop: &Arc<Shop>, containers: &Mutex<Containers>) 
     Ok(over_ssh)
 }
 
-/// Says what came of it, and makes sure that nothing is left behind.
+/// Prints the result, and verifies that nothing is left behind.
 async fn summary(
     count: usize,
     over_ssh: usize,
@@ -302,7 +303,7 @@ async fn check(aws: &Aws, outputs: &BTreeMap<String, String>) -> Result<()> {
     Ok(())
 }
 
-/// Prints what the functions complained of, for whoever has to find out why it failed.
+/// Prints the functions' warnings and errors, to help find out why the demo failed.
 async fn complain(emulator: &Emulator) {
     let mut logs = logs::Logs::new(&emulator.aws);
     let lines = logs.new_lines().await;

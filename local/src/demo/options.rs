@@ -1,10 +1,10 @@
-//! What the demo was asked for.
+//! The demo's options.
 
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 
-/// How the demo is used; `local/run` shows it before anything is built.
+/// The usage; `local/run` shows it before anything is built.
 pub const USAGE: &str = include_str!("usage.txt");
 
 /// The options.
@@ -12,23 +12,23 @@ pub const USAGE: &str = include_str!("usage.txt");
 pub struct Options {
     /// The project's folder.
     pub root: PathBuf,
-    /// Where the functions' binaries are.
+    /// The folder of the functions' binaries.
     pub binaries: PathBuf,
-    /// How many builds ask for an agent.
+    /// The number of builds that request an agent.
     pub requests: usize,
     /// Whether to stay up.
     pub serve: bool,
-    /// Whether the check is all that is wanted.
+    /// Whether to run only the check.
     pub check: bool,
     /// A folder with a configuration of the user's own, instead of the demo's.
     pub configuration: Option<PathBuf>,
 }
 
 impl Options {
-    /// Reads the command line; none if it asks for help.
+    /// Parses the command line; none if it asks for help.
     ///
     /// # Errors
-    /// When it cannot be understood.
+    /// When it is invalid.
     pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Option<Self>> {
         let mut options = Self {
             root: PathBuf::from("."),
@@ -56,7 +56,7 @@ impl Options {
             }
         }
         if options.configuration.is_some() {
-            // Builds of its labels are the user's.
+            // Builds for its labels are the user's.
             options.requests = 0;
             options.serve = !options.check;
         }
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn the_command_line_is_read() -> Result<()> {
+    fn parses_the_command_line() -> Result<()> {
         let options = parse("--requests 4 --serve --root /x")?.context("no help was asked for")?;
         assert_eq!((options.requests, options.serve, options.root), (4, true, PathBuf::from("/x")));
         assert_eq!(parse("--help")?, None);
@@ -87,7 +87,7 @@ mod tests {
 
     /// Without cargo, python or anything else to install or build with.
     #[test]
-    fn the_script_answers_help_and_wrong_options_at_once() -> Result<()> {
+    fn the_script_answers_help_and_invalid_options_at_once() -> Result<()> {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/run");
         let tools = tempfile::tempdir()?;
         for tool in ["cat", "mkdir", "dirname"] {
@@ -106,7 +106,7 @@ mod tests {
             assert!(!refused.status.success() && parse(&wrong.join(" ")).is_err(), "{wrong:?}");
             assert!(String::from_utf8(refused.stderr)?.contains(USAGE), "{wrong:?}");
         }
-        // What the script lets through, the demo understands; the script itself goes on to look for cargo.
+        // The options that the script accepts are valid for the demo; the script then looks for cargo.
         for right in [&["--serve"][..], &["--check"], &["--requests", "0"]] {
             let goes_on = run(right)?;
             assert!(parse(&right.join(" "))?.is_some(), "{right:?}");

@@ -1,4 +1,4 @@
-//! A page on loopback that shows queues, agents and their timelines while they change, by server-sent events.
+//! A page on loopback that shows queues, agents and their timelines live, by server-sent events.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -20,12 +20,12 @@ use super::world::World;
 use crate::http::{Server, serve as serve_http};
 
 const PAGE: &str = include_str!("page.html");
-/// Between two looks.
+/// The interval of updates.
 const LOOK: Duration = Duration::from_millis(250);
-/// What the stack's outputs call the queues, without `QueueUrl`.
+/// The queues' names in the stack's outputs, without `QueueUrl`.
 const QUEUES: [&str; 5] = ["Requests", "Waiting", "Undelivered", "Completions", "Rejected"];
 
-/// Serves the page on a free port of loopback. It looks as long as somebody watches.
+/// Serves the page on a free loopback port. It polls as long as somebody watches.
 ///
 /// # Errors
 /// When no port can be had.
@@ -53,7 +53,7 @@ async fn server(states: Arc<watch::Sender<String>>) -> Result<Server> {
     .await
 }
 
-/// Each state as an event, the present one first.
+/// Each state as an event, beginning with the present one.
 fn events(mut watched: watch::Receiver<String>) -> impl axum::response::IntoResponse {
     watched.mark_changed();
     let states = stream::unfold(watched, |mut watched| async move {
@@ -126,7 +126,7 @@ mod tests {
 
     use super::*;
 
-    /// What is served there, line by line.
+    /// The streamed response, line by line.
     async fn get(server: &Server, path: &str) -> Result<tokio::io::Lines<BufReader<TcpStream>>> {
         let mut stream = TcpStream::connect(server.address).await?;
         stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: page\r\n\r\n").as_bytes()).await?;
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_page_that_is_opened_sees_the_present_state_and_each_change() -> Result<()> {
+    async fn the_page_shows_the_present_state_and_each_change() -> Result<()> {
         let states = Arc::new(watch::Sender::new(r#"{"state": 1}"#.to_owned()));
         let server = server(states.clone()).await?;
         let mut events = get(&server, "/events").await?;

@@ -1,4 +1,4 @@
-//! A pipeline of the stand-in Jenkins: asks for an agent, waits for the webhook, runs its build, gives the agent back.
+//! A pipeline of the stand-in Jenkins: requests an agent, waits for the webhook, runs its build, releases the agent.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use super::emulator::Aws;
 use super::ssh::Ssh;
 use super::timeline::{Step, Timelines};
 
-/// How long any one step may take.
+/// The time limit of each step.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What all pipelines share.
+/// Shared by all pipelines.
 pub(super) struct Shop {
     /// The queues.
     pub aws: Aws,
@@ -27,21 +27,21 @@ pub(super) struct Shop {
     pub jenkins: Arc<Controller>,
     /// Logs in to agents.
     pub ssh: Ssh,
-    /// What is shown.
+    /// The timeline.
     pub timelines: Arc<Timelines>,
 }
 
-/// How a template's agents are reached.
+/// How a template's agents connect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Template {
     /// Over SSH, on a container instance in bridge mode.
     SshOnEc2,
-    /// They dial Jenkins, from Fargate.
+    /// They connect to Jenkins, from Fargate.
     InboundOnFargate,
 }
 
 impl Template {
-    /// What the timeline shows.
+    /// The text in the timeline.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::SshOnEc2 => "maven, SSH, EC2",
@@ -57,14 +57,14 @@ impl Template {
     }
 }
 
-/// What became of a build.
+/// The result of a build.
 pub(super) struct Outcome {
     /// Whether a command ran over SSH on its agent.
     pub over_ssh: bool,
 }
 
 impl Shop {
-    /// Runs one build from its request to the last trace of its agent. `stopped` tells when the task has stopped.
+    /// Runs one build from its request until its agent is gone. `stopped` resolves when the task has stopped.
     ///
     /// # Errors
     /// When a step fails or takes longer than a minute.
@@ -108,10 +108,10 @@ impl Shop {
 
         let over_ssh = template == Template::SshOnEc2;
         let place = if over_ssh {
-            // Jenkins dials what the node says, which has to be what the notice says.
+            // Jenkins connects to the node's address, which has to be that of the notice.
             let (host, port) = within("the node", self.jenkins.ssh_launcher(name)).await?;
-            let told = (text("/agent/host"), notice.pointer("/agent/port").and_then(Value::as_u64));
-            ensure!(told == (&host, Some(port.into())), "the node says {host}:{port}, the notice {told:?}");
+            let noticed = (text("/agent/host"), notice.pointer("/agent/port").and_then(Value::as_u64));
+            ensure!(noticed == (&host, Some(port.into())), "the node says {host}:{port}, the notice {noticed:?}");
             self.jenkins.with(|jenkins| jenkins.connect_ssh(name));
             Some((host, port))
         } else {

@@ -1,4 +1,4 @@
-//! The stack stays up, for requests by hand: what to type, and what comes of it.
+//! Keeps the stack up for requests by hand: prints the commands, and what comes of them.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,14 +13,11 @@ use super::pipeline::Shop;
 use super::timeline::Step;
 use crate::http::Server;
 
-/// Between two looks at the functions' logs.
+/// The interval in which the functions' logs are read.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// Stays up, and shows the notices that arrive and what the functions say, until it is interrupted.
-///
-/// # Errors
-/// None: it ends with the future.
-/// `labels` are those of an imported configuration's templates.
+/// Keeps the stack up, and prints notices and the functions' log lines, until it is interrupted. `labels` are those of an
+/// imported configuration's templates.
 pub(super) async fn serve(
     shop: &Shop,
     outputs: &BTreeMap<String, String>,
@@ -33,8 +30,8 @@ pub(super) async fn serve(
     Ok(())
 }
 
-/// In words that version 1 of the AWS CLI understands too: it knows neither `AWS_REGION` nor, before 1.29, the endpoint's
-/// variable, and takes a payload by `fileb://` as version 2 does.
+/// Written for version 1 of the AWS CLI, too: it knows neither `AWS_REGION` nor, before 1.29, the endpoint's variable,
+/// and accepts a payload by `fileb://` as version 2 does.
 fn instructions(shop: &Shop, outputs: &BTreeMap<String, String>, page: &Server, (log, labels): (&Path, &[String])) {
     let aws = format!("aws --endpoint-url {}", shop.aws.endpoint);
     let function = outputs.get("RequestFunctionName").map(String::as_str).unwrap_or_default();
@@ -115,19 +112,19 @@ fn show_notice(shop: &Shop, notice: &Value) {
     }
 }
 
-/// The builds before have been told already: only what comes from now on is shown.
+/// The earlier builds were shown already: only what comes from now on is printed.
 async fn show_logs(shop: &Shop) {
     let mut logs = Logs::new(&shop.aws);
     logs.new_lines().await;
     loop {
         tokio::time::sleep(LOOK).await;
-        for line in logs.new_lines().await.iter().filter(|line| line.is_telling()) {
+        for line in logs.new_lines().await.iter().filter(|line| line.is_notable()) {
             println!("    {line}");
         }
     }
 }
 
-/// A word as a shell takes it.
+/// A word, quoted for a shell.
 fn quoted(word: &str) -> String {
     let is_plain = !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || "-_./=:,@+".contains(c));
     if is_plain { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }

@@ -1,7 +1,7 @@
-//! The SSH side of an agent's container: a real `sshd` behind the address and port that Jenkins is told.
+//! The SSH side of an agent's container: a real `sshd` behind the address and port that Jenkins gets.
 //!
-//! No daemon runs: while a task runs, its port listens, and each connection gets an `sshd -i` of its own, which lets
-//! one key in and no password. And the other side: a command run over SSH, as Jenkins' launcher would.
+//! No daemon runs: while a task runs, its port listens, and each connection gets an `sshd -i` of its own, which
+//! accepts one key and no password. It also runs commands over SSH, as Jenkins' launcher would.
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -23,7 +23,7 @@ const SSHD: &str = "/usr/sbin/sshd";
 pub(super) struct Ssh {
     folder: PathBuf,
     log: PathBuf,
-    /// Who is let in: the user that runs the demo, since only root may let others in.
+    /// The user that may log in: the one that runs the demo, since only root may let others in.
     pub user: String,
 }
 
@@ -41,7 +41,7 @@ impl Ssh {
             run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", key, "-f"]).arg(&file)).await?;
         }
         let user = run(Command::new("id").arg("-un")).await?.trim().to_owned();
-        // In quotes, since the folder may have a space in its name.
+        // Quoted, since the folder's name may contain a space.
         let path = |name: &str| format!("\"{}\"", folder.join(name).display());
         let config = format!(
             "HostKey {}\nAuthorizedKeysFile {}\nAllowUsers {user}\nPermitRootLogin prohibit-password\n\
@@ -55,12 +55,12 @@ impl Ssh {
         Ok(Self { folder, log: run_folder.file("sshd.log"), user })
     }
 
-    /// The private key that is let in.
+    /// The private key that may log in.
     pub(super) fn key(&self) -> PathBuf {
         self.folder.join("agent_key")
     }
 
-    /// Answers on this address until the future is dropped; the sessions end with it.
+    /// Listens on this address until the future is dropped; the sessions end with it.
     ///
     /// # Errors
     /// When the port is taken or no sshd can be started.
@@ -100,7 +100,7 @@ impl Ssh {
             .collect()
     }
 
-    /// Runs a command on an agent: what it printed.
+    /// Runs a command on an agent: returns its output.
     ///
     /// # Errors
     /// When the login or the command failed, or takes longer than 30 s.

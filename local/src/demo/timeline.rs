@@ -1,5 +1,5 @@
-//! One line per request, with the milliseconds from its post to each step: redrawn in place on a terminal, printed when
-//! it is complete elsewhere.
+//! One line per request, with the milliseconds from its post to each step: redrawn in place on a terminal, otherwise
+//! printed when it is complete.
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write as _};
@@ -9,16 +9,16 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-/// What a request goes through, in order.
+/// The steps of a request, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
     /// ECS has a task for it.
     Task,
     /// The task's containers run.
     Running,
-    /// Jenkins was told, and has the node.
+    /// Jenkins was notified, and has the node.
     Ready,
-    /// The build on the agent is over.
+    /// The build on the agent has ended.
     Build,
     /// Jenkins has posted the completion.
     Completed,
@@ -58,7 +58,6 @@ impl Default for Timelines {
 }
 
 impl Timelines {
-    /// None yet.
     pub(super) fn new() -> Self {
         Self { lines: Mutex::default(), redraw: AtomicBool::new(std::io::stdout().is_terminal()) }
     }
@@ -77,7 +76,7 @@ impl Timelines {
         println!("\n{heading}   (ms since the request)");
     }
 
-    /// A request was posted just now.
+    /// A request was posted now.
     pub(super) fn begin(&self, request: &str, kind: &'static str) {
         let line = Line {
             request: request.to_owned(),
@@ -90,7 +89,7 @@ impl Timelines {
         self.change(|lines| lines.push(line));
     }
 
-    /// A request that was posted by hand has shown itself.
+    /// A request that was posted by hand was observed.
     pub(super) fn by_hand(&self, request: &str) {
         let known = self.lock().lines.iter().any(|line| line.request == request);
         if !known && !request.is_empty() {
@@ -98,7 +97,7 @@ impl Timelines {
         }
     }
 
-    /// All of them, for the page; the newest first.
+    /// All requests, for the page; the newest first.
     pub(super) fn snapshot(&self) -> Vec<Value> {
         let lines = self.lock();
         let lines = lines.lines.iter().rev().map(|line| {
@@ -111,7 +110,7 @@ impl Timelines {
         lines.collect()
     }
 
-    /// A step was reached just now. Only the first time counts: events may come twice.
+    /// A step was reached now. Only the first time counts: events may be repeated.
     pub(super) fn reached(&self, request: &str, step: Step) {
         self.with(request, |line| {
             line.at[step as usize].get_or_insert(line.start.elapsed());
@@ -123,12 +122,12 @@ impl Timelines {
         self.with(request, |line| name.clone_into(&mut line.agent));
     }
 
-    /// Says what the build printed, or what went wrong.
+    /// Shows what the build printed, or what went wrong.
     pub(super) fn note(&self, request: &str, note: &str) {
         self.with(request, |line| note.clone_into(&mut line.note));
     }
 
-    /// The request is over: outside a terminal, its line is printed.
+    /// The request has ended: outside a terminal, its line is printed.
     pub(super) fn end(&self, request: &str) {
         if !self.redraw.load(Ordering::Relaxed) {
             let lines = self.lock();
@@ -138,7 +137,7 @@ impl Timelines {
         }
     }
 
-    /// The time of a step over all requests that reached it, shortest first.
+    /// The times of a step over all requests that reached it, shortest first.
     pub(super) fn times(&self, step: Step) -> Vec<Duration> {
         let mut times: Vec<_> = self.lock().lines.iter().filter_map(|line| line.at[step as usize]).collect();
         times.sort();
@@ -157,7 +156,7 @@ impl Timelines {
         let mut lines = self.lock();
         change(&mut lines.lines);
         if self.redraw.load(Ordering::Relaxed) {
-            // Without wrapping, so that one line stays one line in a narrow window.
+            // Without wrapping, so that a line stays one line in a narrow window.
             let mut text = String::from("\x1b[?7l");
             if lines.drawn > 0 {
                 write!(text, "\x1b[{}A", lines.drawn).ok();
@@ -201,7 +200,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percentiles_are_of_the_nearest_rank() {
+    fn percentiles_use_the_nearest_rank() {
         let times: Vec<_> = (1..=20).map(Duration::from_millis).collect();
         for (p, expected) in [(0, 1), (50, 10), (95, 19), (100, 20)] {
             assert_eq!(percentile(&times, p), Duration::from_millis(expected), "{p}");

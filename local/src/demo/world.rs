@@ -15,9 +15,9 @@ use super::imported::{DEFAULT, Imported};
 use crate::aws::Aws;
 use crate::http::{Server, lock, serve_aws};
 
-/// The cluster that everything runs in.
+/// The cluster of the demo.
 pub(super) const CLUSTER: &str = "default";
-/// The Auto Scaling group behind it.
+/// Its Auto Scaling group.
 pub(super) const GROUP: &str = "jenkins-ecs";
 
 /// The simulator behind its port.
@@ -27,18 +27,18 @@ pub(super) struct World {
 }
 
 impl World {
-    /// Starts it on a free port: the demo's cluster, a group with two instances, and two task definitions; or what an
-    /// imported configuration needs.
+    /// Starts it on a free port: the demo's cluster, a group with two instances, and two task definitions; or the
+    /// resources of an imported configuration.
     ///
     /// # Errors
-    /// When no port can be had, or a task definition is refused.
+    /// When no port is available, or a task definition is refused.
     pub(super) async fn start(imported: Option<&Imported>) -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let endpoint = format!("http://{}", listener.local_addr()?);
         let mut aws = Aws::new(REGION, ACCOUNT, &endpoint);
         let now = Timestamp::now();
         let settings = aws.ecs.settings();
-        // Quicker than AWS, so that a demo takes seconds; nothing depends on it.
+        // Faster than AWS, so that a demo takes seconds; nothing depends on it.
         settings.boot = Duration::from_secs(2);
         settings.register = Duration::from_millis(500);
         settings.provision = Duration::from_millis(300);
@@ -64,7 +64,7 @@ impl World {
                     aws.ecs.set_default_strategy(cluster, &[json!({"capacityProvider": provider, "weight": 1})]);
                 }
             }
-            // Afterwards: instances belong to the providers that their group has when they register.
+            // Afterwards: instances belong to the capacity providers that their group has when they register.
             aws.ecs.fill_group(group, 2, now);
         }
         for definition in definitions {
@@ -77,17 +77,17 @@ impl World {
         Ok(Self { aws, server })
     }
 
-    /// Where it is reached.
+    /// Its address.
     pub(super) fn endpoint(&self) -> String {
         self.server.url()
     }
 
-    /// Lets everything happen that is due: the events of it.
+    /// Processes everything that is due, and returns its events.
     pub(super) fn advance(&self) -> Vec<Value> {
         let mut aws = lock(&self.aws);
         let events = aws.advance(Timestamp::now());
-        // Instances get addresses of loopback, so that an sshd can really answer on the host port that ECS gave; most
-        // likely not those of another run that goes on.
+        // Instances get loopback addresses, so that an sshd can answer on the host port that ECS gave; most likely not
+        // those of another run.
         let network = 1 + std::process::id() % 250;
         let outside: Vec<_> = aws
             .ecs
@@ -111,7 +111,7 @@ impl World {
         aws.ecs.instances().find(|found| found.arn == instance)?.private_address.parse().ok()
     }
 
-    /// How many tasks have not stopped.
+    /// The number of tasks that have not stopped.
     pub(super) fn living_tasks(&self) -> usize {
         lock(&self.aws).ecs.tasks().filter(|task| task.last_status != "STOPPED").count()
     }
@@ -136,7 +136,7 @@ impl World {
         (tasks.collect(), instances.collect())
     }
 
-    /// How often each action was called.
+    /// The number of calls of each action.
     pub(super) fn calls(&self) -> BTreeMap<String, usize> {
         let mut calls = BTreeMap::new();
         for call in &lock(&self.aws).journal {

@@ -1,4 +1,4 @@
-//! Who may do what.
+//! Users and their permissions.
 
 use std::collections::BTreeSet;
 
@@ -35,7 +35,7 @@ pub enum Permission {
 }
 
 impl Permission {
-    /// What the project's user is given.
+    /// The permissions of the project's user.
     pub const FOR_AGENTS: [Self; 5] = [Self::Read, Self::Create, Self::Connect, Self::Disconnect, Self::Delete];
 
     /// The permission's id and those that imply it, nearest first (`impliedBy` in `hudson.security.Permission`,
@@ -71,25 +71,25 @@ impl Permission {
         self.chain()[0]
     }
 
-    /// As people see it: `Agent/Create`.
+    /// As on Jenkins' security page: `Agent/Create`.
     pub fn title(self) -> String {
         let group = if matches!(self, Self::Administer | Self::Read) { "Overall" } else { "Agent" };
         format!("{group}/{self:?}")
     }
 }
 
-/// Somebody whom Jenkins knows.
+/// A user of Jenkins.
 #[derive(Debug, Clone, Default)]
 pub struct User {
     /// An API token; with it, no crumb is needed.
     pub api_token: Option<String>,
     /// A password; with it, a POST needs a crumb.
     pub password: Option<String>,
-    /// What is granted.
+    /// The granted permissions.
     pub permissions: BTreeSet<Permission>,
 }
 
-/// The one who asks.
+/// The caller.
 #[derive(Debug, Clone)]
 pub(super) struct Caller {
     pub(super) name: String,
@@ -102,7 +102,7 @@ impl Caller {
         self.name == ANONYMOUS
     }
 
-    /// `SidACL.hasPermission`: a permission is there if it or one that implies it was granted.
+    /// `SidACL.hasPermission`: a permission is granted itself, or by one that implies it.
     pub(super) fn has(&self, permission: Permission) -> bool {
         self.permissions.iter().any(|granted| permission.chain().contains(&granted.id()))
     }
@@ -114,8 +114,8 @@ impl Caller {
 }
 
 impl Jenkins {
-    /// `jenkins.security.BasicHeaderProcessor`: only a header that begins with `Basic ` is looked at, on any path, that
-    /// of a webhook too; a wrong one is refused everywhere.
+    /// `jenkins.security.BasicHeaderProcessor`: only a header that begins with `Basic ` is read, on any path, including
+    /// those of webhooks; wrong credentials are refused everywhere.
     pub(super) fn authenticate(&self, ask: &Ask<'_>) -> Option<Caller> {
         let anonymous = Caller { name: ANONYMOUS.into(), permissions: BTreeSet::new(), is_by_token: false };
         let Some(header) = ask.header(header::AUTHORIZATION) else { return Some(anonymous) };
@@ -148,7 +148,7 @@ impl Jenkins {
         Err(Refusal::Jetty(StatusCode::FORBIDDEN, "No valid crumb was included in the request"))
     }
 
-    /// `DefaultCrumbIssuer.issueCrumb`: of the user and the session.
+    /// `DefaultCrumbIssuer.issueCrumb`: for the user and the session.
     fn crumb(&self, user: &str, session: &str) -> String {
         self.digest("crumb", &format!("{user};{session}"))
     }

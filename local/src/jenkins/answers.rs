@@ -1,4 +1,4 @@
-//! Answers: pages, refusals and what the servlet container says.
+//! Answers: pages, refusals and those of the servlet container.
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
@@ -7,20 +7,20 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use super::access::Caller;
 use super::{Jenkins, Permission};
 
-/// Why a request comes to nothing.
+/// Why a request fails.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Refusal {
     /// `AccessDeniedException3`: 403.
     Denied(Permission),
     /// `hudson.model.Failure`: 400, with the message for people.
     Failure(String),
-    /// Any other exception: 500, the page `oops`, which keeps the reason to the log.
+    /// Any other exception: 500, the page `oops`, which writes the reason only to the log.
     Oops(String),
-    /// No such thing: 404.
+    /// Not found: 404.
     NotFound,
     /// A method annotated `@RequirePOST`: 405.
     PostOnly,
-    /// `HttpResponses.status`: nothing but the status; it does not name Jenkins.
+    /// `HttpResponses.status`: only the status; it does not name Jenkins.
     Plain(StatusCode),
     /// `HttpServletResponse.sendError`: a page of Jetty's, which does not name Jenkins.
     Jetty(StatusCode, &'static str),
@@ -40,8 +40,8 @@ impl Jenkins {
         response
     }
 
-    /// `Functions.advertiseHeaders`: pages and the API have these headers; redirects, plain answers and Jetty's own pages
-    /// have not.
+    /// `Functions.advertiseHeaders`: pages and the API have these headers; redirects, plain answers and Jetty's own
+    /// pages do not.
     pub(super) fn name_jenkins(&self, response: &mut Response<Bytes>) {
         set(response, HeaderName::from_static("x-hudson"), "1.395");
         set(response, HeaderName::from_static("x-jenkins"), &self.version);
@@ -58,8 +58,8 @@ impl Jenkins {
     pub(super) fn refuse(&self, refusal: Refusal, caller: &Caller) -> Response<Bytes> {
         match refusal {
             Refusal::Denied(permission) => self.denied(permission, caller),
-            // `hudson.model.Failure` and `AbstractModelObject/error.jelly`, written as HTML: a paragraph has no end. The
-            // exception's trace stands in a comment. A header that Latin-1 cannot hold is left out.
+            // `hudson.model.Failure` and `AbstractModelObject/error.jelly`, written as HTML: a paragraph has no end
+            // tag. The exception's trace is in a comment. A header that Latin-1 cannot represent is omitted.
             Refusal::Failure(message) => {
                 let text = message.replace('&', "&amp;").replace('<', "&lt;");
                 let body = format!(
@@ -73,9 +73,9 @@ impl Jenkins {
                 response
             }
             Refusal::Oops(_) => self.oops(),
-            // `Jenkins.generateNotFoundResponse` and `Jenkins/_404.jelly`, whose title is a message that is not there.
+            // `Jenkins.generateNotFoundResponse` and `Jenkins/_404.jelly`, whose title is a missing message.
             Refusal::NotFound => self.page(StatusCode::NOT_FOUND, "", "<h1>Oops!</h1><h2></h2>"),
-            // `CrumbFilter/retry.jelly`, which takes the place of Stapler's own page and its header `Allow`.
+            // `CrumbFilter/retry.jelly`, which replaces Stapler's own page and its header `Allow`.
             Refusal::PostOnly => {
                 let body = "<h1>This URL requires POST</h1>";
                 self.page(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed", body)
@@ -85,14 +85,14 @@ impl Jenkins {
         }
     }
 
-    /// `Jenkins/oops.jelly`, which has the reason only where stack traces are shown.
+    /// `Jenkins/oops.jelly`, which has the reason only if stack traces are shown.
     pub(super) fn oops(&self) -> Response<Bytes> {
         let body = "<h1>Oops!</h1><h2>A problem occurred while processing the request</h2>";
         self.page(StatusCode::INTERNAL_SERVER_ERROR, "Jenkins", body)
     }
 
-    /// For an anonymous caller `HudsonAuthenticationEntryPoint`, which sends a browser to the login with a 403 and names
-    /// no permission; for somebody known `AccessDeniedHandlerImpl`, `accessDenied.jelly` and
+    /// For an anonymous caller `HudsonAuthenticationEntryPoint`, which sends a browser to the login with a 403 and
+    /// names no permission; for a known user `AccessDeniedHandlerImpl`, `accessDenied.jelly` and
     /// `AccessDeniedException3.reportAsHeaders`.
     fn denied(&self, permission: Permission, caller: &Caller) -> Response<Bytes> {
         if caller.is_anonymous() {
@@ -131,7 +131,7 @@ pub(super) fn starting() -> Response<Bytes> {
     answer(StatusCode::SERVICE_UNAVAILABLE, "text/html;charset=utf-8", body.into())
 }
 
-/// A page of the servlet container's own; web.xml has pages of Jenkins' for 404 and for exceptions alone.
+/// A page of the servlet container's own; web.xml has pages of Jenkins' only for 404 and for exceptions.
 pub(super) fn jetty(status: StatusCode, message: &str) -> Response<Bytes> {
     let code = status.as_u16();
     let body = format!(
@@ -153,7 +153,7 @@ pub(super) fn answer(status: StatusCode, content_type: &'static str, body: Strin
     response
 }
 
-/// A header of Jetty's is Latin-1, and what is not in that becomes a blank (`HttpGenerator.putSanitisedValue`).
+/// A header of Jetty's is Latin-1; other characters become blanks (`HttpGenerator.putSanitisedValue`).
 pub(super) fn set(response: &mut Response<Bytes>, name: HeaderName, value: &str) {
     let latin: Vec<u8> = value.chars().map(|letter| u8::try_from(letter).unwrap_or(b' ')).collect();
     let value = HeaderValue::from_bytes(&latin).unwrap_or_else(|_| HeaderValue::from_static(""));
@@ -165,7 +165,7 @@ pub(super) fn encode(text: &str) -> String {
     utf8_percent_encode(text, RESERVED).to_string()
 }
 
-/// `Util.escape`: for HTML, with blanks that stay.
+/// `Util.escape`: for HTML, preserving blanks.
 pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len() + 16);
     let mut letters = text.chars().peekable();

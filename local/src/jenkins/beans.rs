@@ -1,4 +1,4 @@
-//! What can be read.
+//! Pages and API resources that can be read.
 
 use std::collections::BTreeSet;
 
@@ -16,8 +16,8 @@ use super::{ANONYMOUS, Jenkins, Launcher, Node, Permission};
 const SIMPLE_CAUSE: &str = "hudson.slaves.OfflineCause$SimpleOfflineCause";
 
 impl Jenkins {
-    /// `ComputerSet`, with what it exports. The controller's own node comes first: nodes are sorted by name, and it has
-    /// none.
+    /// `ComputerSet`, with its exported fields. The controller's own node comes first: nodes are sorted by name, and it
+    /// has none.
     pub(super) fn computers_bean(&self, caller: &Caller, details: bool) -> Value {
         let agents = self.nodes.values().filter(|node| node.executors > 0).chain(self.removed.values());
         let online = agents.clone().filter(|node| !node.is_offline());
@@ -33,7 +33,7 @@ impl Jenkins {
         })
     }
 
-    /// What `hudson.model.Computer` and `SlaveComputer` export. When it became idle is not among it.
+    /// The exported fields of `hudson.model.Computer` and `SlaveComputer`, which do not include when it became idle.
     pub(super) fn computer_bean(&self, node: &Node, caller: &Caller, details: bool) -> Value {
         let is_inbound = matches!(node.launcher, Launcher::Inbound(_));
         let labels = if node.removed.is_some() { BTreeSet::new() } else { node.labels() };
@@ -63,7 +63,7 @@ impl Jenkins {
             })
         });
         let offline_cause = offline_cause.or_else(simple);
-        // `Computer.kill` takes those away that are idle.
+        // `Computer.kill` removes those that are idle.
         let executors = match node.removed {
             Some(_) => node.builds.len(),
             None => usize::try_from(node.executors).unwrap_or(0),
@@ -94,7 +94,7 @@ impl Jenkins {
         })
     }
 
-    /// `Jenkins.MasterComputer`, whose name for people is this one since 2.319. It has no executors here.
+    /// `Jenkins.MasterComputer`, whose display name is this since 2.319. It has no executors here.
     pub(super) fn built_in_bean(&self, caller: &Caller) -> Value {
         json!({
             "_class": "hudson.model.Hudson$MasterComputer",
@@ -172,7 +172,7 @@ impl Jenkins {
         Ok(response)
     }
 
-    /// `Computer/index.jelly` and `sidepanel.jelly`: what may not be done is not shown.
+    /// `Computer/index.jelly` and `sidepanel.jelly`: actions that are not allowed are not shown.
     pub(super) fn computer_page(&self, name: &str, caller: &Caller) -> Response<Bytes> {
         let is_offline = self.nodes.get(name).is_some_and(|node| node.temporarily_offline.is_some());
         let form = |action: &str| format!("<form method=\"post\" action=\"{action}\"></form>");
@@ -203,7 +203,7 @@ pub(super) fn who_am_i(caller: &Caller) -> Value {
     })
 }
 
-/// `Computer.getMonitorData`, of which only who may connect sees anything; nothing is measured here.
+/// `Computer.getMonitorData`, which is empty without the permission to connect; nothing is measured here.
 fn monitor_data(caller: &Caller) -> Value {
     const MONITORS: [&str; 7] = [
         "hudson.node_monitors.ArchitectureMonitor",
@@ -218,8 +218,8 @@ fn monitor_data(caller: &Caller) -> Value {
     monitors.iter().map(|monitor| ((*monitor).to_owned(), Value::Null)).collect::<Map<_, _>>().into()
 }
 
-/// Whether the executors' state is shown: with a `tree`, or a `depth` of 1. A depth that is no number is an exception
-/// (`ResponseImpl.serveExposedBean`).
+/// Whether the executors' state is shown: with a `tree`, or a `depth` of 1. A depth that is not a number is an
+/// exception (`ResponseImpl.serveExposedBean`).
 pub(super) fn shows_details(ask: &Ask<'_>) -> Result<bool, Refusal> {
     if ask.parameter("tree").is_some() {
         return Ok(true);

@@ -1,4 +1,4 @@
-//! What can be done at `computer/`: `hudson.model.ComputerSet` and `hudson.model.Computer`.
+//! The actions at `computer/`: `hudson.model.ComputerSet` and `hudson.model.Computer`.
 
 use http::{StatusCode, header};
 use serde_json::Value;
@@ -11,7 +11,7 @@ use super::requests::Ask;
 use super::{Jenkins, Launcher, OfflineCause, Permission, XML_SINCE};
 
 impl Jenkins {
-    /// `ComputerSet.doDoCreateItem`, what the page for a new permanent agent submits to: 302 to the list of nodes.
+    /// `ComputerSet.doDoCreateItem`, the target of the page for a new permanent agent: 302 to the list of nodes.
     pub(super) fn do_create_item(&mut self, ask: &Ask<'_>, caller: &Caller) -> Answered {
         caller.check(Permission::Create)?;
         let name = fix_empty_and_trim(ask.parameter("name"));
@@ -37,8 +37,8 @@ impl Jenkins {
         Ok(self.redirect("computer/"))
     }
 
-    /// `ComputerSet.doCreateItem`: from 2.539 with a node's XML (200), before it only a page for people. `mode=copy` is
-    /// left out.
+    /// `ComputerSet.doCreateItem`: from 2.539 on with a node's XML (200), before it only a page for people. `mode=copy`
+    /// is omitted.
     pub(super) fn create_item(&mut self, ask: &Ask<'_>, caller: &Caller) -> Answered {
         ask.post_only()?;
         caller.check(Permission::Create)?;
@@ -61,7 +61,7 @@ impl Jenkins {
         if self.nodes.contains_key(&node.name) {
             return Err(Refusal::Failure(format!("Node '{}' already exists", node.name)));
         }
-        // `Nodes.addNode`: the name is checked only here, and is not trimmed.
+        // `Nodes.addNode`: the name is only validated here, and is not trimmed.
         check_good_name(&node.name)?;
         self.nodes.insert(node.name.clone(), node);
         Ok(plain(StatusCode::OK))
@@ -82,7 +82,7 @@ impl Jenkins {
         Ok(name)
     }
 
-    /// `ComputerSet.doCheckName`, for the page that asks while one types; always 200 (`FormValidation`).
+    /// `ComputerSet.doCheckName`, for the page that validates while typing; always 200 (`FormValidation`).
     pub(super) fn check_name_page(&self, ask: &Ask<'_>, caller: &Caller) -> Answered {
         caller.check(Permission::Create)?;
         let checked = match ask.parameter("value").filter(|value| !value.is_empty()) {
@@ -109,7 +109,7 @@ impl Jenkins {
         Ok(self.redirect(&format!("computer/{}/", encode(name))))
     }
 
-    /// `Computer.doChangeOfflineCause`: offline with this message, whatever it was before.
+    /// `Computer.doChangeOfflineCause`: offline with this message, whatever its state was.
     pub(super) fn change_offline_cause(&mut self, name: &str, ask: &Ask<'_>, caller: &Caller) -> Answered {
         ask.post_only()?;
         caller.check(Permission::Disconnect)?;
@@ -128,7 +128,7 @@ impl Jenkins {
     }
 
     /// `SlaveComputer.doJenkinsAgentJnlp`, `EncryptedSlaveAgentJnlpFile` and `jenkins-agent.jnlp.jelly`. With
-    /// `encrypt=true` Jenkins asks for no permission and encrypts the file with the secret itself: left out.
+    /// `encrypt=true` Jenkins requires no permission and encrypts the file with the secret itself: omitted here.
     pub(super) fn agent_jnlp(&self, name: &str, ask: &Ask<'_>, caller: &Caller) -> Answered {
         if ask.parameter("encrypt") == Some("true") {
             return Err(Refusal::NotFound);
@@ -137,7 +137,7 @@ impl Jenkins {
         let node = self.nodes.get(name).ok_or(Refusal::NotFound)?;
         let mut arguments = vec![self.secret(name), node.name.clone()];
         match &node.launcher {
-            // `launcher.workDirSettings` is nothing then, and not disabled.
+            // `launcher.workDirSettings` is null then, and not disabled.
             Launcher::Ssh(_) => arguments.extend(["-workDir", "", "-internalDir", ""].map(str::to_owned)),
             Launcher::Inbound(launcher) => {
                 if launcher.web_socket {

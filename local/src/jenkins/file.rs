@@ -1,4 +1,4 @@
-//! A node, out of its file.
+//! Reads a node from its configuration file.
 
 use std::collections::BTreeMap;
 
@@ -9,8 +9,8 @@ use super::form::{
     ENVIRONMENT, Reading, bind_launcher, class, default_launcher, number, parse_mode, part, retention_strategy, text,
 };
 
-/// A node's file, as `Jenkins.XSTREAM2` reads it: fields, not setters, and no constructor, so that what is not there is 0,
-/// false or null. What it cannot read, an unknown class or constant among it, is left out as well
+/// A node's file, as `Jenkins.XSTREAM2` reads it: fields, not setters, and no constructor, so that missing values are
+/// 0, false or null. What it cannot read, such as an unknown class or constant, is dropped
 /// (`RobustReflectionConverter`), and the answer is 200.
 pub(super) fn bind_xml(blank: Node, slave: &Element, reading: Reading) -> Result<Node, String> {
     if !matches!(slave.name.as_str(), "slave" | "hudson.slaves.DumbSlave") {
@@ -38,8 +38,8 @@ pub(super) fn bind_xml(blank: Node, slave: &Element, reading: Reading) -> Result
 }
 
 /// `EnvVars`, a `TreeMap` with a comparator of its own, as Java's serialisation writes it: a count, and then names and
-/// values in the comparator's order. Jenkins would take another order as it comes, and then not find what it looks for;
-/// here that is a fault.
+/// values in the comparator's order. Jenkins would keep another order, and then not find its entries; here that is an
+/// error.
 fn bind_environment(variables: &Element) -> Result<BTreeMap<String, String>, String> {
     let map = variables.find(&["tree-map"]).ok_or("envVars: no tree-map")?;
     let strings: Vec<_> = map.children.iter().filter(|child| child.name == "string").collect();
@@ -59,7 +59,7 @@ fn bind_environment(variables: &Element) -> Result<BTreeMap<String, String>, Str
     Ok(pairs.into_iter().collect())
 }
 
-/// An XML element. Files of Jenkins' own are XML 1.1, whose texts hold control characters: roxmltree reads 1.0 alone.
+/// An XML element. Jenkins' own files are XML 1.1, whose texts may hold control characters: roxmltree reads only 1.0.
 #[derive(Debug, Default)]
 pub(super) struct Element {
     name: String,
@@ -71,7 +71,7 @@ pub(super) struct Element {
 impl Element {
     pub(super) fn parse(xml: &str) -> Result<Self, String> {
         use quick_xml::events::Event;
-        // Files of Jenkins' own are XML 1.1, so that a text may hold control characters.
+        // Jenkins' own files are XML 1.1, so that a text may hold control characters.
         const VERSION: quick_xml::XmlVersion = quick_xml::XmlVersion::Explicit1_1;
         let mut reader = quick_xml::Reader::from_str(xml);
         let mut document = Self::default();

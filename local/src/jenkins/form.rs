@@ -1,4 +1,4 @@
-//! A node, out of the form of its page.
+//! Reads a node from the form of its page.
 
 use std::collections::BTreeMap;
 
@@ -19,16 +19,16 @@ const RETENTION_STRATEGIES: [&str; 3] = [
     "hudson.slaves.SimpleScheduledRetentionStrategy",
 ];
 
-/// What a node is read from.
+/// The source of a node.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Reading {
-    /// A file: what cannot be read is left out (`RobustReflectionConverter`). A form: it is an exception.
+    /// A file: what cannot be read is dropped (`RobustReflectionConverter`). In a form it is an exception.
     pub is_file: bool,
-    /// Whether ssh-slaves is there.
+    /// Whether ssh-slaves is installed.
     pub has_ssh: bool,
 }
 
-/// A node of which nothing is known but its name: the defaults of `hudson.model.Slave`.
+/// A node with only a name: the defaults of `hudson.model.Slave`.
 pub(super) fn blank(name: &str, created: Timestamp, created_by: &str) -> Node {
     Node {
         name: name.to_owned(),
@@ -56,8 +56,8 @@ pub(super) fn default_launcher() -> Launcher {
     Launcher::Inbound(InboundLauncher { web_socket: false, tunnel: None, work_dir: Some(work_dir) })
 }
 
-/// The form of a permanent agent, bound as `RequestImpl.bindJSON` does: the constructor of `DumbSlave` and the setters of
-/// `Slave`, all of them by name; what has no setter is ignored. Any fault is an exception, and so a 500.
+/// The form of a permanent agent, bound as `RequestImpl.bindJSON` does: the constructor of `DumbSlave` and the setters
+/// of `Slave`, all by name; fields without a setter are ignored. Any fault is an exception, and so a 500.
 pub(super) fn bind_form(blank: Node, form: &Value, reading: Reading) -> Result<Node, String> {
     let fields = form.as_object().ok_or("the form is not an object")?;
     let mut node = blank;
@@ -137,7 +137,7 @@ pub(super) fn retention_strategy(class: &str) -> Result<String, String> {
     if RETENTION_STRATEGIES.contains(&class) { Ok(class.to_owned()) } else { Err(format!("no such class {class}")) }
 }
 
-/// A launcher: the form's names are those of the file. Only the two that this project uses are known here.
+/// A launcher: the form has the same names as the file. Only the two that this project uses are known here.
 pub(super) fn bind_launcher(fields: &Map<String, Value>, reading: Reading) -> Result<Launcher, String> {
     match class(fields)? {
         SSH_LAUNCHER if reading.has_ssh => bind_ssh(fields, reading).map(Launcher::Ssh),
@@ -174,7 +174,7 @@ fn bind_ssh(fields: &Map<String, Value>, reading: Reading) -> Result<SshLauncher
         host: fix_empty_and_trim(text(fields, "host")?.as_deref()),
         port: number(fields, "port")?.filter(|port| *port != 0).unwrap_or(22),
         credentials_id: text(fields, "credentialsId")?,
-        // JENKINS-58589: 210 was the default once, and is taken for it.
+        // JENKINS-58589: 210 was once the default, and is treated as such.
         launch_timeout_seconds: if reading.is_file && timeout == 210 { 60 } else { timeout },
         max_num_retries: at_least("maxNumRetries", 0, 10)?,
         retry_wait_time: at_least("retryWaitTime", 0, 15)?,
@@ -211,7 +211,7 @@ fn bind_verification(fields: &Map<String, Value>) -> Result<HostKeyVerification,
     }
 }
 
-/// The class that a part names: `$class`, or `stapler-class` of old (`TypePair.convertJSON`).
+/// The class that a part names: `$class`, or the older `stapler-class` (`TypePair.convertJSON`).
 pub(super) fn class(fields: &Map<String, Value>) -> Result<&str, String> {
     let named = fields.get("$class").or_else(|| fields.get("stapler-class"));
     named.ok_or("no class is named, and the type is abstract")?.as_str().ok_or_else(|| "a list of classes".into())

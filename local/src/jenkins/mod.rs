@@ -1,11 +1,11 @@
-//! A stand-in for a Jenkins controller, as far as this project speaks to one.
+//! A stand-in for the parts of a Jenkins controller that this project uses.
 //!
-//! It does no I/O and has no clock: a request comes in, an answer goes out. Each rule names the class of Jenkins (core
-//! 2.579), Stapler, webhook-step or ssh-slaves that it was read from, so that it can be held against a real controller.
-//! Where the stand-in is stricter than Jenkins or leaves something out, the comment says so.
+//! It does no I/O and has no clock: a request comes in, an answer goes out. Each rule names the class of Jenkins
+//! (core 2.579), Stapler, webhook-step or ssh-slaves that it was read from, so that it can be compared with a real
+//! controller. Where the stand-in is stricter than Jenkins or incomplete, the comment says so.
 //!
-//! A request goes the way that it goes in Jenkins (core's `META-INF/web-fragment.xml`): `SuspiciousRequestFilter`,
-//! authentication, `CrumbFilter`, and then Stapler, which finds the method for the path.
+//! A request passes through the same stages as in Jenkins (core's `META-INF/web-fragment.xml`):
+//! `SuspiciousRequestFilter`, authentication, `CrumbFilter`, and then Stapler, which finds the method for the path.
 
 mod access;
 mod answers;
@@ -37,10 +37,10 @@ pub use webhooks::Arrival;
 
 use webhooks::Webhook;
 
-/// The first version that takes a node's XML at `computer/createItem` (jenkins pull request 11229).
+/// The first version that accepts a node's XML at `computer/createItem` (jenkins pull request 11229).
 const XML_SINCE: (u32, u32) = (2, 539);
 
-/// What an anonymous caller is called (`Jenkins.ANONYMOUS2`).
+/// The name of an anonymous caller (`Jenkins.ANONYMOUS2`).
 const ANONYMOUS: &str = "anonymous";
 
 /// The controller.
@@ -54,7 +54,7 @@ pub struct Jenkins {
     users: BTreeMap<String, User>,
     nodes: BTreeMap<String, Node>,
     webhooks: BTreeMap<String, Webhook>,
-    /// Plugins' own webhooks, by path: the header that each wants.
+    /// Plugins' own webhooks, by path: the header that each requires.
     endpoints: BTreeMap<String, Option<String>>,
     arrivals: Vec<Arrival>,
     scripts: Vec<(String, VecDeque<Response<Bytes>>)>,
@@ -63,9 +63,9 @@ pub struct Jenkins {
     missing_plugins: BTreeSet<String>,
     /// Computers without a node.
     removed: BTreeMap<String, Node>,
-    /// How many creations by form overlook a node of their name.
+    /// How many creations by form overlook an existing node of the same name.
     racing_creations: u32,
-    /// By path as in `scripts`: how long the next answer takes.
+    /// By path as in `scripts`: the delay of the next answer.
     delays: Vec<(String, Duration)>,
     registered: u64,
     exchanges: Vec<Exchange>,
@@ -73,22 +73,22 @@ pub struct Jenkins {
     hung: Vec<String>,
 }
 
-/// How far a start has come.
+/// The stage of a start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Startup {
     /// `hudson.util.HudsonIsLoading`.
     Loading,
-    /// The next request comes too early all the same.
+    /// The next request comes too early.
     Unready,
     Done,
 }
 
-/// An extension of an answer: how long it takes, though it has taken effect.
+/// An extension of an answer: its delay, after it has taken effect.
 #[derive(Debug, Clone, Copy)]
 pub struct Delay(pub Duration);
 
 impl Jenkins {
-    /// A controller at this URL, context path and all, without users and nodes. Anonymous callers may do nothing.
+    /// A controller at this URL, including the context path, without users and nodes. Anonymous callers may do nothing.
     pub fn new(root_url: &str) -> Self {
         let root = format!("{}/", root_url.trim_end_matches('/'));
         let host = root.find("://").map_or(0, |scheme| scheme + 3);
@@ -124,25 +124,26 @@ impl Jenkins {
         format!("{}{}", self.root, path.trim_start_matches('/'))
     }
 
-    /// What `X-Jenkins` says: `2.539`, `2.541.2`.
+    /// The version in `X-Jenkins`: `2.539`, `2.541.2`.
     pub fn set_version(&mut self, version: &str) {
         self.version = version.to_owned();
     }
 
-    /// Adds a user or puts another in the place of one.
+    /// Adds or replaces a user.
     pub fn set_user(&mut self, name: &str, user: User) {
         self.users.insert(name.to_owned(), user);
     }
 
-    /// Adds a user who has this API token and may do this.
+    /// Adds a user with this API token and these permissions.
     pub fn add_user(&mut self, name: &str, api_token: &str, permissions: impl IntoIterator<Item = Permission>) {
         let permissions = permissions.into_iter().collect();
         self.set_user(name, User { api_token: Some(api_token.to_owned()), password: None, permissions });
     }
 
-    /// Whether everything is answered with 503 and the page of a controller that starts (`hudson.util.HudsonIsLoading`),
-    /// which does not name Jenkins; the first request after that with 500 and Jenkins' own page, as seen on a real
-    /// controller. One that is down refuses the connection: that is the HTTP server's to do.
+    /// Whether everything is answered with 503 and the page of a controller that starts
+    /// (`hudson.util.HudsonIsLoading`), which does not name Jenkins; the first request after that gets 500 and Jenkins'
+    /// own page, as seen on a real controller. One that is down refuses the connection, which is the HTTP server's
+    /// task.
     pub fn set_starting(&mut self, is_starting: bool) {
         self.startup = match self.startup {
             _ if is_starting => Startup::Loading,
@@ -151,7 +152,7 @@ impl Jenkins {
         };
     }
 
-    /// Whether nothing may start (`Jenkins.doQuietDown`). Nodes are created and deleted as always.
+    /// Whether no build may start (`Jenkins.doQuietDown`). Nodes are created and deleted as always.
     pub fn set_quieting_down(&mut self, is_quieting_down: bool) {
         self.is_quieting_down = is_quieting_down;
     }
@@ -165,8 +166,8 @@ impl Jenkins {
         !self.missing_plugins.contains(plugin)
     }
 
-    /// The next creation by form does not see a node of its name and takes its place: `Jenkins.getComputer` makes a new
-    /// `ComputerSet` each time, so that its `synchronized` keeps nobody out.
+    /// The next creation by form does not see a node of the same name and replaces it: `Jenkins.getComputer` creates a
+    /// new `ComputerSet` each time, so its `synchronized` has no effect.
     pub fn race_next_creation(&mut self) {
         self.racing_creations += 1;
     }
@@ -177,8 +178,9 @@ impl Jenkins {
         self.delays.push((path.to_owned(), duration));
     }
 
-    /// A restart: agents are cut off until they connect again, and webhook-step forgets what it had in memory: what was
-    /// posted and not yet waited for, and the secrets. Pipelines that wait go on waiting (`WaitForWebhookExecution.onResume`).
+    /// A restart: agents are disconnected until they connect again, and webhook-step forgets what it had in memory:
+    /// what was posted and not yet waited for, and the secrets. Pipelines that wait continue to wait
+    /// (`WaitForWebhookExecution.onResume`).
     pub fn restart(&mut self) {
         self.webhooks.retain(|_, webhook| webhook.is_awaited || webhook.given.is_some());
         for webhook in self.webhooks.values_mut() {
@@ -187,28 +189,28 @@ impl Jenkins {
         for node in self.nodes.values_mut() {
             node.is_connected = false;
         }
-        // Computers are made from the nodes that are there.
+        // Computers are created from the existing nodes.
         self.removed.clear();
     }
 
-    /// Answers the next requests for a path (relative to the root, as it is asked, without its query; `*` at the end
-    /// stands for anything) so, one after the other, before anything else is looked at.
+    /// Scripts the answers of the next requests for a path (relative to the root, as requested, without its query; `*`
+    /// at the end stands for anything), one after the other, before anything else is looked at.
     pub fn script(&mut self, path: &str, answers: impl IntoIterator<Item = Response<Bytes>>) {
         self.scripts.push((path.to_owned(), answers.into_iter().collect()));
     }
 
-    /// Forgets what is left of the scripts.
+    /// Removes the remaining scripts.
     pub fn clear_scripts(&mut self) {
         self.scripts.clear();
     }
 
-    /// All that was asked, oldest first.
+    /// All requests, oldest first.
     pub fn exchanges(&self) -> &[Exchange] {
         &self.exchanges
     }
 
-    /// 64 hexadecimal digits, as `HMACConfidentialKey.mac` gives; the same for the same controller, so that a test can be
-    /// repeated. Nothing is secret here.
+    /// 64 hexadecimal digits, like those of `HMACConfidentialKey.mac`; the same for the same controller, so that a test
+    /// is repeatable. Nothing is secret here.
     fn digest(&self, purpose: &str, text: &str) -> String {
         let part = |part: u8| {
             let mut hasher = DefaultHasher::new();

@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::Jenkins;
 use super::answers::escape;
 
-/// A permanent agent's node (`hudson.slaves.DumbSlave`) with what its computer (`hudson.slaves.SlaveComputer`) knows.
+/// A permanent agent's node (`hudson.slaves.DumbSlave`) with the state of its computer (`hudson.slaves.SlaveComputer`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
     /// Its name.
@@ -16,7 +16,7 @@ pub struct Node {
     pub description: String,
     /// The agent's working directory.
     pub remote_fs: String,
-    /// Builds at once. Without any, a node has no computer, and so no page (`Jenkins.createNewComputerForNode`).
+    /// Number of executors. Without any, a node has no computer, and so no page (`Jenkins.createNewComputerForNode`).
     pub executors: i32,
     /// Who may build on it.
     pub mode: Mode,
@@ -26,34 +26,34 @@ pub struct Node {
     pub launcher: Launcher,
     /// The class of the retention strategy; none is `Always` (`Slave.getRetentionStrategy`).
     pub retention_strategy: Option<String>,
-    /// For the builds (`EnvironmentVariablesNodeProperty`).
+    /// Environment variables of its builds (`EnvironmentVariablesNodeProperty`).
     pub environment: BTreeMap<String, String>,
     /// When it was created.
     pub created: Timestamp,
-    /// By whom.
+    /// The user that created it.
     pub created_by: String,
     /// Who took it offline, and why.
     pub temporarily_offline: Option<OfflineCause>,
     /// Whether the agent is connected.
     pub is_connected: bool,
-    /// Why it is not, in Jenkins' words (`SimpleOfflineCause`); none where nobody has tried yet.
+    /// Why it is not, in Jenkins' words (`SimpleOfflineCause`); none if nobody has tried yet.
     pub disconnected: Option<&'static str>,
     /// The builds that run on it.
     pub builds: Vec<Build>,
-    /// Since when there is only its computer left (`Computer.getNode` is null).
+    /// Since when only its computer is left (`Computer.getNode` is null).
     pub(super) removed: Option<Timestamp>,
 }
 
 /// A build on a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Build {
-    /// As people see it: `app #1`.
+    /// Its display name: `app #1`.
     pub name: String,
     /// Whether it is a pipeline's block: it outlives the node by five minutes.
     pub is_pipeline: bool,
 }
 
-/// How long a pipeline's block goes on after its node was deleted (workflow-durable-task-step,
+/// How long a pipeline's block continues after its node was deleted (workflow-durable-task-step,
 /// `ExecutorStepExecution.TIMEOUT_WAITING_FOR_NODE_MILLIS`).
 const BLOCK_OUTLIVES_NODE: SignedDuration = SignedDuration::from_secs(300);
 
@@ -82,13 +82,13 @@ impl Node {
         !self.is_offline() && usize::try_from(self.executors).is_ok_and(|executors| self.builds.len() < executors)
     }
 
-    /// `Computer.getOfflineCauseReason`: also where nobody took it offline.
+    /// `Computer.getOfflineCauseReason`: also if nobody took it offline.
     pub fn offline_reason(&self) -> String {
         let disconnected = self.disconnected.map(escape);
         self.temporarily_offline.as_ref().map(OfflineCause::reason).or(disconnected).unwrap_or_default()
     }
 
-    /// The labels, its own name among them (`Node.getAssignedLabels`). Quoted labels with spaces are left out here.
+    /// The labels, including its own name (`Node.getAssignedLabels`). Quoted labels with spaces are omitted here.
     pub fn labels(&self) -> BTreeSet<String> {
         self.label_string.split_whitespace().map(str::to_owned).chain([self.name.clone()]).collect()
     }
@@ -100,45 +100,45 @@ pub enum Mode {
     /// Anybody.
     #[default]
     Normal,
-    /// Those who ask for one of its labels.
+    /// Those that request one of its labels.
     Exclusive,
 }
 
 /// How an agent is started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Launcher {
-    /// Jenkins logs in.
+    /// Jenkins logs in over SSH.
     Ssh(SshLauncher),
-    /// The agent dials Jenkins.
+    /// The agent connects to Jenkins.
     Inbound(InboundLauncher),
 }
 
 /// `hudson.plugins.sshslaves.SSHLauncher`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SshLauncher {
-    /// Where the agent is.
+    /// The host.
     pub host: Option<String>,
-    /// The port there.
+    /// SSH port.
     pub port: i64,
-    /// A Jenkins credential.
+    /// The ID of a Jenkins credential.
     pub credentials_id: Option<String>,
-    /// Of one attempt, in seconds.
+    /// Timeout of one attempt, in seconds.
     pub launch_timeout_seconds: i64,
     /// Attempts after the first.
     pub max_num_retries: i64,
-    /// Between two attempts, in seconds.
+    /// Pause between two attempts, in seconds.
     pub retry_wait_time: i64,
-    /// Which Java.
+    /// The Java executable.
     pub java_path: Option<String>,
-    /// For that Java.
+    /// Options of that Java.
     pub jvm_options: Option<String>,
-    /// Before the command.
+    /// Prefix of the command.
     pub prefix_start_command: Option<String>,
-    /// After the command.
+    /// Suffix of the command.
     pub suffix_start_command: Option<String>,
-    /// Of the connection.
+    /// TCP_NODELAY of the connection.
     pub tcp_no_delay: bool,
-    /// Whether the agent is the one that is meant; none given means that no connection is made.
+    /// How the host key is verified; with none, no connection is made.
     pub host_key_verification: Option<HostKeyVerification>,
 }
 
@@ -158,9 +158,9 @@ pub enum HostKeyVerification {
 pub struct InboundLauncher {
     /// Whether the agent speaks WebSocket, on the controller's own port.
     pub web_socket: bool,
-    /// A tunnel, of old.
+    /// A tunnel, for old agents.
     pub tunnel: Option<String>,
-    /// `RemotingWorkDirSettings`: where the agent keeps its own files; none if that is off.
+    /// `RemotingWorkDirSettings`: the folder of the agent's own files; none if that is off.
     pub work_dir: Option<WorkDir>,
 }
 
@@ -169,18 +169,18 @@ pub struct InboundLauncher {
 pub struct WorkDir {
     /// None is the node's own directory.
     pub path: Option<String>,
-    /// Under it.
+    /// The folder below it.
     pub internal_dir: String,
-    /// Whether the agent ends if it is not there.
+    /// Whether the agent ends if the folder is missing.
     pub must_exist: bool,
 }
 
 /// `OfflineCause.UserCause`: somebody took it offline.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OfflineCause {
-    /// Who.
+    /// The user.
     pub user: String,
-    /// Why, if anything was said.
+    /// The message, if there is one.
     pub message: Option<String>,
     /// When.
     pub at: Timestamp,
@@ -193,28 +193,28 @@ impl OfflineCause {
         escape(&format!("Disconnected by {}{message}", self.user))
     }
 
-    /// `IOfflineCause.getReason`, which is exported as `offlineCauseReason`: the description without all up to its *last*
-    /// ` : `, and as HTML once more.
+    /// `IOfflineCause.getReason`, which is exported as `offlineCauseReason`: the description without everything up to
+    /// its *last* ` : `, escaped as HTML once more.
     pub fn reason(&self) -> String {
         self.description().rsplit_once(" : ").map(|(_, reason)| escape(reason)).unwrap_or_default()
     }
 }
 
-/// Why an inbound agent is not let in (`jenkins.agents.WebSocketAgents`, `jenkins.slaves.DefaultJnlpSlaveReceiver`).
+/// Why an inbound agent is refused (`jenkins.agents.WebSocketAgents`, `jenkins.slaves.DefaultJnlpSlaveReceiver`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConnectionRefused {
-    /// There is no such node: 400.
+    /// The node does not exist: 400.
     NoSuchAgent,
-    /// The secret is another's: 403.
+    /// The secret is wrong: 403.
     WrongSecret,
     /// The node has another launcher: 400.
     NotInbound,
-    /// There is one already: 400.
+    /// One is already connected: 400.
     AlreadyConnected,
 }
 
 impl Jenkins {
-    /// The nodes, by name; the controller's own is not among them.
+    /// The nodes, by name, without the controller's own.
     pub fn nodes(&self) -> impl Iterator<Item = &Node> {
         self.nodes.values()
     }
@@ -224,16 +224,16 @@ impl Jenkins {
         self.nodes.get(name)
     }
 
-    /// The secret of an inbound agent, as `jenkins-agent.jnlp` tells it. It depends on the name alone
+    /// The secret of an inbound agent, as `jenkins-agent.jnlp` shows it. It depends on the name alone
     /// (`JnlpAgentReceiver.SLAVE_SECRET`): a later node of that name has the same.
     pub fn secret(&self, name: &str) -> String {
         self.digest("agent", name)
     }
 
-    /// An inbound agent dials in.
+    /// An inbound agent connects.
     ///
     /// # Errors
-    /// When Jenkins does not let it in.
+    /// When Jenkins refuses it.
     pub fn connect_inbound(&mut self, name: &str, secret: &str) -> Result<(), ConnectionRefused> {
         let expected = self.secret(name);
         let node = self.nodes.get_mut(name).ok_or(ConnectionRefused::NoSuchAgent)?;
@@ -248,7 +248,7 @@ impl Jenkins {
         }
     }
 
-    /// The SSH launcher has reached the agent. Answers false if there is no such node with that launcher.
+    /// The SSH launcher has reached the agent. Returns false if there is no such node with that launcher.
     pub fn connect_ssh(&mut self, name: &str) -> bool {
         let node = self.nodes.get_mut(name).filter(|node| matches!(node.launcher, Launcher::Ssh(_)));
         node.is_some_and(|node| {
@@ -272,7 +272,7 @@ impl Jenkins {
         }
     }
 
-    /// Starts a freestyle build on a node. Answers false if the node cannot take one, or nothing starts in quiet-down
+    /// Starts a freestyle build on a node. Returns false if the node cannot take one, or nothing starts in quiet-down
     /// (`Queue.isBlockedByShutdown`).
     pub fn start_build_on(&mut self, name: &str, build: &str) -> bool {
         self.start(name, Build { name: build.to_owned(), is_pipeline: false })
@@ -291,7 +291,7 @@ impl Jenkins {
         })
     }
 
-    /// Ends the oldest build on a node. Answers which.
+    /// Ends the oldest build on a node. Returns which.
     pub fn finish_build(&mut self, name: &str) -> Option<String> {
         let node = self.nodes.get_mut(name).filter(|node| !node.builds.is_empty())?;
         Some(node.builds.remove(0).name)
@@ -305,7 +305,8 @@ impl Jenkins {
         self.removed.entry(name.to_owned()).or_insert(computer);
     }
 
-    /// `Nodes.removeNode`: the connection ends, and a freestyle build with it. The computer stays while a build is left.
+    /// `Nodes.removeNode`: the connection ends, and a freestyle build with it. The computer stays while a build is
+    /// left.
     pub(super) fn remove_node(&mut self, name: &str, now: Timestamp) {
         let Some(mut node) = self.nodes.remove(name) else { return };
         let (left, killed): (Vec<_>, Vec<_>) = node.builds.into_iter().partition(|build| build.is_pipeline);
@@ -318,7 +319,7 @@ impl Jenkins {
         }
     }
 
-    /// Blocks whose node was deleted end at last, and their computers with them.
+    /// Ends blocks whose node was deleted long ago, and their computers.
     pub(super) fn end_blocks(&mut self, now: Timestamp) {
         let is_over = |node: &Node| {
             !node.builds.is_empty() && node.removed.is_some_and(|removed| now >= removed + BLOCK_OUTLIVES_NODE)
@@ -334,7 +335,7 @@ impl Jenkins {
         &self.killed
     }
 
-    /// The pipelines that never end, since their computer was deleted under them.
+    /// The pipelines that never end, because their computer was deleted during a block.
     pub fn hung_builds(&self) -> &[String] {
         &self.hung
     }

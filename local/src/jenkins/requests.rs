@@ -1,4 +1,4 @@
-//! The way of a request.
+//! Processes a request.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
@@ -17,18 +17,18 @@ pub struct Exchange {
     pub at: Timestamp,
     /// `GET`, `POST` …
     pub method: Method,
-    /// As it was asked, with its query.
+    /// As it was sent, with its query.
     pub target: String,
-    /// As whom; none if that did not come out.
+    /// The user; none if authentication failed.
     pub user: Option<String>,
-    /// What it was answered.
+    /// The status of its answer.
     pub status: StatusCode,
 }
 
-/// A request as Stapler has it.
+/// A request as Stapler sees it.
 pub(super) struct Ask<'a> {
     pub(super) method: &'a Method,
-    /// Relative to the context path, as it was asked: `/computer/…`.
+    /// Relative to the context path, as it was sent: `/computer/…`.
     pub(super) path: &'a str,
     /// Of the query and, if the body is a form, of the body (`ServletRequest.getParameter`).
     pub(super) parameters: Vec<(String, String)>,
@@ -50,7 +50,7 @@ impl Ask<'_> {
         self.method == Method::POST
     }
 
-    /// `@RequirePOST`. (`@POST` is another matter: with another method there is no such page, and the answer is 404.)
+    /// `@RequirePOST`. (`@POST` differs: with another method there is no such page, and the answer is 404.)
     pub(super) fn post_only(&self) -> Result<(), Refusal> {
         if self.is_post() { Ok(()) } else { Err(Refusal::PostOnly) }
     }
@@ -61,7 +61,7 @@ impl Ask<'_> {
     }
 }
 
-/// Whether a path, as it is asked, is the one that is meant, or begins as it does before a `*`.
+/// Whether a path, as it was sent, equals a scripted one, or begins like it before a `*`.
 fn fits(pattern: &str, path: &str) -> bool {
     let path = path.trim_start_matches('/');
     pattern.strip_suffix('*').map_or_else(|| path == pattern, |start| path.starts_with(start))
@@ -94,7 +94,7 @@ impl Jenkins {
         now: Timestamp,
     ) -> (Option<String>, Response<Bytes>) {
         let path = parts.uri.path();
-        // Jetty knows the context path and nothing else.
+        // Jetty serves only the context path.
         let Some(path) =
             path.strip_prefix(self.context.as_str()).filter(|path| path.is_empty() || path.starts_with('/'))
         else {
@@ -139,8 +139,8 @@ impl Jenkins {
         let decoded: Vec<_> =
             ask.path.split('/').skip(1).map(|part| percent_decode_str(part).decode_utf8_lossy()).collect();
         let path: Vec<&str> = decoded.iter().map(AsRef::as_ref).collect();
-        // `Jenkins.getTarget`: without Overall/Read there is nothing but the public pages
-        // (`ALWAYS_READABLE_PATHS` and the `UnprotectedRootAction`s).
+        // `Jenkins.getTarget`: without Overall/Read there are only the public pages (`ALWAYS_READABLE_PATHS` and the
+        // `UnprotectedRootAction`s).
         let is_public = matches!(path.first(), Some(&("login" | "whoAmI" | "webhook-step" | "404" | "oops")))
             || self.endpoints.contains_key(ask.path.trim_matches('/'));
         if !is_public {
@@ -180,7 +180,7 @@ impl Jenkins {
         self.nodes.get(name).is_some_and(|node| node.executors > 0)
     }
 
-    /// The controller's own node (`Jenkins.MasterComputer`); its toggles are left out.
+    /// The controller's own node (`Jenkins.MasterComputer`); its toggles are omitted.
     fn built_in(&self, rest: &[&str], ask: &Ask<'_>, caller: &Caller) -> Answered {
         match rest {
             [""] => Ok(self.page(StatusCode::OK, "Built-In Node", "")),
@@ -237,7 +237,7 @@ impl Jenkins {
         }
     }
 
-    /// `Descriptor.doHelp`: both classes have a page of help, and Stapler finds no descriptor of a class that is not there.
+    /// `Descriptor.doHelp`: both classes have a help page, and Stapler finds no descriptor of a missing class.
     fn help(&self, class: &str) -> Answered {
         let plugin = match class {
             "hudson.plugins.sshslaves.SSHLauncher" => "ssh-slaves",

@@ -127,7 +127,7 @@ fn a_node_is_created_by_the_form_of_its_page() {
 }
 
 #[test]
-fn a_name_that_is_taken_or_bad_is_a_400_that_says_so() {
+fn a_taken_or_bad_name_is_a_400_with_the_reason() {
     let mut jenkins = jenkins();
     assert_eq!(status(&create(&mut jenkins, "a", &inbound())), 302);
     let refused = |jenkins: &mut Jenkins, name: &str| {
@@ -174,7 +174,7 @@ fn a_form_that_cannot_be_bound_is_a_500() {
     assert_eq!(status(&ask(&mut jenkins, "POST", path)), 400, "no form");
     assert_eq!(status(&ask_as(&mut jenkins, "bot", "POST", path, "json=nonsense")), 500);
     assert_eq!(jenkins.nodes().count(), 0);
-    // A minimum; the launcher is then an inbound one, without WebSocket.
+    // The minimum; the launcher is then an inbound one, without WebSocket.
     assert_eq!(status(&ask_as(&mut jenkins, "bot", "POST", path, "json={}")), 302);
     assert_eq!(jenkins.node("a").map(|node| node.launcher.clone()), Some(default_launcher()));
 }
@@ -233,7 +233,7 @@ fn a_file_is_read_as_xstream_reads_it() {
     {
         assert_eq!(status(&create_xml(&mut jenkins, "a", &XML.replace(from, to))), 500, "{from}");
     }
-    // What it does not know it leaves out, and says nothing.
+    // It silently drops what it does not know.
     let left_out = |from: &str, to: &str| {
         let mut jenkins = super::tests::jenkins();
         if from.is_empty() {
@@ -248,7 +248,7 @@ fn a_file_is_read_as_xstream_reads_it() {
     assert_eq!(left_out("<mode>EXCLUSIVE</mode>", "<mode>NONE</mode>").mode, Mode::Normal);
     let unverified = left_out("ManuallyProvidedKeyVerificationStrategy", "Strategy").launcher;
     assert!(matches!(unverified, Launcher::Ssh(launcher) if launcher.host_key_verification.is_none()));
-    // No constructor is called: what is not there is 0, and a node without executors has no computer.
+    // No constructor is called: missing values are 0, and a node without executors has no computer.
     assert_eq!(status(&create_xml(&mut jenkins, "a", &XML.replace("<numExecutors>1</numExecutors>", ""))), 200);
     assert_eq!(status(&ask(&mut jenkins, "GET", "computer/a/api/json")), 404);
     // `JNLPLauncher.readResolve`: without settings, the work directory is off.
@@ -259,7 +259,7 @@ fn a_file_is_read_as_xstream_reads_it() {
         panic!("an inbound launcher")
     };
     assert_eq!((launcher.web_socket, launcher.work_dir), (true, None));
-    // Before 2.539 there is no such thing.
+    // It does not exist before 2.539.
     jenkins.set_version("2.516.3");
     let refused = create_xml(&mut jenkins, "c", XML);
     assert_eq!((status(&refused), header(&refused, "x-error")), (400, Some("No mode given")));
@@ -268,7 +268,7 @@ fn a_file_is_read_as_xstream_reads_it() {
 }
 
 #[test]
-fn nodes_are_exported_and_a_tree_leaves_what_it_names() {
+fn nodes_are_exported_and_a_tree_selects_fields() {
     let mut jenkins = jenkins();
     create(&mut jenkins, "a", &ssh());
     jenkins.connect_ssh("a");
@@ -298,7 +298,7 @@ fn nodes_are_exported_and_a_tree_leaves_what_it_names() {
 }
 
 #[test]
-fn offline_is_toggled_or_said() {
+fn a_node_is_toggled_or_taken_offline() {
     let mut jenkins = jenkins();
     create(&mut jenkins, "a b", &inbound());
     let node = |jenkins: &mut Jenkins| json(&ask(jenkins, "GET", "computer/a%20b/api/json"));
@@ -360,7 +360,7 @@ fn a_pipelines_block_outlives_its_node() {
     assert_eq!(status(&later(&mut jenkins, 300, "GET", "computer/a/api/json")), 404);
     assert_eq!(jenkins.killed_builds(), ["free #1", "app #1"]);
 
-    // Who deletes the computer under a block leaves that waiting for ever.
+    // Deleting the computer during a block leaves the block waiting for ever.
     create(&mut jenkins, "b", &ssh());
     assert!(jenkins.connect_ssh("b") && jenkins.start_pipeline_on("b", "app #2"));
     for status_of in [302, 302, 404] {
@@ -479,7 +479,7 @@ fn a_missing_permission_is_named() {
     assert_eq!(implied.len(), 3);
     let refused = ask_as(&mut jenkins, "nobody", "GET", "computer/api/json", "");
     assert_eq!(header(&refused, "x-required-permission"), Some("hudson.model.Hudson.Read"));
-    // Who may disconnect may connect, and who administers may do all.
+    // Agent/Disconnect implies Agent/Connect, and Overall/Administer everything.
     jenkins.add_user("admin", "t0ken", [Permission::Administer]);
     jenkins.add_user("half", "t0ken", [Permission::Read, Permission::Disconnect]);
     for user in ["admin", "half"] {
@@ -505,7 +505,7 @@ fn wrong_credentials_are_refused_everywhere_and_none_are_anonymous() {
     let refused = send(&mut jenkins, "GET", "computer/api/json", &[("authorization", "Bearer x")], "");
     assert_eq!((status(&refused), header(&refused, "x-jenkins")), (403, Some("2.579")));
     for name in ["x-you-are-authenticated-as", "x-required-permission", "x-permission-implied-by"] {
-        assert_eq!(header(&refused, name), None, "an anonymous caller is not told");
+        assert_eq!(header(&refused, name), None, "an anonymous caller gets no hint");
     }
     let anonymous = json(&send(&mut jenkins, "GET", "whoAmI/api/json", &[], ""));
     assert_eq!((&anonymous["name"], &anonymous["anonymous"]), (&json!("anonymous"), &json!(true)));
@@ -542,7 +542,7 @@ fn a_password_needs_a_crumb_of_its_session() {
 }
 
 #[test]
-fn a_get_of_what_wants_a_post_is_405_or_404() {
+fn a_get_where_a_post_is_required_is_405_or_404() {
     let mut jenkins = jenkins();
     create(&mut jenkins, "a", &inbound());
     for path in
@@ -563,7 +563,7 @@ fn a_get_of_what_wants_a_post_is_405_or_404() {
 }
 
 #[test]
-fn the_pages_show_what_may_be_done() {
+fn the_pages_show_allowed_actions() {
     let mut jenkins = jenkins();
     create(&mut jenkins, "a", &inbound());
     let mut page = |user: &str, path: &str| {
@@ -592,7 +592,7 @@ fn path(url: &str) -> &str {
 }
 
 #[test]
-fn a_webhook_is_taken_once() {
+fn a_webhook_accepts_one_post() {
     let mut jenkins = jenkins();
     let url = jenkins.register_webhook(None);
     assert!(jenkins.wait_for_webhook(&url).is_none());
@@ -612,7 +612,7 @@ fn a_webhook_is_taken_once() {
     assert_eq!(jenkins.wait_for_webhook(&early).map(|arrival| arrival.body), Some(Bytes::from("later")));
     assert!(jenkins.wait_for_webhook(&early).is_none(), "the second took the place of the first");
     assert_eq!(status(&ask(&mut jenkins, "POST", "webhook-step/")), 500, "no token");
-    // Nobody knows it, or anybody any more: 202 all the same.
+    // The token is unknown, or no longer known: still 202.
     assert_eq!(status(&send(&mut jenkins, "POST", "webhook-step/unknown", &[], "")), 202);
     jenkins.abandon_webhook(&url);
     assert_eq!(status(&send(&mut jenkins, "POST", path(&url), &[], "3")), 202);
@@ -621,7 +621,7 @@ fn a_webhook_is_taken_once() {
 }
 
 #[test]
-fn a_webhook_with_a_secret_wants_it_raw() {
+fn a_webhook_requires_its_secret_raw() {
     let mut jenkins = jenkins();
     let url = jenkins.register_webhook(Some("s3cret"));
     assert!(jenkins.wait_for_webhook(&url).is_none());
@@ -632,7 +632,7 @@ fn a_webhook_with_a_secret_wants_it_raw() {
     assert_eq!(status(&send(&mut jenkins, "POST", path(&url), &[("authorization", "s3cret")], "1")), 200);
     assert_eq!(jenkins.wait_for_webhook(&url).map(|arrival| arrival.body), Some(Bytes::from("1")));
 
-    // A restart forgets secrets and what nobody waited for, and pipelines go on waiting.
+    // A restart forgets secrets and what nobody waited for; pipelines continue to wait.
     let kept = jenkins.register_webhook(None);
     send(&mut jenkins, "POST", path(&kept), &[], "lost");
     assert!(jenkins.wait_for_webhook(&url).is_none());
@@ -640,7 +640,7 @@ fn a_webhook_with_a_secret_wants_it_raw() {
     assert_eq!(status(&send(&mut jenkins, "POST", path(&url), &[], "2")), 200);
     assert!(jenkins.wait_for_webhook(&kept).is_none());
 
-    // A plugin's own endpoint takes any number.
+    // A plugin's own endpoint accepts any number.
     let endpoint = jenkins.add_endpoint("agents/notices", Some("raw"));
     assert_eq!(status(&send(&mut jenkins, "POST", path(&endpoint), &[("authorization", "raw")], "1")), 200);
     assert_eq!(status(&send(&mut jenkins, "POST", path(&endpoint), &[("authorization", "raw")], "2")), 200);
@@ -648,7 +648,7 @@ fn a_webhook_with_a_secret_wants_it_raw() {
 }
 
 #[test]
-fn it_can_be_out_of_order() {
+fn it_can_be_unavailable() {
     let mut jenkins = jenkins();
     jenkins.set_starting(true);
     let starting = ask(&mut jenkins, "GET", "api/json");

@@ -8,7 +8,7 @@ use serde_json::Value;
 #[derive(Debug, Default)]
 pub(super) struct Tree {
     children: BTreeMap<String, Tree>,
-    /// Of a list: from, and before.
+    /// A range of a list: first, and end (exclusive).
     range: Option<(usize, usize)>,
 }
 
@@ -44,7 +44,8 @@ impl Tree {
         }
     }
 
-    /// Leaves what is named; the class is always there. A map, unlike a bean, is left whole (`Property.writeValue`).
+    /// Keeps only what is named; the class is always included. A map, unlike a bean, is kept whole
+    /// (`Property.writeValue`).
     pub(super) fn prune(&self, value: Value) -> Value {
         match value {
             Value::Object(fields) => {

@@ -1,4 +1,4 @@
-//! What arrives at webhooks: webhook-step's, and those of other plugins.
+//! Posts to webhooks: webhook-step's, and those of other plugins.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -13,32 +13,32 @@ use super::requests::Ask;
 pub struct Arrival {
     /// When.
     pub at: Timestamp,
-    /// Where, relative to the root: `webhook-step/…`.
+    /// Its path, relative to the root: `webhook-step/…`.
     pub path: String,
-    /// With what headers.
+    /// Its headers.
     pub headers: HeaderMap,
-    /// With what body.
+    /// Its body.
     pub body: Bytes,
-    /// What it was answered.
+    /// The status of its answer.
     pub status: StatusCode,
 }
 
-/// What is known of one of webhook-step's tokens, all of it in memory (`WebhookRootAction`).
+/// The state of one of webhook-step's tokens, all of it in memory (`WebhookRootAction`).
 #[derive(Debug, Default)]
 pub(super) struct Webhook {
-    /// `authTokens`: what the header has to be.
+    /// `authTokens`: the required header.
     pub(super) authorization: Option<String>,
     /// `webhooks`: whether a pipeline waits.
     pub(super) is_awaited: bool,
-    /// What the pipeline that waited was given.
+    /// What the waiting pipeline was given.
     pub(super) given: Option<Arrival>,
-    /// `alreadyPosted`: the last that came while nobody waited.
+    /// `alreadyPosted`: the last post while nobody waited.
     pub(super) posted: Option<Arrival>,
 }
 
 impl Jenkins {
-    /// The step `registerWebhook`: a URL, and what its `Authorization` header has to be, if anything
-    /// (`RegisterWebhookExecution`). Nobody waits for it yet.
+    /// The step `registerWebhook`: a URL, and the required `Authorization` header, if any (`RegisterWebhookExecution`).
+    /// Nobody waits for it yet.
     pub fn register_webhook(&mut self, auth_token: Option<&str>) -> String {
         self.registered += 1;
         let digits = self.digest("webhook", &self.registered.to_string());
@@ -49,7 +49,7 @@ impl Jenkins {
     }
 
     /// The step `waitForWebhook`: what was posted to this URL, once; until then, the pipeline waits
-    /// (`WaitForWebhookExecution.start`). To be asked again and again.
+    /// (`WaitForWebhookExecution.start`). To be polled.
     pub fn wait_for_webhook(&mut self, url: &str) -> Option<Arrival> {
         let webhook = self.webhooks.entry(self.token(url)?).or_default();
         let found = webhook.given.take().or_else(|| webhook.posted.take());
@@ -57,7 +57,7 @@ impl Jenkins {
         found
     }
 
-    /// The pipeline waits no longer, aborted or timed out (`WaitForWebhookExecution.stop`).
+    /// The pipeline no longer waits: aborted or timed out (`WaitForWebhookExecution.stop`).
     pub fn abandon_webhook(&mut self, url: &str) {
         if let Some(webhook) = self.token(url).and_then(|token| self.webhooks.get_mut(&token)) {
             webhook.is_awaited = false;
@@ -69,8 +69,8 @@ impl Jenkins {
         Some(url.strip_prefix(&self.root)?.strip_prefix("webhook-step/")?.to_owned())
     }
 
-    /// A webhook of a plugin's own that takes any number of POSTs and answers 200; 403 to a wrong `Authorization`. No
-    /// rule of Jenkins' beyond that POSTs to it need no crumb.
+    /// A webhook of another plugin that accepts any number of POSTs and answers 200; 403 to a wrong `Authorization`.
+    /// Jenkins' only rule for it is that its POSTs need no crumb.
     pub fn add_endpoint(&mut self, path: &str, authorization: Option<&str>) -> String {
         let path = path.trim_matches('/').to_owned();
         let url = self.url(&path);
@@ -78,13 +78,14 @@ impl Jenkins {
         url
     }
 
-    /// All that arrived at webhooks and endpoints, refusals too, oldest first.
+    /// All posts to webhooks and endpoints, including refused ones, oldest first.
     pub fn arrivals(&self) -> &[Arrival] {
         &self.arrivals
     }
 
-    /// `WebhookRootAction.doDynamic`: 500 without a token; 403 to a wrong `Authorization`; 200 if a pipeline waits; else 202, whether anybody
-    /// will ever ask for it or not: an unknown token is kept as well, and a later POST takes the place of an earlier one. A secret that nobody asked for is only logged.
+    /// `WebhookRootAction.doDynamic`: 500 without a token; 403 to a wrong `Authorization`; 200 if a pipeline waits;
+    /// else 202, whether anybody will ever ask for it or not: an unknown token is kept as well, and a later POST
+    /// replaces an earlier one. A secret that nobody requires is only logged.
     pub(super) fn post_webhook(&mut self, ask: &Ask<'_>) -> Answered {
         let token = ask.path.strip_prefix("/webhook-step/").filter(|token| !token.is_empty());
         let token = token.ok_or(Refusal::Oops("no token".into()))?.to_owned();

@@ -11,7 +11,7 @@ use crate::config::Size;
 use crate::fault::Fault;
 
 open_enum!(
-    /// Where an instance of a group is in its life (EC2 Auto Scaling user guide, "Instance lifecycle").
+    /// The lifecycle state of a group's instance (EC2 Auto Scaling user guide, "Instance lifecycle").
     Lifecycle {
         Pending = "Pending",
         PendingWait = "Pending:Wait",
@@ -29,8 +29,8 @@ open_enum!(
 );
 
 open_enum!(
-    /// What a group's capacity is counted in (API_AutoScalingGroup, DesiredCapacityType); units are instances, or what they
-    /// weigh.
+    /// The unit of a group's capacity (API_AutoScalingGroup, DesiredCapacityType); units are instances, or their
+    /// weights.
     CapacityUnit {
         Units = "units",
         Vcpu = "vcpu",
@@ -39,65 +39,64 @@ open_enum!(
 );
 
 impl Lifecycle {
-    /// Whether the instance counts towards the desired capacity and is there to stay: not in standby, in a warm pool or on
-    /// its way out.
+    /// Whether the instance counts towards the desired capacity and will stay: not in standby, in a warm pool or being
+    /// terminated.
     pub fn counts(&self) -> bool {
         matches!(self, Self::Pending | Self::PendingWait | Self::PendingProceed | Self::InService)
     }
 }
 
-/// A group as it stands.
+/// A group's current state.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Group {
-    /// Its name.
     pub name: String,
-    /// The least desired capacity.
+    /// Minimum capacity.
     pub minimum: u32,
-    /// The desired capacity.
+    /// Desired capacity.
     pub desired: u32,
-    /// The most desired capacity.
+    /// Maximum capacity.
     pub maximum: u32,
-    /// Whether its instances start with protection from its own scale-in.
+    /// Whether new instances are protected from the group's own scale-in.
     pub protects_new: bool,
     pub instances: Vec<GroupInstance>,
-    /// What instances of its launch template's overrides weigh, in their order; empty where instances are counted
+    /// The weights of instances of its launch template's overrides, in their order; empty where instances are counted
     /// (API_LaunchTemplateOverrides, WeightedCapacity).
     pub weights: Vec<u32>,
     pub unit: CapacityUnit,
     /// Processes that are suspended: `Launch`, `AZRebalance`, ….
     pub suspended: Vec<String>,
-    /// How many Availability Zones it spreads over.
+    /// The number of Availability Zones it spreads over.
     pub zones: usize,
     /// Whether it replaces Spot instances that are at risk of an interruption.
     pub rebalances_capacity: bool,
 }
 
-/// What an instance is to a group.
+/// How an instance relates to a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Membership {
-    /// It is the group's, and there to stay.
+    /// It belongs to the group and will stay.
     Stays,
-    /// It is the group's, and in standby, in the warm pool or on its way out: room for nobody.
+    /// It belongs to the group, but is in standby, in the warm pool or being terminated: it has no room for anybody.
     Leaves,
-    /// It is not the group's.
+    /// It does not belong to the group.
     Foreign,
 }
 
 impl Group {
-    /// What a new instance adds to the desired capacity: as much as the group's others, else as the first type that it
-    /// launches weighs, else what an instance of this size counts for.
+    /// The units that a new instance adds to the desired capacity: those of the group's other instances, else the
+    /// weight of the first type that it launches, else what an instance of this size counts for.
     pub fn weight_of_new(&self, size: Option<Size>) -> u32 {
         let of_members = || self.instances.iter().map(|member| member.weight).max();
         let of_size = || match (&self.unit, size) {
             (CapacityUnit::Vcpu, Some(size)) => Some(size.cpu.div_ceil(1024)),
-            // The memory of an instance type, whole GiB, is a little more than what registers of it.
+            // An instance type's memory, in whole GiB, is a little more than its instances register.
             (CapacityUnit::MemoryMib, Some(size)) => Some(size.memory.next_multiple_of(1024)),
             _ => None,
         };
         of_members().or(self.weights.first().copied()).or_else(of_size).unwrap_or(1).max(1)
     }
 
-    /// What instances of EC2 are to the group, for as many as are asked about.
+    /// How EC2 instances relate to the group, for those that are asked about.
     pub fn memberships<'a>(&'a self) -> impl Fn(Option<&str>) -> Membership + use<'a> {
         let members: HashMap<&str, bool> =
             self.instances.iter().map(|member| (member.id.as_str(), member.lifecycle.counts())).collect();
@@ -112,7 +111,7 @@ impl Group {
         self.suspended.iter().any(|suspended| suspended == process)
     }
 
-    /// Whether it has less in service than it is to have.
+    /// Whether fewer instances are in service than desired.
     pub fn is_short(&self) -> bool {
         let in_service = self.instances.iter().filter(|member| member.lifecycle == Lifecycle::InService);
         in_service.map(|member| member.weight).sum::<u32>() < self.desired
@@ -185,8 +184,8 @@ impl Groups {
         call.send().await.map(drop).map_err(|error| Fault::from_sdk("autoscaling:SetDesiredCapacity", error))
     }
 
-    /// Terminates one instance, protected from scale-in or not, and lowers the desired capacity by it on demand; AWS
-    /// refuses that below the minimum, and replaces the instance where the group is short of one then
+    /// Terminates one instance, protected from scale-in or not, and on request lowers the desired capacity by it. AWS
+    /// refuses that below the minimum, and replaces the instance where the group is then short of one
     /// (API_TerminateInstanceInAutoScalingGroup, "Use instance scale-in protection").
     ///
     /// # Errors

@@ -21,7 +21,7 @@ impl Bus {
     /// Puts a notice on the bus.
     ///
     /// # Errors
-    /// When the call failed, or EventBridge answered 200 and did not take the entry (API_PutEvents).
+    /// When the call failed, or EventBridge answered 200 but rejected the entry (API_PutEvents).
     pub async fn put(&self, detail_type: &str, detail: &str) -> Result<(), Fault> {
         const ACTION: &str = "events:PutEvents";
         let entry = PutEventsRequestEntry::builder().event_bus_name(&self.name).source("jenkins-ecs-agents");

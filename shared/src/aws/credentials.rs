@@ -14,11 +14,11 @@ use crate::secret::Environment;
 /// The session's name in the other account's CloudTrail.
 const SESSION: &str = "jenkins-ecs-agents";
 
-/// Credentials with less than this left are renewed. More than the SDK's own buffer of ten seconds, since its clients keep
-/// what they got until then.
+/// Credentials that expire sooner than this are renewed. It exceeds the SDK's own buffer of ten seconds, since its
+/// clients keep their credentials until then.
 const RENEWED_BEFORE: Duration = Duration::from_secs(60);
 
-/// The function's own credentials, if they are set. They are good for as long as the process lives.
+/// The function's own credentials, if they are set. They are valid for as long as the process lives.
 pub fn of_environment(environment: &Environment) -> Option<Credentials> {
     let (id, key) = (environment("AWS_ACCESS_KEY_ID")?, environment("AWS_SECRET_ACCESS_KEY")?);
     Some(Credentials::new(id, key, environment("AWS_SESSION_TOKEN"), None, "the environment"))
@@ -37,7 +37,7 @@ impl AssumedRole {
         Self { arn: arn.to_owned(), sts, credentials: Mutex::default() }
     }
 
-    /// Whoever comes while the role is being assumed waits for the same answer.
+    /// Callers that arrive while the role is being assumed wait for the same answer.
     async fn current(&self) -> provider::Result {
         let mut current = self.credentials.lock().await;
         let renewed_from = SystemTime::now() + RENEWED_BEFORE;
@@ -86,7 +86,7 @@ mod tests {
 
     const ROLE: &str = "arn:aws:iam::222222222222:role/agents";
 
-    /// The role with an STS that grants it for so long, or refuses it; and how often it was asked.
+    /// The role, with an STS that grants it for this long or refuses it, and a count of the calls.
     fn role(granted: Option<SignedDuration>) -> (AssumedRole, Arc<AtomicU32>) {
         let asked = Arc::new(AtomicU32::new(0));
         let count = asked.clone();

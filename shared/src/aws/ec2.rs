@@ -1,4 +1,4 @@
-//! The two reads of Amazon EC2 that an agent's address takes, signed by the SDK's own signer.
+//! The two reads of Amazon EC2 that an agent's address needs, signed by the SDK's own signer.
 //!
 //! `aws-sdk-ec2` would add minutes to every cold build for them (docs/adr/0004).
 
@@ -20,10 +20,10 @@ use crate::fault::Fault;
 use crate::http::Http;
 use crate::metrics;
 
-/// A bound on one call; EC2's reads take tens of milliseconds.
+/// Timeout of one call; EC2's reads take tens of milliseconds.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What of an answer is read, in bytes: a page of instances has a few kilobytes each.
+/// The part of an answer that is read, in bytes: a page of instances has a few kilobytes each.
 const LIMIT: usize = 4 * 1024 * 1024;
 
 /// Calls EC2 in one region.
@@ -41,7 +41,7 @@ pub struct Addresses {
     pub private: Option<String>,
     /// IPv4 from the internet.
     pub public: Option<String>,
-    /// The same from everywhere; without brackets.
+    /// IPv6, the same inside and outside; without brackets.
     pub ipv6: Option<String>,
 }
 
@@ -91,8 +91,8 @@ impl Client {
         Ok((addresses, tags))
     }
 
-    /// The code of an instance's state reason: `Server.SpotInstanceTermination`. None where there is none, or where EC2 no
-    /// longer knows the instance: it shows a terminated one for an hour or so.
+    /// The code of an instance's state reason: `Server.SpotInstanceTermination`. None where there is none, or where EC2
+    /// has forgotten the instance: it shows a terminated one for about an hour.
     ///
     /// # Errors
     /// When the call failed.
@@ -111,13 +111,13 @@ impl Client {
         self.call(DESCRIBE_INSTANCES, &[("Action", "DescribeInstances"), ("InstanceId.1", id)]).await
     }
 
-    /// When instances were launched; those that EC2 does not know are missing.
+    /// Launch times of instances; those that EC2 does not know are missing.
     ///
     /// # Errors
     /// When the call failed.
     pub async fn launch_times(&self, ids: &[&str]) -> Result<BTreeMap<String, Timestamp>, Fault> {
         const ACTION: &str = "ec2:DescribeInstances";
-        // A filter, unlike a list of ids, does not fail for one that EC2 has forgotten. It takes 200 values at most
+        // Unlike a list of ids, a filter does not fail for one that EC2 has forgotten. It accepts at most 200 values
         // (API_DescribeInstances).
         let mut times = BTreeMap::new();
         for ids in ids.chunks(200) {
@@ -177,7 +177,7 @@ impl Client {
 
     async fn sign(&self, request: &mut http::Request<Bytes>) -> Result<(), String> {
         let credentials = self.sdk.credentials_provider().ok_or("no AWS credentials are set")?;
-        // What happened is in the source: the error itself says only that there are no credentials.
+        // The cause is in the source: the error itself says only that there are no credentials.
         let reason = |error: CredentialsError| error.source().map_or_else(|| error.to_string(), ToString::to_string);
         let credentials = credentials.provide_credentials().await.map_err(reason)?;
         let identity = credentials.into();

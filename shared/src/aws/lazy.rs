@@ -5,8 +5,8 @@ use std::sync::{Arc, LazyLock};
 
 use aws_types::SdkConfig;
 
-/// A client of the SDK, built when it is first used: each reads the endpoints of all regions from JSON, half a million
-/// instructions, and most invocations use one.
+/// An SDK client, built when it is first used. Building one reads the endpoints of all regions from JSON, half a
+/// million instructions, and most invocations use only one.
 #[derive(Debug, Clone)]
 pub struct Lazy<C>(Arc<LazyLock<C, Build<C>>>);
 

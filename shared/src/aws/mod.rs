@@ -1,5 +1,5 @@
-//! The AWS edge: one module for each service. They carry out and do not decide; what a fault means is decided in
-//! [`crate::fault`].
+//! The AWS edge: one module for each service. These modules carry out and do not decide; [`crate::fault`] classifies
+//! errors.
 
 pub mod autoscaling;
 pub mod bus;
@@ -29,8 +29,8 @@ use crate::secret::Environment;
 
 /// The SDK's configuration, from the variables that Lambda sets and the SDK's standard ones for endpoints.
 ///
-/// The SDK's own loader, the crate `aws-config`, would also look for profiles, web identities, and metadata services, none of
-/// which is there in Lambda, and build a client for each at every start.
+/// The SDK's own loader, the crate `aws-config`, would also look for profiles, web identities and metadata services,
+/// none of which exists in Lambda, and build a client for each at every start.
 pub fn sdk_config(environment: &Environment, http: &Http) -> SdkConfig {
     let is_set = |name: &str| environment(name).map(|value| value.eq_ignore_ascii_case("true"));
     let region = environment("AWS_REGION").or_else(|| environment("AWS_DEFAULT_REGION"));
@@ -68,7 +68,7 @@ impl LoadServiceConfig for Endpoints {
     }
 }
 
-/// The bounds on every call: three tries, five seconds each, twelve in all.
+/// The limits of every call: three tries, five seconds each, twelve in all.
 fn bounds() -> (RetryConfig, TimeoutConfig) {
     let retry = RetryConfig::standard().with_max_attempts(3).with_max_backoff(Duration::from_secs(2));
     let timeout = TimeoutConfig::builder()

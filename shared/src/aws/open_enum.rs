@@ -1,4 +1,4 @@
-//! Enums of AWS that may grow: a value that we do not know is kept as it came.
+//! Enums of AWS that may grow: an unknown value is kept as it came.
 
 /// Defines an enum over the texts that AWS sends, with `Other` for those that are not listed.
 macro_rules! open_enum {
@@ -36,7 +36,7 @@ macro_rules! open_enum {
             }
         }
 
-        /// Where AWS says nothing.
+        /// Where AWS sends nothing.
         impl Default for $name {
             fn default() -> Self {
                 Self::Other(String::new())

@@ -14,21 +14,20 @@ use crate::fault::Fault;
 use crate::log_fault;
 use crate::metrics;
 
-/// The longest that SQS delays a message (API_SendMessage).
+/// The longest delay of a message (API_SendMessage).
 pub const LONGEST_DELAY: Duration = Duration::from_secs(900);
 
-/// A message of this size, attributes included, is taken by every queue: 256 KiB were the limit before it was raised to
-/// 1 MiB (SQS developer guide, "Amazon SQS message quotas").
+/// Every queue accepts a message of this size, attributes included: 256 KiB were the limit before it was raised to 1
+/// MiB (SQS developer guide, "Amazon SQS message quotas").
 const SURELY_TAKEN: usize = 256 * 1024;
 
-/// A message that was received and has to be deleted or released.
+/// A received message, which has to be deleted or released.
 #[derive(Debug, Clone)]
 pub struct Received {
-    /// As it was sent.
     pub body: String,
-    /// The value of the one attribute that was asked for.
+    /// The value of the one attribute that was requested.
     pub attribute: Option<String>,
-    /// Deletes or releases it.
+    /// The handle to delete or release it.
     pub receipt: String,
 }
 
@@ -44,17 +43,17 @@ impl Queues {
         Self { client: client.into(), urls }
     }
 
-    /// Puts a message that can never work into the rejected queue, as it is, with the reason.
+    /// Puts a message that can never work into the rejected queue, unchanged, with the reason.
     ///
     /// # Errors
     /// When the rejected queue could not take it.
     pub async fn reject(&self, body: &str, reason: &str) -> Result<(), Fault> {
         let reason: String = attribute_text(reason).chars().take(1000).collect();
-        // SQS takes no empty message (API_SendMessage).
+        // SQS accepts no empty message (API_SendMessage).
         let body = if body.is_empty() { "(empty)" } else { body };
         let send = async |body| self.send(&self.urls.rejected, body, &[("reason", &reason)], Duration::ZERO).await;
         match send(body).await {
-            // With the reason it may be longer than SQS takes: a part of it is better than nothing.
+            // With the reason it may exceed SQS' limit: a part of it is better than nothing.
             Err(fault) if body.len() + reason.len() > SURELY_TAKEN => {
                 log_fault!(&fault, size_bytes = body.len(), "a message is copied to the rejected queue in part");
                 send(&body[..body.floor_char_boundary(SURELY_TAKEN - 4 * 1024)]).await
@@ -89,9 +88,8 @@ impl Queues {
         call.send().await.map(drop).map_err(|error| Fault::from_sdk(ACTION, error))
     }
 
-    /// Receives up to ten messages, hidden from others for `visibility`. Waits a second where there is none: a short poll
-    /// asks only some of SQS' servers and may miss the few that are there (SQS developer guide, "short and long
-    /// polling").
+    /// Receives up to ten messages, hidden from others for `visibility`. Waits a second if there is none: a short poll
+    /// asks only some of SQS' servers and may miss a few messages (SQS developer guide, "short and long polling").
     ///
     /// # Errors
     /// When the call failed.
@@ -120,7 +118,8 @@ impl Queues {
         call.send().await.map(drop).map_err(|error| Fault::from_sdk("sqs:DeleteMessage", error))
     }
 
-    /// Makes messages visible again at once. A message that stays hidden after a fault comes back by itself.
+    /// Makes messages visible again at once. If that fails, a message comes back by itself when its visibility timeout
+    /// ends.
     pub async fn release(&self, queue: &str, receipts: &[String]) {
         let batches = receipts.chunks(10).map(|receipts| self.release_batch(queue, receipts));
         stream::iter(batches).buffer_unordered(10).collect::<()>().await;
@@ -138,7 +137,7 @@ impl Queues {
         }
     }
 
-    /// Hides a message for so long from now, 12 hours at most in all (API_ChangeMessageVisibility).
+    /// Hides a message for this long from now, 12 hours in all at most (API_ChangeMessageVisibility).
     ///
     /// # Errors
     /// When the call failed.
@@ -148,7 +147,7 @@ impl Queues {
         call.send().await.map(drop).map_err(|error| Fault::from_sdk("sqs:ChangeMessageVisibility", error))
     }
 
-    /// How many messages there are, visible, hidden and delayed: as SQS counts, approximately.
+    /// The number of messages, visible, hidden and delayed; SQS counts approximately.
     ///
     /// # Errors
     /// When the call failed.
@@ -162,7 +161,7 @@ impl Queues {
         Ok(attributes.values().filter_map(|number| number.parse::<u32>().ok()).sum())
     }
 
-    /// After how many receives the queue moves a message to its dead letters; none if it never does.
+    /// The number of receives after which the queue moves a message to its dead-letter queue; none if it never does.
     ///
     /// # Errors
     /// When the call failed.
@@ -171,7 +170,7 @@ impl Queues {
         Ok(attributes.get(&QueueAttributeName::RedrivePolicy).and_then(|policy| {
             let policy: serde_json::Value = serde_json::from_str(policy).ok()?;
             let count = &policy["maxReceiveCount"];
-            // SQS answers what it was given: a number or a string of one.
+            // SQS returns the value as it was set: a number, or a string of one.
             count.as_u64().or_else(|| count.as_str()?.parse().ok()).and_then(|count| u32::try_from(count).ok())
         }))
     }
@@ -191,7 +190,7 @@ impl Queues {
     }
 }
 
-/// SQS takes only the characters that XML has in an attribute, and no empty one (API_SendMessage).
+/// SQS accepts only the characters that XML allows in an attribute, and no empty one (API_SendMessage).
 fn attribute_text(text: &str) -> String {
     let text: String = text
         .chars()

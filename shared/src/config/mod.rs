@@ -1,4 +1,4 @@
-//! The configuration (the crate `config`), and the environment that says where it is.
+//! The configuration (the crate `config`), and the environment that says where it is stored.
 
 pub mod settings;
 

@@ -11,7 +11,7 @@ use crate::fault::Fault;
 use crate::secret::{Environment, SecretStore};
 use crate::trace;
 
-/// What a function is told by its environment, checked.
+/// A function's settings, read from its environment and validated.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The configuration.
@@ -31,15 +31,15 @@ pub struct QueueUrls {
     pub requests: String,
     /// Requests that wait for room.
     pub waiting: String,
-    /// What Jenkins could not take yet.
+    /// Notices and reports that Jenkins could not take yet.
     pub undelivered: String,
-    /// What can never work.
+    /// Messages that can never work.
     pub rejected: String,
     /// `BuildCompleted`s.
     pub completions: String,
 }
 
-/// Everything that is wrong with the settings, in one message.
+/// All faults of the settings, in one message.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SettingsFaults(pub Vec<String>);
 
@@ -64,7 +64,7 @@ const LONGEST_PREFIX: usize = 32;
 // With the template's 64 characters, a hyphen and 12 digits, a name still fits into `startedBy` (API_RunTask).
 const _: () = assert!(LONGEST_PREFIX + 64 + 1 + 12 <= 128);
 
-/// Reads and checks the settings, and reads the secrets that they name.
+/// Reads and validates the settings, and reads the secrets that they name.
 ///
 /// # Errors
 /// Every setting and every secret at fault.
@@ -160,7 +160,7 @@ async fn parameter(name: &str, ssm: &Client) -> Result<Vec<Document>, String> {
     Ok(vec![Document::only(text.ok_or_else(|| format!("the SSM parameter {name} has no value"))?)])
 }
 
-/// All parameters under a path, in the order of their names.
+/// All parameters under a path, ordered by name.
 async fn parameters(path: &str, ssm: &Client) -> Result<Vec<Document>, String> {
     let mut pages =
         ssm.get_parameters_by_path().path(path).recursive(true).with_decryption(true).into_paginator().send();
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn good_settings_are_read() {
+    async fn reads_valid_settings() {
         let (settings, _) = load(environment(&[]), nothing()).await.expect("good");
         assert_eq!(settings.agent_name_prefix, "ecs-");
         assert!(settings.queues.requests.ends_with("-REQUESTS"));
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_source_that_cannot_be_read_is_told() {
+    async fn reports_an_unreadable_source() {
         for (source, fault) in [
             ("", "AGENTS_CONFIG: is missing"),
             ("s3:bucket", "AGENTS_CONFIG: begins with no known source"),

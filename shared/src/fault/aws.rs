@@ -1,4 +1,4 @@
-//! What the errors of AWS mean.
+//! Classifies the errors of AWS.
 
 use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
@@ -17,15 +17,15 @@ impl Fault {
             let message = service.err().message().unwrap_or("no message").to_owned();
             return Self::from_aws(action, service.err().code().map(str::to_owned), message);
         }
-        // The causes' own words alone: what they hold may be a raw answer with a secret in it.
+        // Only the causes' own words: what they hold may be a raw answer with a secret in it.
         let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
         let message = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
-        // A role that may not be assumed is refused where the credentials are fetched, before the call itself.
+        // A refused role is reported where the credentials are fetched, before the call itself.
         let code = message.contains("AccessDenied").then(|| "AccessDenied".to_owned());
         Self::from_aws(action, code, message)
     }
 
-    /// From an error's code and message; no code where no answer came.
+    /// From an error's code and message; the code is missing where no answer came.
     pub fn from_aws(action: &'static str, code: Option<String>, message: String) -> Self {
         let kind = code.as_deref().map_or(Kind::Passing, |code| classify(code, &message));
         if kind == Kind::Throttled {
@@ -38,14 +38,15 @@ impl Fault {
 /// Words that ECS puts into the message of a client error that has no code of its own (API_RunTask).
 const NO_ROOM: &[&str] = &["no container instances", "capacity is unavailable", super::placement::LIMIT_REACHED];
 
-/// What EC2 answered ECS comes as a client error, too: `Error retrieving security group information for [sg-…]: Request
+/// Errors that ECS got from EC2 are client errors, too: `Error retrieving security group information for [sg-…]:
+/// Request limit exceeded. (ErrorCode: RequestLimitExceeded)`.
 /// limit exceeded. (ErrorCode: RequestLimitExceeded)`.
 const THROTTLED: &[&str] = &["rate exceeded", "throttl", "limit exceeded", "limitexceeded"];
-/// The last is Auto Scaling's, where a group's maximum was lowered since it was described.
+/// The last is Auto Scaling's, when a group's maximum was lowered since it was described.
 const PASSING: &[&str] = &["internal error", "internalerror", "above max value"];
 
-/// Final are the codes that the API references list and that the same call meets again. Everything unknown is passing:
-/// a lost request is worse than a late refusal.
+/// Final are the codes that the API references list and that the same call would meet again. Everything unknown is
+/// passing: a lost request is worse than a late refusal.
 fn classify(code: &str, message: &str) -> Kind {
     let message = message.to_ascii_lowercase();
     let says = |words: &[&str]| words.iter().any(|words| message.contains(words));

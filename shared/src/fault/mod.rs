@@ -1,7 +1,7 @@
-//! The one error of everything that leaves the process: what was asked, what came back, and whether asking again can help.
+//! The one error of everything that leaves the process: what was called, what came back, and whether trying again can
+//! help.
 //!
-//! Nothing else decides what an answer of AWS or Jenkins means. Who meets a fault asks [`Fault::is_final`] and goes by
-//! that.
+//! Nothing else classifies an answer of AWS or Jenkins. Callers ask [`Fault::is_final`] and act on that.
 
 mod aws;
 mod placement;
@@ -15,50 +15,50 @@ pub use placement::{Placement, classify_placement};
 /// Why something could not be done.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct Fault {
-    /// What the fault means for whoever called.
+    /// The fault's classification.
     pub kind: Kind,
-    /// What was asked, as its API or program names it: `ecs:RunTask`, `Jenkins`. Empty for a fault of our own.
+    /// The action, as its API or program names it: `ecs:RunTask`, `Jenkins`. Empty for our own faults.
     pub action: &'static str,
     /// The code of the answer; none where no answer came.
     pub code: Option<String>,
-    /// In the words of whoever answered, or of the HTTP client; never a secret.
+    /// In the words of the service or of the HTTP client; never a secret.
     pub message: String,
 }
 
-/// What a fault means.
+/// Classifies a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// ECS has no room for a task now; it may have later.
     NoRoom,
-    /// What was asked for is on its way, as it should be.
+    /// The result is on its way, as expected.
     NotYet,
-    /// Fewer calls have to be made.
+    /// Too many calls were made.
     Throttled,
-    /// The next try may succeed: a network fault, an outage, and every answer that nobody knows.
+    /// The next try may succeed: a network fault, an outage, and every unknown answer.
     Passing,
-    /// Jenkins does not accept our credentials, or something else answers in its place. Tried again as in an outage, since
-    /// whoever changes the setting wants nothing to be lost meanwhile.
+    /// Jenkins does not accept our credentials, or something else answers in its place. Retried as in an outage, since
+    /// nothing may be lost until somebody changes the setting.
     Setting,
     /// A role does not allow the call. The same call fails until the role is changed.
     Denied,
-    /// What was named does not exist (any more).
+    /// The named resource does not exist (any more).
     Missing,
     /// The same call always fails.
     Permanent,
 }
 
 impl Fault {
-    /// A fault of our own making that the next try may not meet.
+    /// A fault of our own that the next try may not meet.
     pub fn passing(message: impl Into<String>) -> Self {
         Self::own(Kind::Passing, message)
     }
 
-    /// Nothing wrong, but nothing to go on with either.
+    /// Not an error: the result is not there yet.
     pub fn not_yet(message: impl Into<String>) -> Self {
         Self::own(Kind::NotYet, message)
     }
 
-    /// A fault of our own making that every try meets.
+    /// A fault of our own that every try would meet.
     pub fn permanent(message: impl Into<String>) -> Self {
         Self::own(Kind::Permanent, message)
     }
@@ -72,7 +72,7 @@ impl Fault {
         Self { kind, action: "Jenkins", code: None, message: message.into() }
     }
 
-    /// Whether the same call will fail again, so that nothing is tried again.
+    /// Whether the same call would fail again, so that it is not retried.
     pub fn is_final(&self) -> bool {
         match self.kind {
             Kind::NoRoom | Kind::NotYet | Kind::Throttled | Kind::Passing | Kind::Setting => false,
@@ -80,8 +80,8 @@ impl Fault {
         }
     }
 
-    /// The level at which whoever deals with it logs it: an error where somebody has to change something, a warning where
-    /// something is in trouble that is not ours, and neither where trying again is all that it takes.
+    /// The level at which it is logged where it is handled: error where somebody has to change something, warning for
+    /// trouble that is not ours, and neither where a retry is enough.
     pub fn level(&self) -> Level {
         match self.kind {
             Kind::NoRoom | Kind::NotYet | Kind::Throttled => Level::INFO,
@@ -90,7 +90,7 @@ impl Fault {
         }
     }
 
-    /// The same fault with what it was for before its message.
+    /// The same fault, with its purpose before the message.
     pub fn of(mut self, subject: impl fmt::Display) -> Self {
         self.message = format!("{subject}: {}", self.message);
         self

@@ -1,27 +1,27 @@
-//! What the failures in an answer of RunTask mean (ECS developer guide, "Amazon ECS API failure reasons").
+//! Classifies the failures in an answer of RunTask (ECS developer guide, "Amazon ECS API failure reasons").
 
-/// What a placement failure means for whoever waits for the task.
+/// What a placement failure means for the task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Placement {
     /// The instance has too little CPU or memory left, or too few GPUs.
     Size,
-    /// The instance's tasks use up something that each task takes, a port or a network interface.
+    /// The instance's tasks have used up something that each task takes: a port or a network interface.
     Slots,
-    /// The instance cannot take the task now, whatever it has left: its container agent is away, or one of the task's own
-    /// kind is there.
+    /// The instance cannot take the task now, whatever it has left: its container agent is disconnected, or it already
+    /// has a task of the same kind.
     Unavailable,
-    /// Fargate or a capacity provider has nothing left, or a quota is used up.
+    /// Fargate or a capacity provider has no capacity left, or a quota is used up.
     NoCapacity,
-    /// The instance lacks what the task or its template demands. Another instance may have it.
+    /// The instance lacks what the task or its template requires. Another instance may have it.
     Unsuitable,
-    /// No instance, now or later, mends this.
+    /// No instance can ever run the task.
     Never,
-    /// Nobody knows; asked again.
+    /// Unknown; RunTask is repeated.
     Unknown,
 }
 
-/// Of a quota of tasks, in an error's message or a failure's reason: "You've reached the limit on the number of tasks you
-/// can run concurrently".
+/// About a quota of tasks, in an error's message or a failure's reason: "You've reached the limit on the number of
+/// tasks you can run concurrently".
 pub(super) const LIMIT_REACHED: &str = "reached the limit on the number of";
 
 /// Classifies the reason of one failure.
@@ -36,7 +36,7 @@ pub fn classify_placement(reason: &str) -> Placement {
         _ if lower.contains("capacity") || lower.contains(LIMIT_REACHED) => Placement::NoCapacity,
         _ if begins(&["ATTRIBUTE", "MEMBEROF", "LOCATION"]) => Placement::Unsuitable,
         _ if begins(&["MISSING", "INACTIVE", "BLOCKED", "INVALID", "UNSUPPORTED"]) => Placement::Never,
-        // What is not listed may pass, as an internal error does.
+        // An unlisted reason may pass, as an internal error does.
         _ => Placement::Unknown,
     }
 }

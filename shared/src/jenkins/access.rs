@@ -1,4 +1,4 @@
-//! What the check asks of Jenkins: who we are there and what we may do, found out by reading alone.
+//! What the check asks Jenkins: who we are and what we may do, found out by reading alone.
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -10,18 +10,18 @@ use super::nodes::encode;
 use super::{Call, FORM, Jenkins, is_refusal, not_jenkins, version};
 use crate::fault::Fault;
 
-/// Whom Jenkins takes us for.
+/// The user that Jenkins sees.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WhoAmI {
     /// `X-Jenkins`, the controller's version.
     pub version: Option<String>,
     /// The user's name.
     pub user: String,
-    /// Whether it knows us at all.
+    /// Whether it is a known user.
     pub is_authenticated: bool,
 }
 
-/// What `hudson.model.Computer` exports that shows what we may do.
+/// The fields of `hudson.model.Computer` that show what we may do.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Computer {
@@ -37,7 +37,8 @@ struct Computers {
     computer: Vec<Computer>,
 }
 
-/// The controller's own node, the first of all (`ComputerSet.getComputers` sorts by name, and it has none), and one more.
+/// The controller's own node, which comes first (`ComputerSet.getComputers` sorts by name, and it has none), and one
+/// more.
 const TWO_NODES: &str = "computer/api/json?tree=computer[displayName,monitorData[*]]%7B0,2%7D";
 
 /// The controller's own node has this page in every Jenkins since 2.319 (`Jenkins.MasterComputer`).
@@ -70,8 +71,8 @@ impl Jenkins {
         })
     }
 
-    /// Finds out which permissions we have, as far as Jenkins shows it to one who changes nothing. What it does not show
-    /// is left out: Agent/Delete while there is no agent.
+    /// Finds out which permissions we have, as far as Jenkins shows them without a change. Those that it does not show
+    /// are left out: Agent/Delete while there is no agent.
     ///
     /// - Overall/Read: without it, nobody sees the list of nodes (`Jenkins.getTarget`).
     /// - Agent/Create: without it, `ComputerSet.doCheckName` refuses; given no name, it checks nothing.
@@ -105,7 +106,7 @@ impl Jenkins {
         found
     }
 
-    /// Whether Jenkins lets us post. With a password in the place of an API token it does not: each POST needs a crumb then
+    /// Whether Jenkins lets us post. With a password in place of an API token it does not: each POST then needs a crumb
     /// (`hudson.security.csrf.CrumbFilter`). The check of an empty name changes nothing.
     ///
     /// # Errors
@@ -115,13 +116,13 @@ impl Jenkins {
         let answer = self.call_once(call).await?;
         match answer.status() {
             StatusCode::OK => Ok(true),
-            // Refused by Jenkins itself, past the filter, for want of Agent/Create.
+            // Refused by Jenkins itself, behind the filter, because Agent/Create is missing.
             status if is_refusal(status) => Ok(answer.headers().contains_key("x-required-permission")),
             _ => Err(self.unexpected(call, &answer)),
         }
     }
 
-    /// Jenkins' own URL, which those of its builds and webhooks begin with; an empty one where none is set, and none where we
+    /// Jenkins' own URL, with which the URLs of its builds and webhooks begin; empty where none is set, none where we
     /// may not see it.
     ///
     /// # Errors
@@ -142,7 +143,7 @@ impl Jenkins {
         Url::parse(url).is_ok_and(|url| url.origin() == self.root.origin() && path(&url) == path(&self.root))
     }
 
-    /// Whether a class of a plugin is there (`Descriptor.doHelp`); none where we may not see it.
+    /// Whether a plugin's class is installed (`Descriptor.doHelp`); none where we may not see it.
     ///
     /// # Errors
     /// When Jenkins could not be asked.
@@ -155,7 +156,7 @@ impl Jenkins {
         }
     }
 
-    /// What is there; nothing if we may not see it.
+    /// The answer's body; none if we may not see it.
     async fn look(&self, path: &str) -> Result<Option<http::Response<Bytes>>, Fault> {
         let call = Call::get(path);
         let answer = self.call_once(call).await?;
@@ -166,7 +167,7 @@ impl Jenkins {
         }
     }
 
-    /// Whether a page shows something; none if there is no such page.
+    /// Whether a page contains a text; none if there is no such page.
     async fn shows(&self, page: &str, what: &str) -> Option<Result<bool, Fault>> {
         match self.look(page).await {
             Ok(answer) => Some(Ok(answer.is_some_and(|answer| String::from_utf8_lossy(answer.body()).contains(what)))),
@@ -183,7 +184,7 @@ mod tests {
     use crate::fault::Kind;
 
     #[tokio::test]
-    async fn jenkins_says_who_we_are() {
+    async fn reads_the_user_that_jenkins_sees() {
         let body = r#"{"_class": "hudson.security.WhoAmI", "anonymous": false, "authenticated": true, "name": "bot"}"#;
         let known = scripted(vec![answer(200, body)]).jenkins.who_am_i().await.expect("an answer");
         assert_eq!(known, WhoAmI { version: Some("2.500".into()), user: "bot".into(), is_authenticated: true });
@@ -199,7 +200,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn permissions_are_found_out_by_reading() {
+    async fn finds_permissions_by_reading_alone() {
         let nodes = r#"{"computer": [
             {"_class": "hudson.model.Hudson$MasterComputer", "displayName": "Built-In Node", "monitorData": {"a": null}},
             {"_class": "hudson.slaves.SlaveComputer", "displayName": "an agent", "monitorData": {"a": null}}]}"#;
@@ -218,7 +219,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_lacking_is_said_and_what_is_not_shown_is_not() {
+    async fn reports_missing_permissions_and_omits_unknown_ones() {
         let built_in = r#"{"computer": [{"_class": "hudson.model.Hudson$MasterComputer", "monitorData": {}}]}"#;
         let lacking = scripted(vec![answer(200, built_in), answer(403, ""), answer(200, "<div/>")]);
         assert_eq!(

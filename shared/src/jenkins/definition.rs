@@ -1,4 +1,4 @@
-//! A node in the two languages that Jenkins takes it in: the form of its own page, and its configuration file.
+//! A node in the two formats that Jenkins accepts: the form of its own page, and its configuration file.
 
 use std::collections::BTreeMap;
 
@@ -79,7 +79,8 @@ fn verification_form(verification: &HostKeyVerification) -> Value {
 /// fields of the same classes. XML 1.1, as there: a text may hold control characters.
 pub(super) fn xml(node: &Node) -> String {
     let launcher = match &node.launcher {
-        // Without `workDirSettings`, `JNLPLauncher.readResolve` takes the node for one of before 2.73 and disables them.
+        // Without `workDirSettings`, `JNLPLauncher.readResolve` takes the node for one from before 2.73 and disables
+        // them.
         Launcher::Inbound => object(
             "launcher",
             INBOUND_LAUNCHER,
@@ -144,7 +145,7 @@ fn ssh_launcher_xml(host: &str, port: u16, settings: &Ssh) -> String {
 }
 
 /// `hudson.EnvVars` is a `TreeMap` whose comparator ignores case, and XStream writes it as Java serialisation would.
-/// `TreeMap.readObject` takes the order as it comes: it has to be the comparator's, and no name may come twice.
+/// `TreeMap.readObject` keeps the order that it reads: it has to be the comparator's, and no name may be repeated.
 fn environment_xml(node: &Node) -> String {
     if node.environment.is_empty() {
         return String::new();
@@ -172,9 +173,9 @@ fn text(name: &str, text: &str) -> String {
             '&' => escaped += "&amp;",
             '<' => escaped += "&lt;",
             '>' => escaped += "&gt;",
-            // Not even XML 1.1 has a way to write these.
+            // Not even XML 1.1 can represent these.
             '\0' | '\u{FFFE}' | '\u{FFFF}' => escaped.push('\u{FFFD}'),
-            // As they are, a parser makes line breaks of these, or refuses them.
+            // Unescaped, a parser makes line breaks of these, or refuses them.
             '\u{1}'..='\u{1F}' | '\u{7F}'..='\u{9F}' | '\u{2028}' => escaped += &format!("&#{};", u32::from(c)),
             _ => escaped.push(c),
         }
@@ -260,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_set_is_left_to_the_plugin() {
+    fn leaves_unset_values_to_the_plugin() {
         let launcher = Launcher::Ssh { host: "h".into(), port: 22, settings: Ssh::default() };
         let form = form(&Node { environment: BTreeMap::new(), ..node(launcher) });
         for field in ["credentialsId", "javaPath", "jvmOptions", "prefixStartSlaveCmd", "suffixStartSlaveCmd"] {
@@ -346,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_are_in_the_order_that_jenkins_reads_them_in() {
+    fn orders_variables_as_jenkins_reads_them() {
         let variables = ["B", "PATH", "_X", "a", "path"].map(|name| (name.to_owned(), format!("{name}=")));
         let xml = xml(&Node { environment: BTreeMap::from(variables), ..node(Launcher::Inbound) });
         let (_, variables) = xml.split_once("<int>").expect("a count");

@@ -1,7 +1,7 @@
-//! The Jenkins edge: everything that speaks HTTP to the controller.
+//! The Jenkins edge: all HTTP calls to the controller.
 //!
-//! Every call is bounded, goes to the configured origin only, follows no redirect, and authenticates with an API token,
-//! which needs no crumb (`hudson.security.csrf.CrumbFilter` lets `BasicHeaderApiTokenAuthenticator` pass).
+//! Every call has a timeout, goes to the configured origin only, follows no redirect, and authenticates with an API
+//! token, which needs no crumb (`hudson.security.csrf.CrumbFilter` lets `BasicHeaderApiTokenAuthenticator` pass).
 
 mod access;
 mod definition;
@@ -27,10 +27,10 @@ use crate::http::{Http, HttpFault};
 use crate::origin::Origin;
 use crate::secret::SecretStore;
 
-/// A bound on one API call: Jenkins answers them in milliseconds, or is in trouble.
+/// Timeout of one API call: Jenkins answers in milliseconds, or is in trouble.
 const API_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What of an API's answer is read, in bytes: a page of nodes with long descriptions fits many times.
+/// The part of an API's answer that is read, in bytes: many times a page of nodes with long descriptions.
 const API_LIMIT: usize = 4 * 1024 * 1024;
 
 const USER_AGENT: &str = concat!("jenkins-ecs-agents/", env!("CARGO_PKG_VERSION"));
@@ -46,7 +46,7 @@ pub struct Jenkins {
     user: Option<String>,
     registers_nodes: bool,
     secrets: Arc<SecretStore>,
-    /// As the last answer that had one said: a hint of how a node is created best.
+    /// As the last answer that had a version said: a hint how best to create a node.
     version: Mutex<Option<Version>>,
 }
 
@@ -56,7 +56,7 @@ impl From<HttpFault> for Fault {
     }
 }
 
-/// Jenkins' version, as far as it matters: `2.541` of `2.541.2`.
+/// The part of Jenkins' version that matters: `2.541` of `2.541.2`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Version(u32, u32);
 
@@ -73,7 +73,7 @@ fn version(answer: &http::Response<Bytes>) -> Option<&str> {
     answer.headers().get("x-jenkins")?.to_str().ok()
 }
 
-/// What is called, and with what.
+/// A call, with what it sends.
 #[derive(Debug, Clone, Copy)]
 struct Call<'a> {
     method: &'a Method,
@@ -99,7 +99,7 @@ impl<'a> Call<'a> {
 }
 
 impl Jenkins {
-    /// The controller of a configuration; nothing is called yet.
+    /// The controller of a configuration; makes no call.
     pub fn new(http: Http, config: &config::Jenkins, secrets: Arc<SecretStore>) -> Self {
         let mut root: Url = (*config.url).clone();
         if !root.path().ends_with('/') {
@@ -116,13 +116,13 @@ impl Jenkins {
         }
     }
 
-    /// The boundary of what is called.
+    /// The origin that may be called.
     pub fn origin(&self) -> &Origin {
         &self.origin
     }
 
     /// Whether the webhook's authorization, if there is one, is of the kind that Jenkins reads as user and password
-    /// (`jenkins.security.BasicHeaderProcessor`) before it asks the webhook's own.
+    /// (`jenkins.security.BasicHeaderProcessor`) before it asks the webhook's plugin.
     pub fn webhook_authorization_is_basic(&self) -> Option<bool> {
         let secrets = self.secrets.current();
         let kind = secrets.webhook_authorization.as_ref()?.expose().split(' ').next()?;
@@ -134,7 +134,7 @@ impl Jenkins {
         self.registers_nodes
     }
 
-    /// Calls Jenkins as the configured user. Refusals have become faults; any other answer is the caller's to judge.
+    /// Calls Jenkins as the configured user. Refusals are faults; the caller interprets any other answer.
     async fn call(&self, call: Call<'_>) -> Result<http::Response<Bytes>, Fault> {
         let answer = self.call_once(call).await?;
         if !is_refusal(answer.status()) {
@@ -154,21 +154,21 @@ impl Jenkins {
         Err(Fault::jenkins(Kind::Setting, text))
     }
 
-    /// What has to be mended after a 401 or 403.
+    /// What to change after a 401 or 403.
     fn refusal(&self, call: Call<'_>, answer: &http::Response<Bytes>) -> String {
         let (user, action) = (self.user.as_deref().unwrap_or("anonymous"), call.action());
         let required = answer.headers().get("x-required-permission").and_then(|value| value.to_str().ok());
         match required.map(permission_name) {
             Some(permission) => format!("jenkins.user {user} lacks {permission} for {action}: grant it in Jenkins"),
             None => format!(
-                "answered {} to {action} as jenkins.user {user}{}: mend jenkins.user and jenkins.apiToken",
+                "answered {} to {action} as jenkins.user {user}{}: correct jenkins.user and jenkins.apiToken",
                 answer.status(),
                 self.said(answer)
             ),
         }
     }
 
-    /// One exchange, whatever is said, as long as it is Jenkins that says it and is not in trouble.
+    /// One exchange. Any answer is fine, as long as it comes from Jenkins and Jenkins is not in trouble.
     async fn call_once(&self, call: Call<'_>) -> Result<http::Response<Bytes>, Fault> {
         let broken =
             |error: &dyn Display| Fault::jenkins(Kind::Permanent, format!("cannot ask for {}: {error}", call.action()));
@@ -209,7 +209,7 @@ impl Jenkins {
         }
     }
 
-    /// Sends whatever it is, and notes the version.
+    /// Sends a request, and remembers the version.
     async fn send(
         &self,
         request: http::Request<Bytes>,
@@ -228,8 +228,8 @@ impl Jenkins {
         *self.version.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Jenkins answers its forms with a redirect back. One to another host or to a login page is somebody else's, a
-    /// single sign-on before it, say, and nothing has been done then.
+    /// Jenkins answers its forms with a redirect back. One to another host or to a login page comes from something
+    /// else, for example a single sign-on in front of it, and nothing has been done then.
     fn leads_away(&self, url: &Url, answer: &http::Response<Bytes>) -> Option<String> {
         if !answer.status().is_redirection() {
             return None;
@@ -240,14 +240,14 @@ impl Jenkins {
         (is_login || to.host() != self.root.host()).then(|| format!("{}{}", to.host_str().unwrap_or("?"), to.path()))
     }
 
-    /// User and token as `Authorization: Basic` has them, if both are there.
+    /// User and token for `Authorization: Basic`, if both are set.
     fn basic(&self) -> Option<String> {
         let secrets = self.secrets.current();
         let text = format!("{}:{}", self.user.as_ref()?, secrets.api_token.as_ref()?.expose());
         Some(base64::engine::general_purpose::STANDARD.encode(text))
     }
 
-    /// An answer that is neither success nor anything known.
+    /// An answer that is neither success nor known.
     fn unexpected(&self, call: Call<'_>, answer: &http::Response<Bytes>) -> Fault {
         Fault::jenkins(
             Kind::Permanent,
@@ -255,9 +255,9 @@ impl Jenkins {
         )
     }
 
-    /// What an answer says in words, with a colon before it: the header `X-Error`, the paragraph of an error page
-    /// (`hudson/model/AbstractModelObject/error.jelly`, which Jenkins writes without its end), its title, or a plain text;
-    /// and none of our secrets, should somebody repeat them.
+    /// The words of an answer, after a colon: the header `X-Error`, the paragraph of an error page
+    /// (`hudson/model/AbstractModelObject/error.jelly`, which Jenkins writes without its end tag), its title, or a
+    /// plain text; without our secrets, should somebody repeat them.
     fn said(&self, answer: &http::Response<Bytes>) -> String {
         let body = String::from_utf8_lossy(&answer.body()[..answer.body().len().min(64 * 1024)]);
         let element = |name: &str| {
@@ -273,7 +273,7 @@ impl Jenkins {
             Some(title.strip_suffix(" - Jenkins").unwrap_or(title)).filter(|title| *title != "Jenkins")
         };
         let text = if is_page { element("p").or_else(title) } else { Some(&*body) };
-        // Tags go, and what stands between them stays.
+        // Tags are removed, and their content is kept.
         let mut parts = text.unwrap_or_default().split('<');
         let first = parts.next().unwrap_or_default();
         let rest = parts.filter_map(|part| Some(part.split_once('>')?.1));
@@ -298,7 +298,7 @@ fn is_refusal(status: StatusCode) -> bool {
     matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
 }
 
-/// The name on Jenkins' security page of a permission as `X-Required-Permission` has it
+/// A permission's name on Jenkins' security page, from `X-Required-Permission`
 /// (`hudson.security.AccessDeniedException3`): the group's class and the permission.
 fn permission_name(id: &str) -> String {
     match id.rsplit_once('.') {
@@ -308,9 +308,9 @@ fn permission_name(id: &str) -> String {
     }
 }
 
-/// A proxy's page, or something else that is not Jenkins: as good as no answer.
+/// A proxy's page, or something else that is not Jenkins: treated as no answer.
 fn not_jenkins(error: serde_json::Error) -> Fault {
-    Fault::jenkins(Kind::Setting, format!("the answer is not that of a Jenkins ({error}): mend jenkins.url"))
+    Fault::jenkins(Kind::Setting, format!("the answer is not that of a Jenkins ({error}): correct jenkins.url"))
 }
 
 #[cfg(test)]
@@ -357,7 +357,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn a_refusal_names_the_setting_after_the_secrets_were_read_again() {
+    async fn names_the_setting_after_a_second_refusal() {
         let scripted = scripted(vec![answer(401, ""), answer(401, "")]);
         let fault = scripted.jenkins.who_am_i().await.expect_err("401");
         assert!(fault.kind == Kind::Setting && fault.message.contains("jenkins.apiToken"), "{fault}");
@@ -382,7 +382,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn a_login_page_before_jenkins_is_no_success() {
+    async fn a_login_page_is_not_success() {
         let redirect = |location: &'static str| {
             http::Response::builder().status(302).header("Location", location).body("").expect("a response")
         };
@@ -401,7 +401,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn trouble_is_told_in_words_and_without_secrets() {
+    async fn reports_errors_in_words_and_without_secrets() {
         let page = "<!DOCTYPE html><html><head><title>Starting\n Jenkins</title></head><body>t0ken</body></html>";
         for (body, words) in [
             (page, ": Starting Jenkins"),
@@ -425,7 +425,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn versions_are_read_as_far_as_they_matter() {
+    fn reads_the_version_to_its_second_number() {
         let version = |text: &str| {
             Version::of(&http::Response::builder().header("X-Jenkins", text).body(Bytes::new()).expect("a response"))
         };
@@ -436,9 +436,9 @@ pub(crate) mod tests {
         assert!(version("3.0") > Some(Version(2, 539)));
     }
 
-    /// Through the real client, which has its own mind about what a URL may hold.
+    /// Through the real client, which has its own rules for what a URL may hold.
     #[tokio::test]
-    async fn queries_reach_jenkins_as_they_are_written() {
+    async fn sends_queries_unchanged() {
         use std::io::{Read as _, Write as _};
 
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");

@@ -11,48 +11,48 @@ use crate::config;
 use crate::fault::{Fault, Kind};
 use crate::secret::Secret;
 
-/// A node as Jenkins is to have it.
+/// The node to create.
 #[derive(Debug, Clone)]
 pub struct Node {
     /// Its name.
     pub name: String,
     /// For people.
     pub description: String,
-    /// Who may build on it.
+    /// Its labels.
     pub labels: Vec<String>,
     /// Its working directory.
     pub workspace: String,
-    /// Builds at once.
+    /// Number of executors.
     pub executors: u32,
-    /// For the builds.
+    /// Environment variables of its builds.
     pub environment: BTreeMap<String, String>,
-    /// How Jenkins and the agent find each other.
+    /// How Jenkins and the agent connect.
     pub launcher: Launcher,
 }
 
-/// How Jenkins and an agent find each other.
+/// How Jenkins and an agent connect.
 #[derive(Debug, Clone)]
 #[expect(clippy::large_enum_variant, reason = "one at a time, on its way into one call")]
 pub enum Launcher {
-    /// Jenkins logs in.
+    /// Jenkins logs in over SSH.
     Ssh {
-        /// Where.
+        /// The host.
         host: String,
-        /// The port there.
+        /// SSH port.
         port: u16,
-        /// How.
+        /// The launcher's settings.
         settings: config::Ssh,
     },
-    /// The agent dials Jenkins.
+    /// The agent connects to Jenkins.
     Inbound,
 }
 
-/// Whether a node was made.
+/// Whether a node was created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Created {
-    /// Just now.
+    /// It was created now.
     New,
-    /// There was one of this name.
+    /// A node of this name existed.
     Existed,
 }
 
@@ -65,18 +65,18 @@ pub struct NodeState {
     pub name: String,
     /// For people.
     pub description: Option<String>,
-    /// Whether nothing can run there now.
+    /// Whether it is offline.
     pub offline: bool,
     /// Whether somebody took it offline.
     pub temporarily_offline: bool,
-    /// Why it is offline, in words; empty where whoever took it offline said nothing.
+    /// The offline message; empty where whoever took it offline gave none.
     #[serde(rename = "offlineCauseReason")]
     pub offline_cause: Option<String>,
-    /// Whether nothing runs there.
+    /// Whether no build runs on it.
     pub idle: Option<bool>,
-    /// Whether the agent dials Jenkins.
+    /// Whether the agent connects to Jenkins.
     pub jnlp_agent: bool,
-    /// Its labels, its own name among them.
+    /// Its labels, including its own name.
     pub assigned_labels: Option<Vec<serde_json::Value>>,
     /// Who or what took it offline.
     #[serde(rename = "offlineCause")]
@@ -87,38 +87,38 @@ pub struct NodeState {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Cause {
-    /// `Disconnected by USER : MESSAGE`, of a person.
+    /// `Disconnected by USER : MESSAGE`, if a person did it.
     pub description: Option<String>,
 }
 
 impl NodeState {
-    /// Whether only the node's computer is left: Jenkins keeps that while a build runs on it, and sometimes for ever. A node
-    /// has its own name as a label at least (`Computer.getAssignedLabels`).
+    /// Whether only the node's computer is left: Jenkins keeps it while a build runs on it, and sometimes for ever. A
+    /// node has at least its own name as a label (`Computer.getAssignedLabels`).
     pub fn is_removed(&self) -> bool {
         self.assigned_labels.as_ref().is_some_and(Vec::is_empty)
     }
 }
 
-/// What of a node is asked for.
+/// The fields of a node that are requested.
 const FIELDS: &str = "displayName,description,offline,temporarilyOffline,offlineCauseReason,offlineCause[description],\
                       idle,jnlpAgent,assignedLabels[name]";
 
-/// Nodes in one answer.
+/// Nodes per page.
 const PAGE: usize = 500;
 
-/// From this version on `ComputerSet.doCreateItem` takes a node as XML.
+/// From this version on, `ComputerSet.doCreateItem` accepts a node as XML.
 const TAKES_XML: Version = Version(2, 539);
 
 impl Jenkins {
-    /// Creates a node: as XML where the controller takes that, else as the form of its own page. Either is answered with
-    /// 400 where the name is taken or not allowed. Needs Agent/Create.
+    /// Creates a node: as XML where the controller accepts that, else as the form of its own page. Both are answered
+    /// with 400 where the name is taken or not allowed. Needs Agent/Create.
     ///
     /// # Errors
-    /// When it was not created and none was there.
+    /// When it was not created and did not exist.
     pub async fn create_node(&self, node: &Node) -> Result<Created, Fault> {
         if self.takes_xml().await {
             match self.create_from_xml(node).await {
-                // A controller that does not take it after all is asked in the older way.
+                // A controller that refuses XML after all is asked in the older way.
                 Err(fault) if fault.is_final() => {
                     tracing::debug!(error = %fault, "not created from XML");
                 }
@@ -128,11 +128,12 @@ impl Jenkins {
         self.create_from_form(node).await
     }
 
-    /// Looks at a node that was just created. Jenkins drops what it cannot read in XML, and answers 200: without the plugin
-    /// ssh-slaves the launcher becomes an inbound one, and the agent would never connect. Such a node is deleted.
+    /// Verifies a node that was just created. Jenkins drops what it cannot read in XML, and answers 200: without the
+    /// plugin ssh-slaves the launcher becomes an inbound one, and the agent would never connect. Such a node is
+    /// deleted.
     ///
     /// # Errors
-    /// When it is such a node, or could not be looked at.
+    /// When it is such a node, or could not be verified.
     async fn verify(&self, node: &Node) -> Result<(), Fault> {
         let is_inbound = matches!(node.launcher, Launcher::Inbound);
         if is_inbound || self.node(&node.name).await?.is_none_or(|state| !state.jnlp_agent) {
@@ -143,8 +144,8 @@ impl Jenkins {
         Err(Fault::jenkins(Kind::Setting, text))
     }
 
-    /// Whether the controller takes XML by its version, which is asked for if no answer has told it yet. Who cannot say
-    /// gets the form.
+    /// Whether the controller's version accepts XML. If no answer has shown the version yet, it is asked for; if it is
+    /// unknown, the form is used.
     async fn takes_xml(&self) -> bool {
         if self.version().is_none()
             && let Err(fault) = self.call_once(Call::get("whoAmI/api/json")).await
@@ -178,16 +179,16 @@ impl Jenkins {
         match answer.status() {
             status if is_done(status) => Ok(Created::New),
             StatusCode::BAD_REQUEST if self.said(&answer).contains("already exists") => Ok(Created::Existed),
-            // Something else before it, as a proxy's page while Jenkins restarts.
+            // Something in front of Jenkins, such as a proxy's page during a restart.
             StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED if super::version(&answer).is_none() => {
                 let action = call.action();
                 let status = answer.status();
                 Err(Fault::jenkins(
                     Kind::Setting,
-                    format!("answered {status} to {action}, and not as Jenkins does: mend jenkins.url"),
+                    format!("answered {status} to {action}, and not as Jenkins does: correct jenkins.url"),
                 ))
             }
-            // In words it says so in many languages.
+            // The message is in the controller's language: only the node shows whether it exists.
             StatusCode::BAD_REQUEST if self.node(&node.name).await?.is_some() => Ok(Created::Existed),
             _ => Err(self.unexpected(call, &answer)),
         }
@@ -208,8 +209,8 @@ impl Jenkins {
         }
     }
 
-    /// All nodes, the controller's own among them, page by page; of computers whose node is gone the idle ones, which
-    /// Jenkins has forgotten. It drops the busy ones itself once their builds have ended.
+    /// All nodes, including the controller's own, page by page. Of computers whose node is gone, only the idle ones,
+    /// which Jenkins has forgotten: it drops the busy ones itself once their builds have ended.
     ///
     /// # Errors
     /// When Jenkins could not be asked.
@@ -236,8 +237,8 @@ impl Jenkins {
         Ok(nodes)
     }
 
-    /// Takes a node offline with this message, whatever its state (`Computer.doChangeOfflineCause`): two that do so at once
-    /// do not undo each other. Answers false if there is no such node. Needs Agent/Disconnect.
+    /// Takes a node offline with this message, whatever its state (`Computer.doChangeOfflineCause`): two calls at once
+    /// do not undo each other. Returns false if there is no such node. Needs Agent/Disconnect.
     ///
     /// # Errors
     /// When Jenkins could not be asked.
@@ -245,9 +246,9 @@ impl Jenkins {
         self.node_action(name, &format!("changeOfflineCause?offlineMessage={}", encode(message))).await
     }
 
-    /// Lets a node take builds again that was taken offline. Jenkins can only toggle that: two that do so at once leave it
-    /// offline without a message, so that the state is looked at again, and the sweep mends what still went wrong. Answers
-    /// false if there is no such node, or it was online. Needs Agent/Connect.
+    /// Brings a node back online that was taken offline. Jenkins can only toggle that: two calls at once leave it
+    /// offline without a message. So the state is read again, and the sweep fixes what still went wrong. Returns false
+    /// if there is no such node, or it was online. Needs Agent/Connect.
     ///
     /// # Errors
     /// When Jenkins could not be asked.
@@ -262,7 +263,7 @@ impl Jenkins {
         Ok(was_offline)
     }
 
-    /// Whether our own user took a node offline without a message, which we never mean to
+    /// Whether our own user took a node offline without a message, which we never do on purpose
     /// (`hudson.slaves.Messages`, `SlaveComputer.DisconnectedBy`).
     pub fn took_offline_silently(&self, node: &NodeState) -> bool {
         let description = node.cause.as_ref().and_then(|cause| cause.description.as_deref());
@@ -270,8 +271,9 @@ impl Jenkins {
         node.temporarily_offline && user.is_some() && user == self.user.as_deref()
     }
 
-    /// Deletes a node (`Computer.doDoDelete`), which ends a build on it. Answers false if there is no such node. What is
-    /// left of a node that was deleted under a build is let alone: a pipeline would wait for ever. Needs Agent/Delete.
+    /// Deletes a node (`Computer.doDoDelete`), which ends a build on it. Returns false if there is no such node. The
+    /// computer that is left of a node that was deleted under a build stays: a pipeline would wait for ever. Needs
+    /// Agent/Delete.
     ///
     /// # Errors
     /// When Jenkins could not be asked.
@@ -307,7 +309,7 @@ impl Jenkins {
             StatusCode::OK => first_argument(answer.body()).ok_or_else(|| {
                 Fault::jenkins(Kind::Permanent, format!("the answer to {} holds no secret", call.action()))
             }),
-            // A node just made may not have its computer yet.
+            // A new node may not have its computer yet.
             StatusCode::NOT_FOUND => Err(Fault::jenkins(Kind::NotYet, format!("has no {} yet", call.action()))),
             _ => Err(self.unexpected(call, &answer)),
         }
@@ -326,7 +328,7 @@ fn first_argument(jnlp: &[u8]) -> Option<Secret> {
     argument.text().map(str::trim).filter(|text| !text.is_empty()).map(Secret::new)
 }
 
-/// For a path or a query.
+/// Encodes a text for a path or a query.
 pub(super) fn encode(text: &str) -> String {
     const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
     utf8_percent_encode(text, RESERVED).to_string()
@@ -382,7 +384,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_takes_no_xml_after_all_gets_the_form() {
+    async fn falls_back_to_the_form_where_xml_is_refused() {
         let scripted = scripted(vec![
             of_version("2.541.1", 200, "{}"),
             of_version("2.541.1", 400, "<p>No mode given<!--x--></div>"),
@@ -394,7 +396,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_node_that_is_there_is_no_fault_and_a_bad_one_is() {
+    async fn accepts_an_existing_node_and_reports_a_bad_name() {
         let there = scripted(vec![answer(200, "{}"), answer(400, ""), answer(200, "{\"displayName\": \"x\"}")]);
         assert_eq!(there.jenkins.create_node(&node()).await, Ok(Created::Existed));
         let page = "<h1>Error</h1><p>‘<b>*</b>’ is an unsafe character<!--hudson.model.Failure: x--></div></div>";
@@ -404,7 +406,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_controller_in_trouble_is_asked_again_later() {
+    async fn retries_later_while_jenkins_is_in_trouble() {
         let after_version = |status| vec![answer(200, "{}"), answer(status, "")];
         for answers in [vec![], vec![answer(503, "")], after_version(500), after_version(429)] {
             let fault = scripted(answers).jenkins.create_node(&node()).await.expect_err("trouble");
@@ -446,19 +448,19 @@ mod tests {
     const SILENT: &str = "{\"temporarilyOffline\": true, \"offlineCause\": {\"description\": \"Disconnected by bot\"}}";
 
     #[tokio::test]
-    async fn lets_in_what_is_offline_and_looks_again() {
+    async fn brings_a_node_online_and_verifies_it() {
         let offline =
             "{\"temporarilyOffline\": true, \"offlineCause\": {\"description\": \"Disconnected by bot : x\"}}";
         let once = scripted(vec![answer(200, offline), answer(302, ""), answer(200, ONLINE)]);
         assert_eq!(once.jenkins.set_online("a").await, Ok(true));
         assert_eq!(scripted(vec![answer(200, ONLINE)]).jenkins.set_online("a").await, Ok(false));
         assert_eq!(scripted(vec![answer(404, "")]).jenkins.set_online("a").await, Ok(false));
-        // Another toggled at the same time.
+        // Another process toggled at the same time.
         let answers = vec![answer(200, offline), answer(302, ""), answer(200, SILENT), answer(302, "")];
         let raced = scripted(answers);
         assert_eq!(raced.jenkins.set_online("a").await, Ok(true));
         assert_eq!(raced.asked.lock().expect("asked").len(), 4);
-        // Somebody took it offline since.
+        // Somebody has taken it offline since.
         let taken = "{\"temporarilyOffline\": true, \"offlineCause\": {\"description\": \"Disconnected by ann\"}}";
         let taken = scripted(vec![answer(200, offline), answer(302, ""), answer(200, taken)]);
         assert_eq!(taken.jenkins.set_online("a").await, Ok(true));

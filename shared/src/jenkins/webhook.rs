@@ -1,4 +1,4 @@
-//! Notices to Jenkins by webhook, signed as the Standard Webhooks specification has it.
+//! Notices to Jenkins by webhook, signed as the Standard Webhooks specification defines.
 
 use std::time::Duration;
 
@@ -13,13 +13,14 @@ use super::{Jenkins, USER_AGENT, is_refusal};
 use crate::fault::{Fault, Kind};
 use crate::secret::{Secrets, SigningKey};
 
-/// A bound on one notice: longer than on an API call, since a controller under load takes seconds to let a pipeline go on.
+/// Timeout of one notice: longer than that of an API call, since a controller under load takes seconds to resume a
+/// pipeline.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What of a webhook's answer is read, in bytes: nothing but a few words of it is of use.
+/// The part of a webhook's answer that is read, in bytes: only a few words of it are of use.
 const LIMIT: usize = 64 * 1024;
 
-/// What Jenkins makes of a notice.
+/// Jenkins' answer to a notice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Receipt {
     Delivered,
@@ -28,10 +29,10 @@ pub enum Receipt {
 }
 
 impl Jenkins {
-    /// Posts a notice to a URL on Jenkins' origin; any other is never called.
+    /// Posts a notice to a URL on Jenkins' origin; any other URL is never called.
     ///
     /// # Errors
-    /// When Jenkins did not take it.
+    /// When Jenkins did not accept it.
     pub async fn post(&self, url: &str, id: &str, body: Bytes, now: Timestamp) -> Result<Receipt, Fault> {
         let refuse = |reason| Fault::jenkins(Kind::Permanent, format!("the webhook's URL: {reason}"));
         let url = self.origin.allows(url).map_err(refuse)?;
@@ -60,7 +61,7 @@ impl Jenkins {
         Ok(self.send(request, TIMEOUT, LIMIT).await?)
     }
 
-    /// What an answer means.
+    /// Classifies an answer.
     fn receipt(&self, answer: &http::Response<Bytes>) -> Result<Receipt, Fault> {
         let status = answer.status();
         let text = format!("the webhook answered {status}{}", self.said(answer));
@@ -68,10 +69,10 @@ impl Jenkins {
             200 | 201 | 202 | 204 => Ok(Receipt::Delivered),
             410 => Ok(Receipt::Unwanted),
             404 if answer.headers().contains_key("x-jenkins") => Ok(Receipt::Unwanted),
-            // Without that header it is a proxy's, before a Jenkins that is away.
+            // Without that header the answer is a proxy's, in front of a Jenkins that is away.
             404 | 429 | 500..=599 => Err(Fault::jenkins(Kind::Passing, text)),
             401 | 403 => {
-                // Without the plugin, Jenkins itself refuses: its filter wants a crumb for what nobody takes.
+                // Without the plugin, Jenkins itself refuses: its filter requires a crumb for an unknown path.
                 let advice = "change jenkins.webhook.authorization, or install the plugin of that URL (webhook-step)";
                 Err(Fault::jenkins(Kind::Setting, format!("{text}: {advice}")))
             }
@@ -84,7 +85,7 @@ impl Jenkins {
     }
 }
 
-/// A notice as it is sent.
+/// Builds the request of a notice.
 ///
 /// # Errors
 /// Which setting cannot be sent.
@@ -140,7 +141,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn answers_mean_what_the_contract_says() {
+    async fn classifies_answers() {
         for status in [200, 201, 202, 204] {
             assert_eq!(posted(vec![answer(status, "")]).await, Ok(Receipt::Delivered));
         }
@@ -163,7 +164,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn another_origin_is_never_called() {
+    async fn never_calls_another_origin() {
         let scripted = scripted(vec![]);
         let posted =
             scripted.jenkins.post("http://169.254.169.254/", "msg_1", Bytes::new(), Timestamp::UNIX_EPOCH).await;
@@ -172,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_notice_carries_what_the_contract_says_and_shows_no_secret() {
+    fn sends_the_required_headers_and_shows_no_secret() {
         let secrets = Secrets {
             webhook_authorization: Some(Secret::new("raw authorization")),
             webhook_signing_key: Some(
@@ -199,14 +200,14 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_that_cannot_be_sent_is_named_and_not_shown() {
+    fn names_a_secret_that_cannot_be_sent_without_showing_it() {
         let secrets = Secrets { webhook_authorization: Some(Secret::new("two\nlines")), ..Secrets::default() };
         let text = request(URL, "a", &Bytes::new(), Timestamp::UNIX_EPOCH, &secrets).expect_err("no header");
         assert!(text.contains("jenkins.webhook.authorization") && !text.contains("two"), "{text}");
     }
 
     #[test]
-    fn the_signature_is_that_of_the_specification() {
+    fn signs_as_in_the_specification() {
         // The example of the specification's reference libraries.
         let key = SigningKey::from_secret(&Secret::new("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")).expect("a key");
         let signed = signature(&key, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, b"{\"test\": 2432232314}");

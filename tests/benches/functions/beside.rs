@@ -14,11 +14,11 @@ const SUBJECTS: [Subject; 3] = [Subject::Function(Binary::Request), Subject::Pyt
 const ROUNDS: usize = 5;
 /// Warm invocations of each kind in a round.
 const WARM: u32 = 10;
-/// Messages of a batch, and how long AWS takes for an answer.
+/// Messages of a batch, and how long AWS takes to answer.
 const KINDS: [(u32, Duration); 4] =
     [(1, Duration::ZERO), (10, Duration::ZERO), (1, Duration::from_millis(30)), (10, Duration::from_millis(30))];
 
-/// What is measured of each, a row of the table.
+/// What is measured of each; a row of the table.
 const ROWS: [&str; 11] = [
     "init, ms",
     "first batch of 10, ms",
@@ -61,7 +61,7 @@ pub(crate) async fn table() -> Result<()> {
     Ok(())
 }
 
-/// Values, and how many times the first the others are.
+/// Values, each also as a multiple of the first.
 fn row(name: &str, values: impl Iterator<Item = f64>) {
     let values: Vec<f64> = values.collect();
     let cells = values.iter().enumerate().map(|(index, value)| match index {

@@ -9,16 +9,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::world::{Subject, World};
 
-/// Instructions, in all and by crate.
+/// Instruction counts, in total and by crate.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Count {
     /// All of them.
     pub total: u64,
-    /// Those of each crate's own functions; `libc` are those without a path.
+    /// Those of each crate's own functions; functions without a path count as `libc`.
     pub crates: BTreeMap<String, u64>,
 }
 
-/// What a function takes.
+/// Instruction counts of a function.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Cost {
     /// The start and the first invocation.
@@ -32,7 +32,7 @@ pub(crate) fn valgrind() -> Option<&'static str> {
     ["/usr/bin/valgrind", "/usr/local/bin/valgrind"].into_iter().find(|path| Path::new(path).is_file())
 }
 
-/// Counts a start with one invocation, and one with `warm` more: the difference is theirs.
+/// Counts a start with one invocation, and one with `warm` more: the difference is that of the warm ones.
 pub(crate) async fn cost_of(valgrind: &str, subject: Subject, warm: u32, tls: bool) -> Result<Cost> {
     let start = count(valgrind, subject, 1, tls).await?;
     let more = count(valgrind, subject, 1 + warm, tls).await?;
@@ -64,8 +64,8 @@ async fn count(valgrind: &str, subject: Subject, invocations: u32, tls: bool) ->
     Ok(read(&std::fs::read_to_string(&out).context("valgrind wrote nothing")?))
 }
 
-/// Reads callgrind's file (Callgrind Format Specification): `fn=(ID) NAME` begins a function, lines of numbers are its
-/// own cost, but for the one after `calls=`, which is the callee's.
+/// Reads callgrind's file (Callgrind Format Specification): `fn=(ID) NAME` begins a function, and lines of numbers are
+/// its own cost, except the one after `calls=`, which is the callee's.
 fn read(text: &str) -> Count {
     let mut names: HashMap<&str, &str> = HashMap::new();
     let mut count = Count::default();

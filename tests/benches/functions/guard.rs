@@ -1,7 +1,7 @@
-//! Instruction counts against those of `baseline.json`.
+//! Compares instruction counts with those of `baseline.json`.
 //!
-//! They are those of the build that the tests run, not of the release: a release takes a quarter of an hour more. It
-//! has the same calls and loops, only more instructions for each, so that what grows in one grows in the other.
+//! The build that the tests run is measured, not the release, which takes a quarter of an hour more. It has the same
+//! calls and loops, only more instructions for each, so that growth in one shows in the other.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use crate::callgrind::{Cost, Count, cost_of, valgrind};
 use crate::world::Subject;
 
 const BASELINE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/functions/baseline.json");
-/// How much may be added, in per cent: what another compiler or machine makes of the same code.
+/// The tolerated growth, in per cent: what another compiler or machine makes of the same code.
 const TOLERANCE: f64 = 8.0;
 /// Warm invocations that are counted.
 const WARM: u32 = 5;
@@ -34,7 +34,7 @@ pub(crate) async fn update() -> Result<()> {
     Ok(())
 }
 
-/// Fails where a function takes more than the baseline says.
+/// Fails if a function takes more than the baseline allows.
 pub(crate) async fn compare() -> Result<()> {
     let text = std::fs::read_to_string(BASELINE).context(BASELINE)?;
     let baseline: BTreeMap<String, Cost> = serde_json::from_str(&text).context(BASELINE)?;

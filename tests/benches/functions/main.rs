@@ -1,6 +1,6 @@
-//! What the functions take: from the start to the first answer, and for each invocation once they are warm, beside a
-//! function that does nothing and beside what a user would write in Python or Node instead. CPU time is the kernel's
-//! account of the process; instructions are counted by valgrind and repeat.
+//! The cost of the functions: from the start to the first answer, and for each invocation once they are warm, compared
+//! with a function that does nothing and with what a user would write in Python or Node instead. CPU time is the
+//! kernel's account of the process; instructions are counted by valgrind and are repeatable.
 //!
 //! An invocation is a batch of ten requests for `request`, one event for `task-state`, a batch of ten completions for
 //! `teardown`; AWS and Jenkins are the simulators on loopback. `./local/bench` builds what is measured, and runs this;
@@ -55,7 +55,7 @@ async fn main() -> Result<()> {
     }
 }
 
-/// The three functions beside one that does nothing.
+/// The three functions, compared with one that does nothing.
 async fn functions() -> Result<()> {
     let subjects: Vec<_> = std::iter::once(Subject::Nothing).chain(FUNCTIONS.map(Subject::Function)).collect();
     let mut samples = vec![Vec::new(); subjects.len()];
@@ -84,7 +84,7 @@ async fn functions() -> Result<()> {
     Ok(())
 }
 
-/// How long a warm invocation with one message or event takes, in milliseconds by the wall clock.
+/// Wall-clock time of a warm invocation with one message or event, in milliseconds.
 async fn warm_ms(function: Binary) -> Result<f64> {
     let mut world = World::new(Subject::Function(function), WARM + 1, false).await?;
     let mut process = world.start(None).await?;
@@ -110,7 +110,7 @@ async fn measure(subject: Subject) -> Result<(f64, f64, f64)> {
     Ok((start, (process.cpu_ms()? - start) / f64::from(WARM), process.peak_mebibytes()?))
 }
 
-/// Million instructions of a start with the first invocation, and of a warm one; where valgrind is installed.
+/// Million instructions of a start with the first invocation, and of a warm one, if valgrind is installed.
 async fn instructions(subject: Subject, tls: bool) -> Result<(String, String)> {
     let Some(valgrind) = valgrind() else { return Ok(("no valgrind".into(), "no valgrind".into())) };
     let cost = cost_of(valgrind, subject, WARM, tls).await?;

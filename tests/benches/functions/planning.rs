@@ -1,4 +1,4 @@
-//! How long it takes to plan capacity for the requests that wait.
+//! Measures capacity planning for the waiting requests.
 
 use std::time::{Duration, Instant};
 
@@ -10,11 +10,11 @@ use shared::config::Size;
 
 /// Sizes of tasks: CPU units and MiB.
 const SIZES: [(u32, u32); 4] = [(256, 512), (512, 1024), (1024, 2048), (2048, 4096)];
-/// Ten times the work may take so many times as long: n log n is 13 times, n squared 100.
+/// Ten times the work may take this many times as long: n log n is 13 times, n squared 100.
 const GROWTH: f64 = 30.0;
 
-/// Plans 1,000 requests over 500 instances, and ten times both. Only the growth is held to a bound: how long one takes is the
-/// machine's affair.
+/// Plans 1,000 requests over 500 instances, and ten times both. Only the growth has a limit: the time of one plan
+/// depends on the machine.
 pub(crate) fn measure() -> Result<()> {
     let (once, ten) = (plan(1), plan(10));
     let growth = ten.as_secs_f64() / once.as_secs_f64();
@@ -23,7 +23,7 @@ pub(crate) fn measure() -> Result<()> {
     Ok(())
 }
 
-/// The shortest of some tries, which is the one that nothing disturbed.
+/// The shortest of several tries, which was disturbed the least.
 fn plan(factor: usize) -> Duration {
     let demand: Vec<Need> = (0..1000 * factor).map(need).collect();
     let observed = observed(500 * factor);

@@ -1,4 +1,4 @@
-//! What is measured, and the system around it.
+//! The measured programs, and the system around them.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -60,7 +60,8 @@ impl Subject {
         })
     }
 
-    /// The size of what Lambda is given, in megabytes. (boto3 and the SDK for Node are in Lambda's own runtimes, too.)
+    /// The size of the deployment package, in megabytes. (boto3 and the SDK for Node are part of Lambda's own
+    /// runtimes.)
     pub(crate) fn zipped_mb(self) -> Result<f64> {
         let command = self.command()?;
         let files = match self {
@@ -81,7 +82,7 @@ impl Subject {
     }
 }
 
-/// A system of its own for each process, and what is left to invoke it with.
+/// A separate system for each process, with its invocations.
 pub(crate) struct World {
     /// AWS and Jenkins.
     pub stack: Stack,
@@ -94,7 +95,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// With what `invocations` take. AWS is behind an [`Edge`], which the functions trust where it speaks TLS.
+    /// With the input of `invocations`. AWS is behind an [`Edge`], which the functions trust where it speaks TLS.
     pub(crate) async fn new(subject: Subject, invocations: u32, tls: bool) -> Result<Self> {
         let mut stack = Stack::with(|config| {
             config["jenkins"]["registerNodes"] = false.into();
@@ -146,7 +147,8 @@ impl World {
         Ok(world)
     }
 
-    /// Starts what is measured, behind `wrapper` if there is one: a command that takes the program as its last arguments.
+    /// Starts the measured program, behind `wrapper` if there is one: a command that takes the program as its last
+    /// arguments.
     pub(crate) async fn start(&self, wrapper: Option<&[String]>) -> Result<Process> {
         use std::os::unix::fs::PermissionsExt as _;
 
@@ -159,13 +161,13 @@ impl World {
         Ok(Process { function: self.stack.start_program(&path).await, _folder: folder })
     }
 
-    /// Lets AWS take so long for an answer.
+    /// Sets how long AWS takes to answer.
     pub(crate) fn answer_after(&self, delay: Duration) {
         let fault = (!delay.is_zero()).then_some(Fault::Slow(delay));
         self.stack.aws().faults.always("ecs", "RunTask", fault);
     }
 
-    /// How many connections to AWS there were.
+    /// The number of connections to AWS.
     pub(crate) fn connections(&self) -> usize {
         self.edge.connections()
     }
@@ -178,7 +180,7 @@ impl World {
         }
     }
 
-    /// Invokes it once with so many messages, or one event.
+    /// Invokes it once with this many messages, or one event.
     pub(crate) async fn invoke(&mut self, process: &mut Process, messages: u32) -> Result<()> {
         let aws = self.stack.shared_aws();
         let function = &mut process.function;
@@ -211,7 +213,7 @@ impl World {
     }
 }
 
-/// What the alternatives know of the stack: one cluster and the template of the label `node`.
+/// The stack as the alternatives know it: one cluster and the template of the label `node`.
 fn alternative_configuration(stack: &Stack) -> Value {
     json!({
         "controller": stack.jenkins_root(), "cluster": tests::CLUSTER,
@@ -233,7 +235,7 @@ impl Process {
         Ok(std::fs::read_to_string(Path::new("/proc").join(id.to_string()).join(name))?)
     }
 
-    /// What it has had of a CPU: the nanoseconds that `schedstat` begins with (proc(5)), of all its threads.
+    /// Its CPU time: the nanoseconds at the beginning of `schedstat` (proc(5)), of all its threads.
     pub(crate) fn cpu_ms(&self) -> Result<f64> {
         let id = self.function.id().context("it ended")?;
         let mut nanoseconds = 0.0;
@@ -244,7 +246,7 @@ impl Process {
         Ok(nanoseconds / 1e6)
     }
 
-    /// The most memory that it has had.
+    /// Its peak memory.
     pub(crate) fn peak_mebibytes(&self) -> Result<f64> {
         let status = self.file("status")?;
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;

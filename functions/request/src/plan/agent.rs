@@ -11,23 +11,23 @@ use shared::message::{Failure, FailureCode};
 use super::Order;
 use super::inquiry::is_inquiry;
 
-/// What is known of an agent on its way.
+/// What is known of an agent that is being placed.
 #[derive(Debug, Default)]
 pub struct Known {
     /// How often the message was received, this time included.
     pub receives: u32,
-    /// Whether a copy of the request has gone to wait in this process.
+    /// Whether a copy of the request has begun to wait in this process.
     pub has_waited: bool,
-    /// The tasks of its name, once they were looked for; anew after RunTask.
+    /// The tasks of its name, once they were looked for; looked for again after RunTask.
     pub found: Option<Result<Vec<String>, Fault>>,
-    /// What an inbound agent needs to connect, once its node was created.
+    /// What an inbound agent needs to connect, once its node exists.
     pub inbound: Option<Result<BTreeMap<String, String>, Fault>>,
     pub outcome: Option<RunTaskOutcome>,
     /// Whether RunTask's answer shows a task that was started for another message.
     pub is_copy: bool,
 }
 
-/// What is to be done about an agent.
+/// The next step of an agent.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step {
     /// Look for tasks of its name.
@@ -37,7 +37,7 @@ pub enum Step {
     RunTask,
     /// Tasks of its name exist: the request is answered from them.
     Answer(Vec<String>),
-    /// Its task is on its way.
+    /// Its task was started.
     Started,
     Wait {
         reason: String,
@@ -54,7 +54,7 @@ pub fn next(order: &Order<'_>, known: &Known, asked: Option<Timestamp>) -> Step 
     match (&known.outcome, &known.found) {
         (None, None) if must_look(order, known) => Step::LookForTask,
         (_, Some(Ok(arns))) if !arns.is_empty() => Step::Answer(arns.clone()),
-        // What cannot be found out of a request whose time is up is told as failed.
+        // An expired request whose agent cannot be looked up is reported as failed.
         (None, Some(Err(fault))) if order.expired.is_none() || !fault.is_final() => Step::Retry(fault.clone()),
         (None, _) => match (&order.expired, &known.inbound) {
             (Some(failure), _) => Step::Fail(failure.clone()),
@@ -83,9 +83,9 @@ pub fn next(order: &Order<'_>, known: &Known, asked: Option<Timestamp>) -> Step 
     }
 }
 
-/// Whether a task may exist that RunTask's token does not find. A request that has waited may have a copy that found room
-/// meanwhile, under another token; one that has expired may have an agent all the same; and where a try was cut short
-/// after its task was started, an inbound agent needs no second node, which would outlive it.
+/// Whether a task may exist that RunTask's token does not find. A copy of a request that has waited may have found room
+/// under another token; an expired request may have an agent; and if a try was cut short after it started its task, an
+/// inbound agent must not get a second node, which would outlive it.
 fn must_look(order: &Order<'_>, known: &Known) -> bool {
     let was_tried = known.receives > 1 && order.template.connect == Connect::Inbound;
     was_tried || order.attempt() > 0 || known.has_waited || order.expired.is_some()

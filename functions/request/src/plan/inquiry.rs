@@ -1,4 +1,4 @@
-//! What a later copy of a request is told.
+//! The answer to a later copy of a request.
 
 use std::time::Duration;
 
@@ -6,26 +6,26 @@ use jiff::Timestamp;
 use shared::aws::ecs::Task;
 
 /// Whether RunTask's answer shows a task of an earlier message, so that this one is an inquiry: it was sent when the
-/// task was there already. A message that comes back after a fault, or twice, was sent before, and its task is told of
-/// by its events.
+/// task existed already. A message that comes back after a fault, or twice, was sent before; its task is reported by
+/// its events.
 pub fn is_inquiry(task: &Task, asked: Option<Timestamp>) -> bool {
     const SKEW: Duration = Duration::from_secs(1);
     let has_begun = !task.last_status.is_before_running();
     match (task.created_at, asked) {
-        // Two clocks may differ by so much; a task that runs already was not started by this call.
+        // The tolerated difference of two clocks; a task that already runs was not started by this call.
         (Some(created), Some(asked)) => created + SKEW < asked || (has_begun && created <= asked),
         _ => has_begun,
     }
 }
 
-/// What an inquiry is told.
+/// The answer to an inquiry.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Answer<'a> {
-    /// The agent is ready: it is told again.
+    /// The agent is ready, which is reported again.
     Ready(&'a Task),
-    /// The agent had ended when it was asked for; nothing is known of its task any more, perhaps.
+    /// The agent had ended when the inquiry was sent; its task may be forgotten.
     Ended(Option<&'a Task>),
-    /// Its outcome is told after the question, as that of any agent.
+    /// Its outcome will be reported by its events, after the inquiry.
     Nothing,
 }
 

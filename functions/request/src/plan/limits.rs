@@ -1,4 +1,4 @@
-//! Who may start while `maxAgents` limits how many agents exist.
+//! Decides who may start where `maxAgents` limits how many agents exist.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -10,24 +10,23 @@ use super::Order;
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Split {
     pub placeable: Vec<u32>,
-    /// Those that have to wait for the end of others.
+    /// Those that have to wait until others end.
     pub over_limit: Vec<u32>,
 }
 
 impl Split {
-    /// No limit binds.
+    /// No limit applies.
     pub fn all(order: &Order<'_>) -> Self {
         Self { placeable: order.agents.clone(), over_limit: Vec::new() }
     }
 }
 
-/// The places in the configuration of the clouds whose agents have to be counted.
+/// The indexes in the configuration of the clouds whose agents have to be counted.
 pub fn limited_clouds<'a, 'o: 'a>(orders: impl Iterator<Item = &'a Order<'o>>) -> BTreeSet<usize> {
     orders.filter(|order| order.is_limited()).map(|order| order.cloud_index).collect()
 }
 
-/// Which agents of a request may start while at most so many may exist. An agent that exists already may: its message
-/// is an inquiry.
+/// Which agents of a request may start under the limits. An agent that already exists may: its message is an inquiry.
 pub fn within(order: &Order<'_>, prefix: &str, existing: &mut Existing) -> Split {
     let mut split = Split::default();
     for &index in &order.agents {
@@ -46,19 +45,19 @@ pub fn within(order: &Order<'_>, prefix: &str, existing: &mut Existing) -> Split
     split
 }
 
-/// The agents of a cloud that exist.
+/// The existing agents of a cloud.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Existing {
     /// Their names.
     pub names: HashSet<String>,
-    /// How many.
+    /// Their number.
     pub all: u32,
-    /// How many of each template.
+    /// Their number for each template.
     pub by_template: HashMap<String, u32>,
 }
 
 impl Existing {
-    /// How many there are of a template.
+    /// The number of a template's agents.
     pub fn of(&self, template: &str) -> u32 {
         self.by_template.get(template).copied().unwrap_or_default()
     }

@@ -1,4 +1,4 @@
-//! What a request comes to: pure, synchronous, time is an argument.
+//! Decides what becomes of a request: pure, synchronous, time is an argument.
 
 pub mod agent;
 pub mod inquiry;
@@ -26,7 +26,7 @@ use crate::launch::{Launch, OVERRIDES_BYTES, variable_bytes};
 /// A request that a template serves.
 #[derive(Debug, Clone)]
 pub struct Order<'a> {
-    /// The cloud's place in the configuration.
+    /// The cloud's index in the configuration.
     pub cloud_index: usize,
     /// The cloud.
     pub cloud: &'a Cloud,
@@ -36,57 +36,57 @@ pub struct Order<'a> {
     pub request_id: RequestId,
     /// When Jenkins sent it.
     pub requested_at: Timestamp,
-    /// Nobody wants the agents any more after this.
+    /// After this time, the agents are no longer wanted.
     pub expires_at: Option<Timestamp>,
-    /// Why none is started any more: that time has come.
+    /// Why no agent is started any more: the request has expired.
     pub expired: Option<Failure>,
-    /// How many agents the request has in all.
+    /// The request's number of agents.
     pub count: u32,
     /// Those still to start.
     pub agents: Vec<u32>,
-    /// One URL for each agent, from the first on.
+    /// One URL per agent, from the first on.
     pub webhook_urls: Vec<String>,
-    /// The build that asks.
+    /// The build that requested it.
     pub build: Option<Build>,
-    /// What it wants otherwise.
+    /// Where it differs from the template.
     pub overrides: Overrides,
-    /// What it has been through already.
+    /// Its wait so far.
     pub wait: Option<Wait>,
-    /// Its trace, where it is sampled.
+    /// Its trace, if it is sampled.
     pub trace: Option<Trace>,
 }
 
-/// A request that comes to nothing, and whom that can be told.
+/// A request that cannot be served, and the details needed to report it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Refused {
     /// Why.
     pub failure: Failure,
-    /// Its id, where it is one.
+    /// Its id, if it is valid.
     pub request_id: Option<RequestId>,
     /// Its build.
     pub build: Option<Build>,
-    /// Its URLs that may be called.
+    /// The URLs that may be called.
     pub webhook_urls: Vec<String>,
 }
 
 /// Message metadata: id, send time, wait, trace, accounts.
 #[derive(Debug, Clone, Copy)]
 pub struct Envelope<'a> {
-    /// SQS' id.
+    /// The SQS message id.
     pub message_id: &'a str,
     /// When it was sent.
     pub sent_at: Option<Timestamp>,
-    /// What the request has been through.
+    /// The request's wait so far.
     pub wait: Option<&'a Wait>,
     pub trace: Option<&'a Trace>,
     /// The accounts of the queue and the function.
     pub own_accounts: &'a BTreeSet<String>,
 }
 
-/// Reads a message and finds the template that serves it.
+/// Parses a message and finds the template that serves it.
 ///
 /// # Errors
-/// When the message is no request, or none that the configuration allows.
+/// When the message is not a valid request, or the configuration does not allow it.
 pub fn admit<'a>(
     config: &'a Config,
     origin: &Origin,
@@ -142,9 +142,9 @@ fn order<'a>(
         .find(|(_, _, template)| expression.matches(&template.labels))
         .ok_or_else(|| Failure::new(FailureCode::NoTemplate, no_template(config, &request.label)))?;
     let wait = envelope.wait.cloned();
-    // A woken request comes with the trace of whoever woke it; its own is the first.
+    // A woken request carries the trace of whoever woke it; its own is the first.
     let trace = wait.as_ref().map_or_else(|| envelope.trace.cloned(), |wait| wait.trace.clone());
-    // Those that wait were promised, whatever the template says by now.
+    // The waiting agents keep their place, even if the template has changed.
     let promised = wait.iter().flat_map(|wait| &wait.agents).filter(|&&index| index < MOST_AGENTS);
     let promised: BTreeSet<u32> = promised.copied().collect();
     let count = request.count.unwrap_or(template.agents_per_request);
@@ -189,7 +189,7 @@ impl<'a> Order<'a> {
         AgentName::new(prefix, &self.template.name, self.request_id.as_str(), index)
     }
 
-    /// The URL that is told of one of its agents.
+    /// The webhook URL of one of its agents.
     pub fn webhook_url(&self, index: u32) -> Option<&str> {
         self.webhook_urls.get(index as usize).map(String::as_str)
     }
@@ -213,7 +213,7 @@ impl<'a> Order<'a> {
         }
     }
 
-    /// What the builds on an agent find in their environment.
+    /// The environment variables that builds on an agent see.
     pub fn environment(&self) -> BTreeMap<String, String> {
         let mut environment = self.template.environment.clone();
         environment.extend(self.overrides.environment.clone());
@@ -248,14 +248,14 @@ impl<'a> Order<'a> {
             task_definition: self.task_definition().to_owned(),
             ephemeral_storage: self.overrides.ephemeral_storage,
         };
-        // What is ours is never why ECS refuses a task.
+        // The tags that we add are never the reason for which ECS refuses a task.
         let room = OVERRIDES_BYTES.saturating_sub(launch.overrides_bytes());
         let record = record.within(|record| variable_bytes(Record::VARIABLE, record) <= room);
         launch.environment.insert(Record::VARIABLE.into(), record);
         launch
     }
 
-    /// The task definition that its tasks run: the template's, unless it asks for another.
+    /// The task definition of its tasks: the template's, unless the request overrides it.
     pub fn task_definition(&self) -> &str {
         self.overrides.task_definition.as_ref().map_or(&self.template.task_definition, |asked| asked.as_str())
     }
@@ -263,7 +263,7 @@ impl<'a> Order<'a> {
     /// The agent's container in a task definition.
     ///
     /// # Errors
-    /// When it is not there, or Jenkins could not log in to it.
+    /// When it is missing, or Jenkins could not log in to it.
     pub fn container(&self, definition: &TaskDefinition) -> Result<String, String> {
         let name = match &self.template.container {
             Some(name) => name.as_str(),
@@ -272,7 +272,7 @@ impl<'a> Order<'a> {
         let found = definition.containers.iter().find(|container| container.name == name);
         let container = found.ok_or_else(|| format!("task definition {} has no container {name}", definition.arn))?;
         let port = i32::from(self.template.ssh.port);
-        // With awsvpc and host every port of the container is reached without a mapping.
+        // With awsvpc and host, every port of the container is reachable without a mapping.
         let is_open = matches!(definition.network_mode.as_str(), "awsvpc" | "host") || container.ports.contains(&port);
         match self.template.connect == Connect::Inbound || is_open {
             true => Ok(name.to_owned()),
@@ -283,17 +283,17 @@ impl<'a> Order<'a> {
         }
     }
 
-    /// What one of its tasks takes, with the size of its task definition.
+    /// The size of one of its tasks, with that of its task definition.
     pub fn size(&self, defined: Size) -> Size {
         Size { cpu: self.overrides.cpu.unwrap_or(defined.cpu), memory: self.overrides.memory.unwrap_or(defined.memory) }
     }
 
-    /// Whether how many agents exist decides whether it may start some.
+    /// Whether a limit on the number of agents decides if it may start some.
     pub fn is_limited(&self) -> bool {
         self.cloud.max_agents.or(self.template.max_agents).is_some() && self.expired.is_none()
     }
 
-    /// One of its agents, as a notice says who it is.
+    /// One of its agents, for a notice.
     pub fn subject<'s>(&'s self, name: &'s AgentName) -> Subject<'s> {
         Subject {
             name,
@@ -310,7 +310,7 @@ impl<'a> Order<'a> {
         Blocked { agents: vec![index], waits_for, reason, need: Need::default(), failures }
     }
 
-    /// Agents that wait for the end of others.
+    /// Agents that wait until others end.
     pub fn over_limit(&self, agents: Vec<u32>) -> Blocked {
         let limits = [
             self.cloud.max_agents.map(|limit| format!("{limit} of cloud {}", self.cloud.name)),
@@ -325,22 +325,22 @@ impl<'a> Order<'a> {
         self.cloud.auto_scaling_group.is_some() && self.template.scales_group()
     }
 
-    /// The same request once its time is up.
+    /// The same request after its expiry.
     pub fn expire(&self, failure: Failure) -> Self {
         Self { expired: Some(failure), ..self.clone() }
     }
 
-    /// Its next wait, or the failure of one that has waited too long.
+    /// Its next wait, or the failure of a request that has waited too long.
     ///
     /// # Errors
-    /// When its time is up.
+    /// When it has waited too long.
     pub fn next_wait(&self, blocked: &Blocked, now: Timestamp) -> Result<Wait, Failure> {
-        // Whoever may send a request can write the attribute: a wait has an end all the same.
+        // Anyone who may send a request can write the attribute, but the wait still has an end.
         let since = self.wait.as_ref().map_or(now, |wait| wait.since.min(now));
         if let Some(failure) = wait::too_long(since, &blocked.reason, Some(self.cloud), self.expires_at, now) {
             return Err(failure);
         }
-        // An answer of failures alone is certain, so that the next RunTask carries the next attempt.
+        // An answer of failures alone is certain, so the next RunTask carries the next attempt.
         let attempt = self.attempt().saturating_add(u32::from(blocked.waits_for != WaitsFor::MaxAgents));
         Ok(Wait {
             request_id: self.request_id.clone(),
@@ -363,19 +363,20 @@ impl<'a> Order<'a> {
 /// Agents of a request that cannot start now.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Blocked {
-    /// Which.
+    /// Their indexes.
     pub agents: Vec<u32>,
     /// What they wait for.
     pub waits_for: WaitsFor,
     /// Why, for people.
     pub reason: String,
-    /// What one of them takes.
+    /// The size of one of them.
     pub need: Need,
-    /// Why each container instance that was asked did not take it.
+    /// Why each container instance that was considered did not take it.
     pub failures: Vec<PlacementFailure>,
 }
 
-/// When a request was asked for: when its first message was sent. None where that cannot be: SQS keeps a message for 14
+/// When a request was sent first: when its first message was sent. None if that is implausible: SQS keeps a message for
+/// 14 days at most.
 /// days at most.
 pub fn asked_at(item: &Item, now: Timestamp) -> Option<Timestamp> {
     let asked = item.wait.as_ref().map(|wait| wait.requested_at).or(item.sent_at);
@@ -393,7 +394,7 @@ mod tests {
 
     use super::inquiry::{Answer, answer, is_inquiry};
     use super::limits::{Existing, Split, within};
-    use super::room::{demand, depth_tells};
+    use super::room::{demand, depth_is_demand};
     use super::*;
 
     const CONFIG: &str = "
@@ -442,7 +443,7 @@ clouds:
     }
 
     #[test]
-    fn the_first_template_that_fits_serves() {
+    fn uses_the_first_matching_template() {
         let config = config();
         for (label, template) in
             [("linux", "maven"), ("maven", "maven"), ("linux && !maven", "any"), ("node -> linux", "maven")]
@@ -457,7 +458,7 @@ clouds:
     }
 
     #[test]
-    fn what_nobody_wants_any_more_is_known_by_its_failure() {
+    fn an_expired_request_carries_its_failure() {
         let config = config();
         let expired = |at: &str| {
             let body = serde_json::json!({"version": 1, "label": "linux", "expiresAt": at}).to_string();
@@ -469,7 +470,7 @@ clouds:
     }
 
     #[test]
-    fn agents_that_wait_are_not_forgotten_when_the_template_asks_for_fewer() {
+    fn keeps_waiting_agents_when_the_template_asks_for_fewer() {
         let config = config();
         let body = r#"{"version": 1, "label": "linux && node"}"#;
         let admitted = admitted(&config, body).expect("a request");
@@ -486,7 +487,7 @@ clouds:
     }
 
     #[test]
-    fn the_depth_of_the_queue_tells_while_no_limit_binds() {
+    fn the_depth_of_the_queue_is_the_demand_while_no_limit_applies() {
         let config = config();
         let existing = |count: u32| {
             let mut existing = Existing::default();
@@ -495,13 +496,16 @@ clouds:
             }
             HashMap::from([(0, existing)])
         };
-        assert!(depth_tells(&config, &existing(2)));
-        assert!(!depth_tells(&config, &existing(3)), "the cloud's three are there, and some may wait for their end");
-        assert!(!depth_tells(&config, &HashMap::new()), "nobody counted");
+        assert!(depth_is_demand(&config, &existing(2)));
+        assert!(
+            !depth_is_demand(&config, &existing(3)),
+            "the cloud's three are there, and some may wait for their end"
+        );
+        assert!(!depth_is_demand(&config, &HashMap::new()), "nobody counted");
     }
 
     #[test]
-    fn what_cannot_be_served_is_refused_with_its_code() {
+    fn refuses_with_a_code_what_cannot_be_served() {
         use FailureCode::*;
         let config = config();
         for (body, code, part) in [
@@ -559,7 +563,7 @@ clouds:
     }
 
     #[test]
-    fn a_refusal_is_told_only_where_a_webhook_may_be_called() {
+    fn reports_a_refusal_only_to_allowed_webhooks() {
         let config = config();
         let body =
             r#"{"version": 9, "requestId": "r-1", "webhookUrl": ["https://ci.example.com/a", "https://evil.org/b"]}"#;
@@ -578,7 +582,7 @@ clouds:
     }
 
     #[test]
-    fn a_launch_carries_what_the_others_need() {
+    fn a_launch_carries_its_record() {
         let config = config();
         let body = r#"{"version": 1, "label": "maven", "requestId": "r-1", "overrides": {"cpu": 512, "environment": {"B": "request"}}, "count": 1,
             "webhookUrl": "https://ci.example.com/a", "build": {"job": "j", "number": 1}}"#;
@@ -598,7 +602,7 @@ clouds:
     }
 
     #[test]
-    fn only_a_certain_refusal_changes_the_token_and_the_wait_ends() {
+    fn only_a_definite_refusal_changes_the_token_and_every_wait_ends() {
         let config = config();
         let body = r#"{"version": 1, "label": "maven", "requestId": "r-1"}"#;
         let order = admitted(&config, body).expect("good");
@@ -624,7 +628,7 @@ clouds:
     }
 
     #[test]
-    fn an_inquiry_is_told_from_a_message_that_came_back() {
+    fn distinguishes_an_inquiry_from_a_repeated_message() {
         let task = |status: &str, created: i64| Task {
             last_status: status.into(),
             created_at: Some(at(created)),
@@ -649,7 +653,7 @@ clouds:
     }
 
     #[test]
-    fn an_inquiry_is_told_what_was_so_when_it_was_sent() {
+    fn answers_an_inquiry_with_the_state_when_it_was_sent() {
         let task = |status: &str, desired: &str, reported: Option<i64>, stopped: Option<i64>| {
             let mut task = Task { last_status: status.into(), desired_status: desired.into(), ..Task::default() };
             task.stopped_at = stopped.map(at);
@@ -658,22 +662,22 @@ clouds:
             );
             task
         };
-        let told = |task: Task| match answer(&[task], Some(at(100))) {
+        let answered = |task: Task| match answer(&[task], Some(at(100))) {
             Answer::Ready(_) => "ready",
             Answer::Ended(_) => "ended",
             Answer::Nothing => "nothing",
         };
-        assert_eq!(told(task("RUNNING", "RUNNING", Some(50), None)), "ready");
-        assert_eq!(told(task("RUNNING", "RUNNING", Some(150), None)), "nothing");
-        assert_eq!(told(task("RUNNING", "RUNNING", None, None)), "nothing");
-        assert_eq!(told(task("STOPPED", "STOPPED", None, Some(50))), "ended");
-        assert_eq!(told(task("STOPPED", "STOPPED", Some(50), Some(150))), "nothing");
-        assert_eq!(told(task("STOPPING", "STOPPED", None, None)), "nothing");
+        assert_eq!(answered(task("RUNNING", "RUNNING", Some(50), None)), "ready");
+        assert_eq!(answered(task("RUNNING", "RUNNING", Some(150), None)), "nothing");
+        assert_eq!(answered(task("RUNNING", "RUNNING", None, None)), "nothing");
+        assert_eq!(answered(task("STOPPED", "STOPPED", None, Some(50))), "ended");
+        assert_eq!(answered(task("STOPPED", "STOPPED", Some(50), Some(150))), "nothing");
+        assert_eq!(answered(task("STOPPING", "STOPPED", None, None)), "nothing");
         assert_eq!(answer(&[], Some(at(100))), Answer::Ended(None));
     }
 
     #[test]
-    fn limits_count_what_exists_and_let_inquiries_through() {
+    fn limits_count_existing_agents_and_allow_inquiries() {
         let config = config();
         let order =
             admitted(&config, r#"{"version": 1, "label": "maven", "requestId": "r-1", "count": 3}"#).expect("good");
@@ -696,7 +700,7 @@ clouds:
 
     proptest! {
         #[test]
-        fn no_body_makes_it_panic_and_names_do_not_depend_on_the_copy(body in ".{0,200}", label in "[a-z!&|()<>\" -]{0,20}") {
+        fn never_panics_and_copies_have_the_same_names(body in ".{0,200}", label in "[a-z!&|()<>\" -]{0,20}") {
             let config = config();
             let _ = admitted(&config, &body);
             let body = serde_json::json!({"version": 1, "label": label, "requestId": "r"}).to_string();
@@ -707,7 +711,7 @@ clouds:
         }
 
         #[test]
-        fn the_demand_is_the_own_work_and_as_much_again_as_waits(
+        fn the_demand_is_that_of_the_batch_and_of_the_queue(
             own in prop::collection::vec((1u32..4096, 1u32..8192), 0..20), waiting in 0u32..200
         ) {
             let own: Vec<Need> = own.into_iter().map(|(cpu, memory)| Size { cpu, memory }.into()).collect();

@@ -1,4 +1,4 @@
-//! What a request may ask for besides what its template says.
+//! Decides which overrides a request may have.
 
 use std::collections::BTreeSet;
 
@@ -9,10 +9,11 @@ use shared::message::{Failure, FailureCode, Overrides};
 /// The GiB of a Fargate task's ephemeral storage (API_EphemeralStorage).
 const EPHEMERAL_STORAGE: std::ops::RangeInclusive<u32> = 21..=200;
 
-/// Checks a request's overrides against its template. `has_webhooks` says that each of its agents has a webhook of its own.
+/// Validates a request's overrides against its template. `has_webhooks` says whether each of its agents has a webhook
+/// of its own.
 ///
 /// # Errors
-/// The first that is not allowed.
+/// The first override that is not allowed.
 pub fn check(template: &Template, overrides: &Overrides, has_webhooks: bool) -> Result<(), Failure> {
     check_allowed(template, overrides, has_webhooks).map_err(refused)?;
     check_amounts(template, overrides)?;
@@ -24,8 +25,8 @@ fn refused(message: String) -> Failure {
 }
 
 fn check_allowed(template: &Template, overrides: &Overrides, has_webhooks: bool) -> Result<(), String> {
-    // The fourth: whether an agent of the request would hand it on to the next build. Without a webhook of its own, an
-    // agent carries the template's labels, and any build may run on it.
+    // The fourth value: whether an agent of the request could pass it on to another build. Without a webhook of its
+    // own, an agent carries the template's labels, and any build may run on it.
     let asked = [
         (Override::Cpu, "cpu", overrides.cpu.is_some(), false),
         (Override::Memory, "memory", overrides.memory.is_some(), false),
@@ -96,10 +97,10 @@ fn check_environment(overrides: &Overrides) -> Result<(), Failure> {
     }
 }
 
-/// Checks which task definition a request asks for. `own` are the accounts of the stack.
+/// Validates the task definition that a request overrides. `own` are the accounts of the stack.
 ///
 /// # Errors
-/// When it is none that the template allows.
+/// When the template does not allow it.
 pub fn check_task_definition(
     cloud: &Cloud,
     template: &Template,

@@ -10,7 +10,7 @@ use shared::fault::Placement;
 use super::limits::Existing;
 use super::{Blocked, Order};
 
-/// What the group's state adds to the reason of a wait.
+/// Adds the group's state to the reason of a wait.
 pub fn explain(reason: &str, order: &Order<'_>, observed: &Observed, plan: Plan) -> String {
     let Some(group) = &observed.group else {
         return match order.cloud.auto_scaling_group {
@@ -38,9 +38,9 @@ pub fn explain(reason: &str, order: &Order<'_>, observed: &Observed, plan: Plan)
     }
 }
 
-/// Whether the depth of the waiting queue says how many agents wait for a group: not where several groups are waited for,
-/// nor where some may wait for the end of other agents instead. `existing` are the agents of the clouds that were counted.
-pub fn depth_tells(config: &Config, existing: &HashMap<usize, Existing>) -> bool {
+/// Whether the depth of the waiting queue is the number of agents that wait for a group. It is not if there are several
+/// groups, or if some agents may wait until others end. `existing` are the agents of the clouds that were counted.
+pub fn depth_is_demand(config: &Config, existing: &HashMap<usize, Existing>) -> bool {
     let at_limit = |index: usize, cloud: &Cloud| {
         let full = |limit: Option<u32>, count: fn(&Existing, &str) -> u32, name: &str| {
             limit.is_some_and(|limit| existing.get(&index).is_none_or(|existing| count(existing, name) >= limit))
@@ -52,10 +52,10 @@ pub fn depth_tells(config: &Config, existing: &HashMap<usize, Existing>) -> bool
     groups == 1 && !config.clouds.iter().enumerate().any(|(index, cloud)| at_limit(index, cloud))
 }
 
-/// What an agent takes, with the task definition of its template.
+/// The need of an agent, with the task definition of its template.
 pub fn need(order: &Order<'_>, definition: &TaskDefinition) -> Need {
     let is_distinct = |constraint: &PlacementConstraint| constraint.kind == PlacementConstraintType::DistinctInstance;
-    // The constraint holds among the tasks of one group, and a task's group is its family where nobody says otherwise
+    // The constraint applies among the tasks of one group, and a task's group is its family unless another is set
     // (API_RunTask).
     let distinct = order.template.placement_constraints.iter().any(is_distinct).then(|| {
         let family = definition.arn.rsplit('/').next().and_then(|name| name.split(':').next());
@@ -65,7 +65,7 @@ pub fn need(order: &Order<'_>, definition: &TaskDefinition) -> Need {
     Need { size: order.size(definition.size), gpus: definition.gpus(), exclusive: distinct.or_else(port) }
 }
 
-/// What waits in all: the own work, and as much again as SQS counts, each like the average of the own.
+/// The total demand: that of the batch, and for each message in the queue, by SQS' count, the average of the batch.
 pub fn demand(own: &[Need], waiting: u32) -> Vec<Need> {
     let Some(count) = u32::try_from(own.len()).ok().filter(|&count| count > 0) else { return Vec::new() };
     let average = |of: fn(&Need) -> u32| {
@@ -79,7 +79,7 @@ pub fn demand(own: &[Need], waiting: u32) -> Vec<Need> {
     own.iter().cloned().chain(std::iter::repeat_n(other, waiting as usize)).collect()
 }
 
-/// Puts the agents that wait for one thing together.
+/// Groups the agents that wait for the same thing.
 pub fn merge(blocked: Vec<Blocked>) -> Vec<Blocked> {
     let mut merged: Vec<Blocked> = Vec::new();
     for one in blocked {
@@ -94,9 +94,9 @@ pub fn merge(blocked: Vec<Blocked>) -> Vec<Blocked> {
     merged
 }
 
-/// Why the instances of a cloud's own group will never take a task: one of them lacks what the task demands, and none will
-/// do once it has room. Another group's instances say nothing about ours; in a cloud without a group every instance counts
-/// as its own.
+/// Why the instances of a cloud's own group will never take a task: one of them lacks what the task requires, and none
+/// would take it once it has room. Another group's instances say nothing about ours; in a cloud without a group, every
+/// instance counts as its own.
 pub fn unsuitable(observed: &Observed, cloud: &Cloud, failures: &[PlacementFailure]) -> Option<String> {
     let is_own = |failure: &&PlacementFailure| match (&cloud.auto_scaling_group, &failure.instance) {
         (None, _) => true,

@@ -1,4 +1,4 @@
-//! What a completion comes to.
+//! Decides what a completion ends.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use shared::message::{AgentRequest, BuildCompleted, MOST_AGENTS, RequestId};
 use shared::stop::{Cause, Stop};
 use shared::wait::Wait;
 
-/// Why a task is stopped when its build is over.
+/// The stopped reason of a task whose build has ended.
 pub fn completed(completion: &BuildCompleted) -> Stop {
     let build = completion.build.as_ref().map_or_else(
         || {
@@ -27,10 +27,10 @@ pub fn completed(completion: &BuildCompleted) -> Stop {
     Stop::new(Cause::Completed, format!("{build} is over{result}"))
 }
 
-/// Where the task of an ARN may be stopped.
+/// The cloud in which the task of an ARN may be stopped.
 ///
 /// # Errors
-/// When it is no task of a configured cluster: what is wrong with the ARN.
+/// What is wrong with the ARN, if it is not a task of a configured cluster.
 pub fn place(arn: &str, clouds: &[Cloud], accounts: &[BTreeSet<String>]) -> Result<usize, String> {
     let TaskArn { cluster, .. } = TaskArn::parse(arn)
         .ok_or_else(|| format!("taskArn: {arn:?} is not arn:aws:ecs:REGION:ACCOUNT:task/CLUSTER/ID"))?;
@@ -44,8 +44,8 @@ pub fn place(arn: &str, clouds: &[Cloud], accounts: &[BTreeSet<String>]) -> Resu
         .ok_or_else(|| format!("taskArn: account {} is not ours", cluster.account))
 }
 
-/// How long a completion of which ECS knows nothing may still be early: as long as its request could be placed, a day
-/// at most.
+/// Whether the request of a completion of which ECS knows nothing may still be placed: for as long as it may wait, a
+/// day at most.
 pub fn may_still_be_placed(clouds: &[Cloud], sent_at: Timestamp, now: Timestamp) -> bool {
     const DAY: Duration = Duration::from_secs(24 * 3600);
     let longest = clouds
@@ -56,8 +56,8 @@ pub fn may_still_be_placed(clouds: &[Cloud], sent_at: Timestamp, now: Timestamp)
     elapsed(sent_at, now) < longest
 }
 
-/// The agents of the completion's request that have no task, by template, request and index: those beside the ones that
-/// are known, each with its template. Empty where none of these is the request's.
+/// The agents of the completion's request that have no task, by template, request and index: those besides the known
+/// ones, each of which has its template. Empty if none of these belongs to the request.
 pub fn without_task(completion: &BuildCompleted, known: &[(&str, &Task)]) -> Vec<(String, RequestId, u32)> {
     let records = known.iter().filter_map(|(template, task)| Some((*template, task.record()?)));
     let mut of_request = records.filter(|(_, record)| completion.request_id.as_ref() == Some(&record.request_id));
@@ -69,7 +69,7 @@ pub fn without_task(completion: &BuildCompleted, known: &[(&str, &Task)]) -> Vec
     rest.map(|index| (template.to_owned(), first.request_id.clone(), index)).collect()
 }
 
-/// Which agents of a waiting request have found room already, where the completion names the request.
+/// Which agents of a waiting request have already been placed, if the completion names the request.
 pub fn placed(completion: &BuildCompleted, wait: &Wait, body: &str, clouds: &[Cloud]) -> Vec<u32> {
     if completion.request_id.as_ref() != Some(&wait.request_id) {
         return Vec::new();
@@ -92,7 +92,7 @@ mod tests {
     use crate::plan::tests::config;
 
     #[test]
-    fn only_tasks_of_our_clusters_and_accounts_are_stopped() {
+    fn stops_only_tasks_of_our_clusters_and_accounts() {
         let config = config();
         let function = "arn:aws:lambda:eu-west-1:111111111111:function:teardown";
         let queue = "https://sqs.eu-west-1.amazonaws.com/111111111111/completions";

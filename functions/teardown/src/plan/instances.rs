@@ -1,4 +1,4 @@
-//! Which container instances the sweep gives back.
+//! Decides which container instances the sweep gives back.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -8,23 +8,23 @@ use shared::aws::ecs::{IDLE_SINCE_TAG, Instance, InstanceStatus, KEEP_TAG};
 use shared::capacity::Observed;
 use shared::config::{Cloud, Limit};
 
-/// What the sweep does about a container instance that stays.
+/// What the sweep does to a container instance that stays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InstanceStep {
-    /// It has had nothing to do, from now on.
+    /// It is idle from now on.
     MarkIdle,
-    /// It has something to do again.
+    /// It is busy again.
     MarkBusy,
-    /// Its drain was cut short, and it may go on.
+    /// Its drain was interrupted, and it accepts tasks again.
     Undrain,
 }
 
-/// An instance that has had nothing to do for long enough.
+/// An instance that has been idle for long enough.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Due {
     /// Its id in EC2.
     pub id: String,
-    /// None where it has not registered.
+    /// None if it has not registered.
     pub arn: Option<String>,
     pub is_draining: bool,
     /// The units of the desired capacity that it counts for.
@@ -46,19 +46,20 @@ impl Due {
     }
 }
 
-/// What the sweep does about the instances of a group.
+/// The sweep's plan for the instances of a group.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct InstancePlan {
     /// By the container instances' ARNs.
     pub steps: BTreeMap<String, InstanceStep>,
-    /// The instances that may go, in this order: the fullest zone first, so that the group has no zones to even out, which
-    /// could end a busy instance (API_TerminateInstanceInAutoScalingGroup); then those that have been idle for longest.
+    /// The instances that may go, in this order: those of the fullest zone first, so that the group has no reason to
+    /// rebalance its zones, which could terminate a busy instance (API_TerminateInstanceInAutoScalingGroup); then those
+    /// that have been idle for longest.
     pub due: Vec<Due>,
-    /// How much of them may go.
+    /// How much capacity may go.
     pub budget: Budget,
 }
 
-/// How many units of a group's capacity may go.
+/// The units of a group's capacity that may go.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Budget {
     /// Those beyond the desired capacity.
@@ -68,8 +69,8 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// Scale-in lowers the desired capacity of a group whose instances are all protected, and ends none of them ("Use
-    /// instance scale-in protection"): they are beyond it until we end them.
+    /// Scale-in lowers the desired capacity of a group whose instances are all protected, and terminates none of them
+    /// ("Use instance scale-in protection"): they exceed it until we terminate them.
     fn new(group: &Group) -> Self {
         let living: u32 =
             group.instances.iter().filter(|member| member.lifecycle.counts()).map(|member| member.weight).sum();
@@ -79,7 +80,7 @@ impl Budget {
         }
     }
 
-    /// Whether the desired capacity goes down with an instance of this weight; none if it has to stay.
+    /// Whether the desired capacity is lowered with an instance of this weight; none if it has to stay.
     pub fn take(&mut self, weight: u32) -> Option<bool> {
         for (units, lowers) in [(&mut self.beyond, false), (&mut self.spare, true)] {
             if let Some(left) = units.checked_sub(weight) {
@@ -90,14 +91,14 @@ impl Budget {
         None
     }
 
-    /// An instance stays that was to go.
+    /// An instance that was to go stays.
     pub fn put_back(&mut self, weight: u32, lowers: bool) {
         *(if lowers { &mut self.spare } else { &mut self.beyond }) += weight;
     }
 }
 
-/// Plans which instances of a group are given back. `is_needed` says that requests wait: nothing that could serve them goes
-/// then. Only instances in service go.
+/// Plans which instances of a group are given back. `is_needed` says that requests wait, in which case nothing that
+/// could serve them goes. Only instances in service go.
 pub fn plan(cloud: &Cloud, observed: &Observed, is_needed: bool, now: Timestamp) -> InstancePlan {
     let limit = cloud.idle_instance_timeout;
     let Some(group) = observed.group.as_ref().filter(|_| limit != Limit::NEVER) else { return InstancePlan::default() };
@@ -115,7 +116,7 @@ pub fn plan(cloud: &Cloud, observed: &Observed, is_needed: bool, now: Timestamp)
             None => {}
         }
     }
-    // One that has not registered in time serves nobody, whoever waits.
+    // One that is overdue serves nobody, whoever waits.
     let lost = observed.never_registered.iter().filter(|(_, since)| limit.is_over(**since, now));
     let lost = lost.filter_map(|(id, since)| Some(Due::new(in_service(id)?, None, *since)));
     plan.due.extend(lost);
@@ -123,7 +124,7 @@ pub fn plan(cloud: &Cloud, observed: &Observed, is_needed: bool, now: Timestamp)
     plan
 }
 
-/// What becomes of a registered instance.
+/// The state of a registered instance.
 enum Registered {
     Step(InstanceStep),
     /// It has been idle since then, for long enough.
@@ -132,7 +133,7 @@ enum Registered {
 
 fn registered(instance: &Instance, is_busy: bool, limit: Limit, now: Timestamp) -> Option<Registered> {
     let since = instance.tags.get(IDLE_SINCE_TAG).and_then(|time| time.parse::<Timestamp>().ok());
-    // Only we drain an instance that carries our tag; another's drain is its own.
+    // Only we drain an instance that carries our tag; a drain by somebody else is left alone.
     let drained_by_us = instance.status == InstanceStatus::Draining && since.is_some();
     if instance.status != InstanceStatus::Active && !drained_by_us {
         return None;
@@ -152,7 +153,7 @@ fn fullest_zone_first(mut due: Vec<Due>, group: &Group) -> Vec<Due> {
     for member in group.instances.iter().filter(|member| member.lifecycle.counts()) {
         *zones.entry(&member.zone).or_default() += 1;
     }
-    // The longest idle last: it is the first of those that are equal from the end.
+    // The longest idle last: among equals, the last one is taken first.
     due.sort_by(|a, b| (b.since, &b.id).cmp(&(a.since, &a.id)));
     let mut ordered = Vec::with_capacity(due.len());
     while let Some((next, _)) =
@@ -209,13 +210,13 @@ mod tests {
         }
     }
 
-    /// The plan for these, whose tasks are all agents, at 1000.
+    /// The plan for these instances, whose tasks are all agents, at 1000.
     fn planned(group: Group, instances: &[Instance], is_needed: bool) -> InstancePlan {
         let observed = Observed { group: Some(group), instances: instances.to_vec(), ..Observed::default() };
         plan(&config().clouds[0], &observed, is_needed, at(1000))
     }
 
-    /// The ids of those that go as long as none refuses, each with whether it lowers the desired capacity.
+    /// The ids of those that go if no call fails, each with whether it lowers the desired capacity.
     fn gone(mut plan: InstancePlan) -> Vec<(String, bool)> {
         plan.due.iter().filter_map(|due| Some((due.id.clone(), plan.budget.take(due.weight)?))).collect()
     }
@@ -270,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_that_should_have_registered_is_idle_from_then_on() {
+    fn an_overdue_instance_is_idle() {
         let mut group = group(&[instance(0, 0, "ACTIVE", None)], 0);
         group.instances[0].id = "i-lost".into();
         let after = |seconds: i64, is_needed| {
@@ -305,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_stays_leaves_its_share_to_the_others() {
+    fn an_instance_that_stays_leaves_its_budget_to_the_others() {
         let instances: Vec<_> = (0..2).map(|number| instance(number, 0, "ACTIVE", Some(100))).collect();
         let mut plan = planned(group(&instances, 1), &instances, false);
         let lowers = plan.budget.take(1).expect("one may go");
@@ -315,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn those_beyond_the_desired_capacity_go_first_and_do_not_lower_it() {
+    fn surplus_instances_go_first_and_do_not_lower_the_capacity() {
         let instances: Vec<_> = (0..4).map(|number| instance(number, 0, "ACTIVE", Some(100))).collect();
         let lowered = |protects_new| {
             let group = Group { desired: 2, protects_new, ..group(&instances, 1) };
@@ -327,7 +328,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_below_the_minimum_and_never_with_a_task(
+        fn never_goes_below_the_minimum_and_never_takes_a_task(
             loads in prop::collection::vec((0u32..3, prop::option::of(0i64..1000), any::<bool>(), 1u32..4), 0..40),
             minimum in 0u32..40,
             is_needed: bool,

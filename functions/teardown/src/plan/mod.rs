@@ -1,4 +1,4 @@
-//! What a completion comes to, and what the sweep does: pure, synchronous, time is an argument.
+//! Decides what a completion ends, and what the sweep does: pure, synchronous, time is an argument.
 
 pub mod completion;
 pub mod instances;
@@ -9,7 +9,7 @@ pub mod waiting;
 use jiff::Timestamp;
 use serde_json::Value;
 
-/// What an invocation brings.
+/// What an invocation was called with.
 #[derive(Debug)]
 pub enum Event {
     /// A batch of the completions queue.
@@ -20,8 +20,8 @@ pub enum Event {
     Other(String),
 }
 
-/// Tells the events apart. The sweep goes by the event's own `time`, so that two of them are a minute apart however
-/// late they come.
+/// Classifies an event. The sweep uses the event's own `time`, so that two sweeps are a minute apart however late they
+/// arrive.
 pub fn event(event: Value, now: Timestamp) -> Event {
     if event.get("Records").is_some() {
         return Event::Batch(event);
@@ -68,7 +68,7 @@ clouds:
     }
 
     #[test]
-    fn the_sweep_goes_by_the_events_time() {
+    fn the_sweep_uses_the_events_time() {
         let scheduled = serde_json::json!({"detail-type": "Scheduled Event", "time": "2026-11-24T18:00:00Z"});
         assert!(matches!(event(scheduled, at(0)), Event::Sweep(time) if time.to_string() == "2026-11-24T18:00:00Z"));
         assert!(matches!(event(serde_json::json!({"Records": []}), at(0)), Event::Batch(_)));

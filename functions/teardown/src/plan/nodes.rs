@@ -1,23 +1,23 @@
-//! What the sweep does about nodes of ours whose task is gone.
+//! Decides what the sweep does about our nodes whose task is gone.
 
 use jiff::{SignedDuration, Timestamp};
 use shared::jenkins::NodeState;
 
-/// What the sweep does about a node of ours whose task is gone.
+/// What the sweep does about one of our nodes whose task is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NodeStep {
-    /// First sight: it is taken offline, which says since when.
+    /// Seen for the first time: it is taken offline, with a message that says when.
     Mark,
-    /// It was seen a minute ago already.
+    /// It was already seen a minute ago.
     Delete,
     /// It was seen less than a minute ago.
     Wait,
 }
 
-/// What the sweep writes into a node whose task is gone; the node itself remembers.
+/// The offline message of a node whose task is gone; the node itself records it.
 const ORPHANED: &str = "jenkins-ecs-agents: its task is gone, seen ";
 
-/// The message of a first sight.
+/// The message when it is first seen.
 pub fn orphan_message(now: Timestamp) -> String {
     format!("{ORPHANED}{now}")
 }
@@ -42,7 +42,7 @@ mod tests {
     use crate::plan::tests::at;
 
     #[test]
-    fn a_node_without_a_task_goes_at_the_second_sight() {
+    fn deletes_a_node_without_a_task_when_it_is_seen_again() {
         let node = |cause: Option<String>| NodeState { offline_cause: cause, ..NodeState::default() };
         assert_eq!(node_step(&node(None), at(0)), NodeStep::Mark);
         let marked = node(Some(format!("Disconnected by bot : {}", orphan_message(at(0)))));

@@ -1,4 +1,4 @@
-//! What the sweep does about tasks.
+//! Decides what the sweep does about tasks.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -13,37 +13,37 @@ use shared::stop::{Cause, Stop};
 /// What the sweep does about one task.
 #[derive(Debug, Clone, PartialEq)]
 pub enum TaskStep {
-    /// It is as it is to be.
+    /// Nothing to do.
     Leave,
-    /// It ends here.
+    /// It is stopped.
     Stop(Stop),
-    /// It runs and nobody was told.
+    /// It runs and was not reported.
     Report,
-    /// The same, and it should have been ready long ago: it ends, for a reason to be added, if it is not ready now or
-    /// Jenkins refuses it.
+    /// The same, but it should have been ready long ago: unless it is ready now, it is stopped with the reason, which
+    /// is completed then.
     ReportOrStop(Stop),
-    /// A build runs on it, and nobody recorded that it was told.
+    /// A build runs on it, but it is not recorded as reported.
     AtWork,
-    /// It has nothing to do, from now on.
+    /// It is idle from now on.
     MarkIdle(Idle),
-    /// It has something to do again.
+    /// It is busy again.
     MarkBusy,
 }
 
-/// What Jenkins says of an agent.
+/// What Jenkins knows of an agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Seen<'a> {
-    /// Nothing: it has no nodes of ours, or does not let us see them.
+    /// Nothing: it has no nodes of ours, or does not show them to us.
     Unknown,
     /// Nothing: it could not be asked.
     Away,
-    /// There is no such node.
+    /// The node does not exist.
     Missing,
-    /// There is.
+    /// The node exists.
     Node(&'a NodeState),
 }
 
-/// Decides what becomes of a task that ECS wants to run. Without a template, the defaults of one hold.
+/// Decides what becomes of a task that ECS keeps running. Without a template, the defaults of a template apply.
 pub fn task_step(task: &Task, template: Option<&Template>, seen: Seen<'_>, now: Timestamp) -> TaskStep {
     if task.tags.contains_key(KEEP_TAG) || task.is_ending() {
         return TaskStep::Leave;
@@ -52,13 +52,13 @@ pub fn task_step(task: &Task, template: Option<&Template>, seen: Seen<'_>, now: 
     let lifetime = template.map_or(Limit::minutes(24 * 60), |template| template.max_lifetime);
     let Some(created) = task.created_at else { return TaskStep::Leave };
     let ready = task.reported();
-    // Jenkins took the notice and its answer got lost: the build is at work.
+    // Jenkins accepted the notice and its answer was lost: the build runs.
     let is_busy = matches!(seen, Seen::Node(node) if node.idle == Some(false));
     if !ready && is_busy && !lifetime.is_over(created, now) {
         return TaskStep::AtWork;
     }
     let runs = task.last_status == TaskStatus::Running;
-    // While Jenkins is away, it is Jenkins that is not ready; but nothing outlives its lifetime.
+    // While Jenkins is away, it is not the agent that is late; but no agent outlives its lifetime.
     let waits = runs && (seen == Seen::Away || lifetime.is_over(created, now));
     if !ready && start.is_over(created, now) && !waits {
         let overdue = |why: &str| Stop::new(Cause::StartTimeout, format!("not ready within {start}{why}"));
@@ -82,19 +82,19 @@ pub fn task_step(task: &Task, template: Option<&Template>, seen: Seen<'_>, now: 
     idle_step(task, template, seen, now)
 }
 
-/// How long after its start a task whose outcome is not recorded is left to its event and to the undelivered queue. What is
-/// left to be done may be the record alone, and then nobody is to be notified again.
+/// How long after its start a task whose outcome is not recorded is left to its event and to the undelivered queue. If
+/// only the record is missing, nobody may be notified again.
 fn event_wait(template: Option<&Template>, seen: Seen<'_>) -> Duration {
     let is_ssh = template.is_some_and(|template| template.connect == Connect::Ssh);
     match seen {
-        // The node of an SSH agent is created by the event, the moment before the notice. What failed then comes back with the
-        // event, one and three minutes later, or lies in the undelivered queue.
+        // The node of an SSH agent is created by the event, just before the notice. After a failure the event is
+        // repeated one and three minutes later, or is in the undelivered queue.
         Seen::Node(_) if is_ssh => Duration::from_secs(300),
-        // A build that was notified takes an inbound agent as soon as it is online: the event is late or lost. Half a minute is
+        // A notified build takes an inbound agent as soon as it is online: its event is late or lost. Half a minute is
         // more than EventBridge takes.
         Seen::Node(node) if !node.offline => Duration::from_secs(30),
         Seen::Missing => Duration::from_secs(30),
-        // Nobody can say; time for the record to be tried again.
+        // Unknown; time to retry the record.
         Seen::Node(_) | Seen::Unknown | Seen::Away => Duration::from_secs(90),
     }
 }
@@ -121,15 +121,15 @@ fn idle_step(task: &Task, template: Option<&Template>, seen: Seen<'_>, now: Time
     }
 }
 
-/// What lies between two sweeps, a little less than their minute.
+/// The time between two sweeps, a little less than their minute.
 const TWO_SWEEPS: Limit = Limit(Some(Duration::from_secs(55)));
 
-/// Why an agent has nothing to do.
+/// Why an agent is idle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Idle {
-    /// Nothing runs on its node.
+    /// No build runs on its node.
     Idle,
-    /// It has none.
+    /// It has no node.
     Missing,
 }
 
@@ -152,7 +152,7 @@ impl Idle {
     }
 }
 
-/// The younger of two tasks that have one name.
+/// The younger of two tasks of the same name.
 pub fn duplicates<'a>(tasks: impl Iterator<Item = &'a Task>) -> Vec<(&'a Task, Stop)> {
     let mut by_name: HashMap<&str, Vec<&Task>> = HashMap::new();
     for task in tasks.filter(|task| !task.is_ending()) {
@@ -173,22 +173,22 @@ pub fn duplicates<'a>(tasks: impl Iterator<Item = &'a Task>) -> Vec<(&'a Task, S
     found
 }
 
-/// For so long after its end, the sweep tells of a task of which nobody recorded that it was told. Not for the hour that
-/// ECS shows it: ECS takes no tag of a stopped task, so that each process of ours tells it once again.
-const TELL_ENDS_FOR: Duration = Duration::from_secs(600);
+/// For this long after its end, the sweep reports a task that nobody has recorded as reported. Not for the whole hour
+/// that ECS shows it: a stopped task accepts no tag, so each new process reports it again.
+const REPORT_ENDS_FOR: Duration = Duration::from_secs(600);
 
-/// Whether that time is nearly over, and what could not be told has to be kept elsewhere.
+/// Whether that time is nearly over, so that what could not be reported has to be kept elsewhere.
 pub fn is_last_sight(task: &Task, now: Timestamp) -> bool {
-    task.stopped_at.is_some_and(|stopped| elapsed(stopped, now) >= TELL_ENDS_FOR - Duration::from_secs(60))
+    task.stopped_at.is_some_and(|stopped| elapsed(stopped, now) >= REPORT_ENDS_FOR - Duration::from_secs(60))
 }
 
-/// Whether a stopped task has to be reported by the sweep: nobody did, and its event had time to come.
+/// Whether the sweep has to report a stopped task: nobody did, and its event had time to arrive.
 pub fn is_unreported_end(task: &Task, now: Timestamp) -> bool {
     let Some(stopped) = task.stopped_at else { return false };
     let age = elapsed(stopped, now);
-    let ended_as_told =
+    let ended_as_intended =
         Stop::parse(task.stopped_reason.as_deref().unwrap_or_default()).is_some_and(|stop| !stop.before_ready);
-    !task.reported() && !ended_as_told && (Duration::from_secs(60)..TELL_ENDS_FOR).contains(&age)
+    !task.reported() && !ended_as_intended && (Duration::from_secs(60)..REPORT_ENDS_FOR).contains(&age)
 }
 
 #[cfg(test)]
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_overdue_or_unwanted_is_stopped_and_nothing_on_a_guess() {
+    fn stops_overdue_and_idle_tasks_and_none_on_a_guess() {
         let config = config();
         let template = config.clouds[0].templates.first();
         let idle = NodeState { idle: Some(true), ..NodeState::default() };
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_without_an_outcome_is_told_once_its_event_had_time() {
+    fn reports_an_unreported_end_once_its_event_had_time() {
         let ended = |reason: &str, stopped: i64, reported: bool| {
             let mut task = task(reported, &[]);
             task.last_status = "STOPPED".into();
@@ -290,7 +290,7 @@ mod tests {
         assert!(ended("START_TIMEOUT before ready: x", 930, false));
         assert!(!ended("Essential container in task exited", 950, false), "its event may be on its way");
         assert!(ended("Essential container in task exited", 401, false));
-        assert!(!ended("Essential container in task exited", 400, false), "told long ago");
+        assert!(!ended("Essential container in task exited", 400, false), "reported long ago");
         assert!(!ended("Essential container in task exited", 930, true));
         assert!(!ended("COMPLETED: build a #1 is over", 930, false));
     }

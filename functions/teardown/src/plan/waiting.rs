@@ -1,5 +1,5 @@
-//! What the sweep does about requests that wait: those whose time is up fail, those that find room go back to the
-//! requests queue, and the groups are raised for the rest.
+//! Decides what the sweep does about waiting requests: expired ones fail, those that find room go back to the requests
+//! queue, and the groups are raised for the rest.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -14,48 +14,48 @@ use shared::wait::{self, Wait, Waiting, WaitsFor};
 /// What becomes of one waiting message.
 #[derive(Debug, Clone, PartialEq)]
 pub enum MessageStep {
-    /// Its time is up.
+    /// It has waited too long.
     Fail(Failure),
     /// It goes back to the requests queue.
     Wake,
-    /// It waits on.
+    /// It continues to wait.
     Keep,
 }
 
-/// A group is given more instances.
+/// A group's desired capacity is raised.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Raise {
-    /// The cloud's place in the configuration.
+    /// The cloud's index in the configuration.
     pub cloud: usize,
     pub group: String,
     pub desired_before: u32,
     pub desired: u32,
-    /// Agents that wait for it.
+    /// The agents that wait for it.
     pub agents: usize,
 }
 
-/// What the sweep does about all that waits.
+/// The sweep's plan for all waiting requests.
 #[derive(Debug, Default, PartialEq)]
 pub struct WaitingPlan {
     /// One for each message, in the order of the messages.
     pub steps: Vec<MessageStep>,
     pub raises: Vec<Raise>,
-    /// The clouds, by their place in the configuration, whose instances are needed: none of them is given back.
+    /// The clouds, by their index in the configuration, whose instances are needed: none of them is given back.
     pub needed: BTreeSet<usize>,
 }
 
-/// The agents that there are, and how many of each cloud and each of its templates.
+/// The existing agents, and how many of each cloud and each of its templates.
 #[derive(Debug, Clone, Default)]
 pub struct Agents {
     /// Those that have a task, running or stopped within the hour.
     pub names: HashSet<AgentName>,
-    /// The clouds, by their place in the configuration, whose cluster could not be asked.
+    /// The clouds, by their index in the configuration, whose cluster could not be asked.
     pub unknown: BTreeSet<usize>,
     clouds: HashMap<usize, u32>,
     templates: HashMap<(usize, String), u32>,
 }
 
-/// How many agents of a template there are.
+/// The number of a template's agents.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Count<'a> {
     pub cloud: &'a str,
@@ -68,8 +68,8 @@ pub struct Count<'a> {
     pub oldest_wait_ms: i64,
 }
 
-/// Counts the agents of each template that has any. What waits counts only for what is configured: whoever may send to the
-/// queue may write it.
+/// Counts the agents of each template that has any. Waiting agents count only for configured templates: anyone who may
+/// send to the queue can write their names.
 pub fn counts<'a>(clouds: &'a [Cloud], messages: &[Waiting], agents: &Agents, now: Timestamp) -> Vec<Count<'a>> {
     let waits = || messages.iter().filter_map(|message| message.wait.as_ref());
     let templates = clouds.iter().enumerate().flat_map(|(index, cloud)| {
@@ -89,7 +89,7 @@ pub fn counts<'a>(clouds: &'a [Cloud], messages: &[Waiting], agents: &Agents, no
 }
 
 impl Agents {
-    /// Counts one more agent of the cloud at this place of the configuration.
+    /// Counts one more agent of the cloud with this index in the configuration.
     pub fn count(&mut self, index: usize, template: &str) {
         *self.clouds.entry(index).or_default() += 1;
         *self.templates.entry((index, template.to_owned())).or_default() += 1;
@@ -110,11 +110,11 @@ impl Agents {
     }
 }
 
-/// A cloud in which something waits for an instance.
+/// A cloud in which requests wait for an instance.
 #[derive(Debug, Clone, Default)]
 pub struct Observation {
     pub observed: Observed,
-    /// Why its group's last launch failed, where that was asked.
+    /// Why its group's last launch failed, if that was asked.
     pub launch_failure: Option<String>,
 }
 
@@ -122,8 +122,8 @@ fn template_of<'a>(cloud: &'a Cloud, name: &str) -> Option<&'a Template> {
     cloud.templates.iter().find(|template| template.name == name)
 }
 
-/// Plans what becomes of the messages, which come oldest first. A cloud that is not among the observed could not be asked:
-/// what waits there waits on.
+/// Plans what becomes of the messages, which come oldest first. A cloud that is not among the observed could not be
+/// asked: its requests continue to wait.
 pub fn waiting(
     clouds: &[Cloud],
     messages: &[Waiting],
@@ -146,7 +146,7 @@ pub fn waiting(
             continue;
         };
         if let Some(failure) = time_is_up(message, Some(cloud), &reason(wait, observed.get(&index)), now) {
-            // Whether it was placed, nobody knows before its cluster answers.
+            // Whether it was placed is unknown until its cluster answers.
             let is_unknown = agents.unknown.contains(&index);
             plan.steps.push(if is_unknown { MessageStep::Keep } else { MessageStep::Fail(failure) });
             continue;
@@ -175,7 +175,7 @@ pub fn waiting(
     plan
 }
 
-/// The clouds, by their place in the configuration, in which something has waited for an instance until its time is up.
+/// The clouds, by their index in the configuration, in which a request has waited too long for an instance.
 pub fn overdue(clouds: &[Cloud], messages: &[Waiting], now: Timestamp) -> BTreeSet<usize> {
     let index = |message: &Waiting| {
         let wait = message.wait.as_ref().filter(|wait| wait.waits_for == WaitsFor::Instance)?;
@@ -191,7 +191,7 @@ fn time_is_up(message: &Waiting, cloud: Option<&Cloud>, reason: &str, now: Times
     wait::too_long(wait.since, reason, cloud, expires_at, now)
 }
 
-/// Why a request waits now: what keeps its group from having an instance for it, or else what ECS said last.
+/// Why a request waits now: what prevents its group from providing an instance, or else what ECS said last.
 fn reason(wait: &Wait, observation: Option<&Observation>) -> String {
     let said = || wait.reason.clone();
     let Some(observation) = observation.filter(|_| wait.waits_for == WaitsFor::Instance) else { return said() };
@@ -204,7 +204,7 @@ fn reason(wait: &Wait, observation: Option<&Observation>) -> String {
     }
 }
 
-/// Whether an instance of the cloud's group has to stay for a request: one that it goes to, or one that it waits for.
+/// Whether an instance of the cloud's group has to stay for a request: one that is sent back, or one that waits for it.
 fn needs_instance(cloud: &Cloud, wait: &Wait, is_free: bool) -> bool {
     match wait.waits_for {
         WaitsFor::Fargate => false,
@@ -213,7 +213,7 @@ fn needs_instance(cloud: &Cloud, wait: &Wait, is_free: bool) -> bool {
     }
 }
 
-/// Takes room on the instances that serve a request, for as many of its agents as fit. False if none does.
+/// Takes room on the instances that can serve a request, for as many of its agents as fit. Returns false if none does.
 fn take_room(cloud: &Cloud, wait: &Wait, observed: &mut Observed, memberships: &[Membership]) -> bool {
     let template = template_of(cloud, &wait.template);
     let there = observed.instances.iter_mut().zip(memberships);
@@ -242,7 +242,7 @@ mod tests {
 
     const SIZE: Size = Size { cpu: 1024, memory: 2048 };
 
-    /// A request that began to wait so many seconds ago, at 1000.
+    /// A request that began to wait this many seconds ago, at 1000.
     fn message(id: &str, waited: i64, waits_for: WaitsFor) -> Waiting {
         let wait = Wait {
             request_id: id.parse().expect("an id"),
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn neither_an_instance_that_leaves_nor_another_groups_is_room() {
+    fn leaving_and_foreign_instances_have_no_room() {
         let waiting = [message("a", 100, WaitsFor::Instance)];
         for lifecycle in ["Terminating:Wait", "Standby", "Detaching", "Warmed:Running"] {
             let mut leaves = observation(1, SIZE, 10);
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn wakes_nothing_for_a_gpu_or_a_port_that_is_taken() {
+    fn wakes_nothing_for_a_gpu_or_port_in_use() {
         let mut trained = message("a", 100, WaitsFor::Instance);
         trained.wait.as_mut().expect("a wait").gpus = 1;
         let mut listening = message("b", 90, WaitsFor::Instance);
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_request_is_told_why_it_still_waits() {
+    fn a_failed_request_names_the_reason_of_its_wait() {
         let late = [message("a", 901, WaitsFor::Instance)];
         let of = |observation: Observation| plan(&late, Some(observation), Agents::default()).steps.remove(0);
         let at_maximum = of(observation(1, Size::default(), 1));
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_serves_goes_back_until_its_time_is_up() {
+    fn sends_back_what_no_cloud_serves() {
         let mut foreign = message("a", 100, WaitsFor::Instance);
         foreign.wait.as_mut().expect("a wait").cloud = "gone".into();
         let unknown = Waiting { wait: None, ..message("b", 0, WaitsFor::Instance) };
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_each_waiting_agent_once_and_only_what_is_configured() {
+    fn counts_each_waiting_agent_once_and_only_configured_templates() {
         let mut stranger = message("stranger", 900, WaitsFor::Instance);
         stranger.wait.as_mut().expect("a wait").template = "unbounded".into();
         let messages = [

@@ -1,4 +1,4 @@
-//! Container instances that have had nothing to do for long enough are given back.
+//! Gives back container instances that have been idle for long enough.
 
 use std::collections::BTreeSet;
 
@@ -24,7 +24,7 @@ impl Item for (String, InstanceStep) {
     }
 }
 
-/// Gives back idle instances, but in the clouds whose instances are `needed`.
+/// Gives back idle instances, except in the clouds whose instances are `needed`.
 pub(super) async fn sweep(
     app: &App,
     invocation: &Invocation,
@@ -65,7 +65,7 @@ async fn carry_out(cloud: &Cloud, arn: &str, step: InstanceStep, now: Timestamp)
     }
 }
 
-/// Ends the instances that are due, as many as may go, some at once. One that stays keeps none of the others.
+/// Terminates the instances that are due, as many as may go, several at once. One that stays does not keep the others.
 async fn give_back(cloud: &Cloud, invocation: &Invocation, plan: InstancePlan, daemons: &Daemons) {
     let InstancePlan { due, mut budget, .. } = plan;
     let mut due = due.into_iter().peekable();
@@ -98,7 +98,7 @@ async fn give_back(cloud: &Cloud, invocation: &Invocation, plan: InstancePlan, d
     }
 }
 
-/// Drains an instance and ends it, unless it has to stay. Answers whether it went.
+/// Drains an instance and terminates it, unless it has to stay. Returns whether it went.
 async fn end(cloud: &Cloud, due: &Due, lowers: bool, daemons: &Daemons) -> Result<bool, Fault> {
     let (_, tags) = cloud.ec2.instance(&due.id).await?;
     if tags.iter().any(|(key, _)| key == KEEP_TAG) {
@@ -106,7 +106,7 @@ async fn end(cloud: &Cloud, due: &Due, lowers: bool, daemons: &Daemons) -> Resul
     }
     if let Some(arn) = &due.arn {
         cloud.cluster.set_instance_status(arn, InstanceStatus::Draining).await?;
-        // Only now can no task come any more: what came until here keeps the instance.
+        // From now on no task can be placed: one that was placed before keeps the instance.
         let tasks = cloud.cluster.tasks_on(arn).await?;
         if tasks.iter().any(|task| !daemons.run(task)) {
             return undrain(cloud, arn).await.map(|()| false);
@@ -126,7 +126,7 @@ async fn end(cloud: &Cloud, due: &Due, lowers: bool, daemons: &Daemons) -> Resul
             Ok(true)
         }
         Err(fault) => {
-            let consequence = "an idle instance cannot be ended; it takes tasks again";
+            let consequence = "an idle instance cannot be ended; it accepts tasks again";
             log_fault!(&fault, cloud = cloud.name(), group, ec2.instance = due.id, "{consequence}");
             if let Some(arn) = &due.arn {
                 undrain(cloud, arn).await?;
@@ -136,7 +136,7 @@ async fn end(cloud: &Cloud, due: &Due, lowers: bool, daemons: &Daemons) -> Resul
     }
 }
 
-/// Puts an instance back to work that was to go and stays.
+/// Lets an instance accept tasks again that was to go and stays.
 async fn stay(cloud: &Cloud, due: &Due) -> Result<(), Fault> {
     match &due.arn {
         Some(arn) if due.is_draining => undrain(cloud, arn).await,

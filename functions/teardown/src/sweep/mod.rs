@@ -1,5 +1,5 @@
-//! The sweep: the net beneath everything that arrives as an event. One part that cannot be done does not keep the
-//! others from being done, and nothing is stopped on a guess.
+//! The sweep catches what events have missed. A part that fails does not prevent the others, and nothing is stopped on
+//! a guess.
 
 mod instances;
 mod nodes;
@@ -23,12 +23,13 @@ use self::nodes::Nodes;
 use self::tasks::ClusterTasks;
 use crate::plan::waiting::{self as plan, Agents};
 
-/// Things that are done at once; more would only meet AWS' limits.
+/// Concurrent items; more would only exceed AWS' rates.
 const CONCURRENCY: usize = 10;
 
-/// Does all that is due at `time`. The parts go side by side: a slow Jenkins does not keep requests waiting.
+/// Does everything that is due at `time`. The parts run concurrently: a slow Jenkins does not delay requests.
 pub async fn sweep(app: &App, invocation: &Invocation, time: Timestamp) {
-    // What waits is hidden from all others before the tasks are listed: nothing that is not among them is placed meanwhile.
+    // Waiting requests are hidden from all others before the tasks are listed: no request that is not among the tasks
+    // is placed meanwhile.
     let (nodes, messages) =
         tokio::join!(Nodes::ask(app, invocation), guarded(invocation, wait::look_at_all(&app.queues)));
     let mut found = Vec::new();
@@ -83,7 +84,7 @@ pub async fn sweep(app: &App, invocation: &Invocation, time: Timestamp) {
     tokio::join!(ends, orphans, capacity);
 }
 
-/// Logs how many agents of each template there are, where there are any.
+/// Logs how many agents of each template there are.
 fn log_counts(app: &App, messages: &[Waiting], agents: &Agents, now: Timestamp) {
     for count in plan::counts(&app.config().clouds, messages, agents, now) {
         tracing::info!(
@@ -97,7 +98,7 @@ fn log_counts(app: &App, messages: &[Waiting], agents: &Agents, now: Timestamp) 
     }
 }
 
-/// Does something for each in its own span, some at once, until the time is over; what fails is done by the next sweep.
+/// Processes each item in its own span, several at once, until the time is over; what fails is left to the next sweep.
 async fn each<'a, T: Item, F>(invocation: &Invocation, at_once: usize, all: &'a [T], work: impl Fn(&'a T) -> F)
 where
     F: Future<Output = Result<(), Fault>> + 'a,
@@ -117,9 +118,9 @@ where
         .await;
 }
 
-/// What the sweep takes a step with.
+/// An item that the sweep processes.
 trait Item {
-    /// The span of all that is logged of it.
+    /// The span of everything that is logged about it.
     fn span(&self) -> Span;
 }
 

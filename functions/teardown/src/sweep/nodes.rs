@@ -1,4 +1,4 @@
-//! Nodes: what Jenkins says of them, and those whose task is gone.
+//! Nodes: their state in Jenkins, and those whose task is gone.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -20,10 +20,10 @@ use super::{CONCURRENCY, Item, each};
 use crate::plan::nodes::{self as plan, NodeStep};
 use crate::plan::tasks::Seen;
 
-/// What Jenkins says of its nodes.
+/// What Jenkins knows of its nodes.
 pub(super) enum Nodes {
     Known(BTreeMap<String, NodeState>),
-    /// It has none of ours, or does not let us see them.
+    /// It has none of ours, or does not show them to us.
     Unknown,
     /// It could not be asked.
     Away,
@@ -61,7 +61,7 @@ impl Item for (&NodeState, AgentName) {
     }
 }
 
-/// Deletes our nodes whose task is gone; those that came back are let in again.
+/// Deletes our nodes whose task is gone; those whose task came back are brought back online.
 pub(super) async fn sweep<'a>(
     app: &App,
     invocation: &Invocation,
@@ -88,7 +88,7 @@ async fn step(app: &App, node: &NodeState, name: &AgentName, is_alive: bool, now
         NodeStep::Mark if is_alive && !jenkins.took_offline_silently(node) => Ok(()),
         _ if is_alive => jenkins.set_online(name.as_str()).await.map(drop),
         NodeStep::Wait => Ok(()),
-        // An inbound agent's node is there before its task, which may have come since the tasks were listed.
+        // An inbound agent's node is created before its task, which may have started since the tasks were listed.
         NodeStep::Mark if runs(app, name).await? => Ok(()),
         NodeStep::Delete if runs(app, name).await? => jenkins.set_online(name.as_str()).await.map(drop),
         NodeStep::Mark => jenkins.set_offline(name.as_str(), &plan::orphan_message(now)).await.map(drop),
@@ -99,7 +99,7 @@ async fn step(app: &App, node: &NodeState, name: &AgentName, is_alive: bool, now
     }
 }
 
-/// Whether a task of this name runs, asked just now.
+/// Whether a task of this name runs, asked now.
 async fn runs(app: &App, name: &AgentName) -> Result<bool, Fault> {
     let serves = |cloud: &Cloud| cloud.template(app.template_name(name)).is_some();
     let is_served = app.clouds.iter().any(serves);
@@ -112,8 +112,9 @@ async fn runs(app: &App, name: &AgentName) -> Result<bool, Fault> {
     Ok(false)
 }
 
-/// Whether a node that has a name of ours is ours, and not another stack's with the same prefix: it says its cluster, and
-/// where it does not, its template has to be one of ours. So the node of a template that was taken out goes, too.
+/// Whether a node with a name of ours belongs to this stack, not to another one with the same prefix: its description
+/// names its cluster; if it does not, its template has to be one of ours. So the node of a template that was removed
+/// goes, too.
 fn is_ours(app: &App, node: &NodeState, name: &AgentName) -> bool {
     match node.description.as_deref().and_then(agents::described_cluster) {
         Some((cluster, region)) => app

@@ -1,4 +1,4 @@
-//! Tasks: those that are overdue, idle or twice are stopped, and events that never came are made up for.
+//! Tasks: stops those that are overdue, idle or duplicate, and reports those whose event never came.
 
 use std::collections::HashMap;
 
@@ -20,7 +20,7 @@ use super::nodes::Nodes;
 use super::{CONCURRENCY, Item, each};
 use crate::plan::tasks::{self as plan, TaskStep};
 
-/// A task of an agent of ours.
+/// A task of one of our agents.
 pub(super) struct OurTask<'a> {
     pub(super) cloud: &'a Cloud,
     pub(super) name: AgentName,
@@ -28,7 +28,7 @@ pub(super) struct OurTask<'a> {
 }
 
 impl<'a> OurTask<'a> {
-    /// None where the task is not ours.
+    /// None if the task is not ours.
     fn new(app: &'a App, task: Task) -> Option<Self> {
         let (cloud, name) = app.owner(&task).filter(|_| outcome::is_or_was_ours(&task, app.controller()))?;
         Some(Self { cloud, name, task })
@@ -47,14 +47,14 @@ impl Item for OurTask<'_> {
 
 /// The tasks of a cluster.
 pub(super) struct ClusterTasks<'a> {
-    /// Ours that are to run.
+    /// Ours that ECS keeps running.
     pub(super) running: Vec<OurTask<'a>>,
-    /// Ours that ended within the last hour.
+    /// Ours that stopped within the last hour.
     pub(super) stopped: Vec<OurTask<'a>>,
 }
 
 impl<'a> ClusterTasks<'a> {
-    /// Lists them, and notes what they are to their container instances.
+    /// Lists them, and adds what they show about their container instances.
     pub(super) async fn ask(app: &'a App, cloud: &Cloud, on_instances: &mut observe::Tasks) -> Result<Self, Fault> {
         let running = list(cloud, DesiredStatus::Running).await?;
         running.iter().for_each(|task| on_instances.add(task));
@@ -69,7 +69,7 @@ async fn list(cloud: &Cloud, status: DesiredStatus) -> Result<Vec<Task>, Fault> 
     cloud.cluster.describe_tasks(&arns).await
 }
 
-/// Takes one step with each task that is to run.
+/// Takes one step with each running task.
 pub(super) async fn sweep(app: &App, invocation: &Invocation, running: &[OurTask<'_>], nodes: &Nodes, now: Timestamp) {
     let twice: HashMap<&str, _> = plan::duplicates(running.iter().map(|ours| &ours.task))
         .into_iter()
@@ -108,7 +108,7 @@ async fn step(app: &App, ours: &OurTask<'_>, nodes: &Nodes, now: Timestamp) -> R
     }
 }
 
-/// Stops a task if what is true just now says the same: much may have happened since the tasks were listed.
+/// Stops a task if the reason still holds: much may have happened since the tasks were listed.
 async fn stop_if_still_due(
     app: &App,
     ours: &OurTask<'_>,
@@ -125,8 +125,8 @@ async fn stop_if_still_due(
     }
 }
 
-/// Whether an agent that has had nothing to do for long has nothing to do now: a build may have begun there since Jenkins
-/// was asked. It takes none any more where that is so.
+/// Whether an agent that has been idle for long still is: a build may have started since Jenkins was asked. If it is
+/// idle, it accepts no build any more.
 async fn is_still_idle(app: &App, name: &AgentName, stop: &Stop) -> Result<bool, Fault> {
     app.jenkins.set_offline(name.as_str(), &stop.text).await?;
     let is_busy = app.jenkins.node(name.as_str()).await?.is_some_and(|node| node.idle == Some(false));
@@ -136,14 +136,14 @@ async fn is_still_idle(app: &App, name: &AgentName, stop: &Stop) -> Result<bool,
     Ok(!is_busy)
 }
 
-/// Makes up for last events that never came.
+/// Reports tasks whose last event never came.
 pub(super) async fn sweep_ends(app: &App, invocation: &Invocation, stopped: &[OurTask<'_>], now: Timestamp) {
     let unreported: Vec<_> = stopped.iter().filter(|ours| plan::is_unreported_end(&ours.task, now)).collect();
     each(invocation, CONCURRENCY, &unreported, |ours| async move {
         let agent = ours.agent(app);
         match report::stopped_unseen(app, agent, &ours.task).await {
             Err(_) if plan::is_last_sight(&ours.task, now) => report::keep(app, agent, &ours.task).await,
-            told => told,
+            result => result,
         }
     })
     .await;

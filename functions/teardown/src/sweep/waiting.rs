@@ -1,4 +1,4 @@
-//! Requests that wait: carries out [`crate::plan::waiting`].
+//! Waiting requests: carries out [`crate::plan::waiting`].
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Mutex, PoisonError};
@@ -21,11 +21,11 @@ use tracing::{Instrument as _, Span};
 use super::{CONCURRENCY, Item, each};
 use crate::plan::waiting::{self as plan, Agents, MessageStep, Observation, Raise};
 
-/// Calls of SQS that go out at once, which throttles nobody who stays below thousands a second.
+/// Concurrent calls of SQS, which throttles nobody who stays below thousands a second.
 const QUEUE_CALLS: usize = 50;
 
-/// Fails what has waited too long, sends back what has room, raises the groups for the rest. Answers the clouds whose
-/// instances are needed.
+/// Fails requests that have waited too long, sends back those that have room, and raises the groups for the rest.
+/// Returns the clouds whose instances are needed.
 pub(super) async fn sweep(
     app: &App,
     invocation: &Invocation,
@@ -51,12 +51,12 @@ pub(super) async fn sweep(
     }
     wait::release(&app.queues, &kept).await;
     each(invocation, QUEUE_CALLS, &woken, |message| wait::wake(&app.queues, message)).await;
-    let told = Told::default();
-    each(invocation, CONCURRENCY, &late, |(message, failure)| fail(app, message, failure, (&names, &told))).await;
+    let notified = Notified::default();
+    each(invocation, CONCURRENCY, &late, |(message, failure)| fail(app, message, failure, (&names, &notified))).await;
     plan.needed
 }
 
-/// The clouds in which something waits for an instance, as they stand; without those that could not be asked.
+/// The current state of the clouds in which requests wait for an instance, without those that could not be asked.
 async fn observe_all(
     app: &App,
     invocation: &Invocation,
@@ -142,15 +142,15 @@ impl Item for (Waiting, Failure) {
     }
 }
 
-/// What this sweep has told, and whom: copies of a request are told once.
-type Told = Mutex<HashSet<(String, Target)>>;
+/// The failures that this sweep has reported, and to whom: all copies of a request are reported once.
+type Notified = Mutex<HashSet<(String, Target)>>;
 
-/// Tells the build of a request that has waited too long, unless a copy of it has found room.
+/// Reports the failure of a request that has waited too long, unless a copy of it has found room.
 async fn fail(
     app: &App,
     message: &Waiting,
     failure: &Failure,
-    (placed, told): (&HashSet<AgentName>, &Told),
+    (placed, notified): (&HashSet<AgentName>, &Notified),
 ) -> Result<(), Fault> {
     let Some(wait) = &message.wait else { return Ok(()) };
     let request = AgentRequest::parse(&message.body).ok();
@@ -176,9 +176,9 @@ async fn fail(
         let url = request.as_ref().and_then(|request| request.webhook_urls.get(index as usize));
         let mut targets = app.notifier.everybody(url.map(String::as_str));
         {
-            let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut notified = notified.lock().unwrap_or_else(PoisonError::into_inner);
             let nobody = targets.is_empty();
-            targets.retain(|target| told.insert((notice.id.clone(), target.clone())));
+            targets.retain(|target| notified.insert((notice.id.clone(), target.clone())));
             failed += usize::from(nobody || !targets.is_empty());
         }
         app.notifier.notify_all(&notice, targets).instrument(Ids::of_agent(&name).span()).await?;

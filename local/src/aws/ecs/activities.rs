@@ -1,14 +1,14 @@
-//! Scaling activities: what a group did and why it could not (API_Activity).
+//! Scaling activities: what a group did, and why it failed (API_Activity).
 
 use jiff::Timestamp;
 
 use super::Ecs;
 use crate::aws::escape;
 
-/// As many as are kept of a group; AWS keeps those of six weeks.
+/// How many are kept per group; AWS keeps those of six weeks.
 const KEPT: usize = 300;
 
-/// Something that a group did.
+/// An activity of a group.
 #[derive(Debug, Clone)]
 pub(super) struct Activity {
     pub id: String,
@@ -24,7 +24,7 @@ pub(super) struct Activity {
 }
 
 impl Activity {
-    /// As DescribeScalingActivities and TerminateInstanceInAutoScalingGroup show it, without the element around it.
+    /// As DescribeScalingActivities and TerminateInstanceInAutoScalingGroup show it, without the enclosing element.
     pub(super) fn describe(&self, group: &str) -> String {
         let element = |name: &str, text: Option<String>| {
             text.map(|text| format!("<{name}>{}</{name}>", escape(&text))).unwrap_or_default()
@@ -46,7 +46,7 @@ impl Activity {
 }
 
 impl Ecs {
-    /// Notes that a group begins to launch or end an instance; the activity as it is described.
+    /// Records that a group begins to launch or terminate an instance; returns the activity as it is described.
     pub(super) fn begin_activity(&mut self, group: &str, what: &str, instance: &str, cause: &str, now: Timestamp) {
         let activity = Activity {
             id: self.uuid(),
@@ -61,7 +61,7 @@ impl Ecs {
         self.keep_activity(group, activity);
     }
 
-    /// Notes that a group could not launch an instance.
+    /// Records that a group could not launch an instance.
     pub(super) fn fail_activity(&mut self, group: &str, message: String, now: Timestamp) {
         let activity = Activity {
             id: self.uuid(),
@@ -85,7 +85,7 @@ impl Ecs {
         }
     }
 
-    /// An instance is in service, or gone.
+    /// An instance is in service, or terminated.
     pub(super) fn end_activity(&mut self, group: &str, instance: &str, now: Timestamp) {
         let activities = self.groups.get_mut(group).into_iter().flat_map(|group| &mut group.activities);
         let of_instance =

@@ -11,9 +11,9 @@ use super::{ApiError, Ecs, Status, tags};
 /// A cluster.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Cluster {
-    /// The capacity providers that are associated with it.
+    /// Its associated capacity providers.
     pub providers: BTreeSet<String>,
-    /// What RunTask takes where it is given neither a launch type nor a strategy.
+    /// The strategy of RunTask calls without a launch type and a strategy.
     pub default_strategy: Vec<Value>,
     pub tags: Tags,
 }
@@ -24,12 +24,12 @@ pub(super) struct CapacityProvider {
     pub group: String,
     /// Whether tasks may wait in PROVISIONING while ECS raises the group.
     pub managed_scaling: bool,
-    /// Whether a raise is already on its way.
+    /// Whether a raise is already pending.
     pub scaling: bool,
 }
 
 impl Ecs {
-    /// Makes a cluster; Fargate and Fargate Spot are associated with it.
+    /// Creates a cluster; Fargate and Fargate Spot are associated with it.
     pub fn create_cluster(&mut self, name: &str) {
         let providers = ["FARGATE", "FARGATE_SPOT"].map(str::to_owned).into();
         self.clusters.insert(name.to_owned(), Cluster { providers, ..Cluster::default() });
@@ -42,7 +42,7 @@ impl Ecs {
         }
     }
 
-    /// Makes a capacity provider of a group's instances and associates it with the group's cluster.
+    /// Creates a capacity provider of a group's instances and associates it with the group's cluster.
     pub fn create_capacity_provider(&mut self, name: &str, group: &str, managed_scaling: bool) {
         let Some(cluster) = self.groups.get(group).map(|group| group.cluster.clone()) else { return };
         if let Some(cluster) = self.clusters.get_mut(&cluster) {
@@ -56,7 +56,7 @@ impl Ecs {
         self.arn(&format!("cluster/{name}"))
     }
 
-    /// The name of the cluster that a call is about; the default one if it says none (API_RunTask).
+    /// The name of the cluster in a call; the default one if it names none (API_RunTask).
     pub(super) fn cluster(&self, input: &Value) -> Result<String, ApiError> {
         let given = text(input, "cluster").unwrap_or("default");
         let name = short(given);
@@ -80,7 +80,7 @@ impl Ecs {
         Ok(json!({"cluster": self.describe_cluster(name, true)}))
     }
 
-    /// API_DescribeClusters: up to 100; what is not known is a failure MISSING.
+    /// API_DescribeClusters: up to 100; an unknown cluster is a failure MISSING.
     pub(super) fn describe_clusters(&self, input: &Value) -> Result<Value, ApiError> {
         let names: Vec<&str> = match strings(&input["clusters"]).collect::<Vec<_>>() {
             none if none.is_empty() => vec!["default"],

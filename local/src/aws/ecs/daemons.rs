@@ -26,10 +26,10 @@ impl Daemon {
 }
 
 impl Ecs {
-    /// Makes a daemon service of a family; it starts a task on each container instance that is there or comes.
+    /// Creates a daemon service of a family; it starts a task on each present and future container instance.
     ///
     /// # Errors
-    /// When there is no such family.
+    /// When the family does not exist.
     pub fn create_daemon(
         &mut self,
         cluster: &str,
@@ -62,8 +62,8 @@ impl Ecs {
         Ok(json!({"serviceArns": daemons.map(arn).collect::<Vec<_>>()}))
     }
 
-    /// Starts the daemons that an ACTIVE instance lacks. Of a DRAINING one they are the last to go: the scheduler stops
-    /// them once no other task is on it ("Draining Amazon ECS container instances").
+    /// Starts the daemons that an ACTIVE instance lacks. On a DRAINING one they stop last: the scheduler stops them
+    /// once no other task is on it ("Draining Amazon ECS container instances").
     pub(super) fn keep_daemons(&mut self, place: &str, now: Timestamp) {
         let Some(instance) = self.instances.get(place).filter(|instance| instance.connected) else { return };
         let of_services = |group: &String| group.starts_with("service:");

@@ -12,13 +12,13 @@ use super::{ApiError, Ecs};
 /// The network mode of a task definition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Network {
-    /// Ports of the instance, dynamic ones too.
+    /// Host ports, including dynamic ones.
     Bridge,
     /// The instance's own ports.
     Host,
     /// A network interface of its own.
     Awsvpc,
-    /// No way in or out.
+    /// No network.
     None,
 }
 
@@ -31,9 +31,9 @@ pub struct TaskDefinition {
     pub family: String,
     /// Its network mode.
     pub network: Network,
-    /// CPU units of the task as a whole, where they are set.
+    /// CPU units of the task, if they are set.
     pub cpu: Option<u32>,
-    /// MiB of the task as a whole, where they are set.
+    /// Memory of the task in MiB, if it is set.
     pub memory: Option<u32>,
     /// As DescribeTaskDefinition shows it.
     pub shown: Value,
@@ -43,7 +43,7 @@ pub struct TaskDefinition {
     /// `x86_64` or `arm64`.
     pub(super) architecture: &'static str,
     pub(super) containers: Vec<ContainerDefinition>,
-    /// Attributes that an instance needs, with their values where these count.
+    /// Required attributes of an instance, with their values where these count.
     pub(super) attributes: Vec<(String, Option<String>)>,
     /// Constraints, as in RunTask.
     pub(super) constraints: Vec<Value>,
@@ -58,7 +58,7 @@ pub(super) struct ContainerDefinition {
     pub cpu: u32,
     /// The hard limit.
     pub memory: Option<u32>,
-    /// The soft limit, which is what gets reserved where there is one (API_ContainerDefinition).
+    /// The soft limit, which is reserved if it is set (API_ContainerDefinition).
     pub reservation: Option<u32>,
     pub has_health_check: bool,
     pub gpus: u32,
@@ -158,7 +158,7 @@ impl TaskDefinition {
         if !containers.iter().any(|container| container.essential) {
             return Err(client("At least one container must be essential."));
         }
-        // ECS derives them from the parameters; these are the ones that cost people their placement.
+        // ECS derives them from the parameters; these are the ones that most often prevent a placement.
         let architecture = architecture(&input["runtimePlatform"])?;
         let mut attributes = Vec::new();
         if network == Network::Awsvpc {
@@ -253,7 +253,7 @@ impl ContainerDefinition {
     }
 }
 
-/// API_RuntimePlatform; an instance that has another is no place for the task.
+/// API_RuntimePlatform; an instance with another platform cannot run the task.
 fn architecture(platform: &Value) -> Result<Option<&'static str>, ApiError> {
     match text(platform, "cpuArchitecture") {
         None => Ok(None),
@@ -301,7 +301,7 @@ pub(super) fn no_fargate_size(cpu: Option<u32>, memory: Option<u32>) -> ApiError
 }
 
 impl Ecs {
-    /// Registers a task definition as RegisterTaskDefinition does, before anything else happens.
+    /// Registers a task definition like RegisterTaskDefinition, as part of the setup.
     ///
     /// # Errors
     /// When ECS would refuse it.
@@ -354,7 +354,7 @@ impl Ecs {
         Ok(answer)
     }
 
-    /// The ARN of the revision that a name stands for.
+    /// The ARN of the revision that a name refers to.
     pub(in crate::aws) fn definition_arn(&self, name: &str) -> Option<&str> {
         self.definition(name).map(|definition| definition.arn.as_str())
     }

@@ -1,4 +1,4 @@
-//! EC2 instances, and what EC2's reads say of them and of tasks' network interfaces.
+//! EC2 instances, and EC2's read calls about them and about tasks' network interfaces.
 
 use std::collections::BTreeMap;
 
@@ -35,13 +35,13 @@ impl State {
 pub(super) struct Machine {
     pub kind: String,
     pub zone: String,
-    /// Empty where it has IPv6 alone.
+    /// Empty if it has only IPv6.
     pub private_address: String,
     pub ipv6_address: Option<String>,
     pub addressing: Addressing,
     pub public_address: Option<String>,
     pub state: State,
-    /// Why it ended: `Server.SpotInstanceTermination`.
+    /// Its state reason: `Server.SpotInstanceTermination`.
     pub state_reason: Option<&'static str>,
     pub spot: bool,
     pub launched_at: Timestamp,
@@ -51,7 +51,7 @@ pub(super) struct Machine {
 }
 
 impl Ecs {
-    /// The EC2 instance of this id, made where there is none: one that was always there.
+    /// The EC2 instance of this id; created as one that has always existed if it is missing.
     pub(super) fn machine(&mut self, id: &str, now: Timestamp) -> &Machine {
         if !self.machines.contains_key(id) {
             let machine = self.new_machine(now);
@@ -60,7 +60,7 @@ impl Ecs {
         &self.machines[id]
     }
 
-    /// One that runs, in no group.
+    /// A running instance in no group.
     pub(super) fn new_machine(&mut self, now: Timestamp) -> Machine {
         let number = self.next();
         let [a, b] = self.settings.instance_network;
@@ -89,7 +89,7 @@ impl Ecs {
         }
     }
 
-    /// Answers a read of EC2's query API.
+    /// Answers a read call of EC2's query API.
     ///
     /// # Errors
     /// As EC2 answers them.
@@ -137,7 +137,7 @@ impl Ecs {
         Ok(format!("<reservationSet>{items}</reservationSet>"))
     }
 
-    /// The same by a filter, which does not fail for ids that EC2 does not know, and takes 200 values at most.
+    /// The same by a filter, which does not fail for ids that EC2 does not know, and accepts at most 200 values.
     fn filter_machines(&self, name: Option<&str>, ids: &[&String]) -> Result<String, ApiError> {
         if name != Some("instance-id") || ids.is_empty() || ids.len() > 200 {
             let message = format!("The filter {name:?} with {} values is invalid", ids.len());
@@ -151,7 +151,7 @@ impl Ecs {
     }
 
     fn describe_machine(&self, id: &str, machine: &Machine) -> String {
-        // A terminated instance has no addresses any more. What a test has changed of a container instance holds.
+        // A terminated instance has no addresses. Changes that a test made to the container instance apply.
         let (private, v6, public) = match (machine.state, self.instance_of(id)) {
             (State::Terminated, _) => (None, None, None),
             (_, Some(of)) => (Some(&of.private_address), of.ipv6_address.as_ref(), of.public_address.as_ref()),
@@ -198,7 +198,7 @@ impl Ecs {
         )
     }
 
-    /// API_DescribeNetworkInterfaces, by id; one unknown id fails the call. An interface goes with its task.
+    /// API_DescribeNetworkInterfaces, by id; one unknown id fails the call. An interface is deleted with its task.
     fn describe_interfaces(&self, ids: &[&String]) -> Result<String, ApiError> {
         let mut items = String::new();
         for id in ids {

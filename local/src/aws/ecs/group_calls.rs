@@ -114,7 +114,7 @@ impl Ecs {
         ))
     }
 
-    /// API_SetDesiredCapacity: within the group's bounds; cooldowns count only where the call says so.
+    /// API_SetDesiredCapacity: within the group's bounds; the cooldown applies only on request.
     fn set_desired_capacity(&mut self, form: &Form<'_>, now: Timestamp) -> Result<String, ApiError> {
         let desired = form.number("DesiredCapacity")?.ok_or_else(|| fault("DesiredCapacity is missing."))?;
         let honours = form.flag("HonorCooldown") == Some(true);
@@ -131,8 +131,8 @@ impl Ecs {
         Ok(String::new())
     }
 
-    /// API_TerminateInstanceInAutoScalingGroup: the desired capacity goes down with it on demand, not below the minimum;
-    /// without that, the group replaces the instance.
+    /// API_TerminateInstanceInAutoScalingGroup: on request it lowers the desired capacity, not below the minimum;
+    /// otherwise the group replaces the instance.
     fn terminate_in_group(&mut self, form: &Form<'_>, now: Timestamp) -> Result<String, ApiError> {
         let id = form.text("InstanceId").unwrap_or_default().to_owned();
         let lower = form

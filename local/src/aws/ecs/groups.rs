@@ -1,4 +1,4 @@
-//! Auto Scaling groups: what they are, and how they are described. What happens to them is in `scaling.rs`.
+//! Auto Scaling groups and their description. Their behaviour is in `scaling.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -14,59 +14,61 @@ use crate::aws::escape;
 pub struct Group {
     /// Its name.
     pub name: String,
-    /// The least desired capacity.
+    /// Minimum capacity.
     pub minimum: u32,
-    /// The desired capacity, in instances or, where they have weights, in units.
+    /// Desired capacity, in instances or, where they have weights, in units.
     pub desired: u32,
-    /// The most desired capacity.
+    /// Maximum capacity.
     pub maximum: u32,
-    /// Where its instances register.
+    /// The cluster in which its instances register.
     pub cluster: String,
-    /// CPU units and MiB of an instance of its launch template, as it registers.
+    /// CPU units and MiB that an instance of its launch template registers.
     pub size: (u32, u32),
-    /// The units that an instance of its launch template counts for; none where instances are counted.
+    /// The weight of an instance of its launch template; none where instances are counted.
     pub weight: Option<u32>,
-    /// The instance types of a mixed instances policy, launched in turn; none for that of the launch template alone.
+    /// The instance types of a mixed instances policy, launched in turn; none if only the launch template's type is
+    /// used.
     pub kinds: Vec<Kind>,
     /// `units`, `vcpu` or `memory-mib` (API_CreateAutoScalingGroup, DesiredCapacityType).
     pub desired_type: Option<&'static str>,
     /// GPUs of an instance.
     pub gpus: u32,
-    /// Network interfaces that the tasks of an instance may have.
+    /// Network interfaces available to the tasks of an instance.
     pub interfaces: u32,
     /// Whether its instances ever register.
     pub registers: bool,
-    /// So many of its next instances never register: no role, no route, the name of another cluster.
+    /// The number of its next instances that never register: no role, no route, the name of another cluster.
     pub broken: u32,
     /// Whether its instances are Spot instances.
     pub spot: bool,
     /// Whether it replaces Spot instances that are at risk of an interruption ("Capacity Rebalancing").
     pub rebalances_capacity: bool,
-    /// Whether its instances are born with scale-in protection.
+    /// Whether new instances are protected from scale-in.
     pub protects_new: bool,
     /// Attributes that its container instances register with.
     pub attributes: BTreeMap<String, String>,
     /// Tags of the group; its instances get them too.
     pub tags: BTreeMap<String, String>,
-    /// How long after a scaling activity a call that honours it has to wait.
+    /// The cooldown that a call with `HonorCooldown` observes after a scaling activity.
     pub cooldown: SignedDuration,
-    /// Its zones; a new instance goes where there are fewest.
+    /// Its zones; a new instance is launched in the one with the fewest.
     pub zones: Vec<String>,
     /// Its suspended processes: `Launch`, `Terminate`, `AZRebalance` … ("Suspend and resume processes").
     pub suspended: BTreeSet<String>,
     /// How long a lifecycle hook holds a new instance in `Pending:Wait`.
     pub launch_hook: Option<Duration>,
-    /// How long a lifecycle hook holds a leaving instance in `Terminating:Wait`; it runs meanwhile, its container agent too.
+    /// How long a lifecycle hook holds a terminating instance in `Terminating:Wait`; it keeps running meanwhile, with
+    /// its container agent.
     pub terminate_hook: Option<Duration>,
-    /// Why no instance can be launched, as the failed scaling activities say it.
+    /// Why no instance can be launched, in the words of the failed scaling activities.
     pub cannot_launch: Option<String>,
     /// Its instances.
     pub members: Vec<Member>,
-    /// The most instances that there ever were at once, those not counted that were ending.
+    /// The most instances at any time, except those being terminated.
     pub most: usize,
-    /// The sum of all times that instances were there, in seconds, of those that are gone.
+    /// The total lifetime of terminated instances, in seconds.
     pub instance_seconds: f64,
-    /// What it did, newest first.
+    /// Its activities, newest first.
     pub(super) activities: Vec<Activity>,
     pub(super) launched: usize,
     pub(super) retrying: bool,
@@ -79,9 +81,9 @@ pub struct Group {
 pub struct Kind {
     /// `m6i.large`
     pub name: String,
-    /// The units that one counts for; none where instances are counted.
+    /// The weight of one; none where instances are counted.
     pub weight: Option<u32>,
-    /// CPU units and MiB of an instance, as it registers.
+    /// CPU units and MiB that an instance registers.
     pub size: (u32, u32),
 }
 
@@ -106,7 +108,7 @@ pub struct Member {
 }
 
 impl Member {
-    /// Whether it counts towards the desired capacity: in standby, in the warm pool and on its way out it does not.
+    /// Whether it counts towards the desired capacity: not in standby, in the warm pool or while it is terminated.
     pub(super) fn counts(&self) -> bool {
         self.lifecycle.starts_with("Pending") || self.lifecycle == "InService"
     }
@@ -158,7 +160,7 @@ impl Group {
         }
     }
 
-    /// No instance of its type is to be had, in the words of EC2's `InsufficientInstanceCapacity`.
+    /// No instance of its type is available, in the words of EC2's `InsufficientInstanceCapacity`.
     pub fn lacks_capacity(&mut self) {
         let kind = self.next_kind().name;
         let zone = self.zones.first().map(String::as_str).unwrap_or_default();
@@ -179,7 +181,7 @@ impl Group {
         self.members.iter().filter(|member| member.counts()).count()
     }
 
-    /// The capacity that there is, in the units of the desired one.
+    /// The present capacity, in the units of the desired one.
     pub(super) fn capacity(&self) -> u32 {
         self.members.iter().filter(|member| member.counts()).map(|member| member.weight).sum()
     }
@@ -210,8 +212,8 @@ impl Group {
         self.zones.iter().min_by_key(|zone| self.in_zone(zone)).cloned()
     }
 
-    /// Which instance scale-in takes: of the zone with the most, the oldest without protection ("Default termination
-    /// policy"). Whatever runs on it. It never takes more units than there are too many.
+    /// The instance that scale-in terminates: in the zone with the most, the oldest without protection ("Default
+    /// termination policy"), whatever runs on it. It never removes more units than there are too many.
     pub(super) fn victim(&self, most: u32) -> Option<String> {
         let open =
             || self.members.iter().filter(|member| member.counts() && !member.protected && member.weight <= most);
@@ -299,7 +301,7 @@ impl Group {
 }
 
 impl Ecs {
-    /// Makes a group, with its minimum as desired capacity.
+    /// Creates a group, with its minimum as desired capacity.
     pub fn create_group(&mut self, name: &str, cluster: &str, bounds: (u32, u32), size: (u32, u32), now: Timestamp) {
         let mut group = Group::new(name, cluster, bounds, size, now);
         group.zones = ["a", "b"].map(|zone| format!("{}{zone}", self.region)).to_vec();
@@ -312,7 +314,7 @@ impl Ecs {
         self.groups.get(name)
     }
 
-    /// The name of the group that an EC2 instance is in.
+    /// The name of an EC2 instance's group.
     pub(in crate::aws) fn group_of_instance(&self, ec2_id: &str) -> Option<&str> {
         self.machines.get(ec2_id)?.group.as_deref()
     }
@@ -322,7 +324,7 @@ impl Ecs {
         self.groups.values()
     }
 
-    /// A group, for tests that change what nobody can change from outside.
+    /// A group, for tests that change what the API cannot.
     pub fn group_mut(&mut self, name: &str) -> Option<&mut Group> {
         self.groups.get_mut(name)
     }
@@ -332,7 +334,7 @@ impl Ecs {
         self.groups.get_mut(&group)?.members.iter_mut().find(|member| member.id == id)
     }
 
-    /// The times of an EC2 instance as if it had been launched then.
+    /// The timestamps of an EC2 instance that was launched at this time.
     pub fn set_launched_at(&mut self, ec2_id: &str, at: Timestamp) {
         if let Some(machine) = self.machines.get_mut(ec2_id) {
             machine.launched_at = at;

@@ -1,4 +1,4 @@
-//! Reading the input of a call.
+//! Reads the input of a call.
 
 use serde_json::{Map, Value};
 
@@ -14,7 +14,7 @@ pub(in crate::aws) fn strings(value: &Value) -> impl Iterator<Item = &str> {
     list(value).iter().filter_map(Value::as_str)
 }
 
-/// A text that is there and not empty: the SDKs leave unset members out, the CLI may send empty ones.
+/// A text that is present and not empty: the SDKs omit unset members, the CLI may send empty ones.
 pub(in crate::aws) fn text<'a>(input: &'a Value, name: &str) -> Option<&'a str> {
     input[name].as_str().filter(|text| !text.is_empty())
 }
@@ -24,12 +24,12 @@ pub(super) fn number(value: &Value) -> Option<u32> {
     value.as_u64().or_else(|| value.as_str()?.trim().parse().ok()).and_then(|number| u32::try_from(number).ok())
 }
 
-/// The last part of an ARN, or what is no ARN as it is.
+/// The last part of an ARN; any other text as it is.
 pub(in crate::aws) fn short(name: &str) -> &str {
     name.rsplit('/').next().unwrap_or(name)
 }
 
-/// An object without its empty members: AWS' answers leave out what is not set.
+/// An object without its empty members: AWS' answers omit what is not set.
 pub(super) fn without_nulls(mut value: Value) -> Value {
     if let Some(fields) = value.as_object_mut() {
         fields.retain(|_, field| !field.is_null());
@@ -37,7 +37,7 @@ pub(super) fn without_nulls(mut value: Value) -> Value {
     value
 }
 
-/// An object of what is set. It takes values as they are, where `json!` would write out each of them once more.
+/// An object of the members that are set. It takes values as they are, where `json!` would serialise each again.
 pub(super) fn object<const N: usize>(fields: [(&str, Value); N]) -> Value {
     let set = fields.into_iter().filter(|(_, value)| !value.is_null());
     Value::Object(set.map(|(name, value)| (name.to_owned(), value)).collect())
@@ -58,7 +58,7 @@ pub(super) fn client(message: impl Into<String>) -> ApiError {
     ApiError::new("ClientException", message)
 }
 
-/// An enum's value; none where it is not set.
+/// An enum's value; none if it is not set.
 ///
 /// # Errors
 /// When the enum has no such value.
@@ -71,10 +71,10 @@ pub(super) fn one_of<'a>(input: &'a Value, name: &str, values: &[&str]) -> Resul
     }
 }
 
-/// Whether a call asks for tags too.
+/// Whether a call requests tags.
 ///
 /// # Errors
-/// When it asks for something that there is not.
+/// When it requests something unknown.
 pub(super) fn includes_tags(input: &Value, others: &[&str]) -> Result<bool, ApiError> {
     match strings(&input["include"]).find(|field| *field != "TAGS" && !others.contains(field)) {
         Some(unknown) => Err(invalid(format!("include has no value {unknown}."))),
@@ -82,7 +82,7 @@ pub(super) fn includes_tags(input: &Value, others: &[&str]) -> Result<bool, ApiE
     }
 }
 
-/// A list of names that a call takes at most so many of.
+/// A list of names with a maximum length.
 ///
 /// # Errors
 /// When it is empty or longer.

@@ -13,18 +13,18 @@ use super::tags::{Tags, describe as describe_tags};
 use super::tasks::Binding;
 use super::{ApiError, Clock, Ecs, Status, page};
 
-/// What the container agent reserves: SSH, Docker, and its own ports (API_PortMapping).
+/// The ports that the container agent reserves: SSH, Docker, and its own (API_PortMapping).
 const RESERVED_PORTS: [u16; 6] = [22, 2375, 2376, 51678, 51679, 51680];
 
-/// Where dynamic host ports come from, `ip_local_port_range` of Linux (API_PortMapping).
+/// The range of dynamic host ports, `ip_local_port_range` of Linux (API_PortMapping).
 const DYNAMIC_PORTS: std::ops::RangeInclusive<u16> = 32768..=60999;
 
 /// The status of a container instance (API_ContainerInstance).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InstanceStatus {
-    /// It takes tasks.
+    /// It accepts tasks.
     Active,
-    /// It takes no new ones.
+    /// It accepts no new tasks.
     Draining,
     /// It is deregistered.
     Inactive,
@@ -56,15 +56,15 @@ pub struct Instance {
     pub cluster: String,
     /// Its id in EC2.
     pub ec2_id: String,
-    /// Its address in the VPC; empty where it has IPv6 alone.
+    /// Its address in the VPC; empty if it has only IPv6.
     pub private_address: String,
     /// Its IPv6 address.
     pub ipv6_address: Option<String>,
     /// Its address in the internet.
     pub public_address: Option<String>,
-    /// Whether it takes tasks.
+    /// Whether it accepts tasks.
     pub status: InstanceStatus,
-    /// Whether its container agent talks to ECS.
+    /// Whether its container agent is connected to ECS.
     pub connected: bool,
     /// CPU units and MiB that it registered with.
     pub total: (u32, u32),
@@ -74,19 +74,19 @@ pub struct Instance {
     pub all_gpus: Vec<String>,
     /// GPUs that no task has reserved.
     pub gpus: Vec<String>,
-    /// What Docker binds the ports of its tasks to.
+    /// The addresses to which Docker binds the ports of its tasks.
     pub addressing: Addressing,
     /// TCP ports of the host in use by tasks.
     pub ports: BTreeSet<u16>,
     /// UDP ports of the host in use by tasks.
     pub udp_ports: BTreeSet<u16>,
-    /// Network interfaces that tasks may still have.
+    /// Network interfaces still available to tasks.
     pub interfaces: u32,
     /// Its tags.
     pub tags: BTreeMap<String, String>,
     /// Its attributes.
     pub attributes: BTreeMap<String, String>,
-    /// The tasks on it that are not over, with their groups.
+    /// The tasks on it that have not stopped, with their groups.
     pub tasks: BTreeMap<String, String>,
     /// When it registered.
     pub registered_at: Timestamp,
@@ -103,7 +103,8 @@ impl Instance {
         if udp { self.udp_ports.contains(&port) } else { RESERVED_PORTS.contains(&port) || self.ports.contains(&port) }
     }
 
-    /// Docker gives ports in turn, so that one just freed is not at once another's. The first of so many in a row.
+    /// Docker assigns ports in turn, so that one just freed is not reused at once. Returns the first of this many in a
+    /// row.
     fn dynamic_port(&mut self, udp: bool, length: u16) -> Option<u16> {
         for _ in DYNAMIC_PORTS {
             let first = self.next_port;
@@ -121,7 +122,7 @@ impl Instance {
         None
     }
 
-    /// Takes ports of the host for a mapping: a static port is the same in IPv4 and IPv6, a dynamic one need not be.
+    /// Reserves host ports for a mapping: a static port is the same in IPv4 and IPv6, a dynamic one need not be.
     pub(super) fn bind(&mut self, mapping: &PortMapping) -> Vec<Binding> {
         let PortMapping { container, host, udp, range } = *mapping;
         let length = range.unwrap_or(1);
@@ -136,7 +137,7 @@ impl Instance {
         bindings
     }
 
-    /// Whether it is one of EC2's: ECS Anywhere's have an attribute that says so.
+    /// Whether it is an EC2 instance: ECS Anywhere's have an attribute that says so.
     pub(super) fn is_external(&self) -> bool {
         self.attributes.contains_key("ecs.capability.external")
     }
@@ -197,7 +198,7 @@ impl Instance {
     }
 }
 
-/// What a container instance registers with.
+/// The parameters of a registration.
 #[derive(Debug, Clone)]
 pub struct Registration {
     /// Its id in EC2.
@@ -206,7 +207,7 @@ pub struct Registration {
     pub size: (u32, u32),
     /// GPUs.
     pub gpus: u32,
-    /// Network interfaces that its tasks may have.
+    /// Network interfaces available to its tasks.
     pub interfaces: u32,
     /// Further attributes.
     pub attributes: BTreeMap<String, String>,
@@ -217,7 +218,7 @@ pub struct Registration {
 }
 
 impl Ecs {
-    /// Registers a container instance in a cluster; the EC2 instance is made with it where there is none of that id.
+    /// Registers a container instance in a cluster; an EC2 instance of that id is created if it is missing.
     pub fn add_instance(
         &mut self,
         cluster: &str,
@@ -238,7 +239,7 @@ impl Ecs {
         self.register_instance(cluster, registration, now)
     }
 
-    /// Registers a container instance; its ARN.
+    /// Registers a container instance; returns its ARN.
     pub fn register_instance(&mut self, cluster: &str, registration: Registration, now: Timestamp) -> String {
         let Registration { ec2_id, size, gpus, interfaces, attributes, tags, provider } = registration;
         let gpus: Vec<String> = (0..gpus).map(|_| format!("GPU-{}", self.uuid())).collect();
@@ -289,7 +290,7 @@ impl Ecs {
         arn
     }
 
-    /// Its container agent loses ECS, or finds it again.
+    /// Its container agent loses the connection to ECS, or regains it.
     pub fn connect_instance(&mut self, arn: &str, connected: bool, now: Timestamp) {
         if self.instances.get(arn).is_some_and(|instance| instance.connected != connected) {
             self.change_instance(arn, now, |instance| instance.connected = connected);
@@ -298,8 +299,8 @@ impl Ecs {
         }
     }
 
-    /// Changes a container instance; its version grows, and an event tells of it
-    /// ("Amazon ECS container instance state change events").
+    /// Changes a container instance; its version grows, and an event reports it ("Amazon ECS container instance state
+    /// change events").
     pub(super) fn change_instance(&mut self, arn: &str, now: Timestamp, change: impl FnOnce(&mut Instance)) {
         let Some(instance) = self.instances.get_mut(arn) else { return };
         change(instance);
@@ -372,7 +373,7 @@ impl Ecs {
         Ok(object([("containerInstances", described.into()), ("failures", failures.into())]))
     }
 
-    /// API_UpdateContainerInstancesState: up to 10, to ACTIVE or DRAINING. Tasks of no service run on.
+    /// API_UpdateContainerInstancesState: up to 10, to ACTIVE or DRAINING. Tasks without a service keep running.
     pub(super) fn update_container_instances(&mut self, input: &Value, now: Timestamp) -> Result<Value, ApiError> {
         let cluster = self.cluster(input)?;
         let status = match text(input, "status") {
@@ -408,11 +409,11 @@ impl Ecs {
         Ok(json!({"containerInstance": gone.map(|instance| self.describe_instance(&instance, false))}))
     }
 
-    /// Ends a container instance with every task on it; INACTIVE ones may vanish from sight at any time
+    /// Deregisters a container instance with every task on it; INACTIVE ones may disappear at any time
     /// (API_DeregisterContainerInstance), so they do at once.
     pub(super) fn deregister(&mut self, arn: &str, reason: &str, now: Timestamp) -> Option<Instance> {
         let tasks: Vec<String> = self.instances.get(arn)?.tasks.keys().cloned().collect();
-        // No longer a place for the tasks that wait, while those on it end one by one.
+        // It no longer accepts waiting tasks while those on it end one by one.
         if let Some(instance) = self.instances.get_mut(arn) {
             instance.status = InstanceStatus::Inactive;
             instance.connected = false;

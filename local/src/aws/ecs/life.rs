@@ -1,4 +1,4 @@
-//! The life of a task, step by step ("Amazon ECS task lifecycle").
+//! The lifecycle of a task, step by step ("Amazon ECS task lifecycle").
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::settings::Behaviour;
 use super::tasks::{Bindings, Health, Status, Task};
 use super::{Clock, Due, Ecs, Step};
 
-/// Of a container that heeds SIGTERM: 128 and the signal's number.
+/// The exit code of a container that handles SIGTERM: 128 and the signal's number.
 const TERMINATED: i32 = 143;
 
 impl Ecs {
@@ -17,7 +17,7 @@ impl Ecs {
         self.tasks.get(arn).and_then(|task| self.behaviours.get(&task.family)).cloned().unwrap_or_default()
     }
 
-    /// What is due in a task's life. A step that the task is already past does nothing.
+    /// A pending step in a task's life. A step that the task has already passed does nothing.
     pub(super) fn step(&mut self, arn: &str, step: Step, now: Timestamp) {
         let Some(task) = self.tasks.get(arn) else { return };
         let (status, lives, ran) =
@@ -94,15 +94,15 @@ impl Ecs {
         }
     }
 
-    /// The network bindings show. No event tells of that.
+    /// The network bindings are shown from now on. No event reports that.
     fn bind(&mut self, arn: &str) {
         if let Some(task) = self.tasks.get_mut(arn) {
             task.bindings = Bindings::Shown;
         }
     }
 
-    /// The health checks of a task's containers come to this result. No event tells of that ("Amazon ECS task state change
-    /// events" has no such state).
+    /// Sets the result of the health checks of a task's containers. No event reports that ("Amazon ECS task state
+    /// change events" has no such state).
     pub fn set_health(&mut self, arn: &str, health: Health, now: Timestamp) {
         let Some(task) = self.tasks.get_mut(arn) else { return };
         for container in task.containers.iter_mut().filter(|container| container.has_health_check) {
@@ -122,7 +122,7 @@ impl Ecs {
         self.fail_to_start(arn, &reason, now);
     }
 
-    /// Fargate says why in the stopped reason; on EC2 only the container does ("Stopped tasks error messages").
+    /// Fargate gives the reason in the stopped reason; on EC2 only the container does ("Stopped tasks error messages").
     fn fail_to_start(&mut self, arn: &str, reason: &str, now: Timestamp) {
         let on_fargate = self.tasks.get(arn).is_some_and(|task| task.launch_type == "FARGATE");
         if !self.doom(arn, "TaskFailedToStart", if on_fargate { reason } else { "Task failed to start" }, now) {
@@ -146,7 +146,7 @@ impl Ecs {
         }
     }
 
-    /// A container ends by itself; the task goes on if it was not essential.
+    /// A container ends by itself; the task continues if it was not essential.
     pub fn exit_container(&mut self, arn: &str, name: &str, code: i32, now: Timestamp) {
         let Some(task) = self.tasks.get_mut(arn).filter(|task| task.last_status == Status::Running) else { return };
         let Some(container) = task.containers.iter_mut().find(|container| container.name == name) else { return };
@@ -168,13 +168,13 @@ impl Ecs {
         self.stop(arn, "SpotInterruption", "Your Spot Task was interrupted.", now);
     }
 
-    /// Tells a task to stop; one that stops already goes on doing so.
+    /// Stops a task; one that is already stopping continues to stop.
     pub(super) fn stop(&mut self, arn: &str, code: &str, reason: &str, now: Timestamp) {
         if !self.doom(arn, code, reason, now) {
             return;
         }
         self.change(arn, now, |_| ());
-        // A task without an instance has nothing that could stop.
+        // A task without an instance has nothing to stop.
         let waiting = self.waiting.iter().find(|(_, (waiting, _))| waiting == arn).map(|(number, _)| *number);
         match waiting {
             Some(number) => {
@@ -185,7 +185,7 @@ impl Ecs {
         }
     }
 
-    /// A task's instance is gone, and with it all that could end in order.
+    /// A task's instance is gone, and its containers could not end properly.
     pub(super) fn kill(&mut self, arn: &str, code: &str, reason: &str, now: Timestamp) {
         self.doom(arn, code, reason, now);
         if self.tasks.get(arn).is_some_and(|task| task.last_status < Status::Stopped) {
@@ -193,7 +193,7 @@ impl Ecs {
         }
     }
 
-    /// Marks a task as one that is to stop, unless it is one already.
+    /// Sets a task's desired status to STOPPED, unless it is already.
     fn doom(&mut self, arn: &str, code: &str, reason: &str, now: Timestamp) -> bool {
         let Some(task) = self.tasks.get_mut(arn).filter(|task| task.desired_status == Status::Running) else {
             return false;
@@ -207,7 +207,7 @@ impl Ecs {
         true
     }
 
-    /// Containers that ran end as those do that heed SIGTERM.
+    /// Running containers end like containers that handle SIGTERM.
     fn end_containers(&mut self, arn: &str, reason: Option<&str>) {
         let Some(task) = self.tasks.get_mut(arn) else { return };
         for container in &mut task.containers {
@@ -243,7 +243,7 @@ impl Ecs {
         self.later(now, Duration::from_secs(3600), Due::Forget(arn.to_owned()));
     }
 
-    /// Gives an instance back what a task had of it.
+    /// Returns a task's resources to its instance.
     fn release(&mut self, arn: &str, now: Timestamp) {
         let Some(task) = self.tasks.get(arn) else { return };
         if let Some(interface) = &task.interface {
@@ -280,7 +280,7 @@ impl Ecs {
                 self.by_starter.remove(&task.started_by);
             }
         }
-        // A token may have been spent on several tasks, and on others since.
+        // A token may belong to several tasks, and may have been reused since.
         let known = |spent: &Spent| spent.arns.iter().any(|arn| self.tasks.contains_key(arn));
         if let Some(key) = task.token.map(|token| (task.cluster, token))
             && self.tokens.get(&key).is_some_and(|spent| !known(spent))
@@ -289,7 +289,7 @@ impl Ecs {
         }
     }
 
-    /// Changes a task; its version grows, and an event tells of it ("Amazon ECS task state change events").
+    /// Changes a task; its version grows, and an event reports it ("Amazon ECS task state change events").
     pub(super) fn change(&mut self, arn: &str, now: Timestamp, change: impl FnOnce(&mut Task)) {
         let Some(task) = self.tasks.get_mut(arn) else { return };
         change(task);

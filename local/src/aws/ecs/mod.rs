@@ -1,11 +1,12 @@
-//! An honest simulator of Amazon ECS, of the Auto Scaling groups that its instances come from, and of the EC2 reads.
+//! A faithful simulator of Amazon ECS, of the Auto Scaling groups of its instances, and of the EC2 reads.
 //!
-//! One world: a group's instances boot, register in the cluster, take tasks, and take them along when they go. Names and
-//! rules are those of the AWS API references and of botocore's service models (`API_…` names the page, a title in
-//! quotation marks one of a developer guide); where neither has an error's words, they are those seen in practice.
+//! One world: a group's instances boot, register in the cluster, run tasks, and end them when they are terminated.
+//! Names and rules are those of the AWS API references and of botocore's service models (`API_…` names the page, a
+//! title in quotation marks one of a developer guide); where neither has an error's words, they are those seen in
+//! practice.
 //!
-//! It has no clock, no thread and no chance: every call carries its time, ids come from a counter, and the same calls
-//! give the same answers and events.
+//! It has no clock, no thread and no randomness: every call carries its time, ids come from a counter, and the same
+//! calls give the same answers and events.
 
 mod activities;
 mod clusters;
@@ -67,15 +68,15 @@ pub struct Ecs {
     machines: BTreeMap<String, Machine>,
     instances: BTreeMap<String, Instance>,
     tasks: BTreeMap<String, Task>,
-    /// ARNs of the tasks that are to run.
+    /// ARNs of the tasks with the desired status RUNNING.
     active: BTreeSet<String>,
-    /// ARNs of the tasks that are to stop or have stopped.
+    /// ARNs of the tasks that are stopping or have stopped.
     ended: BTreeSet<String>,
     by_starter: HashMap<String, BTreeSet<String>>,
     nothing: BTreeSet<String>,
     /// The tasks of network interfaces.
     interfaces: HashMap<String, String>,
-    /// What client tokens were spent on, by cluster and token.
+    /// The calls that used client tokens, by cluster and token.
     tokens: HashMap<(String, String), Spent>,
     /// The tasks that wait for an instance, oldest first.
     waiting: BTreeMap<u64, (String, Launch)>,
@@ -84,7 +85,7 @@ pub struct Ecs {
     buckets: Buckets,
     counter: u64,
     now: Timestamp,
-    /// Names under which more than one task was active at once: doubled agents.
+    /// Names under which more than one task was active at once: duplicate agents.
     pub doubled: BTreeSet<String>,
 }
 
@@ -97,13 +98,13 @@ enum Due {
     Exit(String, i32),
     /// A stopped task is forgotten.
     Forget(String),
-    /// An EC2 instance, by its id, is up.
+    /// An EC2 instance, by its id, has booted.
     Boot(String),
-    /// A lifecycle hook lets it go on.
+    /// A lifecycle hook releases it.
     Proceed(String),
-    /// A group, by its name, tries again to launch.
+    /// A group, by its name, retries a launch.
     Retry(String),
-    /// A group evens out its zones.
+    /// A group rebalances its zones.
     Rebalance(String),
     /// It registers in its cluster.
     Register(String),
@@ -128,7 +129,7 @@ enum Step {
     Gone,
 }
 
-/// How times are written.
+/// The format of times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Clock {
     /// Seconds since 1970 (AWS JSON 1.1).
@@ -150,7 +151,7 @@ fn seconds(time: Timestamp) -> f64 {
     time.as_millisecond() as f64 / 1000.0
 }
 
-/// A permutation of the 64-bit numbers that leaves no trace of their order (the finalizer of SplitMix64).
+/// A permutation of the 64-bit numbers that hides their order (the finalizer of SplitMix64).
 fn mix(number: u64) -> u64 {
     let number = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -200,7 +201,7 @@ impl Ecs {
         self.behaviours.insert(family.to_owned(), behaviour);
     }
 
-    /// All tasks that ECS still knows, in the order of their ARNs.
+    /// All tasks that ECS still knows, ordered by ARN.
     pub fn tasks(&self) -> impl Iterator<Item = &Task> {
         self.tasks.values()
     }
@@ -210,7 +211,7 @@ impl Ecs {
         self.tasks.get(arn)
     }
 
-    /// A task, for tests that change what nobody can change from outside.
+    /// A task, for tests that change what the API cannot.
     pub fn task_mut(&mut self, arn: &str) -> Option<&mut Task> {
         self.tasks.get_mut(arn)
     }
@@ -225,7 +226,7 @@ impl Ecs {
         self.instances.get(arn)
     }
 
-    /// A container instance, for tests that change what nobody can change from outside.
+    /// A container instance, for tests that change what the API cannot.
     pub fn instance_mut(&mut self, arn: &str) -> Option<&mut Instance> {
         self.instances.get_mut(arn)
     }
@@ -245,7 +246,7 @@ impl Ecs {
         self.due.keys().next().map(|(at, _)| *at)
     }
 
-    /// Lets everything happen that is due, each at its own time.
+    /// Processes everything that is due, each step at its own time.
     pub fn advance(&mut self, now: Timestamp) {
         while let Some(entry) = self.due.first_entry().filter(|entry| entry.key().0 <= now) {
             let ((at, _), due) = entry.remove_entry();
@@ -306,7 +307,7 @@ impl Ecs {
         self.counter
     }
 
-    /// 32 hexadecimal digits, as the ids of tasks and container instances have.
+    /// 32 hexadecimal digits, like the ids of tasks and container instances.
     fn id(&mut self) -> String {
         let number = self.next();
         format!("{:016x}{:016x}", mix(number), mix(!number))
@@ -349,8 +350,8 @@ impl Ecs {
     }
 }
 
-/// A page of sorted ARNs, a hundred at most (API_ListTasks, API_ListContainerInstances). A token is where the page before
-/// ended, so that what comes and goes meanwhile neither repeats nor hides the rest.
+/// A page of sorted ARNs, a hundred at most (API_ListTasks, API_ListContainerInstances). A token names where the page
+/// before ended, so that concurrent changes neither repeat nor hide the rest.
 fn page<'a>(arns: impl Iterator<Item = &'a str>, input: &Value, name: &str) -> Result<Value, ApiError> {
     let most = if input["maxResults"].is_null() { Some(100) } else { number(&input["maxResults"]) };
     let most = most.filter(|most| (1..=100).contains(most)).ok_or_else(|| invalid("maxResults: 1 to 100"))?;

@@ -1,5 +1,5 @@
-//! Where a task goes: launch types, capacity providers, networks, constraints, strategies, and the failures of an
-//! answer without tasks.
+//! Places tasks: launch types, capacity providers, networks, constraints, strategies, and the failures of an answer
+//! without tasks.
 
 use std::cmp::Reverse;
 
@@ -11,7 +11,7 @@ use super::instances::{Instance, InstanceStatus};
 use super::query::Query;
 use super::{ApiError, Ecs, mix};
 
-/// What RunTask's parameters say of the place.
+/// The placement parameters of RunTask.
 #[derive(Debug, Clone)]
 pub(super) struct Launch {
     /// `EC2`, `FARGATE`, `EXTERNAL`.
@@ -42,7 +42,7 @@ pub(super) enum Rule {
     SpreadAttribute(String),
 }
 
-/// What a task needs of an instance.
+/// A task's requirements of an instance.
 pub(super) struct Need<'a> {
     pub definition: &'a TaskDefinition,
     /// CPU units and MiB.
@@ -50,13 +50,13 @@ pub(super) struct Need<'a> {
     pub gpus: u32,
     pub group: &'a str,
     pub launch: &'a Launch,
-    /// The capacity provider whose instances may take it.
+    /// The capacity provider whose instances may run it.
     pub provider: Option<&'a str>,
 }
 
-/// Why there is no place.
+/// Why a task cannot be placed.
 pub(super) enum NoPlace {
-    /// The call is wrong.
+    /// The call is invalid.
     Error(ApiError),
     /// The answer has failures.
     Failures(Vec<Value>),
@@ -139,7 +139,7 @@ impl Rule {
 }
 
 impl Ecs {
-    /// Reads where a task is to go, and checks it against the task definition and the cluster (API_RunTask).
+    /// Reads the placement of a task, and validates it against the task definition and the cluster (API_RunTask).
     ///
     /// # Errors
     /// In ECS' words, where they are known.
@@ -231,7 +231,7 @@ impl Ecs {
         if providers.iter().filter(|(_, base, _)| *base > 0).count() > 1 {
             return Err(invalid("Only one capacity provider in a strategy can have a base defined."));
         }
-        // A single item without a weight is what the CLI's users write; ECS takes it with weight 1.
+        // The CLI's users write a single item without a weight; ECS accepts it with weight 1.
         match providers.as_mut_slice() {
             [(_, _, weight)] if strategy[0]["weight"].is_null() => *weight = 1,
             _ => {}
@@ -242,7 +242,7 @@ impl Ecs {
         Ok(providers)
     }
 
-    /// A container instance for a task; none where none is needed, or where the task may wait for one.
+    /// A container instance for a task; none if it needs none, or if it may wait for one.
     pub(super) fn place(&self, cluster: &str, need: &Need<'_>) -> Result<Option<String>, NoPlace> {
         if need.launch.kind == "FARGATE" {
             let spot = need.provider == Some("FARGATE_SPOT");
@@ -284,7 +284,7 @@ impl Ecs {
         self.best(fitting, need)
     }
 
-    /// The instances that a task may be put on: DRAINING ones get no new tasks (API_UpdateContainerInstancesState).
+    /// The instances that may run a task: DRAINING ones get no new tasks (API_UpdateContainerInstancesState).
     fn candidates(&self, cluster: &str, need: &Need<'_>) -> impl Iterator<Item = &Instance> {
         self.instances.values().filter(move |instance| {
             instance.cluster == cluster
@@ -294,7 +294,8 @@ impl Ecs {
         })
     }
 
-    /// The rules of the strategy, one after the other ("Amazon ECS task placement strategies"); at random without any.
+    /// Applies the rules of the strategy one after the other ("Amazon ECS task placement strategies"); random without
+    /// any.
     fn best(&self, fitting: Vec<&Instance>, need: &Need<'_>) -> Option<String> {
         let of_group =
             |instance: &Instance| instance.tasks.values().filter(|group| *group == need.group).count() as u64;
@@ -319,12 +320,12 @@ impl Ecs {
 }
 
 impl Instance {
-    /// Whether it takes a task.
+    /// Whether it can run a task.
     pub(super) fn takes(&self, need: &Need<'_>) -> bool {
         self.refusal(need).is_none()
     }
 
-    /// Why it does not take a task ("Amazon ECS API failure reasons").
+    /// Why it cannot run a task ("Amazon ECS API failure reasons").
     fn refusal(&self, need: &Need<'_>) -> Option<&'static str> {
         if !self.connected {
             return Some("AGENT");
@@ -350,7 +351,7 @@ impl Instance {
         self.shortage(need)
     }
 
-    /// What it has too little of.
+    /// The resource of which it has too little.
     fn shortage(&self, need: &Need<'_>) -> Option<&'static str> {
         let ports = need.definition.containers.iter().flat_map(|container| &container.ports);
         let mut fixed = ports.filter(|port| port.host != 0);

@@ -1,5 +1,5 @@
-//! The cluster query language (ECS developer guide, "Cluster query language"): what `memberOf` and the filter of
-//! ListContainerInstances are written in.
+//! The cluster query language (ECS developer guide, "Cluster query language"), used by `memberOf` and the filter of
+//! ListContainerInstances.
 
 use super::ApiError;
 use super::input::invalid;
@@ -14,7 +14,7 @@ pub(super) enum Query {
     Test(String, Operator, Vec<String>),
 }
 
-/// What a subject is held against its arguments with.
+/// How a subject is compared with its arguments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Operator {
     Equal,
@@ -35,7 +35,7 @@ impl Query {
     /// Reads an expression of at most 2000 characters (API_PlacementConstraint).
     ///
     /// # Errors
-    /// When it is none.
+    /// When it is not a valid expression.
     pub(super) fn parse(text: &str) -> Result<Self, ApiError> {
         let fault = || invalid(format!("Invalid expression: {text}"));
         if text.chars().count() > 2000 {
@@ -47,7 +47,7 @@ impl Query {
         if parser.tokens.is_empty() { Ok(query) } else { Err(fault()) }
     }
 
-    /// Whether it holds where `of` knows the values of subjects.
+    /// Whether it holds for these values of subjects.
     pub(super) fn holds(&self, of: &dyn Fn(&str) -> Option<String>) -> bool {
         match self {
             Self::Not(query) => !query.holds(of),
@@ -80,7 +80,7 @@ impl Query {
     }
 }
 
-/// Words, quoted words, and the signs that stand for themselves.
+/// Words, quoted words, and operator signs.
 fn tokens(text: &str) -> Vec<String> {
     let mut tokens = Vec::new();
     let mut rest = text.trim_start();
@@ -96,7 +96,7 @@ fn tokens(text: &str) -> Vec<String> {
             (&quoted[..end], (end + 2).min(rest.len()))
         } else {
             let end = rest.find(|c: char| c.is_whitespace() || "()[],=!<>&|".contains(c)).unwrap_or(rest.len());
-            // A lone `=`, `&` or `|` is no sign of the language; taken as a word, it ends no loop.
+            // A lone `=`, `&` or `|` is not a sign of the language; as a word, it cannot cause an endless loop.
             (&rest[..end.max(first.len_utf8())], end.max(first.len_utf8()))
         };
         tokens.push(token.to_owned());
@@ -186,8 +186,8 @@ impl Parser<'_> {
     }
 }
 
-/// The part of a regular expression that instance types are written in: literals, `\.`, `.` and a `*` after either.
-/// The whole text has to match.
+/// The part of regular expressions that is used for instance types: literals, `\.`, `.` and a `*` after either. The
+/// whole text has to match.
 fn matches(pattern: &[u8], text: &[u8]) -> bool {
     let (first, rest) = match pattern {
         [] => return text.is_empty(),
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn expressions_hold_or_do_not() {
+    fn evaluates_expressions() {
         for (text, holds) in [
             ("attribute:ecs.instance-type == g2.xlarge", true),
             ("attribute:ecs.instance-type==g2.xlarge", true),
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_expression_is_refused() {
+    fn refuses_invalid_expressions() {
         for text in ["", "a", "a ==", "a = b", "a == b)", "(a == b", "a in b", "a in [b", "a == b c", "&", "'"] {
             assert!(Query::parse(text).is_err(), "{text}");
         }

@@ -1,5 +1,5 @@
-//! How often ECS may be called: a token bucket for each kind of call of an account in a region ("Request throttling for
-//! the Amazon ECS API").
+//! ECS' rate limits: a token bucket for each kind of call of an account in a region ("Request throttling for the Amazon
+//! ECS API").
 
 use std::collections::BTreeMap;
 
@@ -22,7 +22,7 @@ impl Rate {
     }
 }
 
-/// The quotas of an account, as ECS has them where nobody raised them.
+/// The quotas of an account, by default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quotas {
     /// DescribeTasks, ListTasks, DescribeContainerInstances and ListContainerInstances together.
@@ -53,7 +53,7 @@ impl Default for Quotas {
 }
 
 impl Quotas {
-    /// The bucket that a call is counted in; none where the functions never call so.
+    /// The bucket of a call; none for calls that the functions never make often.
     fn bucket(&self, action: &str) -> Option<(&'static str, Rate)> {
         Some(match action {
             "DescribeTasks" | "ListTasks" | "DescribeContainerInstances" | "ListContainerInstances" => {
@@ -74,7 +74,7 @@ impl Quotas {
     }
 }
 
-/// What is left in the buckets, and since when.
+/// The tokens left in the buckets, and since when.
 #[derive(Debug, Default)]
 pub(super) struct Buckets(BTreeMap<&'static str, (f64, Timestamp)>);
 
@@ -91,7 +91,7 @@ impl Buckets {
 }
 
 impl Ecs {
-    /// Counts a call. RunTask also has a rate of its own, at which tasks are launched.
+    /// Counts a call. RunTask also has a rate limit of its own for launched tasks.
     pub(super) fn throttle(&mut self, action: &str, now: Timestamp) -> Result<(), ApiError> {
         let of_account = self.settings.quotas.and_then(|quotas| quotas.bucket(action));
         let launches = self.settings.run_task_rate.filter(|_| action == "RunTask");

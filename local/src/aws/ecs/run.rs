@@ -13,7 +13,7 @@ use super::{ApiError, Due, Ecs, Step};
 /// "Tasks in the PROVISIONING state per cluster" (Amazon ECS service quotas).
 const PROVISIONING_QUOTA: usize = 500;
 
-/// What a client token was spent on.
+/// The call that used a client token.
 #[derive(Debug, Clone)]
 pub(super) struct Spent {
     parameters: Value,
@@ -43,7 +43,7 @@ impl<'a> Order<'a> {
 }
 
 impl Ecs {
-    /// API_RunTask: an answer with tasks, with failures, or with both; or an error, and then nothing has happened.
+    /// API_RunTask: an answer with tasks, with failures, or with both; or an error without any effect.
     pub(super) fn run_task(&mut self, input: &Value, now: Timestamp) -> Result<Value, ApiError> {
         let cluster = self.cluster(input)?;
         // "You can specify up to 10 tasks for each call."
@@ -119,8 +119,8 @@ impl Ecs {
         Ok(answer)
     }
 
-    /// The tags of a task: those of the call, of its definition where they are propagated, and those of ECS where they are
-    /// enabled ("Tagging Amazon ECS resources"). A task that no service starts has none to take from a service.
+    /// The tags of a task: those of the call, of its definition if they are propagated, and those of ECS if they are
+    /// enabled ("Tagging Amazon ECS resources"). A task without a service has no service tags.
     fn tags_of_task(&self, cluster: &str, input: &Value, definition: &TaskDefinition) -> Result<Tags, ApiError> {
         let mut tags = match text(input, "propagateTags") {
             None | Some("NONE") => Tags::new(),
@@ -147,14 +147,14 @@ impl Ecs {
         Ok(token)
     }
 
-    /// A token lives for 24 hours, and no longer than its tasks and an hour ("Ensuring idempotency"), which is as long as
-    /// ECS shows them.
+    /// A token lives for 24 hours, and no longer than its tasks and an hour ("Ensuring idempotency"), which is as long
+    /// as ECS shows them.
     fn is_valid(&self, spent: &Spent, now: Timestamp) -> bool {
         now.duration_since(spent.at) < SignedDuration::from_hours(24)
             && (spent.arns.is_empty() || spent.arns.iter().any(|arn| self.tasks.contains_key(arn)))
     }
 
-    /// "Ensuring idempotency": the same parameters get what the first call got, others a conflict.
+    /// "Ensuring idempotency": the same parameters get the first call's result, others a conflict.
     fn replay(&self, spent: &Spent, parameters: &Value) -> Result<Value, ApiError> {
         if spent.parameters != *parameters {
             let message = "The provided clientToken is already in use with a different RunTask request.";
@@ -179,7 +179,7 @@ impl Ecs {
             let place = match self.place(order.cluster, &order.need(provider)) {
                 Ok(place) => place,
                 Err(NoPlace::Failures(failures)) => return Ok((arns, failures)),
-                // What has been started cannot be taken back, so that an error is only one before the first task.
+                // Started tasks cannot be undone, so an error can only occur before the first task.
                 Err(NoPlace::Error(_)) if !arns.is_empty() => return Ok((arns, Vec::new())),
                 Err(NoPlace::Error(error)) => return Err(error),
             };
@@ -331,7 +331,7 @@ impl Ecs {
         }
     }
 
-    /// Takes an instance's resources for a task. What is reserved shows at once; host ports that Docker chooses show when
+    /// Reserves an instance's resources for a task. Reservations show at once; host ports that Docker chooses show when
     /// the task runs.
     pub(super) fn occupy(&mut self, arn: &str, place: &str, definition: &TaskDefinition) {
         let (Some(task), Some(instance)) = (self.tasks.get_mut(arn), self.instances.get_mut(place)) else { return };
@@ -404,7 +404,7 @@ impl Ecs {
         tasks.fold((0, (0, 0)), |(count, (cpu, memory)), task| (count + 1, (cpu + task.size.0, memory + task.size.1)))
     }
 
-    /// A task gets to where its containers are prepared.
+    /// A task reaches the state in which its containers are prepared.
     fn begin(&mut self, arn: &str, now: Timestamp) {
         let prepared = self.tasks.get(arn).is_some_and(|task| task.last_status == Status::Pending);
         let delay = if prepared { std::time::Duration::ZERO } else { self.settings.provision };
@@ -412,7 +412,7 @@ impl Ecs {
     }
 }
 
-/// Whose turn it is: the base first, then by weight (API_CapacityProviderStrategyItem).
+/// The next provider: the base first, then by weight (API_CapacityProviderStrategyItem).
 fn choose<'a>(providers: &'a [(String, u32, u32)], taken: &mut [u32]) -> Option<&'a str> {
     let base = providers.iter().zip(taken.iter()).position(|((_, base, _), taken)| taken < base);
     let by_weight = || {
@@ -428,7 +428,7 @@ fn choose<'a>(providers: &'a [(String, u32, u32)], taken: &mut [u32]) -> Option<
     Some(&providers[index].0)
 }
 
-/// API_RunTask: 8192 characters in all, with the JSON around them; API_ContainerOverride: of containers that there are.
+/// API_RunTask: 8192 characters in all, with the JSON around them; API_ContainerOverride: only for existing containers.
 /// Answers and events have an entry for each container.
 pub(super) fn read_overrides(given: &Value, definition: &TaskDefinition) -> Result<Value, ApiError> {
     if !given.is_null() && given.to_string().chars().count() > 8192 {
@@ -453,7 +453,7 @@ pub(super) fn read_overrides(given: &Value, definition: &TaskDefinition) -> Resu
     Ok(overrides)
 }
 
-/// What a task reserves: its own size where one is set, or the sum of its containers', each of which may be overridden.
+/// What a task reserves: its own size if it is set, or the sum of its containers', each of which may be overridden.
 pub(super) fn size(overrides: &Value, definition: &TaskDefinition) -> Result<(u32, u32), ApiError> {
     let of = |container: &str, name: &str| {
         list(&overrides["containerOverrides"])

@@ -1,4 +1,4 @@
-//! What happens to Auto Scaling groups: instances are launched, wait, serve, and go ("Instance lifecycle").
+//! The behaviour of Auto Scaling groups: instances are launched, serve, and are terminated ("Instance lifecycle").
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ use super::groups::Member;
 use super::instances::Registration;
 use super::{Clock, Due, Ecs};
 
-/// Why an instance ended, with the code that EC2 gives it (API_StateReason).
+/// Why an instance ended, with EC2's code (API_StateReason).
 const BY_USER: &str = "Client.UserInitiatedShutdown";
 const BY_FAULT: &str = "Client.InstanceInitiatedShutdown";
 const BY_SPOT: &str = "Server.SpotInstanceTermination";
 
 impl Ecs {
-    /// Sets a group's desired capacity as its owner would, and lets its instances be there at once.
+    /// Sets a group's desired capacity, and lets its instances register at once.
     pub fn fill_group(&mut self, name: &str, desired: u32, now: Timestamp) {
         if let Some(group) = self.groups.get_mut(name) {
             group.desired = desired;
@@ -41,8 +41,8 @@ impl Ecs {
         }
     }
 
-    /// Launches or ends instances until there is as much capacity as desired. With weights it may be more by a part of an
-    /// instance; an instance is never ended for a part ("Configure instance weights").
+    /// Launches or terminates instances until the capacity is the desired one. With weights it may exceed it by part of
+    /// an instance; an instance is never terminated for a part ("Configure instance weights").
     pub(super) fn reconcile(&mut self, name: &str, now: Timestamp) {
         let Some(group) = self.groups.get_mut(name) else { return };
         let (have, want) = (group.capacity(), group.desired);
@@ -71,7 +71,7 @@ impl Ecs {
         }
     }
 
-    /// A group tries again to launch what it could not.
+    /// A group retries the launches that failed.
     pub(super) fn retry(&mut self, name: &str, now: Timestamp) {
         if let Some(group) = self.groups.get_mut(name) {
             group.retrying = false;
@@ -79,7 +79,7 @@ impl Ecs {
         self.reconcile(name, now);
     }
 
-    /// An instance out of the warm pool, or a new one, in the zone with the fewest or the one given.
+    /// An instance from the warm pool, or a new one, in the zone with the fewest or the given one.
     fn launch_member(&mut self, name: &str, zone: Option<String>, now: Timestamp) {
         let warm = self.groups.get_mut(name).and_then(|group| group.members.iter_mut().find(|member| member.is_warm()));
         let id = match warm {
@@ -132,7 +132,7 @@ impl Ecs {
         Some(id)
     }
 
-    /// An instance is up. It may register while a lifecycle hook still holds it.
+    /// An instance has booted. It may register while a lifecycle hook still holds it.
     pub(super) fn boot(&mut self, id: &str, now: Timestamp) {
         let hook = self.machines.get(id).and_then(|machine| self.groups.get(machine.group.as_ref()?)?.launch_hook);
         let Some(member) = self.member(id).filter(|member| member.lifecycle == "Pending") else { return };
@@ -147,7 +147,7 @@ impl Ecs {
         self.later(now, self.settings.register, Due::Register(id.to_owned()));
     }
 
-    /// A lifecycle hook lets an instance go on.
+    /// A lifecycle hook releases an instance.
     pub(super) fn proceed(&mut self, id: &str, now: Timestamp) {
         match self.member(id).map(|member| (member.lifecycle, &mut member.lifecycle)) {
             Some(("Pending:Wait", lifecycle)) => {
@@ -186,8 +186,8 @@ impl Ecs {
         self.register_instance(&cluster, registration, now);
     }
 
-    /// An instance is put in standby: it stays as it is, takes tasks too, and counts no more. The desired capacity goes down
-    /// with it, or the group replaces it (API_EnterStandby).
+    /// Puts an instance in standby: it keeps running and accepting tasks, but no longer counts. The desired capacity is
+    /// lowered with it, or the group replaces it (API_EnterStandby).
     pub fn enter_standby(&mut self, id: &str, lowers: bool, now: Timestamp) {
         let Some(member) = self.member(id).filter(|member| member.lifecycle == "InService") else { return };
         member.lifecycle = "Standby";
@@ -199,8 +199,8 @@ impl Ecs {
         self.reconcile(&group, now);
     }
 
-    /// An instance in standby goes back into service by way of `Pending`; the desired capacity goes up with it, to the maximum
-    /// at most (API_ExitStandby).
+    /// Returns an instance from standby to service by way of `Pending`; the desired capacity is raised with it, at most
+    /// to the maximum (API_ExitStandby).
     pub fn exit_standby(&mut self, id: &str, now: Timestamp) {
         let Some(member) = self.member(id).filter(|member| member.lifecycle == "Standby") else { return };
         member.lifecycle = "Pending:Wait";
@@ -214,7 +214,7 @@ impl Ecs {
         self.reconcile(&name, now);
     }
 
-    /// An instance is told to end. A lifecycle hook may hold it for a while.
+    /// Begins to terminate an instance. A lifecycle hook may hold it for a while.
     pub(super) fn begin_termination(&mut self, id: &str, cause: &str, now: Timestamp) {
         let Some(name) = self.group_of_instance(id).map(str::to_owned) else { return };
         let hook = self.groups.get(&name).and_then(|group| group.terminate_hook);
@@ -228,7 +228,7 @@ impl Ecs {
         }
     }
 
-    /// Its container agent stops at once, the tasks on it when it is gone.
+    /// Its container agent stops at once, its tasks when it is gone.
     fn shut_down(&mut self, id: &str, now: Timestamp) {
         if let Some(machine) = self.machines.get_mut(id) {
             machine.state = State::ShuttingDown;
@@ -268,13 +268,13 @@ impl Ecs {
         }
     }
 
-    /// An instance dies without notice, by a fault; its group replaces it.
+    /// An instance fails without notice; its group replaces it.
     pub fn kill_instance(&mut self, ec2_id: &str, now: Timestamp) {
         self.gone(ec2_id, now);
     }
 
-    /// EC2 takes a Spot instance back: a warning, and two minutes later it is gone ("Spot Instance interruption notices").
-    /// Its tasks say no more than that their host was terminated; the instance's state reason says why.
+    /// EC2 takes a Spot instance back: a warning, and two minutes later it is gone ("Spot Instance interruption
+    /// notices"). Its tasks say only that their host was terminated; the instance's state reason says why.
     pub fn interrupt_instance(&mut self, ec2_id: &str, now: Timestamp) {
         let Some(machine) = self.machines.get_mut(ec2_id) else { return };
         machine.state_reason = Some(BY_SPOT);
@@ -289,16 +289,16 @@ impl Ecs {
         self.later(now, self.settings.spot_notice, Due::Gone(ec2_id.to_owned()));
     }
 
-    /// A capacity that was lowered may leave the zones uneven; the group evens them out ("Rebalancing might terminate
-    /// instances in other zones", API_TerminateInstanceInAutoScalingGroup).
+    /// A lowered capacity may leave the zones uneven; the group rebalances them ("Rebalancing might terminate instances
+    /// in other zones", API_TerminateInstanceInAutoScalingGroup).
     pub(super) fn rebalance_later(&mut self, name: &str, now: Timestamp) {
         if let Some(delay) = self.settings.rebalance {
             self.later(now, delay, Due::Rebalance(name.to_owned()));
         }
     }
 
-    /// Launches in the emptiest zone before it ends one without protection in the fullest, whatever runs on it
-    /// ("Rebalancing activities").
+    /// Launches in the emptiest zone before it terminates an instance without protection in the fullest, whatever runs
+    /// on it ("Rebalancing activities").
     pub(super) fn rebalance(&mut self, name: &str, now: Timestamp) {
         let Some(group) = self.groups.get(name) else { return };
         if ["AZRebalance", "Launch", "Terminate"].iter().any(|process| group.suspended.contains(*process)) {
@@ -319,7 +319,7 @@ impl Ecs {
         self.rebalance_later(name, now);
     }
 
-    /// Managed scaling raises the group of a capacity provider to what the tasks that wait for it need.
+    /// Managed scaling raises a capacity provider's group to what the waiting tasks need.
     pub(super) fn scale(&mut self, provider: &str, now: Timestamp) {
         let (waiting, (cpu, memory)) = self.waiting_for(provider);
         let Some(found) = self.providers.get_mut(provider) else { return };
@@ -333,7 +333,7 @@ impl Ecs {
         group.desired = (group.desired + needed * weight).min(group.maximum);
         let more = group.desired < group.maximum;
         self.reconcile(&name, now);
-        // It looks again while tasks wait, since what was sized by sums need not fit.
+        // It is checked again while tasks wait, since a size computed from sums need not fit.
         if more && let Some(found) = self.providers.get_mut(provider) {
             found.scaling = true;
             let again = self.settings.managed_scaling + self.settings.boot + self.settings.register;

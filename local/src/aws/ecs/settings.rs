@@ -1,4 +1,4 @@
-//! How fast the simulated world is, what it has, and how its containers behave.
+//! The speed of the simulated world, its resources, and the behaviour of its containers.
 
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ pub struct Settings {
     pub boot: Duration,
     /// From a running instance to a registered one.
     pub register: Duration,
-    /// From the order to end an instance until it is gone.
+    /// From the termination of an instance until it is gone.
     pub terminate: Duration,
     /// Preparation of a network interface, and of Fargate's own machine.
     pub provision: Duration,
-    /// How long images take.
+    /// The duration of image pulls.
     pub pull: Duration,
     /// From the image to the running container.
     pub start: Duration,
@@ -27,40 +27,40 @@ pub struct Settings {
     pub stop: Duration,
     /// From ended containers until the network interface is gone.
     pub deprovision: Duration,
-    /// From the first task in want of an instance until managed scaling raises the group of a capacity provider.
+    /// From the first task without an instance until managed scaling raises the group of a capacity provider.
     pub managed_scaling: Duration,
-    /// How long before a group tries again to launch what it could not.
+    /// How long before a group retries a failed launch.
     pub launch_retry: Duration,
     /// From the warning until a Spot instance is gone.
     pub spot_notice: Duration,
-    /// From a lowered capacity until a group evens out its zones; none where it never does.
+    /// From a lowered capacity until a group rebalances its zones; none if it never does.
     pub rebalance: Option<Duration>,
-    /// How often ECS may be called; none to throttle nothing.
+    /// ECS' rate limits; none for no throttling.
     pub quotas: Option<Quotas>,
-    /// RunTask calls a second, and at once, at which tasks are launched; none to throttle nothing.
+    /// The rate limit for launched tasks, per second and in a burst; none for no throttling.
     pub run_task_rate: Option<(u32, u32)>,
-    /// Whether TagResource takes a stopped task. ECS refuses it in so many words; the API reference does not say.
+    /// Whether TagResource accepts a stopped task. ECS refuses it explicitly; the API reference does not say.
     pub tags_on_stopped_tasks: bool,
-    /// Whether an event tells of a container's health check, and carries its result. AWS sends none, and its events carry
-    /// none ("Amazon ECS task state change events"): DescribeTasks alone says it.
+    /// Whether an event reports a container's health check, with its result. AWS sends none, and its events carry no
+    /// health ("Amazon ECS task state change events"): only DescribeTasks does.
     pub health_events: bool,
     /// The addresses of EC2 instances.
     pub instance_addresses: Addressing,
     /// The addresses of tasks' own network interfaces.
     pub interface_addresses: Addressing,
-    /// From RUNNING until the network bindings show.
+    /// From RUNNING until the network bindings are shown.
     pub binding: Duration,
-    /// Whether network bindings that do not show yet are `null` rather than an empty list.
+    /// Whether network bindings that are not shown yet are `null` rather than an empty list.
     pub bindings_are_null: bool,
     /// Whether Fargate has capacity.
     pub fargate_has_capacity: bool,
     /// Whether Fargate Spot has capacity.
     pub spot_has_capacity: bool,
-    /// Whether missing Fargate capacity is a `ClientException` rather than an entry of `failures`: the API reference does
-    /// not say which, and nobody may count on either.
+    /// Whether missing Fargate capacity is a `ClientException` rather than an entry of `failures`: the API reference
+    /// does not say which, so nobody may rely on either.
     pub lack_of_fargate_is_an_error: bool,
-    /// Whether an answer of failures alone is replayed for the same client token. Not documented: nobody may count on
-    /// either, and replaying is the harsher of the two.
+    /// Whether an answer of failures alone is replayed for the same client token. Not documented, so nobody may rely on
+    /// either; replaying is the harsher of the two.
     pub replays_failures: bool,
     /// The first two numbers of the addresses of EC2 instances.
     pub instance_network: [u8; 2],
@@ -103,17 +103,18 @@ impl Default for Settings {
     }
 }
 
-/// What addresses something has ("Amazon ECS networking": IPv4, dual stack, IPv6-only).
+/// The kinds of addresses ("Amazon ECS networking": IPv4, dual stack, IPv6-only).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Addressing {
-    /// IPv4 alone.
+    /// Only IPv4.
     #[default]
     V4,
-    /// Both. Docker binds a port on both then, a dynamic one each to a port of its own (moby 42288); IPv4 comes first.
+    /// Both. Docker then binds a port on both, a dynamic one to a separate port for each (moby 42288); IPv4 comes
+    /// first.
     Dual,
     /// Both, with the bindings of IPv6 first: their order is not documented.
     DualV6First,
-    /// IPv6 alone.
+    /// Only IPv6.
     V6,
 }
 
@@ -126,7 +127,7 @@ impl Addressing {
         self != Self::V4
     }
 
-    /// What Docker binds a port to, in the order in which ECS shows it.
+    /// The addresses that Docker binds a port to, in the order in which ECS shows them.
     pub(super) fn binds(self) -> &'static [&'static str] {
         match self {
             Self::V4 => &["0.0.0.0"],
@@ -138,7 +139,7 @@ impl Addressing {
 }
 
 impl Settings {
-    /// Makes everything that takes time take none. Events still come one after the other.
+    /// Removes all delays. Events still come one after the other.
     pub fn without_delays(&mut self) {
         for delay in [
             &mut self.boot,
@@ -159,15 +160,15 @@ impl Settings {
     }
 }
 
-/// How the tasks of a family behave.
+/// The behaviour of the tasks of a family.
 #[derive(Debug, Clone, Default)]
 pub enum Behaviour {
-    /// They run until they are stopped, and become healthy where there is a health check.
+    /// They run until they are stopped, and become healthy if they have a health check.
     #[default]
     Runs,
     /// Their image cannot be pulled.
     ImageMissing,
-    /// They fail to start for this reason, say `ResourceInitializationError: …`.
+    /// They fail to start for this reason, such as `ResourceInitializationError: …`.
     FailsToStart {
         /// In ECS' words.
         reason: String,
@@ -176,11 +177,11 @@ pub enum Behaviour {
     NeverRuns,
     /// They run and become unhealthy.
     Unhealthy,
-    /// They run, and their health check never comes to a result.
+    /// They run, and their health check never has a result.
     HealthUnknown,
     /// They end by themselves.
     Exits {
-        /// After so long.
+        /// After this time.
         after: Duration,
         /// With this exit code.
         code: i32,

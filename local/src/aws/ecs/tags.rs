@@ -12,7 +12,7 @@ use super::{ApiError, Ecs, Status};
 pub(super) type Tags = BTreeMap<String, String>;
 
 /// Reads tags. API_Tag: 50 at most, each key once, keys of 1 to 128 and values of up to 256 characters out of letters,
-/// numbers, spaces and `+ - = . _ : / @`; what begins with `aws:` belongs to AWS.
+/// numbers, spaces and `+ - = . _ : / @`; the prefix `aws:` belongs to AWS.
 ///
 /// # Errors
 /// When they break a rule.
@@ -74,7 +74,7 @@ impl Ecs {
         }
     }
 
-    /// The tags of a resource, if it is there.
+    /// The tags of a resource, if it exists.
     pub(in crate::aws) fn tags(&self, arn: &str) -> Option<&Tags> {
         match kind(arn) {
             "task" => self.tasks.get(arn).map(|task| &task.tags),

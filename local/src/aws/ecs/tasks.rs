@@ -13,21 +13,21 @@ use super::{ApiError, Clock, Ecs, page};
 /// The status of a task ("Amazon ECS task lifecycle"), in the order of its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Status {
-    /// ECS prepares: network interfaces, or an instance of a capacity provider.
+    /// ECS prepares it: network interfaces, or an instance of a capacity provider.
     Provisioning,
-    /// It waits for its containers.
+    /// Its containers are being prepared.
     Pending,
-    /// Its containers have begun, and ECS has more to do.
+    /// Its containers have started, and ECS has more to do.
     Activating,
     /// It runs.
     Running,
     /// ECS has something to undo before it stops.
     Deactivating,
-    /// Its containers end.
+    /// Its containers are ending.
     Stopping,
-    /// ECS cleans up behind it.
+    /// ECS cleans up.
     Deprovisioning,
-    /// It is over.
+    /// It has stopped.
     Stopped,
 }
 
@@ -53,10 +53,10 @@ impl PartialEq<&str> for Status {
     }
 }
 
-/// What a health check says (API_Container).
+/// The result of a health check (API_Container).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Health {
-    /// There is none, or it has not come to a result.
+    /// There is none, or it has no result yet.
     Unknown,
     /// It passes.
     Healthy,
@@ -81,7 +81,7 @@ impl PartialEq<&str> for Health {
     }
 }
 
-/// What a task shows of its containers' ports.
+/// How a task shows its containers' ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Bindings {
     Empty,
@@ -89,16 +89,16 @@ pub(super) enum Bindings {
     Shown,
 }
 
-/// A port of the host that leads to a container.
+/// A host port that leads to a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Binding {
-    /// Inside.
+    /// In the container.
     pub container: u16,
-    /// Outside.
+    /// On the host.
     pub host: u16,
     /// Whether it is UDP.
     pub udp: bool,
-    /// What it is bound to: `0.0.0.0` or `::`.
+    /// The address: `0.0.0.0` or `::`.
     pub ip: &'static str,
     /// The number of ports of a range, which begins with these; none for a single port.
     pub range: Option<u16>,
@@ -132,15 +132,15 @@ pub struct Container {
     pub image: String,
     /// Whether the task ends with it.
     pub essential: bool,
-    /// Its ports of the host.
+    /// Its host ports.
     pub bindings: Vec<Binding>,
     /// PENDING, RUNNING or STOPPED.
     pub status: Status,
-    /// How it ended.
+    /// Its exit code.
     pub exit_code: Option<i32>,
-    /// Why it ended or never began.
+    /// Why it ended or never started.
     pub reason: Option<String>,
-    /// What its health check says.
+    /// The result of its health check.
     pub health: Health,
     pub(super) has_health_check: bool,
     pub(super) gpu_ids: Vec<String>,
@@ -155,11 +155,11 @@ pub struct Container {
 pub struct Interface {
     /// Its id.
     pub id: String,
-    /// Its address in the VPC; empty where it has IPv6 alone.
+    /// Its address in the VPC; empty if it has only IPv6.
     pub private_address: String,
     /// Its IPv6 address.
     pub ipv6_address: Option<String>,
-    /// Its address in the internet.
+    /// Its public address.
     pub public_address: Option<String>,
     /// Its subnet.
     pub subnet: String,
@@ -182,41 +182,41 @@ pub struct Task {
     pub group: String,
     /// `EC2`, `FARGATE`, `EXTERNAL`.
     pub launch_type: &'static str,
-    /// The capacity provider that it came by.
+    /// Its capacity provider.
     pub provider: Option<String>,
-    /// Who started it; empty if nobody said.
+    /// `startedBy`; empty if it was not given.
     pub started_by: String,
-    /// Where it is in its life.
+    /// Its last status.
     pub last_status: Status,
     /// RUNNING or STOPPED.
     pub desired_status: Status,
-    /// What it was started with, with an entry for each container.
+    /// Its overrides, with an entry for each container.
     pub overrides: Value,
     /// Its tags.
     pub tags: BTreeMap<String, String>,
     /// Its container instance's ARN.
     pub instance: Option<String>,
-    /// Why it stopped, for programs.
+    /// The stop code, for programs.
     pub stop_code: Option<String>,
-    /// Why it stopped, for people.
+    /// The stopped reason, for people.
     pub stopped_reason: Option<String>,
-    /// ECS took it.
+    /// When ECS created it.
     pub created_at: Timestamp,
-    /// The images began to come.
+    /// When the image pull began.
     pub pull_started_at: Option<Timestamp>,
-    /// The images were there.
+    /// When the image pull ended.
     pub pull_stopped_at: Option<Timestamp>,
-    /// It ran.
+    /// When it began to run.
     pub started_at: Option<Timestamp>,
-    /// It was told to stop.
+    /// When its desired status became STOPPED.
     pub stopping_at: Option<Timestamp>,
-    /// It was over.
+    /// When it stopped.
     pub stopped_at: Option<Timestamp>,
     /// Its containers.
     pub containers: Vec<Container>,
     /// Its own network interface.
     pub interface: Option<Interface>,
-    /// Grows with each change that an event tells of.
+    /// Grows with each change that an event reports.
     pub version: u64,
     /// CPU units and MiB that it reserves.
     pub size: (u32, u32),
@@ -226,7 +226,7 @@ pub struct Task {
     pub ephemeral_storage: Option<u32>,
     /// RunTask's `referenceId`.
     pub reference_id: Option<String>,
-    /// Whether its network bindings show, and what shows until then.
+    /// Whether its network bindings are shown, and what is shown until then.
     pub(super) bindings: Bindings,
     pub(super) cluster_arn: String,
     pub(super) zone: String,
@@ -237,7 +237,7 @@ pub struct Task {
 }
 
 impl Task {
-    /// The worst of the essential containers that have a health check (API_Task).
+    /// The worst result of the essential containers that have a health check (API_Task).
     pub fn health(&self) -> Health {
         let checked = || self.containers.iter().filter(|container| container.essential && container.has_health_check);
         if checked().any(|container| container.health == Health::Unhealthy) {
@@ -249,8 +249,8 @@ impl Task {
         }
     }
 
-    /// As API_Task and the events show it: in an event, times are RFC 3339, an interface's type is `eni`, and there is no
-    /// health.
+    /// As API_Task and the events show it: in an event, times are RFC 3339, an interface's type is `eni`, and there is
+    /// no health.
     pub(super) fn shape(&self, clock: Clock) -> Value {
         let health = (clock == Clock::Answer).then(|| self.health().as_str());
         let time = |time: Option<Timestamp>| time.map_or(Value::Null, |time| clock.show(time));
@@ -302,7 +302,7 @@ impl Task {
 }
 
 impl Interface {
-    /// An attachment is PRECREATED until its interface is there (API_Attachment).
+    /// An attachment is PRECREATED until its interface exists (API_Attachment).
     fn attachment(&self, clock: Clock) -> Value {
         let mut details = vec![json!({"name": "subnetId", "value": self.subnet})];
         if self.status != "PRECREATED" {
@@ -360,7 +360,7 @@ impl Ecs {
     /// The ARN of a task that a call names by ARN or id.
     ///
     /// # Errors
-    /// When it can be no task of that cluster.
+    /// When it cannot be a task of that cluster.
     fn task_arn(&self, cluster: &str, given: &str) -> Result<String, ApiError> {
         let arn =
             if given.starts_with("arn:") { given.to_owned() } else { self.arn(&format!("task/{cluster}/{given}")) };
@@ -383,7 +383,7 @@ impl Ecs {
         arns.iter().filter_map(|arn| self.tasks.get(arn)).map(|task| task.describe(true)).collect()
     }
 
-    /// API_StopTask. Again on a task that stops or has stopped, it changes nothing.
+    /// API_StopTask. Repeated on a task that is stopping or has stopped, it changes nothing.
     pub(super) fn stop_task(&mut self, input: &Value, now: Timestamp) -> Result<Value, ApiError> {
         let cluster = self.cluster(input)?;
         let arn = self.task_arn(&cluster, text(input, "task").unwrap_or_default())?;
@@ -401,7 +401,7 @@ impl Ecs {
         Ok(object([("task", self.tasks.get(&arn).map(|task| task.describe(false)).into())]))
     }
 
-    /// API_DescribeTasks: up to 100; what ECS no longer knows is a failure MISSING.
+    /// API_DescribeTasks: up to 100; a task that ECS no longer knows is a failure MISSING.
     pub(super) fn describe_tasks(&self, input: &Value) -> Result<Value, ApiError> {
         let cluster = self.cluster(input)?;
         let with_tags = includes_tags(input, &[])?;
@@ -416,7 +416,7 @@ impl Ecs {
         Ok(object([("tasks", tasks.into()), ("failures", failures.into())]))
     }
 
-    /// API_ListTasks: `startedBy` takes no other filter but the desired status, which nothing has at PENDING.
+    /// API_ListTasks: `startedBy` allows no other filter but the desired status, which nothing has at PENDING.
     pub(super) fn list_tasks(&self, input: &Value) -> Result<Value, ApiError> {
         let cluster = self.cluster(input)?;
         let [family, instance, service, launch_type] =
@@ -440,7 +440,7 @@ impl Ecs {
                     .is_none_or(|given| task.instance.as_deref().is_some_and(|arn| arn == given || short(arn) == given))
         };
         let Some(candidates) = candidates else { return Ok(json!({"taskArns": []})) };
-        // Both sets are in the order of the ARNs, so that a page goes on where the one before it ended.
+        // Both sets are ordered by ARN, so a page continues where the one before it ended.
         let of_name = started_by.map(|name| self.by_starter.get(name).unwrap_or(&self.nothing));
         let from = text(input, "nextToken").map_or(Bound::Unbounded, Bound::Excluded);
         let arns = of_name.unwrap_or(candidates).range::<str, _>((from, Bound::Unbounded));

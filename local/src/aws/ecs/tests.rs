@@ -77,7 +77,7 @@ fn reasons(answer: &Value) -> Vec<&str> {
     answer["failures"].as_array().unwrap().iter().map(|failure| failure["reason"].as_str().unwrap()).collect()
 }
 
-/// Lets the world run to a time, and answers the task events of it: `STATUS/desired`.
+/// Runs the world up to a time, and returns the task events until then: `STATUS/desired`.
 fn history(ecs: &mut Ecs, until: Timestamp) -> Vec<String> {
     ecs.advance(until);
     let events = ecs.take_events().into_iter().filter(|event| event["detail-type"] == "ECS Task State Change");
@@ -89,7 +89,7 @@ fn history(ecs: &mut Ecs, until: Timestamp) -> Vec<String> {
 }
 
 #[test]
-fn calls_that_are_wrong_are_refused_and_start_nothing() {
+fn refuses_invalid_calls_without_effect() {
     let small = json!({"taskDefinition": "small"});
     let tag = |key: &str, value: &str| json!([{"key": key, "value": value}]);
     let tags = |count: usize| (0..count).map(|n| json!({"key": format!("k{n}"), "value": ""})).collect::<Value>();
@@ -191,7 +191,7 @@ fn calls_that_are_wrong_are_refused_and_start_nothing() {
             "InvalidParameterException",
         ),
     ] {
-        // With room for everything, so that nothing but the fault in question refuses the call.
+        // With room for everything, so that only the fault in question refuses the call.
         let mut ecs = world();
         ecs.add_instance("default", "i-1", (1 << 20, 1 << 20), 20, at(0));
         let error = ecs.call("RunTask", &input, at(0)).expect_err(&input.to_string());
@@ -213,7 +213,7 @@ fn calls_that_are_wrong_are_refused_and_start_nothing() {
 }
 
 #[test]
-fn what_is_just_allowed_is_taken() {
+fn accepts_the_largest_allowed_values() {
     let variables = |length: usize| json!({"containerOverrides": [{"name": "agent", "environment": [{"name": "A", "value": "x".repeat(length)}]}]});
     let frame = variables(0).to_string().len();
     for more in [
@@ -234,7 +234,7 @@ fn what_is_just_allowed_is_taken() {
 }
 
 #[test]
-fn a_full_instance_says_what_it_lacks() {
+fn a_full_instance_names_the_missing_resource() {
     type Change = fn(&mut Instance);
     let cases: [(&str, Value, Change, &str); 8] = [
         ("small", json!({}), |instance| instance.free.0 = 511, "RESOURCE:CPU"),
@@ -269,7 +269,7 @@ fn a_full_instance_says_what_it_lacks() {
 }
 
 #[test]
-fn an_instance_takes_what_fits_and_gets_it_back() {
+fn an_instance_reserves_and_releases_resources() {
     let mut ecs = world();
     let place = ecs.add_instance("default", "i-1", (2048, 4096), 2, at(0));
     let size = ecs.instance(&place).unwrap().free;
@@ -277,7 +277,7 @@ fn an_instance_takes_what_fits_and_gets_it_back() {
     let first = arn(&run(&mut ecs, json!({"taskDefinition": "bridge"}), at(0)));
     assert_eq!(ecs.instance(&place).unwrap().free, (size.0 - 512, size.1 - 1024));
     assert_eq!(reasons(&run(&mut ecs, json!({"taskDefinition": "bridge"}), at(0))), ["RESOURCE:PORTS"]);
-    // A part of ten fits.
+    // Three of ten fit.
     let answer = run(&mut ecs, json!({"taskDefinition": "small", "count": 10}), at(0));
     assert_eq!(answer["tasks"].as_array().unwrap().len(), 3);
     assert_eq!(reasons(&answer), ["RESOURCE:CPU"]);
@@ -316,7 +316,7 @@ fn an_instance_takes_what_fits_and_gets_it_back() {
 }
 
 #[test]
-fn only_what_takes_tasks_is_asked() {
+fn considers_only_instances_that_accept_tasks() {
     let mut ecs = world();
     let place = ecs.add_instance("default", "i-1", (2048, 4096), 2, at(0));
     ecs.add_instance("other", "i-2", (2048, 4096), 2, at(0));
@@ -355,7 +355,7 @@ fn only_what_takes_tasks_is_asked() {
 
 #[test]
 fn strategies_and_constraints_choose_the_instance() {
-    // Two instances, one of which has less left; tasks land on the one that the strategy names.
+    // Two instances, one of which has less left; tasks go to the one that the strategy chooses.
     for (more, fuller) in [
         (json!({"placementStrategy": [{"type": "binpack", "field": "memory"}]}), true),
         (json!({"placementStrategy": [{"type": "binpack", "field": "CPU"}]}), true),
@@ -409,7 +409,7 @@ fn a_token_starts_one_task() {
     run(&mut ecs, with(&token, json!({"cluster": "other"})), at(30));
     assert_eq!(ecs.tasks().count(), 4);
 
-    // It lives as long as ECS shows the task, an hour longer than the task at most.
+    // It lives as long as ECS shows the task: an hour longer than the task at most.
     for arn in known {
         ecs.call("StopTask", &json!({"task": arn}), at(60)).unwrap();
     }
@@ -502,7 +502,7 @@ fn calls_of_one_kind_share_a_bucket() {
     ] {
         let mut ecs = world();
         ecs.settings().run_task_rate = None;
-        // Calls that are wrong count too.
+        // Invalid calls count, too.
         let taken = |ecs: &mut Ecs, now: Timestamp| {
             let mut count = 0;
             for action in actions.iter().cycle().take(300) {
@@ -518,7 +518,7 @@ fn calls_of_one_kind_share_a_bucket() {
 }
 
 #[test]
-fn a_task_lives_as_its_place_and_its_containers_make_it() {
+fn a_tasks_lifecycle_follows_its_launch_type_and_containers() {
     let stop = 30;
     type Then = fn(&mut Ecs, &str);
     let nothing: Then = |_, _| ();
@@ -672,15 +672,15 @@ fn a_stopped_task_says_why() {
         );
         assert!(shown["stoppedReason"].as_str().unwrap().starts_with(reason), "{shown}");
         assert_eq!(shown["containers"][0]["exitCode"], exit, "{shown}");
-        let told = shown["containers"][0]["reason"].as_str();
-        assert!(told.is_none_or(|told| told.starts_with(container.as_str().unwrap_or("?"))), "{shown}");
-        assert_eq!(told.is_some(), container.is_string());
+        let reason = shown["containers"][0]["reason"].as_str();
+        assert!(reason.is_none_or(|reason| reason.starts_with(container.as_str().unwrap_or("?"))), "{shown}");
+        assert_eq!(reason.is_some(), container.is_string());
     }
 }
 
-/// What was on its way when a task was stopped or lost comes to nothing.
+/// What was pending when a task was stopped or lost has no effect.
 #[test]
-fn nothing_follows_the_end() {
+fn nothing_happens_after_the_end() {
     let mut ecs = world();
     ecs.settings().stopping = Duration::from_secs(10);
     ecs.settings().pull = Duration::from_secs(1);
@@ -710,7 +710,7 @@ fn a_sidecar_may_end_and_the_task_goes_on() {
 }
 
 #[test]
-fn stop_task_takes_tags_along_and_is_idempotent() {
+fn stop_task_deletes_tags_and_is_idempotent() {
     let mut ecs = world();
     let tags = json!([{"key": "k", "value": "v"}]);
     let arn = arn(&run(&mut ecs, with(&on_fargate(), json!({"tags": tags})), at(0)));
@@ -868,7 +868,7 @@ fn awsvpc_tasks_have_an_interface_of_their_own() {
 }
 
 #[test]
-fn events_are_whole_and_carry_no_tags() {
+fn events_are_complete_and_have_no_tags() {
     let mut ecs = world();
     ecs.add_instance("default", "i-1", (2048, 4096), 2, at(0));
     let overrides = json!({"containerOverrides": [{"name": "agent", "environment": [{"name": "A", "value": "b"}]}]});
@@ -878,7 +878,7 @@ fn events_are_whole_and_carry_no_tags() {
     let events = ecs.take_events();
     let kinds: Vec<&str> = events.iter().map(|event| event["detail-type"].as_str().unwrap()).collect();
     let (on_task, on_instance) = ("ECS Task State Change", "ECS Container Instance State Change");
-    // Registered; the task placed, and what is left of the instance; running.
+    // Registered; the task placed, with what is left of the instance; running.
     assert_eq!(kinds, [on_instance, on_task, on_instance, on_task]);
     for event in &events {
         assert_eq!(
@@ -911,7 +911,7 @@ fn events_are_whole_and_carry_no_tags() {
 }
 
 #[test]
-fn tags_are_set_on_what_there_is() {
+fn tags_are_set_on_existing_resources() {
     let mut ecs = world();
     let place = ecs.add_instance("default", "i-1", (2048, 4096), 2, at(0));
     let arn = arn(&run(&mut ecs, on_fargate(), at(0)));
@@ -1014,13 +1014,13 @@ fn clusters_are_described_or_missing() {
         answer["failures"],
         json!([{"arn": "arn:aws:ecs:eu-west-1:111122223333:cluster/none", "reason": "MISSING"}])
     );
-    // A cluster that the API made has no capacity providers but those it was given.
+    // A cluster that the API created has no capacity providers but those it was given.
     let input = json!({"cluster": "new", "taskDefinition": "vpc", "networkConfiguration": network(), "capacityProviderStrategy": [{"capacityProvider": "FARGATE", "weight": 1}]});
     assert!(ecs.call("RunTask", &input, at(60)).unwrap_err().message.contains("not associated"));
 }
 
 #[test]
-fn attributes_are_put_and_taken_away() {
+fn attributes_are_put_and_deleted() {
     let mut ecs = world();
     let place = ecs.add_instance("default", "i-1", (2048, 4096), 2, at(0));
     let id = place.rsplit('/').next().unwrap();
@@ -1069,7 +1069,7 @@ fn scaling(ecs: &mut Ecs, action: &str, pairs: &[(&str, &str)], now: Timestamp) 
     ecs.autoscaling(action, &form(pairs), now)
 }
 
-/// A group `g` of 1 to 5 instances, and the life of its members: P, I, T.
+/// A group `g` of 1 to 5 instances, and the states of its instances: P, I, T.
 fn grouped() -> Ecs {
     let mut ecs = world();
     ecs.create_group("g", "default", (1, 5), (2048, 4096), at(0));
@@ -1096,7 +1096,7 @@ fn a_group_grows_registers_and_shrinks() {
     ecs.advance(at(200));
     assert_eq!((members(&ecs).as_str(), ecs.instances().count()), ("III", 3));
 
-    // Two tasks on the first; it is protected; scale-in takes the others.
+    // Two tasks on the first; it is protected; scale-in terminates the others.
     let first = ecs.group("g").unwrap().members[0].id.clone();
     let protect = |ecs: &mut Ecs, id: &str, protected: &str| {
         scaling(
@@ -1130,7 +1130,7 @@ fn a_group_grows_registers_and_shrinks() {
     scaling(&mut ecs, "SetDesiredCapacity", &honoured, at(900)).unwrap();
     let unknown = [("AutoScalingGroupName", "none"), ("DesiredCapacity", "2")];
     assert_eq!(scaling(&mut ecs, "SetDesiredCapacity", &unknown, at(900)).unwrap_err().code, "ValidationError");
-    // 300 s of the first two that went, and what is there now.
+    // 300 s of the first two that were terminated, and the present one.
     let paid = ecs.group("g").unwrap().paid_seconds(at(900));
     assert_eq!(paid, 900.0 + 2.0 * 120.0);
 }
@@ -1157,7 +1157,7 @@ fn an_instance_is_given_back_alone() {
     assert!(xml.starts_with("<TerminateInstanceInAutoScalingGroupResponse xmlns=\"http://autoscaling.amazonaws.com/doc/2011-01-01/\"><TerminateInstanceInAutoScalingGroupResult><Activity><ActivityId>"), "{xml}");
     assert_eq!((ecs.group("g").unwrap().desired, members(&ecs).as_str()), (1, "TI"));
     assert_eq!(terminate(&mut ecs, &ids[0], "true").unwrap_err().code, "ScalingActivityInProgress");
-    // Until the instance is gone, its task runs, and no other is put there.
+    // Until the instance is gone, its task runs, and no other is placed there.
     assert_eq!(task(&mut ecs, &arn, at(40))["lastStatus"], "RUNNING");
     let shown = task(&mut ecs, &arn, at(60));
     assert_eq!((&shown["lastStatus"], &shown["stopCode"]), (&json!("STOPPED"), &json!("TerminationNotice")));
@@ -1241,7 +1241,7 @@ fn groups_are_described_in_pages() {
 }
 
 #[test]
-fn ec2_knows_instances_while_they_are_and_an_hour_after() {
+fn ec2_shows_instances_for_an_hour_after_their_end() {
     let mut ecs = grouped();
     ecs.advance(at(100));
     let id = ecs.group("g").unwrap().members[0].id.clone();
@@ -1278,7 +1278,7 @@ fn managed_scaling_lets_tasks_wait_and_raises_the_group() {
     let answer = run(&mut ecs, input.clone(), at(0));
     assert_eq!((answer["tasks"].as_array().unwrap().len(), answer["failures"].as_array().unwrap().len()), (10, 0));
     assert!(answer["tasks"].as_array().unwrap().iter().all(|task| task["lastStatus"] == "PROVISIONING"));
-    // One gives up waiting.
+    // One stops waiting.
     let first = arn(&answer);
     ecs.call("StopTask", &json!({"task": first}), at(1)).unwrap();
     assert_eq!(task(&mut ecs, &first, at(1))["lastStatus"], "STOPPED");
@@ -1298,7 +1298,7 @@ fn managed_scaling_lets_tasks_wait_and_raises_the_group() {
     assert_eq!((count(&ecs, Status::Running), count(&ecs, Status::Provisioning)), (8, 0));
     assert_eq!(ecs.group("g").unwrap().desired, 2);
 
-    // What boots already is not asked for again.
+    // Instances that are booting are not requested again.
     let mut other = world();
     other.create_group("g", "default", (0, 5), (2048, 4096), at(0));
     other.create_capacity_provider("ec2", "g", true);
@@ -1314,7 +1314,7 @@ fn managed_scaling_lets_tasks_wait_and_raises_the_group() {
 }
 
 #[test]
-fn no_more_than_so_many_tasks_wait() {
+fn limits_the_number_of_waiting_tasks() {
     let mut ecs = world();
     ecs.settings().run_task_rate = None;
     ecs.create_group("g", "default", (0, 0), (2048, 4096), at(0));
@@ -1328,7 +1328,7 @@ fn no_more_than_so_many_tasks_wait() {
 }
 
 #[test]
-fn without_delays_everything_still_happens_in_order() {
+fn without_delays_events_keep_their_order() {
     let mut ecs = world();
     ecs.settings().without_delays();
     let arn = arn(&run(&mut ecs, on_fargate(), at(0)));
@@ -1337,9 +1337,9 @@ fn without_delays_everything_still_happens_in_order() {
     assert_eq!(history(&mut ecs, at(0)).last().unwrap(), "STOPPED/STOPPED");
 }
 
-/// The same calls, the same world; ids are as long as they ought to be, and no two the same.
+/// The same calls give the same world; ids have the right length, and no two are the same.
 #[test]
-fn a_day_is_the_same_day_again_and_does_not_take_one() {
+fn a_day_is_repeatable_and_fast() {
     let day = |tasks: i64| {
         let mut ecs = world();
         ecs.settings().run_task_rate = None;

@@ -9,7 +9,7 @@ use super::Cluster;
 use crate::config::Size;
 use crate::fault::Fault;
 
-/// What of a task definition matters here.
+/// The parts of a task definition that matter here.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TaskDefinition {
     /// Its full ARN.
@@ -18,26 +18,26 @@ pub struct TaskDefinition {
     pub status: String,
     /// `bridge`, `host`, `awsvpc`, `none`; Linux' default is bridge.
     pub network_mode: String,
-    /// Launch types that it fits.
+    /// Launch types that it is compatible with.
     pub compatibilities: Vec<String>,
-    /// What a task of it takes: the task's own size or the sum of its containers'.
+    /// The size of a task: its own, or the sum of its containers'.
     pub size: Size,
     /// Its containers.
     pub containers: Vec<ContainerDefinition>,
 }
 
-/// What of a container definition matters here.
+/// The parts of a container definition that matter here.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ContainerDefinition {
     /// Its name.
     pub name: String,
     /// Whether the task ends with it.
     pub essential: bool,
-    /// Whether ECS watches its health.
+    /// Whether it has a health check.
     pub health_check: bool,
-    /// Container ports that are mapped, those of ranges too.
+    /// Mapped container ports, including those of ranges.
     pub ports: Vec<i32>,
-    /// The host ports of those TCP ports that have static ones.
+    /// The host ports of TCP ports that have static ones.
     pub host_ports: BTreeMap<u16, u16>,
     pub gpus: u32,
 }
@@ -67,8 +67,8 @@ impl TaskDefinition {
         self.containers.iter().map(|container| container.gpus).sum()
     }
 
-    /// A port of the container instance that a task takes for itself: one that a mapping names, or any of a container in
-    /// the instance's own network.
+    /// A host port that a task occupies alone: one that a mapping names, or any port of a container in the instance's
+    /// own network.
     pub fn static_port(&self) -> Option<u16> {
         let ports = self.containers.iter().flat_map(|container| match self.network_mode.as_str() {
             "awsvpc" | "none" => Vec::new(),

@@ -31,20 +31,20 @@ pub struct Instance {
     /// Its id in EC2.
     pub ec2_id: Option<String>,
     pub status: InstanceStatus,
-    /// Whether its container agent talks to ECS.
+    /// Whether its container agent is connected to ECS.
     pub connected: bool,
-    /// What no task has reserved.
+    /// CPU and memory that no task has reserved.
     pub free: Size,
     /// GPUs that no task has reserved.
     pub free_gpus: u32,
-    /// What it has only once, and no longer has: its host ports in use; the families that have a task on it, where its tasks
-    /// are known.
+    /// Exclusive resources that are in use: its host ports, and, where its tasks are known, the families that have a
+    /// task on it.
     pub taken: BTreeSet<Exclusive>,
-    /// GPUs that it registered with.
+    /// GPUs that it registered.
     pub gpus: u32,
-    /// What it registered with.
+    /// CPU and memory that it registered.
     pub total: Size,
-    /// Tasks on it, running or coming.
+    /// Tasks on it, running or pending.
     pub tasks: u32,
     /// When it registered.
     pub registered_at: Option<Timestamp>,
@@ -82,7 +82,7 @@ fn gpus_of(resources: &[sdk::Resource]) -> u32 {
     gpus.map(|resource| resource.string_set_value().len() as u32).sum()
 }
 
-/// Ports are listed where they are in use.
+/// Ports that are in use.
 fn ports_of(resources: &[sdk::Resource]) -> BTreeSet<Exclusive> {
     let ports = resources.iter().filter(|resource| resource.name() == Some("PORTS"));
     ports
@@ -146,7 +146,7 @@ impl Cluster {
         Ok(instances)
     }
 
-    /// Drains a container instance (no new tasks) or lets it take tasks again.
+    /// Drains a container instance, or makes it accept tasks again.
     ///
     /// # Errors
     /// When the call failed.

@@ -23,16 +23,16 @@ pub use task::{
 use super::Lazy;
 use crate::fault::Fault;
 
-/// The tag that says whose a task is.
+/// The tag that names a task's controller.
 pub const CONTROLLER_TAG: &str = "jenkins-ecs-agents:controller";
-/// The tag that says that, when and how a task's outcome was told: `ready 2026-11-24T18:00:41Z`.
+/// The tag that records when and how a task's outcome was reported: `ready 2026-11-24T18:00:41Z`.
 pub const REPORTED_TAG: &str = "jenkins-ecs-agents:reported";
-/// The tag that keeps the sweep away from a task or an instance.
+/// The tag that makes the sweep leave a task or an instance alone.
 pub const KEEP_TAG: &str = "jenkins-ecs-agents:keep";
-/// The tag that says since when an agent or an instance has had nothing to do.
+/// The tag that records since when an agent or an instance has been idle.
 pub const IDLE_SINCE_TAG: &str = "jenkins-ecs-agents:idle-since";
 
-/// A cluster and the client that reaches it.
+/// A cluster and its client.
 #[derive(Debug, Clone)]
 pub struct Cluster {
     client: Lazy<Client>,

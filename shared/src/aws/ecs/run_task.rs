@@ -1,4 +1,4 @@
-//! RunTask, and what its answer means.
+//! RunTask, and the meaning of its answer.
 
 use aws_sdk_ecs::operation::run_task::RunTaskError;
 use aws_sdk_ecs::operation::run_task::builders::RunTaskInputBuilder;
@@ -7,24 +7,24 @@ use aws_sdk_ecs::types as sdk;
 use super::{Cluster, Task};
 use crate::fault::{Fault, Kind, Placement, classify_placement};
 
-/// What RunTask did.
+/// The outcome of RunTask.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RunTaskOutcome {
-    /// There is such a task, new or from an earlier call with the same token.
+    /// The task exists: new, or from an earlier call with the same token.
     Started(Box<Task>),
-    /// Another copy of the request has used this token, and started these; none, if it found no room
+    /// Another copy of the request has used this token and started these tasks; none if it found no room
     /// (ConflictException).
     Existing(Vec<String>),
     /// ECS answered definitely that it started nothing.
     NoRoom {
-        /// In words, for whoever waits.
+        /// The reasons, for people.
         reason: String,
-        /// One for each container instance that was asked; empty where ECS named none.
+        /// One for each container instance that was considered; empty where ECS named none.
         failures: Vec<PlacementFailure>,
     },
-    /// ECS will never start this.
+    /// ECS will never start this task.
     Refused(Fault),
-    /// Nothing is known; the same token has to be used again.
+    /// The outcome is unknown; the same token has to be used again.
     Unknown(Fault),
 }
 
@@ -61,7 +61,7 @@ impl Cluster {
     }
 }
 
-/// What an answer of failures alone means: the most hopeful of its reasons decides.
+/// Classifies an answer of failures alone: the reason that leaves the most hope decides.
 fn of_failures(failures: Vec<sdk::Failure>) -> RunTaskOutcome {
     let fault = |kind, message| Fault { kind, action: "ecs:RunTask", code: None, message };
     let detail = failures.iter().find_map(|failure| failure.detail()).map(|detail| format!(" ({detail})"));
@@ -111,7 +111,7 @@ mod tests {
             &["distinctInstance placement constraint unsatisfied."],
             &["Capacity is unavailable at this time. Please try again later or in a different availability zone"],
             &["You've reached the limit on the number of tasks you can run concurrently"],
-            // Whose instance it is decides, and that is not known here.
+            // It depends on whose instance it is, which is not known here.
             &["ATTRIBUTE"],
             &["memberOf placement constraint unsatisfied."],
         ] {

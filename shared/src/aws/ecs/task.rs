@@ -1,4 +1,4 @@
-//! Tasks: as DescribeTasks and the events show them, and the calls about them.
+//! Tasks as DescribeTasks and events show them, and the calls about them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,14 +28,14 @@ open_enum!(
 );
 
 open_enum!(
-    /// What ECS is to make of a task.
+    /// The status that ECS is to bring a task to.
     DesiredStatus { Running = "RUNNING", Stopped = "STOPPED" }
 );
 
 open_enum!(HealthStatus { Healthy = "HEALTHY", Unhealthy = "UNHEALTHY", Unknown = "UNKNOWN" });
 
 impl TaskStatus {
-    /// Whether a task has not run yet.
+    /// Whether a task has not started to run yet.
     pub fn is_before_running(&self) -> bool {
         match self {
             Self::Provisioning | Self::Pending | Self::Activating => true,
@@ -45,7 +45,7 @@ impl TaskStatus {
     }
 }
 
-/// A task, as DescribeTasks and as the event *ECS Task State Change* show it: the same fields under the same names.
+/// A task, as DescribeTasks and the event *ECS Task State Change* show it, with the same fields.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Task {
@@ -64,29 +64,29 @@ pub struct Task {
     pub desired_status: DesiredStatus,
     /// Grows with each change.
     pub version: i64,
-    /// Why it stopped, for programs.
+    /// The stop code, for programs.
     pub stop_code: Option<String>,
-    /// Why it stopped, for people.
+    /// The stopped reason, for people.
     pub stopped_reason: Option<String>,
-    /// ECS took it.
+    /// When ECS created the task.
     pub created_at: Option<Timestamp>,
-    /// The images began to come.
+    /// When it began to pull the images.
     pub pull_started_at: Option<Timestamp>,
-    /// The images were there.
+    /// When the images were pulled.
     pub pull_stopped_at: Option<Timestamp>,
-    /// It ran.
+    /// When it began to run.
     pub started_at: Option<Timestamp>,
-    /// It was over.
+    /// When it stopped.
     pub stopped_at: Option<Timestamp>,
     pub containers: Vec<Container>,
     /// Its network interfaces, with awsvpc.
     pub attachments: Vec<Attachment>,
-    /// What it takes of an instance; nothing where its event is read.
+    /// What it takes of an instance; zero where it was read from an event.
     #[serde(skip)]
     pub size: Size,
-    /// What it was started with.
+    /// Its overrides.
     pub overrides: Overrides,
-    /// Its tags; an event has none.
+    /// Its tags; events have none.
     #[serde(skip)]
     pub tags: BTreeMap<String, String>,
 }
@@ -95,11 +95,11 @@ pub struct Task {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Container {
-    /// As the task definition calls it.
+    /// Its name in the task definition.
     pub name: String,
-    /// How it ended.
+    /// Its exit code.
     pub exit_code: Option<i32>,
-    /// Why it ended or never began.
+    /// Why it ended, or never started.
     pub reason: Option<String>,
     /// None in events, which carry no health.
     pub health_status: Option<HealthStatus>,
@@ -109,26 +109,26 @@ pub struct Container {
     pub network_interfaces: Vec<NetworkInterface>,
 }
 
-/// A port of the container instance that leads to the container.
+/// A host port that leads to the container.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NetworkBinding {
-    /// Inside.
+    /// In the container.
     pub container_port: Option<i32>,
-    /// Outside.
+    /// On the host.
     pub host_port: Option<i32>,
-    /// `0.0.0.0` or `::`: the two may have different host ports.
+    /// `0.0.0.0` or `::`; their host ports may differ.
     #[serde(rename = "bindIP")]
     pub bind_ip: Option<String>,
-    /// `8000-8010`, where the mapping is one of a range.
+    /// `8000-8010`, where the mapping is a range.
     pub container_port_range: Option<String>,
-    /// The range outside, as long as that inside.
+    /// The range on the host, as long as that in the container.
     pub host_port_range: Option<String>,
     /// `tcp` or `udp`.
     pub protocol: Option<String>,
 }
 
-/// An address of an awsvpc task's own.
+/// A network interface of an awsvpc task.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NetworkInterface {
@@ -137,7 +137,7 @@ pub struct NetworkInterface {
     pub ipv6_address: Option<String>,
 }
 
-/// What is attached to a task: its network interface.
+/// An attachment of a task: its network interface.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Attachment {
@@ -155,24 +155,24 @@ pub struct Pair {
     pub value: Option<String>,
 }
 
-/// What a task was started with.
+/// The overrides of a task.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Overrides {
     pub container_overrides: Vec<ContainerOverride>,
 }
 
-/// What a container was started with.
+/// The overrides of a container.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct ContainerOverride {
     pub name: String,
-    /// Its further variables.
+    /// Fields that are not needed here.
     pub environment: Vec<Pair>,
 }
 
 impl Task {
-    /// The family of its task definition, where nobody has given it another group.
+    /// The family of its task definition, unless it was given another group.
     pub fn family(&self) -> Option<&str> {
         self.group.as_deref()?.strip_prefix("family:")
     }
@@ -191,7 +191,7 @@ impl Task {
             .filter_map(|pair| Some((pair.name.as_deref()?, pair.value.as_deref()?)))
     }
 
-    /// Whether all its containers run, and it is to go on.
+    /// Whether all its containers run, and it is to keep running.
     pub fn is_running(&self) -> bool {
         self.last_status == TaskStatus::Running && !self.is_ending()
     }
@@ -217,27 +217,27 @@ impl Task {
             .as_deref()
     }
 
-    /// Whether its outcome was told to whoever waits.
+    /// Whether its outcome was reported.
     pub fn reported(&self) -> bool {
         self.tags.contains_key(REPORTED_TAG)
     }
 
-    /// Whether it was told to be ready, to whoever could be told.
+    /// Whether it was reported ready, or that report was rejected.
     pub fn reported_ready(&self) -> bool {
         self.tags.get(REPORTED_TAG).is_some_and(|value| value.starts_with("ready") || value.starts_with("rejected"))
     }
 
-    /// When its outcome was told.
+    /// When its outcome was reported.
     pub fn reported_at(&self) -> Option<Timestamp> {
         self.tags.get(REPORTED_TAG)?.split_once(' ')?.1.parse().ok()
     }
 
-    /// Whether it is over.
+    /// Whether it has stopped.
     pub fn is_stopped(&self) -> bool {
         self.last_status == TaskStatus::Stopped
     }
 
-    /// Whether it is over or will be.
+    /// Whether it has stopped or is stopping.
     pub fn is_ending(&self) -> bool {
         self.is_stopped() || self.desired_status == DesiredStatus::Stopped
     }
@@ -333,12 +333,12 @@ impl From<sdk::KeyValuePair> for Pair {
     }
 }
 
-/// Which tasks are listed.
+/// Which tasks to list.
 #[derive(Debug, Clone, Copy)]
 pub enum TaskFilter<'a> {
     /// All of the cluster.
     All,
-    /// Those with this `startedBy`, which takes no other filter but the desired status.
+    /// Those with this `startedBy`, which allows no other filter but the desired status.
     StartedBy(&'a str),
     /// Those on one container instance, by its ARN.
     Instance(&'a str),
@@ -350,7 +350,7 @@ impl Cluster {
     /// # Errors
     /// When a call failed.
     pub async fn describe_tasks(&self, arns: &[String]) -> Result<Vec<Task>, Fault> {
-        // 100 tasks at most (API_DescribeTasks); some pages at once.
+        // 100 tasks at most (API_DescribeTasks); several pages at once.
         let pages = arns.chunks(100).map(|arns| async move {
             let call = self.client.describe_tasks().cluster(&self.name).include(TaskField::Tags);
             let answer = call.set_tasks(Some(arns.to_vec())).send().await;
@@ -377,7 +377,7 @@ impl Cluster {
         self.list_tasks_at_most(filter, desired, usize::MAX).await
     }
 
-    /// ARNs of tasks by their desired status; no further page once there are so many.
+    /// ARNs of tasks by their desired status; stops reading pages once there are this many.
     ///
     /// # Errors
     /// When a call failed.
@@ -406,7 +406,8 @@ impl Cluster {
         }
     }
 
-    /// ARNs of the tasks of one name: those that are to run, or else those that ended within the last hour.
+    /// ARNs of the tasks of one name: those with the desired status RUNNING, or those that stopped within the last
+    /// hour.
     ///
     /// # Errors
     /// When a call failed.
@@ -418,8 +419,8 @@ impl Cluster {
         }
     }
 
-    /// The tasks on a container instance that have not stopped. Its counts of running and pending tasks leave out those
-    /// that are on their way up or down (`pendingTasksCount` in API_ContainerInstance is that of status PENDING).
+    /// The tasks on a container instance that have not stopped. The instance's own counts leave out those that are
+    /// being provisioned or stopped (`pendingTasksCount` in API_ContainerInstance counts the status PENDING).
     ///
     /// # Errors
     /// When a call failed.
@@ -450,8 +451,8 @@ impl Cluster {
         }
     }
 
-    /// Stops a task. The reason is cut to the 255 characters that ECS takes (API_StopTask). A task that is gone is a fault
-    /// of kind `Missing`.
+    /// Stops a task. The reason is cut to the 255 characters that ECS accepts (API_StopTask). If the task is gone, the
+    /// fault is of kind `Missing`.
     ///
     /// # Errors
     /// When the call failed.

@@ -1,4 +1,4 @@
-//! Ports and addresses in every shape that ECS and EC2 show them.
+//! Ports and addresses in every form in which ECS and EC2 show them.
 
 use super::*;
 
@@ -51,7 +51,7 @@ fn bindings_may_come_after_running() {
         assert_eq!(agent_bindings(&mut ecs, "bridge", at(6)), until_then);
         ecs.take_events();
         assert_eq!(agent_bindings(&mut ecs, "bridge", at(20)).as_array().unwrap().len(), 2);
-        assert!(ecs.take_events().is_empty(), "no event tells of bindings");
+        assert!(ecs.take_events().is_empty(), "no event reports bindings");
     }
 }
 
@@ -85,7 +85,7 @@ fn a_range_is_bound_to_a_range() {
 }
 
 #[test]
-fn ipv6_alone_has_no_ipv4_address_anywhere() {
+fn an_ipv6_only_task_shows_no_ipv4_address() {
     let mut ecs = world();
     ecs.settings().instance_addresses = Addressing::V6;
     ecs.settings().interface_addresses = Addressing::V6;
@@ -113,7 +113,7 @@ fn ipv6_alone_has_no_ipv4_address_anywhere() {
 }
 
 #[test]
-fn health_shows_in_answers_and_in_no_event() {
+fn health_is_shown_in_answers_and_not_in_events() {
     let mut ecs = world();
     let arn = arn(&run(&mut ecs, on_fargate(), at(0)));
     ecs.advance(at(13));

@@ -1,8 +1,8 @@
-//! Auto Scaling groups as they are: weights, states, zones, what they cannot do.
+//! Auto Scaling groups: weights, states, zones, failures.
 
 use super::*;
 
-/// A group `g` of these bounds, changed before its first instance.
+/// A group `g` with these bounds, changed before its first instance.
 fn group(bounds: (u32, u32), change: impl FnOnce(&mut Group)) -> Ecs {
     let mut ecs = world();
     ecs.create_group("g", "default", (0, bounds.1), (2048, 4096), at(0));
@@ -50,7 +50,7 @@ fn a_weighted_group_counts_in_units() {
     let xml = described(&mut ecs, at(200));
     assert!(xml.contains("<DesiredCapacity>3</DesiredCapacity>"), "{xml}");
     assert_eq!(xml.matches("<WeightedCapacity>2</WeightedCapacity>").count(), 3, "each instance and the policy: {xml}");
-    // One unit too many ends none; two do.
+    // One unit too many terminates none; two do.
     desire(&mut ecs, 2, at(200));
     assert_eq!(states(&ecs), ["Terminating a", "InService b"]);
     ecs.advance(at(300));
@@ -92,7 +92,7 @@ fn a_mixed_group_has_instances_of_each_size() {
 }
 
 #[test]
-fn hooks_hold_instances_on_their_way_in_and_out() {
+fn hooks_hold_launching_and_terminating_instances() {
     let mut ecs = group((0, 5), |group| {
         group.launch_hook = Some(Duration::from_secs(100));
         group.terminate_hook = Some(Duration::from_secs(100));
@@ -109,7 +109,7 @@ fn hooks_hold_instances_on_their_way_in_and_out() {
     let id = ids(&ecs)[0].clone();
     terminate(&mut ecs, &id, at(200)).unwrap();
     assert_eq!(states(&ecs), ["Terminating:Wait a"]);
-    // ECS knows nothing of it.
+    // ECS is not notified.
     arn(&run(&mut ecs, json!({"taskDefinition": "small"}), at(250)));
     ecs.advance(at(310));
     assert_eq!(states(&ecs), ["Terminating:Proceed a"]);
@@ -141,7 +141,7 @@ fn standby_and_warm_instances_do_not_count() {
 }
 
 #[test]
-fn suspended_processes_do_nothing_and_are_shown() {
+fn suspended_processes_have_no_effect_and_are_shown() {
     let mut ecs = group((0, 5), |_| ());
     ecs.fill_group("g", 2, at(0));
     ecs.group_mut("g").unwrap().suspended = ["Launch", "Terminate"].map(str::to_owned).into();
@@ -183,7 +183,7 @@ fn a_lowered_capacity_may_end_a_busy_instance_of_another_zone() {
 }
 
 #[test]
-fn a_group_without_capacity_says_why_in_its_activities() {
+fn failed_launches_are_scaling_activities() {
     let mut ecs = group((0, 5), Group::lacks_capacity);
     desire(&mut ecs, 2, at(0));
     ecs.advance(at(30));
@@ -222,7 +222,7 @@ fn some_instances_never_register() {
 }
 
 #[test]
-fn a_spot_instance_says_why_it_went_and_its_task_does_not() {
+fn the_spot_interruption_is_on_the_instance_and_not_on_its_task() {
     let mut ecs = group((0, 5), |group| group.spot = true);
     ecs.fill_group("g", 1, at(0));
     let id = ids(&ecs)[0].clone();

@@ -11,7 +11,7 @@ fn with_daemon(ecs: &mut Ecs) {
 }
 
 #[test]
-fn a_daemon_is_on_each_instance_and_takes_of_what_remains() {
+fn a_daemon_runs_on_each_instance_and_reserves_resources() {
     let mut ecs = world();
     let old = ecs.add_instance("default", "i-1", (2048, 4096), 2, at(0));
     with_daemon(&mut ecs);
@@ -29,14 +29,14 @@ fn a_daemon_is_on_each_instance_and_takes_of_what_remains() {
     let daemon = ecs.tasks().next().unwrap().clone();
     assert!(daemon.started_by.starts_with("ecs-svc/") && daemon.group == "service:logs", "{daemon:?}");
     assert!(ecs.doubled.is_empty(), "a service's tasks share a name");
-    // One that ends is started anew.
+    // A daemon that ends is started again.
     ecs.exit(&daemon.arn, 1, at(40));
     ecs.advance(at(60));
     assert_eq!(ecs.tasks().filter(|task| task.last_status == "RUNNING").count(), 2);
 }
 
 #[test]
-fn a_daemon_leaves_a_draining_instance_last_and_comes_back() {
+fn a_daemon_stops_last_on_a_draining_instance_and_returns() {
     let mut ecs = world();
     with_daemon(&mut ecs);
     let place = ecs.add_instance("default", "i-1", (2048, 4096), 2, at(0));
@@ -88,7 +88,7 @@ fn failures_name_the_instances_of_every_group() {
 }
 
 #[test]
-fn a_cluster_may_have_a_default_strategy_and_a_provider_no_instance() {
+fn a_default_strategy_may_have_a_provider_without_instances() {
     let mut ecs = world();
     ecs.create_group("g", "default", (0, 2), (2048, 4096), at(0));
     ecs.create_capacity_provider("ec2", "g", false);
@@ -96,7 +96,7 @@ fn a_cluster_may_have_a_default_strategy_and_a_provider_no_instance() {
     ecs.set_default_strategy("default", &[json!({"capacityProvider": "ec2", "weight": 1})]);
     let shown = ecs.call("DescribeClusters", &json!({}), at(0)).unwrap();
     assert_eq!(shown["clusters"][0]["defaultCapacityProviderStrategy"][0]["capacityProvider"], "ec2");
-    // Its own instances are asked, not those of nobody.
+    // Its own instances are considered, not those without a provider.
     let answer = run(&mut ecs, json!({"taskDefinition": "small"}), at(0));
     assert_eq!(reasons(&answer), ["EMPTY CAPACITY PROVIDER"]);
     assert_eq!(answer["failures"][0]["arn"], "arn:aws:ecs:eu-west-1:111122223333:capacity-provider/ec2");
@@ -107,7 +107,7 @@ fn a_cluster_may_have_a_default_strategy_and_a_provider_no_instance() {
 }
 
 #[test]
-fn run_task_keeps_what_it_was_given() {
+fn run_task_keeps_its_parameters() {
     let mut ecs = world();
     let tagged = json!({"family": "vpc", "networkMode": "awsvpc", "cpu": "512", "memory": "1024",
         "tags": [{"key": "of", "value": "definition"}, {"key": "k", "value": "definition"}],

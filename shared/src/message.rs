@@ -722,4 +722,27 @@ mod tests {
         let completion = json!({"version": 1, "agent": long}).to_string();
         assert!(BuildCompleted::parse(&completion).expect_err("too long").contains("agent: has 2049 bytes"));
     }
+
+    #[test]
+    fn the_documented_examples_are_messages() {
+        let mut found = BTreeMap::new();
+        for section in include_str!("../../docs/messages.md").split("\n## ").skip(1) {
+            let (title, text) = section.split_once('\n').expect("a heading");
+            let examples = text.split("```json\n").skip(1).filter_map(|block| block.split("```").next());
+            for example in examples {
+                match title {
+                    "Requests" => drop(AgentRequest::parse(example).expect(example)),
+                    "Completions" => drop(BuildCompleted::parse(example).expect(example)),
+                    "Notices" => {
+                        let notice: Notice = serde_json::from_str(example).expect(example);
+                        let read = serde_json::to_value(notice).expect("JSON");
+                        assert_eq!(read, serde_json::from_str::<Value>(example).expect("JSON"), "no other fields");
+                    }
+                    _ => continue,
+                }
+                *found.entry(title).or_insert(0) += 1;
+            }
+        }
+        assert_eq!(found, [("Completions", 1), ("Notices", 2), ("Requests", 1)].into());
+    }
 }

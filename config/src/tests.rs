@@ -411,7 +411,7 @@ clouds: [{name: c, region: eu-west-1, autoScalingGroup: , templates: [{name: t, 
     assert_eq!(found, ["clouds[0].templates[0].connect: is missing"]);
 }
 
-/// The example in the project's contract with its users, and every key that there is.
+/// Every key of the configuration.
 const FULL: &str = r#"
 jenkins:
   url: https://jenkins.example.com/

@@ -1,4 +1,4 @@
-//! The check (contract, section 8).
+//! The check.
 
 use local::aws::Fault;
 use local::jenkins::{Permission, User};

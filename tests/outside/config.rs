@@ -1,4 +1,4 @@
-//! The environment and the configuration when a function starts (contract, sections 1 and 2).
+//! The environment and the configuration when a function starts (docs/configuration.md).
 
 use serde_json::{Value, json};
 use tests::edge::Edge;

@@ -1,4 +1,4 @@
-//! No fault loses or doubles an agent (contract, sections 3 and 4).
+//! No fault loses or doubles an agent.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Requests: what is placed, what is refused, and who is notified (contract, section 3).
+//! Requests: what is placed, what is refused, and who is notified (docs/messages.md).
 
 use jiff::Timestamp;
 use local::aws::ApiError;

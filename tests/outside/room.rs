@@ -1,5 +1,5 @@
 //! Who can use which room: events of container instances and the sweep wake what fits on an instance of the cloud's own
-//! group, and nothing that would find no room again (contract, sections 3, 4 and 7).
+//! group, and nothing that would find no room again.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Secrets: read once, read again when they are refused, shown nowhere (contract, sections 2 and 5).
+//! Secrets: read once, read again when they are refused, shown nowhere (docs/configuration.md).
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

@@ -1,4 +1,4 @@
-//! The sweep (contract, section 7). Minutes pass by the events' `time`.
+//! The sweep (docs/architecture.md). Minutes pass by the events' `time`.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! ECS' events to Jenkins, and the notices (contract, sections 4 and 5).
+//! ECS' events to Jenkins, and the notices (docs/messages.md).
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Completions: what is stopped, what is refused, what is waited for (contract, section 6).
+//! Completions: what is stopped, what is refused, what is waited for (docs/messages.md).
 
 use std::time::Duration;
 

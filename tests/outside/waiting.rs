@@ -1,4 +1,4 @@
-//! Requests for which there is no room (contract, sections 3, 4 and 7).
+//! Requests for which there is no room.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The sequence of an ECS event, or of a batch of undelivered work. Decides nothing.
+//! The sequence of an ECS event, or of a batch of undelivered work.
 
 use anyhow::{Result, anyhow};
 use futures::future::{join_all, try_join_all};

@@ -1,6 +1,6 @@
-//! The two reads of Amazon EC2 that an agent's address needs, signed by the SDK's own signer.
+//! The queries of Amazon EC2, signed by the SDK's own signer.
 //!
-//! `aws-sdk-ec2` would add minutes to every cold build for them (docs/adr/0004).
+//! `aws-sdk-ec2` would add minutes to every clean build (docs/adr/0004).
 
 use std::collections::BTreeMap;
 use std::error::Error as _;

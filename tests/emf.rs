@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-/// The namespace that the functions are given here.
-pub const NAMESPACE: &str = "jenkins-ecs-agents/tests";
+/// The namespace that the template gives the functions of a stack of that name.
+pub const NAMESPACE: &str = "jenkins-ecs-agents/agents";
 
 /// The units of API_MetricDatum that are used here.
 const UNITS: [&str; 2] = ["Count", "Milliseconds"];

@@ -4,6 +4,7 @@
 //! environment. [`Stack::settle`] and [`Stack::sweep`] do what EventBridge, the event sources and the schedule do on
 //! AWS. A test checks the results: AWS' journal, the queues, Jenkins' nodes and the notices at its webhooks.
 
+pub mod cloudwatch;
 pub mod edge;
 pub mod emf;
 
@@ -347,7 +348,11 @@ impl Stack {
         or_panic(self.try_invoke(binary, event))
     }
 
-    async fn try_invoke(&mut self, binary: Binary, event: Value) -> Result<Outcome> {
+    /// Invokes a function whose process may end over it.
+    ///
+    /// # Errors
+    /// When it did.
+    pub async fn try_invoke(&mut self, binary: Binary, event: Value) -> Result<Outcome> {
         self.try_function(binary).await?.invoke(event).await
     }
 
@@ -375,6 +380,11 @@ impl Stack {
     /// Everything that the functions have printed.
     pub fn output(&self) -> String {
         self.functions.values().map(Function::output).collect()
+    }
+
+    /// All that a function has printed since it was started.
+    pub fn output_of(&self, binary: Binary) -> String {
+        self.functions.get(&binary).map(Function::output).unwrap_or_default()
     }
 
     // --- What happens ---
@@ -433,13 +443,7 @@ impl Stack {
 
     async fn try_sweep_at(&mut self, time: Timestamp) -> Result<Outcome> {
         self.advance();
-        let event = json!({
-            "version": "0", "id": "53dc4d37-cffa-4f76-80c9-8b7d4a4d2eaa", "source": "aws.events",
-            "detail-type": "Scheduled Event", "account": ACCOUNT, "region": REGION,
-            "time": Timestamp::from_second(time.as_second())?.to_string(),
-            "resources": [format!("arn:aws:events:{REGION}:{ACCOUNT}:rule/sweep")], "detail": {},
-        });
-        self.try_invoke(Binary::Teardown, event).await
+        self.try_invoke(Binary::Teardown, sweep_event(time)).await
     }
 
     /// Runs the sweep now, and everything that follows from it.
@@ -635,6 +639,16 @@ impl Drop for Stack {
 
 async fn loopback() -> Result<TcpListener> {
     Ok(TcpListener::bind(("127.0.0.1", 0)).await?)
+}
+
+/// The event of a minute's sweep; its time has whole seconds.
+pub fn sweep_event(time: Timestamp) -> Value {
+    json!({
+        "version": "0", "id": "53dc4d37-cffa-4f76-80c9-8b7d4a4d2eaa", "source": "aws.events",
+        "detail-type": "Scheduled Event", "account": ACCOUNT, "region": REGION,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        "resources": [format!("arn:aws:events:{REGION}:{ACCOUNT}:rule/sweep")], "detail": {},
+    })
 }
 
 /// The event patterns of the deployed rules.

@@ -25,7 +25,7 @@ const PARAMETERS: &str = "/jenkins";
 pub const TASK_ROLES: &str = "role/agent";
 
 /// The queues by their logical ids and their names in the tests.
-const QUEUES: [(&str, &str); 5] = [
+pub const QUEUES: [(&str, &str); 5] = [
     ("RequestsQueue", "requests"),
     ("WaitingQueue", "waiting"),
     ("UndeliveredQueue", "undelivered"),

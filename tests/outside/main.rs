@@ -1,6 +1,7 @@
 //! The built functions, from outside.
 #![expect(clippy::unwrap_used, reason = "a test ends where something is not as it has to be")]
 
+mod alarms;
 mod cases;
 mod check;
 mod config;

@@ -23,7 +23,7 @@ use access::Scene;
 pub use ecs::Ecs;
 pub use faults::{Fault, Faults};
 pub use services::{Bus, Parameters};
-pub use sqs::{Message, Queue, Sqs};
+pub use sqs::{Counts, Message, Queue, Sqs};
 use wire::Asked;
 pub use wire::escape;
 

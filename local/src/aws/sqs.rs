@@ -48,6 +48,19 @@ pub struct Queue {
     pub redrive: Option<(String, u32)>,
     /// Bytes that a message may have, its attributes included.
     pub maximum_message_size: usize,
+    /// What has been counted so far.
+    pub counts: Counts,
+}
+
+/// What SQS counts for CloudWatch ("Available CloudWatch metrics for Amazon SQS").
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Counts {
+    /// Calls of ReceiveMessage, including empty ones.
+    pub receives: usize,
+    /// Messages that these returned.
+    pub received: usize,
+    /// Messages that were deleted.
+    pub deleted: usize,
 }
 
 /// The queues of an account.
@@ -81,8 +94,8 @@ impl Sqs {
     pub fn create(&mut self, name: &str, visibility_timeout: i64, redrive: Option<(&str, u32)>) -> String {
         let redrive = redrive.map(|(queue, most)| (queue.to_owned(), most));
         let maximum_message_size = MAXIMUM_MESSAGE_SIZE;
-        self.queues
-            .insert(name.into(), Queue { messages: Vec::new(), visibility_timeout, redrive, maximum_message_size });
+        let (messages, counts) = (Vec::new(), Counts::default());
+        self.queues.insert(name.into(), Queue { messages, visibility_timeout, redrive, maximum_message_size, counts });
         self.url(name)
     }
 
@@ -180,6 +193,8 @@ impl Sqs {
         }
         dead.sort_unstable_by_key(|&index| std::cmp::Reverse(index));
         let dead: Vec<Message> = dead.into_iter().map(|index| queue.messages.remove(index)).collect();
+        queue.counts.receives += 1;
+        queue.counts.received += received.len();
         if let Some((letters, _)) = redrive
             && let Some(letters) = self.queues.get_mut(&letters)
         {
@@ -205,7 +220,10 @@ impl Sqs {
     pub fn delete(&mut self, name: &str, receipt: &str) {
         if let Some(queue) = self.queues.get_mut(name) {
             let place = queue.messages.iter().position(|message| message.receipt.as_deref() == Some(receipt));
-            place.map(|place| queue.messages.remove(place));
+            if let Some(place) = place {
+                queue.messages.remove(place);
+                queue.counts.deleted += 1;
+            }
         }
     }
 

@@ -5,6 +5,7 @@
 //! same number; it is only ever a raise. It is in the group's own units: instances, or their weights.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -17,9 +18,21 @@ use crate::config::{Size, Template};
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Exclusive {
+    /// Of TCP.
     HostPort(u16),
+    UdpPort(u16),
     /// The place for the only task of this family (`distinctInstance`).
     Family(String),
+}
+
+impl fmt::Display for Exclusive {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::HostPort(port) => write!(f, "port {port}"),
+            Self::UdpPort(port) => write!(f, "UDP port {port}"),
+            Self::Family(family) => write!(f, "the place for the only task of {family}"),
+        }
+    }
 }
 
 /// What one waiting agent needs.
@@ -27,24 +40,23 @@ pub enum Exclusive {
 pub struct Need {
     pub size: Size,
     pub gpus: u32,
-    /// No two agents with the same value share an instance.
-    pub exclusive: Option<Exclusive>,
+    /// No two agents that have one of these in common share an instance.
+    pub exclusive: BTreeSet<Exclusive>,
 }
 
 impl Need {
     /// Whether two such agents can never share an instance, as far as is known.
     fn is_apart(&self) -> bool {
-        self.gpus > 0 || self.exclusive.is_some()
+        self.gpus > 0 || !self.exclusive.is_empty()
     }
 
     /// Takes this from what is free. Returns false if there is not enough.
     fn take_from(&self, room: &mut Size, gpus: &mut u32, taken: &mut BTreeSet<Exclusive>) -> bool {
-        let is_free = || self.exclusive.as_ref().is_none_or(|what| !taken.contains(what));
-        let fits = self.size.fits(*room) && self.gpus <= *gpus && is_free();
+        let fits = self.size.fits(*room) && self.gpus <= *gpus && self.exclusive.is_disjoint(taken);
         if fits {
             *room = room.without(self.size);
             *gpus -= self.gpus;
-            taken.extend(self.exclusive.clone());
+            taken.extend(self.exclusive.iter().cloned());
         }
         fits
     }
@@ -242,14 +254,31 @@ impl Observed {
         // An instance that is out of network interfaces or ports shows how many tasks an instance holds.
         let full = self.instances.iter().filter(|instance| self.unfit.get(&instance.arn) == Some(&true));
         let agents = full.map(|instance| self.agents_on(instance, daemons)).filter(|&agents| agents > 0);
-        let slots = agents.max().filter(|_| demand.iter().all(|need| need.exclusive.is_none())).unwrap_or(u32::MAX);
+        let slots = agents.max().filter(|_| demand.iter().all(|need| need.exclusive.is_empty())).unwrap_or(u32::MAX);
         // One GPU per instance is presumed until one has registered.
         let gpus = self.own().map(|instance| instance.gpus).max().filter(|&gpus| gpus > 0);
         let gpus = gpus.or(demand.iter().map(|need| need.gpus).max()).unwrap_or_default();
-        // What is in use on an instance without tasks is in use on each: the port of its sshd, for example.
-        let empty = self.own().filter(|instance| instance.tasks == 0).min_by_key(|instance| instance.taken.len());
-        let taken = empty.map(|instance| instance.taken.clone()).unwrap_or_default();
-        Place { room: size.without(room), gpus, slots, taken }
+        Place { room: size.without(room), gpus, slots, taken: self.taken_of_new().cloned().unwrap_or_default() }
+    }
+
+    /// What is in use on each instance of the group before an agent runs there, as far as is known: ports that its container
+    /// agent reserves, such as that of sshd, and those of daemons, if an instance has no other tasks.
+    fn taken_of_new(&self) -> Option<&BTreeSet<Exclusive>> {
+        let (daemon, daemons) = self.daemons_of_one();
+        // ECS does not count a task that is stopping, which still has its memory and its ports.
+        let is_empty = |instance: &&Instance| {
+            let daemon = self.daemons.taken.get(&instance.arn).map_or(daemon, |(size, _)| *size);
+            self.agents_on(instance, daemons) == 0 && instance.total.without(daemon).fits(instance.free)
+        };
+        let taken = self.own().filter(is_empty).map(|instance| &instance.taken);
+        let reserved = self.own().map(|instance| &instance.reserved);
+        taken.min_by_key(|taken| taken.len()).or_else(|| reserved.min_by_key(|reserved| reserved.len()))
+    }
+
+    /// The exclusive resource that an agent needs and no instance of the group has to offer, as far as is known.
+    pub fn taken_everywhere<'n>(&self, need: &'n Need) -> Option<&'n Exclusive> {
+        let taken = self.taken_of_new()?;
+        need.exclusive.iter().find(|what| taken.contains(what))
     }
 
     /// How many new instances are needed beyond those that are registered or booting.
@@ -430,7 +459,7 @@ mod tests {
 
     #[test]
     fn exclusive_resources_are_free_until_they_are_taken() {
-        let need = |exclusive: Exclusive| Need { size: TASK, exclusive: Some(exclusive), ..Need::default() };
+        let need = |exclusive: Exclusive| Need { size: TASK, exclusive: [exclusive].into(), ..Need::default() };
         let (port, family) = (need(Exclusive::HostPort(2222)), need(Exclusive::Family("maven".into())));
         let mut instance = Instance { free: INSTANCE, ..Instance::default() };
         assert!(instance.take(&port) && !instance.take(&port));
@@ -468,7 +497,7 @@ mod tests {
     #[test]
     fn agents_that_share_no_instance_get_one_each() {
         let apart = |count: usize| {
-            vec![Need { size: TASK, exclusive: Some(Exclusive::HostPort(22)), ..Need::default() }; count]
+            vec![Need { size: TASK, exclusive: [Exclusive::HostPort(22)].into(), ..Need::default() }; count]
         };
         let mut state = observed(0, 10, &[]);
         assert_eq!(state.plan(&apart(4)).raise_to, Some(4));
@@ -481,7 +510,7 @@ mod tests {
 
     #[test]
     fn one_gpu_an_instance_is_presumed_until_one_has_registered() {
-        let trained = |count: usize| vec![Need { size: TASK, gpus: 1, exclusive: None }; count];
+        let trained = |count: usize| vec![Need { size: TASK, gpus: 1, ..Need::default() }; count];
         let mut state = observed(0, 20, &[]);
         assert_eq!(state.plan(&trained(4)).raise_to, Some(4));
         let mut beside = observed(1, 20, &[Size { cpu: 2048, memory: 4096 }]);

@@ -1,6 +1,6 @@
 //! Requests that wait for room: the SQS message is their record, and nothing polls the queue.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use tracing::Instrument as _;
 
-use crate::aws::ecs::Instance;
+use crate::aws::ecs::{Instance, MOST_PORTS};
 use crate::aws::queues::Queues;
 use crate::capacity::{Exclusive, Need};
 use crate::config::{Cloud, Limit, Size};
@@ -63,9 +63,9 @@ pub struct Wait {
     pub size: Option<Size>,
     #[serde(default, skip_serializing_if = "is_zero")]
     pub gpus: u32,
-    /// What no two of its agents share ([`Need::exclusive`]).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub exclusive: Option<Exclusive>,
+    /// Exclusive resources that each of its agents needs ([`Need::exclusive`]).
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty", deserialize_with = "exclusive")]
+    pub exclusive: BTreeSet<Exclusive>,
     /// What it waits for.
     pub waits_for: WaitsFor,
     /// The reason, in ECS' words.
@@ -81,6 +81,15 @@ fn agents<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D::Err
     match agents.len() <= MOST_AGENTS as usize && agents.iter().all(|&index| index < MOST_AGENTS) {
         true => Ok(agents),
         false => Err(D::Error::custom(format!("{} agents of a request", agents.len()))),
+    }
+}
+
+/// Nor are more ports believed than an instance can have in use, and the place for the only task of a family.
+fn exclusive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeSet<Exclusive>, D::Error> {
+    let exclusive = BTreeSet::<Exclusive>::deserialize(deserializer)?;
+    match exclusive.len() <= MOST_PORTS + 1 {
+        true => Ok(exclusive),
+        false => Err(D::Error::custom(format!("{} ports of a task", exclusive.len()))),
     }
 }
 
@@ -245,9 +254,13 @@ pub async fn release(queues: &Queues, messages: &[Waiting]) {
     queues.release(&queues.urls.waiting, &receipts).await;
 }
 
-/// The needs of the agents that wait for an instance of a cloud's group: each agent once, however many copies of its
-/// request wait. Pure.
-pub fn demand<'a>(cloud: &Cloud, waiting: impl Iterator<Item = &'a Waiting>) -> BTreeMap<(&'a str, u32), Need> {
+/// The needs of the agents that wait for an instance of a cloud's group and have no room yet: each agent once, however many
+/// copies of its request wait. Pure.
+pub fn demand<'a>(
+    cloud: &Cloud,
+    waiting: impl Iterator<Item = &'a Waiting>,
+    placed: &Placed,
+) -> BTreeMap<(&'a str, u32), Need> {
     let scales = |wait: &&Wait| {
         let template = cloud.templates.iter().find(|template| template.name == wait.template);
         wait.cloud == cloud.name
@@ -259,7 +272,8 @@ pub fn demand<'a>(cloud: &Cloud, waiting: impl Iterator<Item = &'a Waiting>) -> 
         .filter(scales)
         .flat_map(|wait| {
             let need = wait.need();
-            wait.agents.iter().map(move |&index| ((wait.request_id.as_str(), index), need.clone()))
+            let left = wait.agents.iter().filter(|&&index| !placed.has(wait, index));
+            left.map(move |&index| ((wait.request_id.as_str(), index), need.clone()))
         })
         .collect()
 }
@@ -282,16 +296,33 @@ pub fn too_long(
     Some(Failure::new(FailureCode::CapacityTimeout, message))
 }
 
-/// Takes room on these instances for as many of a request's agents as fit. Returns false if none does. Pure.
-pub fn take_room<'a>(wait: &Wait, instances: impl Iterator<Item = &'a mut Instance>) -> bool {
-    let need = wait.need();
-    let mut left = wait.agents.len();
-    for instance in instances {
-        while left > 0 && instance.take(&need) {
-            left -= 1;
-        }
+/// The agents of waiting requests that were given room: each once, however many copies of its request wait.
+#[derive(Debug, Default)]
+pub struct Placed(HashSet<(RequestId, u32)>);
+
+impl Placed {
+    /// Records an agent that needs no room any more.
+    pub fn note(&mut self, wait: &Wait, index: u32) {
+        self.0.insert((wait.request_id.clone(), index));
     }
-    left < wait.agents.len()
+
+    pub fn has(&self, wait: &Wait, index: u32) -> bool {
+        self.0.contains(&(wait.request_id.clone(), index))
+    }
+
+    /// Takes room on these instances for as many of a request's agents as fit and have none. Returns false if none does.
+    pub fn take_room<'a>(&mut self, wait: &Wait, instances: impl Iterator<Item = &'a mut Instance>) -> bool {
+        let need = wait.need();
+        let left: Vec<u32> = wait.agents.iter().copied().filter(|&index| !self.has(wait, index)).collect();
+        let mut left = left.into_iter().peekable();
+        let before = self.0.len();
+        for instance in instances {
+            while left.peek().is_some() && instance.take(&need) {
+                left.next().into_iter().for_each(|index| self.note(wait, index));
+            }
+        }
+        self.0.len() > before
+    }
 }
 
 /// Splits off what fits on an instance, in the given order. Pure.
@@ -300,9 +331,10 @@ pub fn fitting(
     instance: &mut Instance,
     serves: impl Fn(&Instance, &Wait) -> bool,
 ) -> (Vec<Waiting>, Vec<Waiting>) {
+    let mut placed = Placed::default();
     waiting.into_iter().partition(|message| {
         let wait = message.wait.as_ref().filter(|wait| wait.waits_for == WaitsFor::Instance && serves(instance, wait));
-        wait.is_some_and(|wait| take_room(wait, std::iter::once(&mut *instance)))
+        wait.is_some_and(|wait| placed.take_room(wait, std::iter::once(&mut *instance)))
     })
 }
 
@@ -337,16 +369,16 @@ mod tests {
             template: "maven".into(),
             size: Some(task),
             gpus: 0,
-            exclusive: None,
+            exclusive: BTreeSet::new(),
             waits_for: WaitsFor::Instance,
             reason: "RESOURCE:MEMORY".into(),
             trace: None,
         };
         let rooms = [task, Size { cpu: 4096, memory: 2048 }, Size { cpu: 512, memory: 8192 }];
         let mut instances = rooms.map(|free| Instance { free, ..Instance::default() });
-        assert!(take_room(&wait, instances.iter_mut()));
+        assert!(Placed::default().take_room(&wait, instances.iter_mut()));
         let left = [Size { cpu: 0, memory: 0 }, Size { cpu: 3072, memory: 0 }, Size { cpu: 512, memory: 8192 }];
         assert_eq!(instances.each_ref().map(|instance| instance.free), left);
-        assert!(!take_room(&wait, instances.iter_mut()), "nothing is left");
+        assert!(!Placed::default().take_room(&wait, instances.iter_mut()), "nothing is left");
     }
 }

@@ -156,7 +156,7 @@ async fn an_instance_without_a_free_gpu_or_port_wakes_nobody() {
     stack.aws().ecs.instance_mut(&arn).unwrap().ports.insert(2222);
     wait(&stack, one("gpu"), |wait| wait["gpus"] = 1.into());
     for (id, exclusive) in [("port", json!({"hostPort": 2222})), ("distinct", json!({"family": "jenkins-maven"}))] {
-        wait(&stack, one(id), |wait| wait["exclusive"] = exclusive.clone());
+        wait(&stack, one(id), |wait| wait["exclusive"] = json!([exclusive]));
     }
     let full = event(&stack, &arn);
     bring(&mut stack, full).await;
@@ -170,6 +170,127 @@ async fn an_instance_without_a_free_gpu_or_port_wakes_nobody() {
     stack.unhide("waiting");
     stack.sweep_at(Timestamp::now()).await.unwrap();
     assert_eq!(stack.bodies("requests").len(), 3);
+}
+
+/// A bridged task definition whose agent has these ports of its instance beside the one for SSH.
+fn define(stack: &Stack, family: &str, ports: &[(u16, &str)]) {
+    let mapping =
+        |(port, protocol): &(u16, &str)| json!({"containerPort": port, "hostPort": port, "protocol": protocol});
+    let mut mappings = vec![json!({"containerPort": 22, "hostPort": 0})];
+    mappings.extend(ports.iter().map(mapping));
+    let definition = json!({"family": family, "networkMode": "bridge", "containerDefinitions": [{
+        "name": "agent", "image": "jenkins/ssh-agent", "cpu": 1024, "memory": 2048, "portMappings": mappings}]});
+    stack.aws().ecs.register_definition(&definition).unwrap();
+}
+
+/// The only instance, and on it somebody else's task.
+async fn beside(change: impl FnOnce(&mut Value), ports: &[(u16, &str)]) -> (Stack, String) {
+    let mut stack = Stack::with(change).await;
+    stack.aws().ecs.settings().boot = Duration::from_secs(3600);
+    define(&stack, "web", ports);
+    let run = json!({"cluster": CLUSTER, "taskDefinition": "web"});
+    stack.aws().ecs.call("RunTask", &run, Timestamp::now()).unwrap();
+    stack.advance().clear();
+    let arn = stack.aws().ecs.instances().next().unwrap().arn.clone();
+    (stack, arn)
+}
+
+fn of_family(family: &str) -> impl FnOnce(&mut Value) {
+    let family = family.to_owned();
+    move |config| config["clouds"][0]["templates"][0]["taskDefinition"] = family.into()
+}
+
+fn desired(stack: &Stack) -> u32 {
+    stack.aws().ecs.group(GROUP).unwrap().desired
+}
+
+#[tokio::test]
+async fn every_port_of_the_host_that_a_task_takes_has_to_be_free() {
+    for (taken, distinct) in [((9090, "tcp"), false), ((9091, "udp"), false), ((8080, "tcp"), true)] {
+        let (mut stack, arn) = beside(
+            |config| {
+                of_family("three-ports")(config);
+                if distinct {
+                    config["clouds"][0]["templates"][0]["placementConstraints"] = json!([{"type": "distinctInstance"}]);
+                }
+            },
+            &[taken],
+        )
+        .await;
+        define(&stack, "three-ports", &[(8080, "tcp"), (9090, "tcp"), (9091, "udp")]);
+        stack.agent("waits", "maven").await;
+        assert_eq!((stack.bodies("waiting").len(), desired(&stack)), (1, 2), "{taken:?}");
+        let busy = event(&stack, &arn);
+        bring(&mut stack, busy).await;
+        stack.sweep_at(Timestamp::now()).await.unwrap();
+        assert_eq!((stack.bodies("requests").len(), desired(&stack)), (0, 2), "{taken:?}");
+        let web = stack.active_tasks().remove(0).arn;
+        stack.aws().ecs.call("StopTask", &json!({"cluster": CLUSTER, "task": web}), Timestamp::now()).unwrap();
+        stack.advance().clear();
+        stack.unhide("waiting");
+        stack.sweep_at(Timestamp::now()).await.unwrap();
+        assert_eq!((stack.bodies("requests").len(), desired(&stack)), (1, 2), "{taken:?} is free");
+    }
+}
+
+#[tokio::test]
+async fn no_group_is_raised_for_a_port_that_is_in_use_on_each_of_its_instances() {
+    // The container agent has it, beside an agent on the only instance.
+    let (mut stack, _) = beside(of_family("reserved"), &[(9090, "tcp")]).await;
+    define(&stack, "reserved", &[(2376, "tcp")]);
+    stack.agent("reserved", "maven").await;
+    stack.sweep_at(Timestamp::now()).await.unwrap();
+    assert_eq!((stack.bodies("waiting").len(), desired(&stack)), (1, 1));
+    let wait = stack.aws().sqs.messages("waiting")[0].attributes["wait"].clone();
+    assert!(wait.contains("port 2376 is in use on every instance of group"), "{wait}");
+
+    // A daemon has it. Nobody knows before the first instance is there.
+    let mut stack = Stack::with(of_family("agent")).await;
+    define(&stack, "logs", &[(9090, "tcp")]);
+    define(&stack, "agent", &[(9090, "tcp")]);
+    stack.aws().ecs.fill_group(GROUP, 0, Timestamp::now());
+    stack.aws().ecs.create_daemon(CLUSTER, "logs", "logs", Timestamp::now()).unwrap();
+    stack.advance().clear();
+    stack.agent("beside-a-daemon", "maven").await;
+    assert_eq!(desired(&stack), 1);
+    for _ in 0..3 {
+        stack.settle().await;
+        stack.unhide("waiting");
+        stack.sweep_at(Timestamp::now()).await.unwrap();
+        assert_eq!((stack.bodies("waiting").len(), desired(&stack)), (1, 1));
+    }
+}
+
+#[tokio::test]
+async fn copies_of_a_request_are_given_room_once() {
+    for by_event in [true, false] {
+        let mut stack = full(|_| {}).await;
+        wait(&stack, ["copied", "copied", "single", "single"].map(str::to_owned).into_iter(), |_| {});
+        let arn = make_room(&stack);
+        stack.aws().ecs.instance_mut(&arn).unwrap().free = (2048, 4096);
+        if by_event {
+            let event = event(&stack, &arn);
+            bring(&mut stack, event).await;
+        } else {
+            stack.sweep_at(Timestamp::now()).await.unwrap();
+        }
+        let mut woken = stack.bodies("requests");
+        woken.sort();
+        assert!(woken.len() == 2 && woken[0].contains("copied") && woken[1].contains("single"), "{woken:?}");
+        assert_eq!(desired(&stack), 1, "nobody is left without room");
+    }
+}
+
+#[tokio::test]
+async fn the_sweep_gives_no_room_to_copies_of_what_was_placed() {
+    let mut stack = full(|_| {}).await;
+    wait(&stack, ["fill", "fill", "waits"].map(str::to_owned).into_iter(), |_| {});
+    make_room(&stack);
+    stack.sweep_at(Timestamp::now()).await.unwrap();
+    assert_eq!(stack.bodies("requests").len(), 3, "the copies are answered");
+    stack.settle().await;
+    assert_eq!((stack.active_tasks().len(), desired(&stack)), (4, 1));
+    assert!(stack.bodies("waiting").is_empty());
 }
 
 #[tokio::test]

@@ -71,14 +71,8 @@ impl Trait {
         Self::Undocumented,
     ];
 
-    /// The traits with which every run has to end well. Not `HostPort`: the memory left on an instance whose port is
-    /// taken wakes requests that find no room, over and over.
-    pub(crate) fn is_lived_with(self) -> bool {
-        self != Self::HostPort
-    }
-
-    /// The traits of a world: half of those that every run has to survive, drawn by the seed, or exactly those in
-    /// `SIMULATION_TRAITS=Weighted,Daemons`, or `all`.
+    /// The traits of a world: half of them, drawn by the seed, or exactly those in `SIMULATION_TRAITS=Weighted,Daemons`, or
+    /// `all`.
     pub(crate) fn draw(seed: u64) -> Vec<Self> {
         let mut random = StdRng::seed_from_u64(seed ^ 0x7a17);
         match std::env::var("SIMULATION_TRAITS").as_deref() {
@@ -87,7 +81,7 @@ impl Trait {
                 let is_named = |it: &Self| names.split(',').any(|name| name == format!("{it:?}"));
                 Self::ALL.into_iter().filter(is_named).collect()
             }
-            Err(_) => Self::ALL.into_iter().filter(|it| random.random_bool(0.5) && it.is_lived_with()).collect(),
+            Err(_) => Self::ALL.into_iter().filter(|_| random.random_bool(0.5)).collect(),
         }
     }
 

@@ -128,7 +128,8 @@ impl World {
         for (family, mode) in [("ssh", "bridge"), ("inbound", "awsvpc"), ("broken", "awsvpc")] {
             let mut agent = container("agent", 22);
             if family == "ssh" && plan.traits.contains(&Trait::HostPort) {
-                agent["portMappings"][0]["hostPort"] = 22.into();
+                // Not 22, which the container agent of every instance reserves (API_PortMapping).
+                agent["portMappings"][0]["hostPort"] = 2222.into();
             }
             if plan.traits.contains(&Trait::Health) {
                 agent["healthCheck"] = json!({"command": ["CMD", "true"]});

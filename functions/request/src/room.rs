@@ -12,7 +12,7 @@ use shared::fault::{Fault, Placement};
 use shared::log_fault;
 use shared::message::NoticeType;
 use shared::observe;
-use shared::wait::{self, Waiting, WaitsFor};
+use shared::wait::{self, Placed, Waiting, WaitsFor};
 use tracing::Instrument as _;
 
 use crate::failure;
@@ -137,7 +137,7 @@ impl Room {
     /// Raises the group to what the waiting requests need.
     async fn raise(&mut self, cloud: &Cloud, needs: &Needs<'_>, others: &Others) -> Result<(), Fault> {
         // Each agent counts once, however many copies of its request are in the batch.
-        let mut agents = wait::demand(&cloud.config, others.known.iter());
+        let mut agents = wait::demand(&cloud.config, others.known.iter(), &Placed::default());
         for (order, blocked) in needs.iter().filter(|(order, _)| order.scales()) {
             let need = self.need(order);
             let waits = |blocked: &&Blocked| {
@@ -210,7 +210,7 @@ pub(crate) async fn wait(
                 continue;
             }
             blocked.need = room.need(order);
-            blocked.reason = room::explain(&blocked.reason, order, &room.observed, room.plan);
+            blocked.reason = room::explain(&blocked, order, &room.observed, room.plan);
         }
         match order.next_wait(&blocked, app.now()) {
             // As for any expired request: agents that already exist are reported as they are.

@@ -6,9 +6,9 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
 use shared::aws::autoscaling::Membership;
-use shared::aws::ecs::{self, DesiredStatus, InstanceStatus, Task, TaskStatus};
+use shared::aws::ecs::{self, DesiredStatus, InstanceStatus, Resource, Resources, Task, TaskStatus};
 use shared::capacity::Exclusive;
-use shared::config::{Cloud, Size};
+use shared::config::Cloud;
 use shared::stop::{Cause, Stop};
 use shared::wait::{Wait, Waiting, WaitsFor};
 
@@ -74,32 +74,18 @@ pub struct Instance {
     pub remaining_resources: Vec<Resource>,
 }
 
-/// One resource of a container instance.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Resource {
-    /// `CPU`, `MEMORY`, `PORTS`, `GPU`, …
-    pub name: String,
-    /// The amount, if it is a number.
-    pub integer_value: i64,
-    /// Free GPUs; ports in use.
-    pub string_set_value: Vec<String>,
-}
-
 impl Instance {
     /// The container instance with its room for tasks; none if it accepts no tasks.
     pub fn with_room(&self) -> Option<ecs::Instance> {
-        let find = |name: &str| self.remaining_resources.iter().find(|resource| resource.name == name);
-        let amount = |name: &str| u32::try_from(find(name)?.integer_value).ok();
-        let texts = |name: &str| find(name).map(|resource| resource.string_set_value.as_slice()).unwrap_or_default();
+        let remaining = Resources(&self.remaining_resources);
         let instance = ecs::Instance {
             arn: self.container_instance_arn.clone(),
             ec2_id: self.ec2_instance_id.clone(),
             status: self.status.clone(),
             connected: self.agent_connected,
-            free: Size { cpu: amount("CPU")?, memory: amount("MEMORY")? },
-            free_gpus: u32::try_from(texts("GPU").len()).unwrap_or(u32::MAX),
-            taken: texts("PORTS").iter().filter_map(|port| port.parse().ok().map(Exclusive::HostPort)).collect(),
+            free: remaining.size(),
+            free_gpus: remaining.gpus(),
+            taken: remaining.ports(),
             tasks: self.running_tasks_count.saturating_add(self.pending_tasks_count),
             ..ecs::Instance::default()
         };
@@ -113,8 +99,8 @@ pub fn serves(instance: &ecs::Instance, wait: &Wait, clouds: &[(&Cloud, Membersh
     let Some((cloud, membership)) = clouds.iter().find(|(cloud, _)| cloud.name == wait.cloud) else { return false };
     let template = cloud.templates.iter().find(|template| template.name == wait.template);
     // The event does not say which families have tasks on the instance; the sweep knows.
-    let is_shared = matches!(wait.exclusive, Some(Exclusive::Family(_))) && instance.tasks > 0;
-    instance.serves(*membership, template) && !is_shared
+    let is_distinct = wait.exclusive.iter().any(|exclusive| matches!(exclusive, Exclusive::Family(_)));
+    instance.serves(*membership, template) && !(is_distinct && instance.tasks > 0)
 }
 
 /// Whether a request waits for an instance of a cloud.
@@ -166,6 +152,7 @@ pub fn next_look(since: Timestamp, now: Timestamp) -> Duration {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use shared::config::Size;
 
     use super::*;
 
@@ -179,6 +166,7 @@ mod tests {
                     {"name": "CPU", "type": "INTEGER", "integerValue": 1024},
                     {"name": "MEMORY", "type": "INTEGER", "integerValue": memory},
                     {"name": "PORTS", "type": "STRINGSET", "stringSetValue": ["22"]},
+                    {"name": "PORTS_UDP", "type": "STRINGSET", "stringSetValue": ["53"]},
                     {"name": "GPU", "type": "STRINGSET", "stringSetValue": ["GPU-1", "GPU-2"]}]}});
             match event(detail) {
                 Event::Instance(instance) => instance.with_room(),
@@ -192,7 +180,7 @@ mod tests {
             connected: true,
             free: Size { cpu: 1024, memory: 2048 },
             free_gpus: 2,
-            taken: [Exclusive::HostPort(22)].into(),
+            taken: [Exclusive::HostPort(22), Exclusive::UdpPort(53)].into(),
             tasks: 2,
             ..ecs::Instance::default()
         };

@@ -37,8 +37,8 @@ fn plan(factor: usize) -> Duration {
 
 /// A mixture: every fourth needs a GPU, every fifth a host port, of which there are three.
 fn need(index: usize) -> Need {
-    let exclusive = index.is_multiple_of(5).then(|| Exclusive::HostPort(8080 + (index % 3) as u16));
-    Need { size: size(index / 2), gpus: u32::from(index.is_multiple_of(4)), exclusive }
+    let port = index.is_multiple_of(5).then(|| Exclusive::HostPort(8080 + (index % 3) as u16));
+    Need { size: size(index / 2), gpus: u32::from(index.is_multiple_of(4)), exclusive: port.into_iter().collect() }
 }
 
 fn size(index: usize) -> Size {

@@ -1,6 +1,6 @@
 //! What waits for room, and why.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use shared::aws::ecs::{PlacementFailure, TaskDefinition};
 use shared::capacity::{Exclusive, Need, Observed, Plan};
@@ -11,13 +11,20 @@ use super::limits::Existing;
 use super::{Blocked, Order};
 
 /// Adds the group's state to the reason of a wait.
-pub fn explain(reason: &str, order: &Order<'_>, observed: &Observed, plan: Plan) -> String {
+pub fn explain(blocked: &Blocked, order: &Order<'_>, observed: &Observed, plan: Plan) -> String {
+    let reason = &blocked.reason;
     let Some(group) = &observed.group else {
         return match order.cloud.auto_scaling_group {
             None => format!("{reason}; cloud {} has no autoScalingGroup that could be raised", order.cloud.name),
-            Some(_) => reason.to_owned(),
+            Some(_) => reason.clone(),
         };
     };
+    if let Some(taken) = observed.taken_everywhere(&blocked.need) {
+        return format!(
+            "{reason}; {taken} is in use on every instance of group {}: by a daemon, or reserved by its container agent",
+            group.name
+        );
+    }
     match plan {
         Plan { is_broken: true, .. } => {
             let ids: Vec<_> = observed.never_registered.keys().take(5).map(String::as_str).collect();
@@ -57,12 +64,12 @@ pub fn need(order: &Order<'_>, definition: &TaskDefinition) -> Need {
     let is_distinct = |constraint: &PlacementConstraint| constraint.kind == PlacementConstraintType::DistinctInstance;
     // The constraint applies among the tasks of one group, and a task's group is its family unless another is set
     // (API_RunTask).
-    let distinct = order.template.placement_constraints.iter().any(is_distinct).then(|| {
+    let mut exclusive = definition.exclusive.clone();
+    exclusive.extend(order.template.placement_constraints.iter().any(is_distinct).then(|| {
         let family = definition.arn.rsplit('/').next().and_then(|name| name.split(':').next());
         Exclusive::Family(family.unwrap_or_default().to_owned())
-    });
-    let port = || definition.static_port().map(Exclusive::HostPort);
-    Need { size: order.size(definition.size), gpus: definition.gpus(), exclusive: distinct.or_else(port) }
+    }));
+    Need { size: order.size(definition.size), gpus: definition.gpus(), exclusive }
 }
 
 /// The total demand: that of the batch, and for each message in the queue, by SQS' count, the average of the batch.
@@ -74,7 +81,7 @@ pub fn demand(own: &[Need], waiting: u32) -> Vec<Need> {
     };
     let size = Size { cpu: average(|need| need.size.cpu), memory: average(|need| need.size.memory) };
     let is_alike = own.iter().all(|need| need.exclusive == own[0].exclusive);
-    let exclusive = own[0].exclusive.clone().filter(|_| is_alike);
+    let exclusive = if is_alike { own[0].exclusive.clone() } else { BTreeSet::new() };
     let other = Need { size, gpus: average(|need| need.gpus), exclusive };
     own.iter().cloned().chain(std::iter::repeat_n(other, waiting as usize)).collect()
 }

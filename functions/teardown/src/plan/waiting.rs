@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use jiff::Timestamp;
 use shared::aws::autoscaling::Membership;
-use shared::capacity::Observed;
+use shared::aws::ecs::Instance;
+use shared::capacity::{Need, Observed};
 use shared::config::{Cloud, Template};
 use shared::message::{AgentRequest, Failure};
 use shared::name::AgentName;
-use shared::wait::{self, Wait, Waiting, WaitsFor};
+use shared::wait::{self, Placed, Wait, Waiting, WaitsFor};
 
 /// What becomes of one waiting message.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,6 +48,8 @@ pub struct WaitingPlan {
 /// The existing agents, and how many of each cloud and each of its templates.
 #[derive(Debug, Clone, Default)]
 pub struct Agents {
+    /// The prefix of their names.
+    prefix: String,
     /// Those that have a task, running or stopped within the hour.
     pub names: HashSet<AgentName>,
     /// The clouds, by their index in the configuration, whose cluster could not be asked.
@@ -89,6 +92,16 @@ pub fn counts<'a>(clouds: &'a [Cloud], messages: &[Waiting], agents: &Agents, no
 }
 
 impl Agents {
+    /// No agents yet, whose names will have this prefix.
+    pub fn new(prefix: &str) -> Self {
+        Self { prefix: prefix.to_owned(), ..Self::default() }
+    }
+
+    /// Whether an agent of a waiting request has a task.
+    fn exists(&self, wait: &Wait, index: u32) -> bool {
+        self.names.contains(&AgentName::new(&self.prefix, &wait.template, wait.request_id.as_str(), index))
+    }
+
     /// Counts one more agent of the cloud with this index in the configuration.
     pub fn count(&mut self, index: usize, template: &str) {
         *self.clouds.entry(index).or_default() += 1;
@@ -135,6 +148,7 @@ pub fn waiting(
     let memberships: BTreeMap<usize, Vec<Membership>> =
         observed.iter().map(|(index, it)| (*index, it.observed.memberships())).collect();
     let mut without_room: BTreeMap<usize, Vec<&Waiting>> = BTreeMap::new();
+    let mut placed = Placed::default();
     for message in messages {
         let Some(wait) = &message.wait else {
             plan.steps.push(MessageStep::Wake);
@@ -151,12 +165,19 @@ pub fn waiting(
             plan.steps.push(if is_unknown { MessageStep::Keep } else { MessageStep::Fail(failure) });
             continue;
         }
+        wait.agents.iter().filter(|&&index| agents.exists(wait, index)).for_each(|&index| placed.note(wait, index));
+        if wait.agents.iter().all(|&index| agents.exists(wait, index)) {
+            // A copy of a request that was placed: it is answered, and needs no room.
+            plan.steps.push(MessageStep::Wake);
+            continue;
+        }
         let is_free = match wait.waits_for {
             WaitsFor::Fargate => true,
             WaitsFor::MaxAgents => agents.take(index, cloud, &wait.template),
             WaitsFor::Instance => {
                 let observed = observed.get_mut(&index).zip(memberships.get(&index));
-                let has_room = observed.is_some_and(|(it, known)| take_room(cloud, wait, &mut it.observed, known));
+                let has_room = observed
+                    .is_some_and(|(it, known)| placed.take_room(wait, serving(cloud, wait, &mut it.observed, known)));
                 if !has_room {
                     without_room.entry(index).or_default().push(message);
                 }
@@ -170,7 +191,10 @@ pub fn waiting(
     }
     plan.raises = without_room
         .into_iter()
-        .filter_map(|(index, waiting)| raise(index, &clouds[index], &observed.get(&index)?.observed, &waiting))
+        .filter_map(|(index, waiting)| {
+            let demand = wait::demand(&clouds[index], waiting.iter().copied(), &placed);
+            raise(index, &observed.get(&index)?.observed, demand.into_values().collect())
+        })
         .collect();
     plan
 }
@@ -213,17 +237,20 @@ fn needs_instance(cloud: &Cloud, wait: &Wait, is_free: bool) -> bool {
     }
 }
 
-/// Takes room on the instances that can serve a request, for as many of its agents as fit. Returns false if none does.
-fn take_room(cloud: &Cloud, wait: &Wait, observed: &mut Observed, memberships: &[Membership]) -> bool {
+/// The instances that can serve a request.
+fn serving<'a>(
+    cloud: &'a Cloud,
+    wait: &Wait,
+    observed: &'a mut Observed,
+    memberships: &'a [Membership],
+) -> impl Iterator<Item = &'a mut Instance> {
     let template = template_of(cloud, &wait.template);
     let there = observed.instances.iter_mut().zip(memberships);
-    let serving = there.filter(|(instance, membership)| instance.serves(**membership, template));
-    wait::take_room(wait, serving.map(|(instance, _)| instance))
+    there.filter(move |(instance, membership)| instance.serves(**membership, template)).map(|(instance, _)| instance)
 }
 
 /// The raise that gives the rest an instance. What the others took is no longer free.
-fn raise(index: usize, cloud: &Cloud, observed: &Observed, waiting: &[&Waiting]) -> Option<Raise> {
-    let demand: Vec<_> = wait::demand(cloud, waiting.iter().copied()).into_values().collect();
+fn raise(index: usize, observed: &Observed, demand: Vec<Need>) -> Option<Raise> {
     let group = observed.group.as_ref()?;
     let desired = observed.plan(&demand).raise_to?;
     let (group, desired_before) = (group.name.clone(), group.desired);
@@ -233,7 +260,7 @@ fn raise(index: usize, cloud: &Cloud, observed: &Observed, waiting: &[&Waiting])
 #[cfg(test)]
 mod tests {
     use shared::aws::autoscaling::{Group, GroupInstance};
-    use shared::aws::ecs::{Instance, InstanceStatus};
+    use shared::aws::ecs::InstanceStatus;
     use shared::capacity::Exclusive;
     use shared::config::Size;
 
@@ -254,7 +281,7 @@ mod tests {
             template: "maven".into(),
             size: Some(SIZE),
             gpus: 0,
-            exclusive: None,
+            exclusive: BTreeSet::new(),
             waits_for,
             reason: "RESOURCE:MEMORY".into(),
             trace: None,
@@ -334,7 +361,7 @@ mod tests {
         let mut trained = message("a", 100, WaitsFor::Instance);
         trained.wait.as_mut().expect("a wait").gpus = 1;
         let mut listening = message("b", 90, WaitsFor::Instance);
-        listening.wait.as_mut().expect("a wait").exclusive = Some(Exclusive::HostPort(2222));
+        listening.wait.as_mut().expect("a wait").exclusive = [Exclusive::HostPort(2222)].into();
         let mut there = observation(1, Size { cpu: 4096, memory: 8192 }, 10);
         there.observed.instances[0].taken.insert(Exclusive::HostPort(2222));
         let messages = [trained, listening];

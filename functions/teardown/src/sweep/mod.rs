@@ -35,7 +35,7 @@ pub async fn sweep(app: &App, invocation: &Invocation, time: Timestamp) {
     let mut found = Vec::new();
     let mut on_instances = observe::Tasks::default();
     let mut running = HashSet::<AgentName>::new();
-    let mut agents = Agents::default();
+    let mut agents = Agents::new(&app.settings.agent_name_prefix);
     for cloud in app.clouds.distinct_clusters() {
         match guarded(invocation, ClusterTasks::ask(app, cloud, &mut on_instances)).await {
             Err(fault) => {

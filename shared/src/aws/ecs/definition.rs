@@ -1,11 +1,12 @@
 //! Task definitions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
 use aws_sdk_ecs::types as sdk;
 
 use super::Cluster;
+use crate::capacity::Exclusive;
 use crate::config::Size;
 use crate::fault::Fault;
 
@@ -22,6 +23,8 @@ pub struct TaskDefinition {
     pub compatibilities: Vec<String>,
     /// The size of a task: its own, or the sum of its containers'.
     pub size: Size,
+    /// The host ports that a task occupies alone.
+    pub exclusive: BTreeSet<Exclusive>,
     /// Its containers.
     pub containers: Vec<ContainerDefinition>,
 }
@@ -56,26 +59,40 @@ fn container_ports(mapping: &sdk::PortMapping) -> Vec<i32> {
     }
 }
 
+fn is_udp(mapping: &sdk::PortMapping) -> bool {
+    mapping.protocol() == Some(&sdk::TransportProtocol::Udp)
+}
+
 fn static_port(mapping: &sdk::PortMapping) -> Option<(u16, u16)> {
-    let is_udp = mapping.protocol() == Some(&sdk::TransportProtocol::Udp);
-    let port = |port: Option<i32>| port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0 && !is_udp);
+    let port = |port: Option<i32>| port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0);
     port(mapping.container_port()).zip(port(mapping.host_port()))
+}
+
+/// The most ports of a container instance that can be in use at a time, without those that are assigned automatically
+/// (API_PortMapping).
+pub(crate) const MOST_PORTS: usize = 100;
+
+/// The host ports that a task occupies alone: those that mappings name, or all ports of containers in the instance's own
+/// network.
+fn exclusive(definition: &sdk::TaskDefinition) -> BTreeSet<Exclusive> {
+    let mode = definition.network_mode();
+    let of_mapping = |mapping: &sdk::PortMapping| {
+        let ports = match mode {
+            Some(sdk::NetworkMode::Awsvpc | sdk::NetworkMode::None) => Vec::new(),
+            Some(sdk::NetworkMode::Host) => {
+                container_ports(mapping).into_iter().filter_map(|port| u16::try_from(port).ok()).collect()
+            }
+            _ => static_port(mapping).map(|(_, host)| host).into_iter().collect(),
+        };
+        ports.into_iter().map(if is_udp(mapping) { Exclusive::UdpPort } else { Exclusive::HostPort })
+    };
+    let mappings = definition.container_definitions().iter().flat_map(|container| container.port_mappings());
+    mappings.flat_map(of_mapping).take(MOST_PORTS).collect()
 }
 
 impl TaskDefinition {
     pub fn gpus(&self) -> u32 {
         self.containers.iter().map(|container| container.gpus).sum()
-    }
-
-    /// A host port that a task occupies alone: one that a mapping names, or any port of a container in the instance's
-    /// own network.
-    pub fn static_port(&self) -> Option<u16> {
-        let ports = self.containers.iter().flat_map(|container| match self.network_mode.as_str() {
-            "awsvpc" | "none" => Vec::new(),
-            "host" => container.ports.iter().filter_map(|&port| u16::try_from(port).ok()).collect(),
-            _ => container.host_ports.values().copied().collect(),
-        });
-        ports.min()
     }
 
     /// The agent's container where the template names none: the only essential one.
@@ -124,6 +141,7 @@ impl From<sdk::TaskDefinition> for TaskDefinition {
                     sum(|container| container.memory_reservation.or(container.memory).unwrap_or_default())
                 }),
             },
+            exclusive: exclusive(&definition),
             network_mode: definition.network_mode().map_or("bridge", |mode| mode.as_str()).to_owned(),
             status: definition.status().map_or("ACTIVE", |status| status.as_str()).to_owned(),
             compatibilities: definition.compatibilities().iter().map(|launch| launch.as_str().to_owned()).collect(),
@@ -134,7 +152,12 @@ impl From<sdk::TaskDefinition> for TaskDefinition {
                     essential: container.essential().unwrap_or(true),
                     health_check: container.health_check().is_some(),
                     ports: container.port_mappings().iter().flat_map(container_ports).collect(),
-                    host_ports: container.port_mappings().iter().filter_map(static_port).collect(),
+                    host_ports: container
+                        .port_mappings()
+                        .iter()
+                        .filter(|mapping| !is_udp(mapping))
+                        .filter_map(static_port)
+                        .collect(),
                     gpus: container
                         .resource_requirements()
                         .iter()

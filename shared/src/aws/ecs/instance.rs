@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use aws_sdk_ecs::types as sdk;
 use jiff::Timestamp;
+use serde::Deserialize;
 
 use super::{Cluster, timestamp};
 use crate::aws::open_enum::open_enum;
@@ -40,6 +41,8 @@ pub struct Instance {
     /// Exclusive resources that are in use: its host ports, and, where its tasks are known, the families that have a
     /// task on it.
     pub taken: BTreeSet<Exclusive>,
+    /// Host ports that it registered as in use, before any task: `ECS_RESERVED_PORTS` of its container agent.
+    pub reserved: BTreeSet<Exclusive>,
     /// GPUs that it registered.
     pub gpus: u32,
     /// CPU and memory that it registered.
@@ -65,40 +68,77 @@ impl Instance {
     }
 }
 
-/// The CPU and memory among a container instance's resources.
-fn size_of(resources: &[sdk::Resource]) -> Size {
-    let amount = |name: &str| {
-        resources
-            .iter()
-            .find(|resource| resource.name() == Some(name))
-            .map_or(0, |resource| u32::try_from(resource.integer_value()).unwrap_or_default())
-    };
-    Size { cpu: amount("CPU"), memory: amount("MEMORY") }
+/// One resource of a container instance (API_Resource), in answers and in events.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Resource {
+    /// `CPU`, `MEMORY`, `PORTS`, `PORTS_UDP`, `GPU`
+    pub name: String,
+    /// The amount, if it is a number.
+    pub integer_value: i64,
+    /// Free GPUs; ports in use.
+    pub string_set_value: Vec<String>,
 }
 
-/// GPUs are listed by their ids.
-fn gpus_of(resources: &[sdk::Resource]) -> u32 {
-    let gpus = resources.iter().filter(|resource| resource.name() == Some("GPU"));
-    gpus.map(|resource| resource.string_set_value().len() as u32).sum()
+/// The resources of a container instance, registered or remaining.
+#[derive(Debug, Clone, Copy)]
+pub struct Resources<'a>(pub &'a [Resource]);
+
+impl<'a> Resources<'a> {
+    fn amount(self, name: &str) -> u32 {
+        let found = self.0.iter().find(|resource| resource.name == name);
+        found.map_or(0, |resource| u32::try_from(resource.integer_value).unwrap_or_default())
+    }
+
+    fn texts(self, name: &'static str) -> impl Iterator<Item = &'a str> {
+        let found = self.0.iter().filter(move |resource| resource.name == name);
+        found.flat_map(|resource| &resource.string_set_value).map(String::as_str)
+    }
+
+    /// CPU and memory.
+    pub fn size(self) -> Size {
+        Size { cpu: self.amount("CPU"), memory: self.amount("MEMORY") }
+    }
+
+    /// The number of GPUs, which are listed by their IDs.
+    pub fn gpus(self) -> u32 {
+        u32::try_from(self.texts("GPU").count()).unwrap_or(u32::MAX)
+    }
+
+    /// The ports in use.
+    pub fn ports(self) -> BTreeSet<Exclusive> {
+        let of = |name, exclusive: fn(u16) -> Exclusive| {
+            self.texts(name).filter_map(move |port| port.parse().ok().map(exclusive))
+        };
+        of("PORTS", Exclusive::HostPort).chain(of("PORTS_UDP", Exclusive::UdpPort)).collect()
+    }
 }
 
-/// Ports that are in use.
-fn ports_of(resources: &[sdk::Resource]) -> BTreeSet<Exclusive> {
-    let ports = resources.iter().filter(|resource| resource.name() == Some("PORTS"));
-    ports
-        .flat_map(|resource| resource.string_set_value())
-        .filter_map(|port| port.parse().ok().map(Exclusive::HostPort))
-        .collect()
+impl From<sdk::Resource> for Resource {
+    fn from(resource: sdk::Resource) -> Self {
+        Self {
+            name: resource.name.unwrap_or_default(),
+            integer_value: resource.integer_value.into(),
+            string_set_value: resource.string_set_value.unwrap_or_default(),
+        }
+    }
 }
 
 impl From<sdk::ContainerInstance> for Instance {
     fn from(instance: sdk::ContainerInstance) -> Self {
+        let resources = |resources: Option<Vec<sdk::Resource>>| -> Vec<Resource> {
+            resources.unwrap_or_default().into_iter().map(Resource::from).collect()
+        };
+        let (registered, remaining) =
+            (resources(instance.registered_resources), resources(instance.remaining_resources));
+        let (registered, remaining) = (Resources(&registered), Resources(&remaining));
         Self {
-            free: size_of(instance.remaining_resources()),
-            free_gpus: gpus_of(instance.remaining_resources()),
-            taken: ports_of(instance.remaining_resources()),
-            gpus: gpus_of(instance.registered_resources()),
-            total: size_of(instance.registered_resources()),
+            free: remaining.size(),
+            free_gpus: remaining.gpus(),
+            taken: remaining.ports(),
+            reserved: registered.ports(),
+            gpus: registered.gpus(),
+            total: registered.size(),
             tasks: u32::try_from(instance.running_tasks_count + instance.pending_tasks_count).unwrap_or_default(),
             connected: instance.agent_connected,
             status: instance.status.unwrap_or_default().into(),

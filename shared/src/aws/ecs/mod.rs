@@ -11,9 +11,9 @@ use aws_sdk_ecs::Client;
 use aws_sdk_ecs::types as sdk;
 use jiff::Timestamp;
 
-pub(crate) use definition::port_range;
 pub use definition::{ContainerDefinition, TaskDefinition};
-pub use instance::{Instance, InstanceStatus};
+pub(crate) use definition::{MOST_PORTS, port_range};
+pub use instance::{Instance, InstanceStatus, Resource, Resources};
 pub use run_task::{PlacementFailure, RunTaskOutcome};
 pub use task::{
     Attachment, Container, ContainerOverride, DesiredStatus, HealthStatus, NetworkBinding, NetworkInterface, Overrides,

@@ -3,6 +3,10 @@
 
 use std::fmt;
 
+use serde::Deserialize;
+use serde::de::IntoDeserializer;
+use serde::de::value::Error;
+
 use crate::message::FailureCode;
 
 /// Why we stop a task.
@@ -11,12 +15,13 @@ pub struct Stop {
     pub cause: Cause,
     /// Whether it was known at the time that no ready agent had been reported.
     pub before_ready: bool,
-    /// For people.
+    /// Human-readable.
     pub text: String,
 }
 
 /// The cause for which a task is stopped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Cause {
     /// Its build is over.
     Completed,
@@ -35,16 +40,6 @@ pub enum Cause {
 }
 
 impl Cause {
-    const ALL: [Self; 7] = [
-        Self::Completed,
-        Self::Unwanted,
-        Self::Unusable,
-        Self::Duplicate,
-        Self::StartTimeout,
-        Self::LifetimeExceeded,
-        Self::Idle,
-    ];
-
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Completed => "COMPLETED",
@@ -72,7 +67,6 @@ impl Cause {
 const BEFORE_READY: &str = " before ready";
 
 impl Stop {
-    /// A cause with its text.
     pub fn new(cause: Cause, text: impl Into<String>) -> Self {
         let before_ready = matches!(cause, Cause::Unusable | Cause::StartTimeout | Cause::Unwanted);
         Self { cause, before_ready, text: text.into() }
@@ -85,7 +79,8 @@ impl Stop {
             Some(code) => (code, true),
             None => (head, false),
         };
-        let cause = Cause::ALL.into_iter().find(|cause| cause.as_str() == code)?;
+        let code = IntoDeserializer::<Error>::into_deserializer(code);
+        let cause = Cause::deserialize(code).ok()?;
         Some(Self { cause, before_ready, text: text.to_owned() })
     }
 }
@@ -103,7 +98,16 @@ mod tests {
 
     #[test]
     fn a_stopped_reason_survives_a_round_trip() {
-        for cause in Cause::ALL {
+        let causes = [
+            Cause::Completed,
+            Cause::Unwanted,
+            Cause::Unusable,
+            Cause::Duplicate,
+            Cause::StartTimeout,
+            Cause::LifetimeExceeded,
+            Cause::Idle,
+        ];
+        for cause in causes {
             for before_ready in [false, true] {
                 let stop = Stop { cause, before_ready, text: "build a: b #1".into() };
                 assert_eq!(Stop::parse(&stop.to_string()), Some(stop));

@@ -215,6 +215,54 @@ async fn leaves_what_is_tagged_keep_alone() {
     assert_eq!(stack.nodes().len(), 1);
 }
 
+/// The tasks are listed, then stopped ten at a time: the tag comes in between.
+#[tokio::test]
+async fn an_idle_agent_that_is_tagged_keep_during_the_sweep_stays_online() {
+    let mut stack = Stack::start().await;
+    for number in 0..30 {
+        stack.ask(json!({"requestId": format!("idle-{number}"), "label": "node", "webhookUrl": stack.webhook()}));
+    }
+    stack.settle().await;
+    sweep_in(&mut stack, 0).await;
+    stack.jenkins_is_slow("changeOfflineCause", Duration::from_millis(200));
+    let aws = stack.shared_aws();
+    let keep_once_one_is_stopped = async move {
+        loop {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            let mut aws = aws.lock().unwrap();
+            if aws.calls("ecs", "StopTask").is_empty() {
+                continue;
+            }
+            let arns: Vec<_> = aws.ecs.tasks().map(|task| task.arn.clone()).collect();
+            for arn in arns {
+                aws.ecs.task_mut(&arn).unwrap().tags.insert("jenkins-ecs-agents:keep".into(), String::new());
+            }
+            break;
+        }
+    };
+    let sweep = async { stack.sweep_at(Timestamp::now() + minutes(11)).await.unwrap() };
+    tokio::join!(keep_once_one_is_stopped, sweep);
+    let kept: Vec<_> = stack.active_tasks().into_iter().map(|task| task.started_by).collect();
+    assert!((1..30).contains(&kept.len()), "{}", kept.len());
+    let jenkins = stack.jenkins();
+    let offline: Vec<_> =
+        kept.iter().filter(|name| jenkins.node(name).unwrap().temporarily_offline.is_some()).collect();
+    assert!(offline.is_empty(), "{offline:?}");
+}
+
+#[tokio::test]
+async fn a_copy_of_a_request_is_answered_with_the_code_of_its_agents_end() {
+    let mut stack = Stack::start().await;
+    stack.agent("old", "node").await;
+    let arn = stack.tasks().remove(0).arn;
+    age(&stack, &arn, SignedDuration::from_hours(25));
+    sweep_in(&mut stack, 0).await;
+    let copy = stack.webhook();
+    stack.ask(json!({"requestId": "old", "label": "node", "webhookUrl": copy}));
+    stack.settle().await;
+    assert_eq!(stack.received(&copy), ["agent.failed LIFETIME_EXCEEDED"]);
+}
+
 #[tokio::test]
 async fn reports_tasks_whose_events_never_came() {
     let mut stack = Stack::start().await;

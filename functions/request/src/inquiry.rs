@@ -7,6 +7,7 @@ use shared::batch::Item;
 use shared::config::Connect;
 use shared::fault::Fault;
 use shared::message::{Failure, FailureCode, Notice, NoticeType};
+use shared::outcome;
 
 use crate::placing::Agent;
 use crate::plan;
@@ -63,20 +64,22 @@ async fn ready_again(app: &App, agent: Agent<'_>, task: &Task) -> Result<Option<
 
 fn ended(app: &App, agent: Agent<'_>, task: Option<&Task>) -> Notice {
     let order = agent.order;
-    let mut notice = match task {
-        Some(task) => {
-            let record = task.record().unwrap_or_else(|| order.record(agent.index, ""));
-            let subject = agents::Subject::of_record(agent.name, Some(order.template), Some(&record));
-            subject.notice_of_task(NoticeType::Failed, task, app.now())
-        }
-        None => order.subject(agent.name).notice(NoticeType::Failed, app.now()),
+    let Some(task) = task else {
+        let mut notice = order.subject(agent.name).notice(NoticeType::Failed, app.now());
+        notice.failure = Some(Failure::new(FailureCode::StartFailed, already_ended("its task is gone")));
+        return notice;
     };
-    let reason = task.and_then(|task| task.stopped_reason.as_deref()).unwrap_or("its task is gone");
-    let mut failure = Failure::new(
-        FailureCode::StartFailed,
-        format!("the agent of this request has ended already: {reason}; ask again under another requestId"),
-    );
-    failure.stop_code = task.and_then(|task| task.stop_code.clone());
+    let record = task.record().unwrap_or_else(|| order.record(agent.index, ""));
+    let subject = agents::Subject::of_record(agent.name, Some(order.template), Some(&record));
+    let mut notice = subject.notice_of_task(NoticeType::Failed, task, app.now());
+    let end = outcome::of_stopped(task, Some(&record.container), None);
+    let code = end.and_then(|end| end.failure).map_or(FailureCode::StartFailed, |failure| failure.code);
+    let mut failure = Failure::new(code, already_ended(task.stopped_reason.as_deref().unwrap_or_default()));
+    failure.stop_code = task.stop_code.clone();
     notice.failure = Some(failure);
     notice
+}
+
+fn already_ended(reason: &str) -> String {
+    format!("the agent of this request has already ended: {reason}; send a new request with another requestId")
 }

@@ -43,43 +43,63 @@ pub enum Seen<'a> {
     Node(&'a NodeState),
 }
 
-/// Decides what becomes of a task that ECS keeps running. Without a template, the defaults of a template apply.
+/// Decides what becomes of a task that ECS keeps running; the first rule that applies decides. Without a template, the
+/// defaults of a template apply.
 pub fn task_step(task: &Task, template: Option<&Template>, seen: Seen<'_>, now: Timestamp) -> TaskStep {
     if task.tags.contains_key(KEEP_TAG) || task.is_ending() {
         return TaskStep::Leave;
     }
-    let start = template.map_or(Limit::minutes(15), |template| template.container_start_timeout);
-    let lifetime = template.map_or(Limit::minutes(24 * 60), |template| template.max_lifetime);
     let Some(created) = task.created_at else { return TaskStep::Leave };
-    let ready = task.reported();
+    let lifetime = template.map_or(Limit::minutes(24 * 60), |template| template.max_lifetime);
+    let is_outlived = lifetime.is_over(created, now);
+    let is_reported = task.reported();
     // Jenkins accepted the notice and its answer was lost: the build runs.
     let is_busy = matches!(seen, Seen::Node(node) if node.idle == Some(false));
-    if !ready && is_busy && !lifetime.is_over(created, now) {
+    if !is_reported && is_busy && !is_outlived {
         return TaskStep::AtWork;
     }
-    let runs = task.last_status == TaskStatus::Running;
-    // While Jenkins is away, it is not the agent that is late; but no agent outlives its lifetime.
-    let waits = runs && (seen == Seen::Away || lifetime.is_over(created, now));
-    if !ready && start.is_over(created, now) && !waits {
-        let overdue = |why: &str| Stop::new(Cause::StartTimeout, format!("not ready within {start}{why}"));
-        return match runs {
-            true => TaskStep::ReportOrStop(overdue("")),
-            false => TaskStep::Stop(overdue(&format!(": the task is {}", task.last_status))),
-        };
+    if !is_reported && let Some(step) = start_step(task, template, seen, is_outlived, now) {
+        return step;
     }
-    if lifetime.is_over(created, now) {
+    if is_outlived {
         let mut stop = Stop::new(Cause::LifetimeExceeded, format!("the agent is older than {lifetime}"));
-        stop.before_ready = !ready && !is_busy;
+        stop.before_ready = !is_reported && !is_busy;
         return TaskStep::Stop(stop);
     }
-    if !ready {
-        let started = task.started_at.filter(|_| runs && seen != Seen::Away);
-        return match started {
-            Some(started) if elapsed(started, now) >= event_wait(template, seen) => TaskStep::Report,
-            _ => TaskStep::Leave,
-        };
+    match is_reported {
+        true => idle_step(task, template, seen, now),
+        false => report_step(task, template, seen, now),
     }
-    idle_step(task, template, seen, now)
+}
+
+/// What becomes of a task that is not ready in time.
+fn start_step(
+    task: &Task,
+    template: Option<&Template>,
+    seen: Seen<'_>,
+    is_outlived: bool,
+    now: Timestamp,
+) -> Option<TaskStep> {
+    let limit = template.map_or(Limit::minutes(15), |template| template.container_start_timeout);
+    let runs = task.last_status == TaskStatus::Running;
+    // While Jenkins is away, it is not the agent that is late; but no agent outlives its lifetime.
+    if !limit.is_over(task.created_at?, now) || (runs && (seen == Seen::Away || is_outlived)) {
+        return None;
+    }
+    let overdue = |why: &str| Stop::new(Cause::StartTimeout, format!("not ready within {limit}{why}"));
+    Some(match runs {
+        true => TaskStep::ReportOrStop(overdue("")),
+        false => TaskStep::Stop(overdue(&format!(": the task is {}", task.last_status))),
+    })
+}
+
+/// Whether a task is reported whose event is late or lost.
+fn report_step(task: &Task, template: Option<&Template>, seen: Seen<'_>, now: Timestamp) -> TaskStep {
+    let runs = task.last_status == TaskStatus::Running;
+    match task.started_at.filter(|_| runs && seen != Seen::Away) {
+        Some(started) if elapsed(started, now) >= event_wait(template, seen) => TaskStep::Report,
+        _ => TaskStep::Leave,
+    }
 }
 
 /// How long after its start a task whose outcome is not recorded is left to its event and to the undelivered queue. If

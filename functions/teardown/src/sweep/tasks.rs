@@ -91,7 +91,7 @@ async fn step(app: &App, ours: &OurTask<'_>, nodes: &Nodes, now: Timestamp) -> R
     let (task, agent, cluster) = (&ours.task, ours.agent(app), &ours.cloud.cluster);
     match plan::task_step(task, agent.template, nodes.seen(&ours.name), now) {
         TaskStep::Leave => Ok(()),
-        TaskStep::Stop(stop) => stop_if_still_due(app, ours, nodes, stop, now).await,
+        TaskStep::Stop(_) => stop_if_still_due(app, ours, nodes, now).await,
         TaskStep::Report => report::task(app, agent, &task.arn, None).await?.done(),
         TaskStep::AtWork => report::at_work(app, agent, task).await,
         TaskStep::ReportOrStop(mut stop) => {
@@ -108,21 +108,17 @@ async fn step(app: &App, ours: &OurTask<'_>, nodes: &Nodes, now: Timestamp) -> R
     }
 }
 
-/// Stops a task if the reason still holds: much may have happened since the tasks were listed.
-async fn stop_if_still_due(
-    app: &App,
-    ours: &OurTask<'_>,
-    nodes: &Nodes,
-    stop: Stop,
-    now: Timestamp,
-) -> Result<(), Fault> {
+/// Stops a task if there still is a reason: much may have happened since the tasks were listed.
+async fn stop_if_still_due(app: &App, ours: &OurTask<'_>, nodes: &Nodes, now: Timestamp) -> Result<(), Fault> {
     let agent = ours.agent(app);
     let Some(task) = ours.cloud.cluster.describe_task(&ours.task.arn).await? else { return Ok(()) };
-    let is_idle = stop.cause != Cause::Idle || is_still_idle(app, &ours.name, &stop).await?;
-    match plan::task_step(&task, agent.template, nodes.seen(&ours.name), now) {
-        TaskStep::Stop(_) if is_idle => report::stop(agent, &task, stop).await,
-        _ => Ok(()),
+    let TaskStep::Stop(stop) = plan::task_step(&task, agent.template, nodes.seen(&ours.name), now) else {
+        return Ok(());
+    };
+    if stop.cause == Cause::Idle && !is_still_idle(app, &ours.name, &stop).await? {
+        return Ok(());
     }
+    report::stop(agent, &task, stop).await
 }
 
 /// Whether an agent that has been idle for long still is: a build may have started since Jenkins was asked. If it is

@@ -724,6 +724,24 @@ mod tests {
     }
 
     #[test]
+    fn every_failure_code_is_documented() {
+        // Serde's error lists all variants.
+        let error = serde_json::from_str::<FailureCode>("\"\"").expect_err("no code").to_string();
+        let codes: Vec<&str> = error.split('`').skip(3).step_by(2).collect();
+        assert!(codes.len() > 5, "{error}");
+        for code in codes {
+            let read: FailureCode = serde_json::from_value(json!(code)).expect("a code");
+            assert_eq!(read.as_str(), code);
+            let is_documented = |document: &str| {
+                let mut first_cells = document.lines().filter_map(|line| line.strip_prefix('|')?.split('|').next());
+                first_cells.any(|cell| cell.contains(&format!("`{code}`")))
+            };
+            assert!(is_documented(include_str!("../../docs/messages.md")), "{code} in docs/messages.md");
+            assert!(is_documented(include_str!("../../docs/troubleshooting.md")), "{code} in docs/troubleshooting.md");
+        }
+    }
+
+    #[test]
     fn the_documented_examples_are_messages() {
         let mut found = BTreeMap::new();
         for section in include_str!("../../docs/messages.md").split("\n## ").skip(1) {

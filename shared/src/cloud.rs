@@ -8,11 +8,12 @@ use aws_types::region::Region;
 
 use crate::arn::{ClusterArn, TaskArn};
 use crate::aws::Lazy;
-use crate::aws::autoscaling::Groups;
+use crate::aws::autoscaling::{Group, Groups};
 use crate::aws::credentials::AssumedRole;
 use crate::aws::ec2;
 use crate::aws::ecs::Cluster;
 use crate::config::{self, Template};
+use crate::fault::Fault;
 use crate::http::Http;
 
 /// A cluster of the configuration, its Auto Scaling group and its templates.
@@ -51,6 +52,25 @@ impl Cloud {
     pub fn cluster_key(&self) -> (&str, &str, Option<&str>) {
         let config = &self.config;
         (&config.region, &config.cluster, config.assume_role_arn.as_deref())
+    }
+
+    /// Raises the group to a desired capacity, for this many agents that wait.
+    ///
+    /// # Errors
+    /// When the call failed.
+    pub async fn raise(&self, group: &Group, desired: u32, agents: usize) -> Result<(), Fault> {
+        self.groups.set_desired(&group.name, desired).await?;
+        tracing::info!(
+            cloud = self.name(),
+            group = group.name,
+            desired_before = group.desired,
+            desired,
+            maximum = group.maximum,
+            agents,
+            metric.capacity_raised = desired.saturating_sub(group.desired),
+            "group raised"
+        );
+        Ok(())
     }
 
     pub fn template(&self, name: &str) -> Option<&Template> {

@@ -179,7 +179,6 @@ fn the_dashboard_looks_for_messages_and_metrics_that_are_logged() {
         let logged = [",", "\n", ")"].iter().any(|end| sources.contains(&format!("\"{message}\"{end}")));
         assert!(logged, "nobody logs {message:?}");
     }
-    assert_eq!(sources.matches("\"group raised\"\n").count(), 2, "request and the sweep raise groups");
     let searched = between(&dashboard, r#"MetricName=\""#, r#"\""#);
     let own = between(&dashboard, r#""jenkins-ecs-agents/agents",""#, r#"""#);
     assert!(searched.len() > 6 && own.len() > 6, "{searched:?} {own:?}: {dashboard}");

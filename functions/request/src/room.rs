@@ -150,22 +150,12 @@ impl Room {
         }
         agents.retain(|_, need| self.observed.too_large(need.size).is_none());
         let agents: Vec<Need> = agents.into_values().collect();
-        self.plan = self.observed.plan(&room::demand(&agents, others.depth));
-        let (Some(target), Some(group)) = (self.plan.raise_to, &self.observed.group) else { return Ok(()) };
-        match cloud.groups.set_desired(&group.name, target).await {
-            Ok(()) => tracing::info!(
-                cloud = cloud.name(),
-                group = group.name,
-                desired_before = group.desired,
-                desired = target,
-                maximum = group.maximum,
-                agents = agents.len(),
-                waiting = others.depth,
-                metric.capacity_raised = target.saturating_sub(group.desired),
-                "group raised"
-            ),
+        let demand = room::demand(&agents, others.depth);
+        self.plan = self.observed.plan(&demand);
+        let (Some(desired), Some(group)) = (self.plan.raise_to, &self.observed.group) else { return Ok(()) };
+        match cloud.raise(group, desired, demand.len()).await {
             Err(fault) if fault.is_final() => self.refused = Some(fault.to_string()),
-            Err(fault) => return Err(fault),
+            raised => return raised,
         }
         Ok(())
     }

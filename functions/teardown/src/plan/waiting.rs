@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use jiff::Timestamp;
-use shared::aws::autoscaling::Membership;
+use shared::aws::autoscaling::{Group, Membership};
 use shared::aws::ecs::Instance;
 use shared::capacity::{Need, Observed};
 use shared::config::{Cloud, Template};
@@ -28,8 +28,7 @@ pub enum MessageStep {
 pub struct Raise {
     /// The cloud's index in the configuration.
     pub cloud: usize,
-    pub group: String,
-    pub desired_before: u32,
+    pub group: Group,
     pub desired: u32,
     /// The agents that wait for it.
     pub agents: usize,
@@ -251,15 +250,13 @@ fn serving<'a>(
 
 /// The raise that gives the rest an instance. What the others took is no longer free.
 fn raise(index: usize, observed: &Observed, demand: Vec<Need>) -> Option<Raise> {
-    let group = observed.group.as_ref()?;
     let desired = observed.plan(&demand).raise_to?;
-    let (group, desired_before) = (group.name.clone(), group.desired);
-    Some(Raise { cloud: index, group, desired_before, desired, agents: demand.len() })
+    Some(Raise { cloud: index, group: observed.group.clone()?, desired, agents: demand.len() })
 }
 
 #[cfg(test)]
 mod tests {
-    use shared::aws::autoscaling::{Group, GroupInstance};
+    use shared::aws::autoscaling::GroupInstance;
     use shared::aws::ecs::InstanceStatus;
     use shared::capacity::Exclusive;
     use shared::config::Size;

@@ -19,7 +19,7 @@ use shared::{log_at, log_fault};
 use tracing::{Instrument as _, Span};
 
 use super::{CONCURRENCY, Item, each};
-use crate::plan::waiting::{self as plan, Agents, MessageStep, Observation, Raise};
+use crate::plan::waiting::{self as plan, Agents, MessageStep, Observation};
 
 /// Concurrent calls of SQS, which throttles nobody who stays below thousands a second.
 const QUEUE_CALLS: usize = 50;
@@ -37,8 +37,9 @@ pub(super) async fn sweep(
     let observed = observe_all(app, invocation, (&messages, tasks), now).await;
     let plan = plan::waiting(&app.config().clouds, &messages, observed, agents, now);
     for raise in &plan.raises {
-        if let Err(fault) = guarded(invocation, carry_out(app, raise)).await {
-            log_fault!(&fault, cloud = app.clouds.at(raise.cloud).name(), "group not raised; the next sweep raises it");
+        let cloud = app.clouds.at(raise.cloud);
+        if let Err(fault) = guarded(invocation, cloud.raise(&raise.group, raise.desired, raise.agents)).await {
+            log_fault!(&fault, cloud = cloud.name(), "group not raised; the next sweep raises it");
         }
     }
     let (mut kept, mut woken, mut late) = (Vec::new(), Vec::new(), Vec::new());
@@ -113,21 +114,6 @@ async fn observe(
         });
     }
     Ok(Observation { observed, launch_failure })
-}
-
-async fn carry_out(app: &App, raise: &Raise) -> Result<(), Fault> {
-    let cloud = app.clouds.at(raise.cloud);
-    cloud.groups.set_desired(&raise.group, raise.desired).await?;
-    tracing::info!(
-        cloud = cloud.name(),
-        group = raise.group,
-        desired_before = raise.desired_before,
-        desired = raise.desired,
-        waiting = raise.agents,
-        metric.capacity_raised = raise.desired.saturating_sub(raise.desired_before),
-        "group raised"
-    );
-    Ok(())
 }
 
 impl Item for Waiting {

@@ -11,7 +11,7 @@ use crate::config::{Connect, Template};
 use crate::fault::{Fault, Kind};
 use crate::jenkins::{Created, Launcher, Node};
 use crate::memory::Claim;
-use crate::message::{Notice, NoticeType, Record};
+use crate::message::{Failure, Notice, NoticeType, Record};
 use crate::name::AgentName;
 use crate::notifier::{Delivery, Fallback, Target, Undelivered, Work};
 use crate::outcome::{self, Running};
@@ -422,6 +422,19 @@ async fn report_end(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<Optio
         _ => notify_listeners(app, &notice).await?,
     };
     Ok(is_new.then_some((notice, level)))
+}
+
+/// Logs that agents of a request failed before they had a task. A refused request has neither cloud nor template.
+pub fn request_failed(cloud: Option<&str>, template: Option<&str>, failure: &Failure, agents: usize) {
+    log_at!(
+        failure.code.level(),
+        cloud,
+        template,
+        code = failure.code.as_str(),
+        error = failure.message,
+        metric.agents_failed = (agents > 0).then_some(agents),
+        "request failed"
+    );
 }
 
 /// Logs how an agent ended.

@@ -4,9 +4,9 @@ use futures::future::join_all;
 use shared::app::App;
 use shared::batch::Item;
 use shared::fault::Fault;
-use shared::log_at;
 use shared::memory::Claim;
 use shared::message::{Failure, FailureCode, Notice, NoticeType};
+use shared::report;
 use tracing::Instrument as _;
 
 use crate::placing;
@@ -42,15 +42,7 @@ pub(crate) async fn end(
         FailureCode::CapacityTimeout => Ok(()),
         _ => copy(app, item, &failure).await,
     };
-    log_at!(
-        failure.code.level(),
-        cloud = order.cloud.name,
-        template = order.template.name,
-        code = failure.code.as_str(),
-        error = failure.message,
-        metric.agents_failed = agents.len(),
-        "request failed"
-    );
+    report::request_failed(Some(&order.cloud.name), Some(&order.template.name), &failure, agents.len());
     let notified = agents.iter().map(|&index| {
         let name = order.name(&app.settings.agent_name_prefix, index);
         let mut notice = order.subject(&name).notice(NoticeType::Failed, app.now());
@@ -83,13 +75,7 @@ pub(crate) async fn refuse(app: &App, item: &Item, refused: &Refused) -> Result<
     if urls.is_empty() {
         urls.push((0, None));
     }
-    log_at!(
-        refused.failure.code.level(),
-        code = refused.failure.code.as_str(),
-        error = refused.failure.message,
-        metric.agents_failed = urls.len(),
-        "request failed"
-    );
+    report::request_failed(None, None, &refused.failure, urls.len());
     let notified = urls.into_iter().map(|(index, url)| notify(app, item, notice(index), url));
     join_all(notified).await.into_iter().chain([copied]).collect()
 }

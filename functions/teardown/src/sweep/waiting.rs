@@ -15,7 +15,7 @@ use shared::notifier::Target;
 use shared::observe;
 use shared::span::Ids;
 use shared::wait::{self, Wait, Waiting, WaitsFor};
-use shared::{log_at, log_fault};
+use shared::{log_fault, report};
 use tracing::{Instrument as _, Span};
 
 use super::{CONCURRENCY, Item, each};
@@ -169,14 +169,7 @@ async fn fail(
         }
         app.notifier.notify_all(&notice, targets).instrument(Ids::of_agent(&name).span()).await?;
     }
-    log_at!(
-        failure.code.level(),
-        cloud = cloud.map(Cloud::name),
-        template = template.map(|template| template.name.as_str()),
-        code = failure.code.as_str(),
-        error = failure.message,
-        metric.agents_failed = (failed > 0).then_some(failed),
-        "request failed"
-    );
+    let template = template.map(|template| template.name.as_str());
+    report::request_failed(cloud.map(Cloud::name), template, failure, failed);
     wait::forget(&app.queues, message).await
 }

@@ -34,6 +34,7 @@ pub(super) async fn sweep(
 ) {
     for cloud in app.clouds.iter().filter(|cloud| cloud.config.idle_instance_timeout != Limit::NEVER) {
         let Some(name) = &cloud.config.auto_scaling_group else { continue };
+        // Not what `waiting` observed: since then it has raised groups, and woken requests may have been placed.
         let observed = async {
             let mut observed = observe::instances(cloud, Some(tasks)).await?;
             observe::group(cloud, name, &mut observed, now).await.map(|is_there| is_there.then_some(observed))

@@ -646,16 +646,29 @@ async fn five_thousand_tasks_and_five_hundred_instances_fit_into_a_sweep() {
         arns.into_iter().max().unwrap()
     };
     age(&stack, &last, SignedDuration::from_hours(25));
+    let busy = {
+        let mut aws = stack.aws();
+        let busy = aws.ecs.instances().map(|instance| instance.arn.clone()).max().unwrap();
+        let task = aws.ecs.tasks().next().unwrap();
+        let (task, group) = (task.arn.clone(), task.group.clone());
+        let instance = aws.ecs.instance_mut(&busy).unwrap();
+        instance.tasks.insert(task, group);
+        instance.tags.insert("jenkins-ecs-agents:idle-since".into(), "2026-11-24T18:00:00Z".into());
+        busy
+    };
     stack.sweep_at(Timestamp::now()).await.unwrap();
     assert_eq!(stack.active_tasks().len(), 4999, "the one that is overdue is found among them");
     let unmarked = |stack: &Stack| stack.aws().ecs.instances().filter(|instance| instance.tags.is_empty()).count();
-    assert!(unmarked(&stack) < 400, "and idle instances are marked, as many as ECS takes");
-    for _ in 0..15 {
-        if unmarked(&stack) > 0 {
-            stack.sweep_at(Timestamp::now()).await.unwrap();
-        }
-    }
-    assert_eq!(unmarked(&stack), 0, "the next sweeps mark the rest");
+    assert_eq!(
+        unmarked(&stack),
+        451,
+        "and as many idle instances are marked as leaves the records of agents their quota"
+    );
+    assert!(stack.aws().ecs.instance(&busy).unwrap().tags.is_empty(), "what is no longer idle comes first");
+    let throttled = "not done; the next sweep does it";
+    assert!(!stack.output().contains(throttled), "slowly enough not to be throttled");
+    stack.sweep_at(Timestamp::now()).await.unwrap();
+    assert_eq!(unmarked(&stack), 401, "the next sweeps mark the rest");
     let process = stack.function(Binary::Teardown).await.id().unwrap();
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let peak: u64 = status

@@ -1,6 +1,7 @@
 //! Gives back container instances that have been idle for long enough.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use futures::future::join_all;
 use jiff::Timestamp;
@@ -18,6 +19,13 @@ use tracing::Span;
 use super::{CONCURRENCY, Item, each};
 use crate::plan::instances::{self as plan, Due, InstancePlan, InstanceStep};
 
+/// Tags that a sweep sets or removes per second. ECS allows an account 10 a second and 20 at once (ECS developer guide,
+/// "Request throttling"), and the rest is for the records of ready agents.
+const MARKS_PER_SECOND: usize = 5;
+
+/// Tags that one sweep sets or removes; the next sweeps do the rest.
+const MARKS: usize = 50;
+
 impl Item for (String, InstanceStep) {
     fn span(&self) -> Span {
         tracing::error_span!("instance", container_instance.arn = self.0)
@@ -32,6 +40,7 @@ pub(super) async fn sweep(
     tasks: &observe::Tasks,
     now: Timestamp,
 ) {
+    let mut marks_left = MARKS;
     for cloud in app.clouds.iter().filter(|cloud| cloud.config.idle_instance_timeout != Limit::NEVER) {
         let Some(name) = &cloud.config.auto_scaling_group else { continue };
         // Not what `waiting` observed: since then it has raised groups, and woken requests may have been placed.
@@ -52,9 +61,27 @@ pub(super) async fn sweep(
             }
         };
         let mut plan = plan::plan(&cloud.config, &observed, needed.contains(&cloud.index), now);
-        let steps: Vec<_> = std::mem::take(&mut plan.steps).into_iter().collect();
-        each(invocation, CONCURRENCY, &steps, |(arn, step)| carry_out(cloud, arn, *step, now)).await;
-        give_back(cloud, invocation, plan, &observed.daemons).await;
+        let steps = std::mem::take(&mut plan.steps).into_iter();
+        let (undrains, mut marks): (Vec<_>, Vec<_>) = steps.partition(|(_, step)| *step == InstanceStep::Undrain);
+        each(invocation, CONCURRENCY, &undrains, |(arn, step)| carry_out(cloud, arn, *step, now)).await;
+        // A mark that stays on a busy instance would shorten its next idle time.
+        marks.sort_by_key(|(_, step)| *step != InstanceStep::MarkBusy);
+        marks.truncate(marks_left);
+        marks_left -= marks.len();
+        tokio::join!(mark(cloud, invocation, &marks, now), give_back(cloud, invocation, plan, &observed.daemons));
+    }
+}
+
+/// Marks instances as idle or busy, a few per second.
+async fn mark(cloud: &Cloud, invocation: &Invocation, marks: &[(String, InstanceStep)], now: Timestamp) {
+    for (index, wave) in marks.chunks(MARKS_PER_SECOND).enumerate() {
+        if index > 0 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        if invocation.is_over() {
+            return;
+        }
+        each(invocation, MARKS_PER_SECOND, wave, |(arn, step)| carry_out(cloud, arn, *step, now)).await;
     }
 }
 

@@ -178,6 +178,18 @@ impl Observed {
         members.any(|member| Some(&member.id) == instance.ec2_id.as_ref())
     }
 
+    /// A sentence about the instances of the group that never registered; none if all did.
+    pub fn unregistered_text(&self) -> Option<String> {
+        let group = self.group.as_ref().filter(|_| !self.never_registered.is_empty())?;
+        let ids: Vec<_> = self.never_registered.keys().take(5).map(String::as_str).collect();
+        Some(format!(
+            "{} instances of group {} never registered in the cluster ({}): check the cluster's name in their user data, their instance role and the network route to ECS",
+            self.never_registered.len(),
+            group.name,
+            ids.join(", ")
+        ))
+    }
+
     /// What daemons take of an instance of the group, and how many there are, as far as any instance was observed.
     fn daemons_of_one(&self) -> (Size, u32) {
         let seen = |instance: &Instance| self.daemons.taken.get(&instance.arn).copied();

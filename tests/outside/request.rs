@@ -444,6 +444,26 @@ async fn fails_at_once_where_waiting_cannot_help() {
 }
 
 #[tokio::test]
+async fn a_queue_that_may_not_be_written_is_named_and_the_failure_is_logged_once() {
+    let mut stack = Stack::start().await;
+    stack.allow_denials();
+    stack.aws().faults.always("sqs", "SendMessage", Some(local::aws::Fault::denied()));
+    // The instance holds three.
+    for number in 0..4 {
+        stack.ask(json!({"requestId": format!("r-{number}"), "label": "maven", "webhookUrl": stack.webhook()}));
+    }
+    for _ in 0..4 {
+        stack.unhide("requests");
+        stack.settle().await;
+    }
+    let lines: Vec<Value> = stack.output().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let failed: Vec<_> = lines.iter().filter(|line| line["message"] == "request failed").collect();
+    assert_eq!(failed.len(), 1, "{failed:#?}");
+    let error = failed[0]["error"].as_str().unwrap();
+    assert!(error.contains("AccessDenied") && error.contains(": waiting: "), "{error}");
+}
+
+#[tokio::test]
 async fn each_agent_of_a_request_has_one_outcome_at_its_own_webhook() {
     let mut stack = Stack::with(|config| config["clouds"][1]["templates"][0]["agentsPerRequest"] = 3.into()).await;
     let urls = [stack.webhook(), stack.webhook()];

@@ -42,7 +42,13 @@ pub(crate) async fn end(
         FailureCode::CapacityTimeout => Ok(()),
         _ => copy(app, item, &failure).await,
     };
-    report::request_failed(Some(&order.cloud.name), Some(&order.template.name), &failure, agents.len());
+    // Once, however often the message comes back since a part of this failed.
+    let what = format!("{} of {agents:?} logged", failure.code.as_str());
+    let logged = once(app, item, &what, async {
+        report::request_failed(Some(&order.cloud.name), Some(&order.template.name), &failure, agents.len());
+        Ok(())
+    });
+    logged.await.ok();
     let notified = agents.iter().map(|&index| {
         let name = order.name(&app.settings.agent_name_prefix, index);
         let mut notice = order.subject(&name).notice(NoticeType::Failed, app.now());

@@ -211,7 +211,8 @@ pub(crate) async fn wait(
             }
             Ok(wait) => {
                 app.memory.remember_wait(order.request_id.as_str(), app.now());
-                wait::hand_over(&app.queues, &item.body, &wait).await?;
+                let handed_over = wait::hand_over(&app.queues, &item.body, &wait).await;
+                handed_over.map_err(|fault| fault.of("there is no room yet, and the request cannot be set to wait"))?;
                 tracing::info!(
                     agents = ?wait.agents,
                     attempt = wait.attempt,

@@ -6,6 +6,8 @@ use std::time::Duration;
 use aws_sdk_sqs::Client;
 pub use aws_sdk_sqs::types::QueueAttributeName;
 use aws_sdk_sqs::types::{ChangeMessageVisibilityBatchRequestEntry, MessageAttributeValue};
+use aws_smithy_runtime_api::client::result::SdkError;
+use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use futures::stream::{self, StreamExt as _};
 
 use super::Lazy;
@@ -85,7 +87,7 @@ impl Queues {
         if !delay.is_zero() {
             call = call.delay_seconds(i32::try_from(delay.min(LONGEST_DELAY).as_secs()).unwrap_or(900));
         }
-        call.send().await.map(drop).map_err(|error| Fault::from_sdk(ACTION, error))
+        call.send().await.map(drop).map_err(|error| fault(ACTION, queue, error))
     }
 
     /// Receives up to ten messages, hidden from others for `visibility`. Waits a second if there is none: a short poll
@@ -97,7 +99,7 @@ impl Queues {
         let call = self.client.receive_message().queue_url(queue).max_number_of_messages(10).wait_time_seconds(1);
         let call = call.visibility_timeout(i32::try_from(visibility.as_secs()).unwrap_or(30));
         let answer = call.message_attribute_names(attribute).send().await;
-        let answer = answer.map_err(|error| Fault::from_sdk("sqs:ReceiveMessage", error))?;
+        let answer = answer.map_err(|error| fault("sqs:ReceiveMessage", queue, error))?;
         let received = answer.messages.unwrap_or_default().into_iter().filter_map(|message| {
             let mut attributes = message.message_attributes.unwrap_or_default();
             Some(Received {
@@ -115,7 +117,7 @@ impl Queues {
     /// When the call failed.
     pub async fn delete(&self, queue: &str, receipt: &str) -> Result<(), Fault> {
         let call = self.client.delete_message().queue_url(queue).receipt_handle(receipt);
-        call.send().await.map(drop).map_err(|error| Fault::from_sdk("sqs:DeleteMessage", error))
+        call.send().await.map(drop).map_err(|error| fault("sqs:DeleteMessage", queue, error))
     }
 
     /// Makes messages visible again at once. If that fails, a message comes back by itself when its visibility timeout
@@ -144,7 +146,7 @@ impl Queues {
     pub async fn hide(&self, queue: &str, receipt: &str, duration: Duration) -> Result<(), Fault> {
         let call = self.client.change_message_visibility().queue_url(queue).receipt_handle(receipt);
         let call = call.visibility_timeout(i32::try_from(duration.as_secs()).unwrap_or(900));
-        call.send().await.map(drop).map_err(|error| Fault::from_sdk("sqs:ChangeMessageVisibility", error))
+        call.send().await.map(drop).map_err(|error| fault("sqs:ChangeMessageVisibility", queue, error))
     }
 
     /// The number of messages, visible, hidden and delayed; SQS counts approximately.
@@ -188,6 +190,15 @@ impl Queues {
         let answer = call.send().await.map_err(|error| Fault::from_sdk("sqs:GetQueueAttributes", error))?;
         Ok(answer.attributes.unwrap_or_default())
     }
+}
+
+/// A fault with the name of its queue, which SQS does not repeat.
+fn fault<E, R>(action: &'static str, queue: &str, error: SdkError<E, R>) -> Fault
+where
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+    R: std::fmt::Debug + Send + Sync + 'static,
+{
+    Fault::from_sdk(action, error).of(queue.rsplit('/').next().unwrap_or(queue))
 }
 
 /// SQS accepts only the characters that XML allows in an attribute, and no empty one (API_SendMessage).

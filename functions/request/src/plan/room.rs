@@ -25,24 +25,21 @@ pub fn explain(blocked: &Blocked, order: &Order<'_>, observed: &Observed, plan: 
             group.name
         );
     }
-    match plan {
-        Plan { is_broken: true, .. } => {
-            let ids: Vec<_> = observed.never_registered.keys().take(5).map(String::as_str).collect();
-            format!(
-                "{reason}; {} instances of group {} never registered in the cluster ({}): check the cluster's name in their user data, their role and their way to ECS",
-                observed.never_registered.len(),
-                group.name,
-                ids.join(", ")
-            )
-        }
-        Plan { at_maximum: true, .. } => {
-            format!("{reason}; group {} is at its maximum of {}", group.name, group.maximum)
-        }
+    let state = match plan {
+        Plan { is_broken: true, .. } => None,
+        Plan { at_maximum: true, .. } => Some(format!("group {} is at its maximum of {}", group.name, group.maximum)),
         Plan { raise_to: Some(target), .. } => {
-            format!("{reason}; group {} was raised from {} to {target}", group.name, group.desired)
+            Some(format!("group {} was raised from {} to {target}", group.name, group.desired))
         }
-        Plan { .. } => format!("{reason}; group {} has a desired capacity of {}", group.name, group.desired),
-    }
+        Plan { .. } => Some(format!(
+            "group {} has a desired capacity of {}, and {} of its instances are in the cluster",
+            group.name,
+            group.desired,
+            observed.own().count()
+        )),
+    };
+    let parts = [Some(reason.clone()), state, observed.unregistered_text()];
+    parts.into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
 /// Whether the depth of the waiting queue is the number of agents that wait for a group. It is not if there are several

@@ -126,8 +126,13 @@ fn idle_step(task: &Task, template: Option<&Template>, seen: Seen<'_>, now: Time
         Seen::Missing => (Some(Idle::Missing), TWO_SWEEPS, "Jenkins no longer has its node".to_owned()),
         Seen::Node(node) => {
             let limit = template.and_then(|template| template.idle_timeout).unwrap_or(Limit::minutes(10));
-            let state = if node.offline { "offline" } else { "idle" };
-            ((node.idle == Some(true)).then_some(Idle::Idle), limit, format!("{state} in Jenkins for {limit}"))
+            let text = match node.offline {
+                true => {
+                    format!("offline in Jenkins for {limit}: see the node's log in Jenkins for why it is not connected")
+                }
+                false => format!("idle in Jenkins for {limit}"),
+            };
+            ((node.idle == Some(true)).then_some(Idle::Idle), limit, text)
         }
     };
     let tag = task.tags.get(IDLE_SINCE_TAG);

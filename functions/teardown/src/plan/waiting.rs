@@ -220,10 +220,13 @@ fn reason(wait: &Wait, observation: Option<&Observation>) -> String {
     let Some(observation) = observation.filter(|_| wait.waits_for == WaitsFor::Instance) else { return said() };
     let Some(group) = &observation.observed.group else { return said() };
     let name = &group.name;
+    let unregistered = observation.observed.unregistered_text();
     match &observation.launch_failure {
         Some(failure) => format!("group {name} could not launch an instance: {failure}"),
-        None if group.desired >= group.maximum => format!("group {name} is at its maximum of {}", group.maximum),
-        None => said(),
+        None => unregistered.unwrap_or_else(|| match group.desired >= group.maximum {
+            true => format!("group {name} is at its maximum of {}", group.maximum),
+            false => said(),
+        }),
     }
 }
 

@@ -79,6 +79,8 @@ async fn observe_all(
                         group = group.name,
                         metric.group_desired = group.desired,
                         metric.group_maximum = group.maximum,
+                        instances_in_cluster = observation.observed.own().count(),
+                        never_registered = observation.observed.never_registered.len(),
                         "requests wait for the group"
                     );
                 }

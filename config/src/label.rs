@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_jenkins_refuses_and_says_where() {
+    fn refuses_invalid_expressions_and_says_where() {
         for (expression, position) in [
             ("", 1),
             ("   ", 4),
@@ -448,7 +448,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_expression_means_what_the_model_means(model in models()) {
+        fn every_expression_agrees_with_the_model(model in models()) {
             let text = model.written();
             let parsed: LabelExpression = text.parse().expect(&text);
             prop_assert_eq!(parsed.to_string(), text.clone());

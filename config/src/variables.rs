@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refuses_what_ecs_or_jenkins_cannot_carry() {
+    fn refuses_variables_that_ecs_or_jenkins_cannot_carry() {
         for (name, value) in [("", "x"), (" ", "x"), ("A=B", "x"), ("A\n", "x"), ("A", "a$$b"), ("A", "a\0")] {
             assert!(check(name, value).is_err(), "{name}={value:?}");
         }
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn reserves_what_the_launch_decides() {
+    fn reserves_variables_of_the_launch() {
         for name in ["JENKINS_SECRET", "jenkins_url", "JENKINS_ECS_AGENTS_REQUEST", "JENKINS_TUNNEL"] {
             assert!(is_reserved(name) && !is_for_templates_alone(name), "{name}");
         }

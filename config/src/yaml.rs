@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_yaml_is_placed_and_not_repeated() {
+    fn says_where_yaml_is_invalid_without_repeating_it() {
         for text in ["a: [hunter2", "a: 1\n b: hunter2", "a: hunter2\n---\nb: 2", "a: *hunter2", "{[hunter2]: 1}"] {
             let error = parse(text).expect_err(text);
             assert!(error.contains("line "), "{text}: {error}");

@@ -187,7 +187,7 @@ impl Stack {
         self.value(&resource["Properties"]).with_context(|| id.to_owned())
     }
 
-    /// What stands there once the conditions are decided, with its functions as they are written; none for `AWS::NoValue`.
+    /// A value with its conditions decided and its functions as written; none for `AWS::NoValue`.
     ///
     /// # Errors
     /// When a condition is not understood.

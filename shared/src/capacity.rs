@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn subtracts_what_daemons_take() {
+    fn subtracts_the_resources_of_daemons() {
         let mut state = observed(1, 10, &[Size { cpu: 4032, memory: 7168 }]);
         state.daemons.taken.insert("arn-0".into(), (Size { cpu: 64, memory: 512 }, 1));
         let nearly_all = Size { cpu: 1024, memory: 7500 };

@@ -6,7 +6,7 @@ use crate::aws::ecs::{CONTROLLER_TAG, Container, HealthStatus, Task, TaskStatus}
 use crate::message::{Failure, FailureCode, NoticeType};
 use crate::stop::{Cause, Stop};
 
-/// The state of a task that is said to run.
+/// The state of a task, as ECS describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Running {
     /// It is ready, and has to be reported.
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_that_nobody_can_prevent_is_no_error() {
+    fn logs_an_unpreventable_end_below_error() {
         for (reason, reported, level) in [
             ("CannotPullContainerError: x", false, Level::ERROR),
             ("START_TIMEOUT before ready: x", false, Level::ERROR),

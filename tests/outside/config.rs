@@ -100,7 +100,7 @@ async fn every_fault_of_a_configuration_is_named_at_once_with_its_path() {
 }
 
 #[tokio::test]
-async fn unknown_keys_and_reserved_variables_are_named_wherever_they_stand() {
+async fn names_unknown_keys_and_reserved_variables_everywhere() {
     let reserved = [
         "JENKINS_URL",
         "JENKINS_AGENT_NAME",

@@ -166,7 +166,7 @@ async fn a_record_that_is_no_message_disturbs_no_neighbour() {
 }
 
 #[tokio::test]
-async fn a_request_cannot_forge_what_the_launch_itself_sets() {
+async fn a_request_cannot_forge_variables_of_the_launch() {
     let mut stack = Stack::with(|config| {
         config["clouds"][0]["templates"][2]["allowedOverrides"] = json!(["environment"]);
     })
@@ -303,7 +303,7 @@ async fn an_unwanted_agent_is_stopped_in_the_end_though_stop_task_fails() {
 }
 
 #[tokio::test]
-async fn a_completion_ends_what_runs_and_what_waits_of_a_request() {
+async fn a_completion_stops_running_agents_and_withdraws_waiting_ones() {
     let mut stack = Stack::start().await;
     stack.aws().ecs.settings().boot = Duration::from_secs(3600);
     stack.ask(json!({"requestId": "half", "label": "maven", "count": 5}));

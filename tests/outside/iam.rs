@@ -118,7 +118,7 @@ fn every_permission_is_used_by_a_test_or_has_a_reason() {
 }
 
 #[test]
-fn a_role_in_another_account_may_do_what_the_functions_own_roles_may_under_the_same_conditions() {
+fn a_role_in_another_account_has_the_permissions_of_the_functions_roles() {
     let mut config = tests::configuration("https://jenkins.example.com/", "https://jenkins.example.com/notices");
     config["clouds"][0]["assumeRoleArn"] = "arn:aws:iam::999999999999:role/agents".into();
     config["clouds"][1]["autoScalingGroup"] = "another".into();

@@ -108,7 +108,7 @@ fn woken(stack: &Stack) -> usize {
 }
 
 #[tokio::test]
-async fn the_sweep_counts_what_waits_and_what_runs() {
+async fn the_sweep_counts_waiting_and_running_agents() {
     let mut stack = Stack::start().await;
     stack.aws().ecs.settings().boot = Duration::from_secs(3600);
     stack.ask(json!({"requestId": "five", "label": "maven", "count": 5}));

@@ -579,7 +579,7 @@ async fn an_event_that_is_no_batch_is_an_error_and_not_the_end() {
 }
 
 #[tokio::test]
-async fn an_override_that_decides_what_runs_needs_a_webhook_for_each_agent() {
+async fn an_override_of_the_code_that_runs_needs_a_webhook_for_each_agent() {
     for (overrides, count, urls, expected) in [
         (json!({"environment": {"A": "b"}}), 1, 0, "agent.failed OVERRIDE_REFUSED"),
         (json!({"command": ["x"]}), 2, 1, "agent.failed OVERRIDE_REFUSED"),

@@ -64,7 +64,7 @@ fn make_room(stack: &Stack) -> String {
 }
 
 #[tokio::test]
-async fn an_event_wakes_what_fits_whatever_waits_before_it() {
+async fn an_event_wakes_every_request_that_fits() {
     let mut stack = full(|_| {}).await;
     wait(&stack, (0..1500).map(|number| format!("limited-{number}")), |wait| wait["waitsFor"] = "maxAgents".into());
     wait(&stack, one("fits"), |_| {});
@@ -78,7 +78,7 @@ async fn an_event_wakes_what_fits_whatever_waits_before_it() {
 }
 
 #[tokio::test]
-async fn the_end_of_an_agent_wakes_one_for_max_agents_whatever_waits_before_it() {
+async fn the_end_of_an_agent_wakes_a_request_over_max_agents() {
     let mut stack = full(|config| config["clouds"][1]["maxAgents"] = 1.into()).await;
     stack.agent("first", "node").await;
     wait(&stack, (0..1500).map(|number| format!("roomless-{number}")), |_| {});
@@ -294,7 +294,7 @@ async fn the_sweep_gives_no_room_to_copies_of_what_was_placed() {
 }
 
 #[tokio::test]
-async fn releases_what_an_event_could_not_process_for_the_sweep() {
+async fn releases_requests_that_an_event_could_not_process() {
     let mut stack = full(|_| {}).await;
     wait(&stack, one("waits"), |_| {});
     let arn = make_room(&stack);

@@ -202,7 +202,7 @@ async fn nothing_is_stopped_on_a_guess() {
 }
 
 #[tokio::test]
-async fn leaves_what_is_tagged_keep_alone() {
+async fn leaves_agents_and_instances_tagged_keep_alone() {
     let mut stack = Stack::start().await;
     stack.agent("kept", "node").await;
     let task = stack.tasks().remove(0);
@@ -466,7 +466,7 @@ async fn idle_instances_are_given_back_drained_first_and_not_below_the_minimum()
 }
 
 #[tokio::test]
-async fn the_groups_own_scale_in_ends_no_protected_agent_and_the_sweep_what_it_left_idle() {
+async fn scale_in_spares_protected_instances_until_the_sweep_terminates_idle_ones() {
     let mut stack = Stack::with(|config| config["clouds"][0]["idleInstanceTimeout"] = "10m".into()).await;
     {
         let mut aws = stack.aws();
@@ -569,7 +569,7 @@ async fn a_foreign_drain_is_not_undone() {
 }
 
 #[tokio::test]
-async fn waiting_work_keeps_what_it_needs() {
+async fn waiting_requests_keep_the_instances_that_they_need() {
     let mut stack = Stack::with(|config| config["clouds"][0]["idleInstanceTimeout"] = "10m".into()).await;
     stack.aws().ecs.settings().boot = Duration::from_secs(3600);
     // Requests over maxAgents need no instance; requests without room do.
@@ -683,7 +683,7 @@ async fn five_thousand_tasks_and_five_hundred_instances_fit_into_a_sweep() {
 }
 
 #[tokio::test]
-async fn somebody_else_s_tasks_are_never_stopped() {
+async fn never_stops_foreign_tasks() {
     let mut stack = Stack::start().await;
     stack.agent("ours", "node").await;
     let input = stack.inputs("RunTask").remove(0);
@@ -726,7 +726,7 @@ fn wait(stack: &Stack, ids: impl Iterator<Item = String>, template: &str, waits_
 }
 
 #[tokio::test]
-async fn wakes_what_fits_whatever_waits_before_it() {
+async fn wakes_every_request_that_fits() {
     let mut stack = Stack::with(|config| config["clouds"][0]["templates"][0]["maxAgents"] = 1.into()).await;
     stack.agent("one", "maven").await;
     stack.aws().ecs.fill_group(GROUP, 3, Timestamp::now());

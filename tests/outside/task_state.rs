@@ -30,7 +30,7 @@ fn path(stack: &Stack, url: &str) -> String {
 }
 
 #[tokio::test]
-async fn the_named_container_s_port_on_its_instance_is_the_address() {
+async fn the_address_is_the_named_containers_host_port() {
     let mut stack = Stack::start().await;
     let url = stack.agent("bridge", "maven").await;
     let notice = stack.notices(Some(&url)).remove(0);
@@ -551,7 +551,7 @@ async fn ignores_foreign_events() {
 }
 
 #[tokio::test]
-async fn an_agent_that_nobody_wants_is_stopped() {
+async fn stops_an_unwanted_agent() {
     for answer in [page(410, &[]), page(404, &[("x-jenkins", "2.579")])] {
         let status = answer.status();
         let mut stack = Stack::start().await;
@@ -567,7 +567,7 @@ async fn an_agent_that_nobody_wants_is_stopped() {
 }
 
 #[tokio::test]
-async fn keeps_what_jenkins_refuses_permanently_for_people() {
+async fn rejects_notices_that_jenkins_refuses_permanently() {
     let moved = page(302, &[("location", "http://127.0.0.1:9/elsewhere"), ("x-jenkins", "2.579")]);
     for answer in [moved, page(400, &[("x-jenkins", "2.579")]), page(413, &[])] {
         let status = answer.status();
@@ -1039,7 +1039,7 @@ async fn a_refused_notice_makes_the_secrets_read_once_more_and_waits() {
 }
 
 #[tokio::test]
-async fn a_redirect_is_never_followed_wherever_it_leads() {
+async fn never_follows_a_redirect() {
     for status in [301, 302, 303, 307, 308] {
         let mut stack = Stack::start().await;
         let (url, other) = (stack.webhook(), stack.webhook());

@@ -124,7 +124,7 @@ async fn a_request_id_stops_agents_beyond_the_templates_number_though_the_first_
 }
 
 #[tokio::test]
-async fn a_request_that_is_placed_in_part_ends_whichever_of_its_agents_run() {
+async fn a_completion_ends_a_partly_placed_request() {
     let mut stack = Stack::start().await;
     stack.aws().ecs.settings().boot = Duration::from_secs(24 * 3600);
     stack.ask(json!({"requestId": "part", "label": "maven", "count": 5}));
@@ -151,7 +151,7 @@ async fn a_request_that_is_placed_in_part_ends_whichever_of_its_agents_run() {
 }
 
 #[tokio::test]
-async fn a_completion_of_what_has_already_ended_is_success() {
+async fn a_completion_of_an_ended_agent_is_success() {
     let mut stack = Stack::start().await;
     stack.agent("over", "node").await;
     let task = stack.tasks().remove(0);

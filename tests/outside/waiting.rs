@@ -49,7 +49,7 @@ async fn the_first_request_starts_the_first_instance_and_is_placed_when_it_is_th
 }
 
 #[tokio::test]
-async fn the_group_is_raised_once_to_what_the_waiting_work_needs() {
+async fn raises_the_group_once_to_the_demand() {
     let mut stack = slow_boot(|_| {}).await;
     // Three are placed, four wait: two more instances.
     for number in 0..7 {
@@ -114,7 +114,7 @@ async fn a_group_is_never_lowered() {
 }
 
 #[tokio::test]
-async fn while_an_instance_s_size_is_unknown_the_group_grows_by_one_and_only_if_none_boots() {
+async fn raises_by_one_while_the_size_is_unknown_and_nothing_boots() {
     let mut stack = slow_boot(|_| {}).await;
     empty_the_group(&mut stack);
     ask(&stack, "unknown-1", 10);
@@ -233,7 +233,7 @@ async fn over_max_agents_a_request_waits_and_raises_nothing() {
 }
 
 #[tokio::test]
-async fn the_cloud_s_max_agents_counts_all_its_templates_in_one_batch_too() {
+async fn a_clouds_max_agents_counts_all_its_templates_even_in_one_batch() {
     let mut stack = Stack::with(|config| config["clouds"][0]["maxAgents"] = 2.into()).await;
     for (number, label) in ["maven", "host", "maven", "maven"].iter().enumerate() {
         stack.ask(json!({"requestId": format!("limited-{number}"), "label": label}));

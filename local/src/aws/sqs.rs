@@ -751,7 +751,7 @@ mod tests {
     }
 
     #[test]
-    fn a_partial_batch_response_keeps_what_it_names() {
+    fn a_partial_batch_response_keeps_failed_messages() {
         let mut sqs = queues();
         let keep = sqs.send("requests", "keep", at(0));
         sqs.send("requests", "done", at(0));

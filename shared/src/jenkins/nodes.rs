@@ -436,7 +436,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn takes_offline_whatever_the_state() {
+    async fn takes_a_node_offline_in_any_state() {
         let scripted = scripted(vec![answer(302, ""), answer(404, "")]);
         assert_eq!(scripted.jenkins.set_offline("a", "x y").await, Ok(true));
         assert_eq!(scripted.jenkins.set_offline("a", "x").await, Ok(false));

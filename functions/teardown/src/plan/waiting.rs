@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn sends_back_what_no_cloud_serves() {
+    fn sends_back_requests_that_no_cloud_serves() {
         let mut foreign = message("a", 100, WaitsFor::Instance);
         foreign.wait.as_mut().expect("a wait").cloud = "gone".into();
         let unknown = Waiting { wait: None, ..message("b", 0, WaitsFor::Instance) };

@@ -125,7 +125,7 @@ fn standby_and_warm_instances_do_not_count() {
     let id = ids(&ecs)[0].clone();
     ecs.enter_standby(&id, true, at(0));
     assert_eq!((ecs.group("g").unwrap().desired, states(&ecs)), (1, vec!["Standby a".into(), "InService b".into()]));
-    assert_eq!(ecs.instances().filter(|instance| instance.connected).count(), 2, "it takes tasks all the same");
+    assert_eq!(ecs.instances().filter(|instance| instance.connected).count(), 2, "it still accepts tasks");
     let id = ids(&ecs)[1].clone();
     ecs.enter_standby(&id, false, at(0));
     assert_eq!(states(&ecs).len(), 3, "the other is replaced");

@@ -37,7 +37,7 @@ import java.util.logging.Logger
  * agent is for stands in its node. Running this script again (Script Console) replaces what the last run has installed.
  */
 
-/** What is set. A fault names every line to mend. */
+/** The settings. A fault names every line to fix. */
 class EcsAgentsSettings {
     String requests
     String completions

@@ -126,7 +126,7 @@ class Pipeline {
     /** The requests, each once. */
     static List<Map> requests() { Tests.sent('requests').unique { it.requestId } }
 
-    /** The controller is told of an agent, at the URL of the n-th request from the end. */
+    /** Notifies the controller of an agent, at the URL of the n-th request from the end. */
     void notify(Map notice, int fromEnd = 0, String requestId = null) {
         Map request = requests()[-1 - fromEnd]
         inbox[request.webhookUrl.tokenize('/').last()] << JsonOutput.toJson([version: 1, requestId: requestId ?: request.requestId] + notice)

@@ -74,7 +74,7 @@ test('a long job name of strange characters makes a valid request id') {
     assert requests()[0].build.job == pipeline.run.parent.fullName
 }
 
-test('a controller without a root URL is told of in no build URL') {
+test('without a root URL, a build has no URL') {
     def pipeline = newPipeline()
     Jenkins.get().rootUrl = null
     def own = pipeline.loader.loadClass('EcsAgentOwn').newInstance(UUID.randomUUID().toString())
@@ -227,7 +227,7 @@ test('the request is repeated under the same id and URL until its outcome arrive
     assert completions()*.agent == [agent(0)]
 }
 
-test('a fault while asking again is only told') {
+test('a fault while asking again is only logged') {
     def pipeline = newPipeline()
     pipeline.after(299) { Sent.fault = new IllegalStateException('throttled') }
     pipeline.after(330) { Sent.fault = null }
@@ -236,7 +236,7 @@ test('a fault while asking again is only told') {
     assert pipeline.log.any { it.contains('throttled') } && completions()*.agent == [agent(0)]
 }
 
-test('a request that cannot be posted fails the build with what to mend') {
+test('a request that cannot be posted fails the build with what to fix') {
     def pipeline = newPipeline()
     Sent.fault = new IllegalStateException('AccessDenied')
     def e = Tests.thrown(AbortException) { pipeline.ecsAgent(label: 'a') { } }
@@ -286,7 +286,7 @@ test('the build is on disk before its request goes out') {
     assert saved[0]
 }
 
-test('a completion that cannot be posted is tried three times with pauses, and told in one line') {
+test('a completion that cannot be posted is tried three times with pauses, and logged in one line') {
     def pipeline = newPipeline()
     pipeline.after(1) { pipeline.ready() }
     long ended = 0
@@ -337,7 +337,7 @@ test('an agent that Jenkins cannot reach fails the build with the end of its log
 test('why there was no room is heard though the request has expired') {
     def pipeline = newPipeline()
     pipeline.after(20 * 60 + 50) {
-        // What the copies of a request are told that come too late is not why.
+        // Copies of a request that come too late are answered without the reason.
         assert requests().size() == 4
         pipeline.failed('CAPACITY_TIMEOUT', 'no room: group jenkins-ecs is at its maximum of 10')
     }
@@ -396,7 +396,7 @@ test('a fault of Jenkins as an agent takes the build is not taken for its loss')
     Tests.thrown(IllegalStateException) { pipeline.ecsAgent(label: 'a', retry: 1) { } }
 }
 
-test('an agent that was lost unseen is told apart from one that cannot be reached') {
+test('an agent that was lost unseen is distinguished from one that cannot be reached') {
     def pipeline = newPipeline()
     pipeline.after(1) {
         pipeline.ready()

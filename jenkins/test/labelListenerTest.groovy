@@ -310,7 +310,7 @@ test('a request that cannot be posted is tried again under the same id') {
     assert controller.log.any { it.contains('could not post') && it.contains('throttled') }
 }
 
-test('a fault of a post is one line, with what to mend') {
+test('a fault of a post is one line, with what to fix') {
     // It comes once a minute for each item that waits.
     def controller = newController()
     Sent.fault = new IllegalStateException('AccessDenied')
@@ -449,7 +449,7 @@ test('version 1 of the SDK serves as well') {
     assert Sent.ALL*.take(2) == [['sqs v1', 'eu-west-1'], ['sns v1', 'eu-west-1']]
 }
 
-test('changed settings count without a restart, wrong ones are told and do not') {
+test('changed settings count without a restart, invalid ones are logged and do not') {
     def controller = newController()
     controller.settings.text = Controller.SETTINGS.replace('linux node', 'windows')
     controller.settings.lastModified = 1_000_000_000_000L
@@ -462,8 +462,8 @@ test('changed settings count without a restart, wrong ones are told and do not')
     controller.enqueue(controller.job('windows'), 8)
     controller.pass(2)
     assert requests().size() == 2
-    String told = controller.log.find { it.contains('requests: has') }
-    ['completions: has', 'templates: has', 'graceSeconds: has', 'the settings of before count'].each { assert told.contains(it) }
+    String logged = controller.log.find { it.contains('requests: has') }
+    ['completions: has', 'templates: has', 'graceSeconds: has', 'the settings of before count'].each { assert logged.contains(it) }
 }
 
 test('without settings, or with wrong ones from the start, nothing is done') {

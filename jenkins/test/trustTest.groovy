@@ -27,10 +27,10 @@ def test(String name, Closure body) { tests.test("trust: ${name}", body) }
  * All that a Jenkinsfile can reach, and why it may. Whoever adds to the library adds here what the addition could be used
  * for by somebody who calls it directly, with arguments of his choice.
  */
-Map<String, String> judged() {
+Map<String, String> reviewed() {
     String steps = 'calls steps, as the Jenkinsfile can itself, and the classes below'
     String pure = 'computes'
-    String own = 'tells of an agent that this run was given, else throws'
+    String own = 'returns an agent that this run was given, else throws'
     [
         'ecsAgent()'                                                 : 'the script; has no state',
         'ecsAgent.main([Ljava.lang.String;)'                         : 'every Groovy script has it; runs the empty script',
@@ -119,11 +119,11 @@ Map<String, Object> members(Pipeline pipeline) {
     members
 }
 
-test('every method, constructor and field of the library is judged') {
+test('every method, constructor and field of the library is reviewed') {
     def pipeline = new Pipeline(tests.jenkins)
     Set found = members(pipeline).keySet()
-    assert found - judged().keySet() == [] as Set
-    assert judged().keySet() - found == [] as Set
+    assert found - reviewed().keySet() == [] as Set
+    assert reviewed().keySet() - found == [] as Set
 }
 
 test('the classes are final, and no field can be set but those that harm the build alone') {

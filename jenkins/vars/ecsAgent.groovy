@@ -43,7 +43,7 @@ import java.util.concurrent.TimeUnit
  *   build's thread alone (groovy-sandbox, GroovyInterceptor.getApplicableInterceptors).
  * - The classes are final. Their code has no closures: a closure is a class, too, whose captured values a caller chooses.
  *
- * test/trustTest.groovy lists all of it, and fails for what nobody has judged.
+ * test/trustTest.groovy lists all of it, and fails for what has not been reviewed.
  */
 
 /** Runs `body` on `count` agents, and returns its value, or with several agents a list of its values. */
@@ -122,7 +122,7 @@ private def ask(Map settings, int index, Closure body) {
 /** The agent's notice `agent.ready`; any other end is thrown. */
 private Map awaitOutcome(Map settings, Map request) {
     while (true) {
-        // The request expires at its deadline; why it was not served is told by a sweep that comes every minute.
+        // The request expires at its deadline; why it was not served is reported by the sweep, which runs every minute.
         long left = request.deadline + 90000L - now()
         if (left <= 0) {
             error "No agent with label '${settings.label}' within ${settings.timeout} minutes, and no word why. Look for " +
@@ -177,7 +177,7 @@ private String receive(def hook, long patience) {
 
 private void askAgain(Map settings, Map request) {
     if (now() > request.deadline - 30000L) {
-        return // a copy that arrives too late is told just that, instead of why there was no room
+        return // a copy that arrives too late is answered with its expiry, not with why there was no room
     }
     String fault = deliver(settings, request, null)
     echo(fault ? "Could not ask again for request ${request.id}: ${fault}"

@@ -177,10 +177,13 @@ async fn look_at(queues: &Queues, most: usize) -> Result<Vec<Waiting>, Fault> {
         waiting = rest.into_inner().unwrap_or_else(PoisonError::into_inner);
     }
     waiting.sort_by_key(|message| message.wait.as_ref().map(|wait| wait.since));
-    // All copies of a request have waited since the first of them began.
-    let mut first: HashMap<RequestId, Timestamp> = HashMap::new();
+    // All copies of a request have waited since the first of them began, and for its reason: that of a later one is often
+    // only that an earlier one waits.
+    let mut first: HashMap<RequestId, (Timestamp, String)> = HashMap::new();
     for wait in waiting.iter_mut().filter_map(|message| message.wait.as_mut()) {
-        wait.since = *first.entry(wait.request_id.clone()).or_insert(wait.since);
+        let (since, reason) = first.entry(wait.request_id.clone()).or_insert_with(|| (wait.since, wait.reason.clone()));
+        wait.since = *since;
+        wait.reason.clone_from(reason);
     }
     Ok(waiting)
 }

@@ -294,6 +294,24 @@ async fn the_sweep_gives_no_room_to_copies_of_what_was_placed() {
 }
 
 #[tokio::test]
+async fn a_copy_fails_with_the_reason_of_the_first_message() {
+    let mut stack = full(|config| config["clouds"][0]["instanceLaunchTimeout"] = "1s".into()).await;
+    let urls = ["RESOURCE:PORTS", "another copy of the request found no room"].map(|reason| {
+        let url = stack.webhook();
+        wait(&stack, one("late"), |wait| wait["reason"] = reason.into());
+        let mut aws = stack.aws();
+        let message = aws.sqs.queues.get_mut("waiting").unwrap().messages.last_mut().unwrap();
+        message.body = json!({"version": 1, "requestId": "late", "label": "maven", "webhookUrl": url}).to_string();
+        url
+    });
+    stack.sweep_at(Timestamp::now()).await.unwrap();
+    for url in urls {
+        let failure = stack.notices(Some(&url)).remove(0).body["failure"]["message"].to_string();
+        assert!(failure.contains("RESOURCE:PORTS"), "{failure}");
+    }
+}
+
+#[tokio::test]
 async fn releases_requests_that_an_event_could_not_process() {
     let mut stack = full(|_| {}).await;
     wait(&stack, one("waits"), |_| {});

@@ -7,6 +7,7 @@
 pub mod cloudwatch;
 pub mod edge;
 pub mod emf;
+pub mod log_rules;
 
 use std::collections::BTreeMap;
 use std::panic::Location;
@@ -40,6 +41,8 @@ pub const CLUSTER: &str = "jenkins";
 pub const GROUP: &str = "jenkins-ecs";
 /// The token of the Jenkins user.
 pub const API_TOKEN: &str = "11api0token0of0the0user";
+/// The `Authorization` that Jenkins gets with it.
+const BASIC_AUTHORIZATION: &str = "ZWNzLWFnZW50czoxMWFwaTB0b2tlbjBvZjB0aGUwdXNlcg==";
 /// The `Authorization` that every notice has to carry.
 pub const AUTHORIZATION: &str = "0authorization0of0webhooks0";
 
@@ -129,6 +132,8 @@ pub struct Stack {
     jenkins: Arc<Mutex<Jenkins>>,
     environment: BTreeMap<String, String>,
     functions: BTreeMap<Binary, Function>,
+    /// Of all processes so far.
+    outputs: Mutex<Vec<Arc<Mutex<String>>>>,
     events: Vec<Value>,
     /// All events of ECS so far.
     pub history: Vec<Value>,
@@ -210,6 +215,7 @@ impl Stack {
             jenkins,
             environment,
             functions: BTreeMap::new(),
+            outputs: Mutex::default(),
             events: Vec::new(),
             history: Vec::new(),
         })
@@ -324,7 +330,9 @@ impl Stack {
     async fn try_another(&self, binary: Binary) -> Result<Function> {
         let mut environment = self.environment.clone();
         environment.insert("AWS_ACCESS_KEY_ID".into(), binary.access_key().into());
-        Function::start(&binary.path()?, &environment).await
+        let function = Function::start(&binary.path()?, &environment).await?;
+        lock(&self.outputs).push(function.collected());
+        Ok(function)
     }
 
     /// Runs a program as a function, with a function's environment.
@@ -379,7 +387,20 @@ impl Stack {
 
     /// Everything that the functions have printed.
     pub fn output(&self) -> String {
-        self.functions.values().map(Function::output).collect()
+        self.outputs().concat()
+    }
+
+    /// What each process of a function has printed.
+    fn outputs(&self) -> Vec<String> {
+        lock(&self.outputs).iter().map(|output| lock(output).clone()).collect()
+    }
+
+    /// What no line of a log may show.
+    fn secrets(&self) -> Vec<String> {
+        let known = [API_TOKEN, BASIC_AUTHORIZATION, AUTHORIZATION, self.env("AWS_SECRET_ACCESS_KEY")];
+        let tasks = self.tasks();
+        let inbound = tasks.iter().filter_map(|task| task.variable("JENKINS_SECRET"));
+        known.into_iter().chain(inbound).map(str::to_owned).collect()
     }
 
     /// All that a function has printed since it was started.
@@ -630,6 +651,8 @@ impl Drop for Stack {
             if let Err(error) = self.metrics() {
                 panic!("a metric that CloudWatch would not take: {error:#}");
             }
+            let violations = log_rules::violations(&self.outputs(), &self.secrets());
+            assert!(violations.is_empty(), "lines of the log break the rules: {violations:#?}");
         }
         if let Err(error) = lock(&self.seen).note() {
             println!("what the roles were asked for is not noted: {error:#}");

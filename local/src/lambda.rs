@@ -186,6 +186,11 @@ impl Function {
         self.child.id()
     }
 
+    /// Where all that it prints is collected, also when it has ended.
+    pub fn collected(&self) -> Arc<Mutex<String>> {
+        self.output.clone()
+    }
+
     /// All that it has printed, on both streams.
     pub fn output(&self) -> String {
         lock(&self.output).clone()

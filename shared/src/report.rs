@@ -432,7 +432,7 @@ pub fn request_failed(cloud: Option<&str>, template: Option<&str>, failure: &Fai
         template,
         code = failure.code.as_str(),
         error = failure.message,
-        metric.agents_failed = (agents > 0).then_some(agents),
+        metric.agents_failed = agents,
         "request failed"
     );
 }

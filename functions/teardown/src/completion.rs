@@ -170,9 +170,13 @@ async fn stop_task(work: &Work<'_>, cloud: &Cloud, arn: &str) -> Result<Option<T
         },
         Err(fault) => return Err(fault),
     };
-    if let Some(record) = task.as_ref().and_then(Task::record) {
-        Ids::from(&record).record();
-    }
+    let Some(stopped) = &task else {
+        tracing::info!("task no longer known to ECS: nothing is left to stop");
+        return Ok(None);
+    };
+    let record = stopped.record();
+    let known = record.as_ref().map(Ids::from).unwrap_or_default();
+    Ids { agent: stopped.started_by.as_deref(), ..known }.record();
     tracing::info!(reason = %work.stop, "task stopped");
     Ok(task)
 }

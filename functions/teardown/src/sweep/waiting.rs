@@ -9,7 +9,7 @@ use shared::app::App;
 use shared::batch::{Invocation, guarded};
 use shared::cloud::Cloud;
 use shared::fault::Fault;
-use shared::message::{AgentRequest, Failure, NoticeType};
+use shared::message::{AgentRequest, Failure, Notice, NoticeType};
 use shared::name::AgentName;
 use shared::notifier::Target;
 use shared::observe;
@@ -130,8 +130,19 @@ impl Item for (Waiting, Failure) {
     }
 }
 
-/// The failures that this sweep has reported, and to whom: all copies of a request are reported once.
-type Notified = Mutex<HashSet<(String, Target)>>;
+/// The failures that this sweep has reported at all, and to whom: all copies of a request are reported once.
+type Notified = Mutex<HashSet<(String, Option<Target>)>>;
+
+/// Leaves out the targets that were notified already. Returns the number of agents whose failure is reported for the first time.
+fn claim(notices: &mut [(AgentName, Notice, Vec<Target>)], notified: &Notified) -> usize {
+    let mut notified = notified.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut new = 0;
+    for (_, notice, targets) in notices {
+        targets.retain(|target| notified.insert((notice.id.clone(), Some(target.clone()))));
+        new += usize::from(notified.insert((notice.id.clone(), None)));
+    }
+    new
+}
 
 /// Reports the failure of a request that has waited too long, unless a copy of it has found room.
 async fn fail(
@@ -146,7 +157,7 @@ async fn fail(
     Ids { build, ..Ids::default() }.record();
     let cloud = app.clouds.named(&wait.cloud);
     let template = cloud.and_then(|cloud| cloud.template(&wait.template));
-    let mut failed = 0;
+    let mut notices = Vec::new();
     for &index in &wait.agents {
         let name = AgentName::new(&app.settings.agent_name_prefix, &wait.template, wait.request_id.as_str(), index);
         if placed.contains(&name) {
@@ -162,16 +173,17 @@ async fn fail(
         let mut notice = subject.notice(NoticeType::Failed, app.now());
         notice.failure = Some(failure.clone());
         let url = request.as_ref().and_then(|request| request.webhook_urls.get(index as usize));
-        let mut targets = app.notifier.everybody(url.map(String::as_str));
-        {
-            let mut notified = notified.lock().unwrap_or_else(PoisonError::into_inner);
-            let nobody = targets.is_empty();
-            targets.retain(|target| notified.insert((notice.id.clone(), target.clone())));
-            failed += usize::from(nobody || !targets.is_empty());
-        }
+        let targets = app.notifier.everybody(url.map(String::as_str));
+        notices.push((name, notice, targets));
+    }
+    let failed = claim(&mut notices, notified);
+    for (name, notice, targets) in notices {
         app.notifier.notify_all(&notice, targets).instrument(Ids::of_agent(&name).span()).await?;
     }
     let template = template.map(|template| template.name.as_str());
-    report::request_failed(cloud.map(Cloud::name), template, failure, failed);
+    match failed {
+        0 => tracing::info!("copy of a request dropped: the request has failed, or has its agents"),
+        _ => report::request_failed(cloud.map(Cloud::name), template, failure, failed),
+    }
     wait::forget(&app.queues, message).await
 }

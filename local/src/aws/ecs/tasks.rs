@@ -249,6 +249,13 @@ impl Task {
         }
     }
 
+    /// The value of a variable that RunTask set in one of its containers.
+    pub fn variable(&self, name: &str) -> Option<&str> {
+        let containers = self.overrides["containerOverrides"].as_array().into_iter().flatten();
+        let mut variables = containers.flat_map(|container| container["environment"].as_array().into_iter().flatten());
+        variables.find(|variable| variable["name"] == name)?["value"].as_str()
+    }
+
     /// As API_Task and the events show it: in an event, times are RFC 3339, an interface's type is `eni`, and there is
     /// no health.
     pub(super) fn shape(&self, clock: Clock) -> Value {

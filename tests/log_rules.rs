@@ -1,16 +1,16 @@
-//! What holds for every line of the functions' logs. Each test from outside is held to it at its end.
+//! Rules for every line of the functions' logs. Each test from outside checks them at its end.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-/// What says whose a line is.
+/// The fields that say whose a line is.
 pub const IDS: [&str; 3] = ["request.id", "agent.name", "task.arn"];
 
-/// What says of what else a line is: of a cloud, its group, or an instance.
+/// The fields of a line about a cloud, its group, or an instance.
 const PLACES: [&str; 4] = ["cloud", "group", "container_instance.arn", "ec2.instance"];
 
-/// Messages about no agent and no place.
+/// Messages about no agent and none of these.
 const OF_NOTHING: [&str; 10] = [
     "event ignored",
     "event of ECS not understood; the sweep makes up for it",
@@ -24,7 +24,7 @@ const OF_NOTHING: [&str; 10] = [
     "Jenkins could not be asked for its nodes: no agent is stopped as idle",
 ];
 
-/// What is logged of a message that nobody can read, and that names nobody.
+/// Messages about a record that cannot be read and names nobody.
 const OF_UNREADABLE: [&str; 6] = [
     "request failed",
     "notice delivered",
@@ -34,14 +34,14 @@ const OF_UNREADABLE: [&str; 6] = [
     "message tried again later",
 ];
 
-/// What is logged of a message that names a task before, or without that, ECS was asked whose it is.
+/// Messages about a record that names a task, logged before ECS described it.
 const OF_NAMED_TASKS: [&str; 3] =
     ["completion rejected", "message tried again later", "task no longer known to ECS: nothing is left to stop"];
 
-/// What tells faults apart, beside whose they are.
+/// The fields by which faults differ, besides the ids.
 const FAULT: [&str; 5] = ["aws.request_id", "message.id", "notice.id", "notice.to", "error"];
 
-/// How the lines of processes break the rules: nothing where they do not. `secrets` may be in none of them.
+/// The violations of the rules in the output of processes. No line may contain one of the `secrets`.
 pub fn violations(outputs: &[String], secrets: &[String]) -> Vec<String> {
     let mut found = Vec::new();
     for line in outputs.iter().flat_map(|output| output.lines()) {
@@ -91,7 +91,7 @@ pub fn violations(outputs: &[String], secrets: &[String]) -> Vec<String> {
     found
 }
 
-/// What a process has logged; the rest of its output is Lambda's, or says why it could not start.
+/// The lines of a process that are JSON; others are the runtime's, or say why it could not start.
 pub fn lines(output: &str) -> Vec<Value> {
     output.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
@@ -105,14 +105,14 @@ fn launches<'l>(lines: impl Iterator<Item = &'l Value>) -> BTreeMap<&'l str, &'l
     lines.filter(|line| line["message"] == "task started").map(|line| (text(line, "task.arn"), line)).collect()
 }
 
-/// Whether all of its fields are plain, but for what CloudWatch reads as metrics, and it has those that every line has.
+/// Whether all fields are plain, except those for CloudWatch's metrics, and none is missing that every line has.
 fn is_flat(line: &Value) -> bool {
     let is_plain = |(name, value): (&String, &Value)| name == "_aws" || !value.is_object() && !value.is_array();
     let is_complete = ["timestamp", "level", "message"].iter().all(|field| !text(line, field).is_empty());
     is_complete && line.as_object().is_some_and(|fields| fields.iter().all(is_plain))
 }
 
-/// Whether a line says whose it is; with `or_nobodys`, whether it may do without.
+/// Whether a line says whose it is; with `or_nobodys`, or need not.
 fn is_somebodys(line: &Value, or_nobodys: bool) -> bool {
     let of_record = ["message.id", "notice.id"];
     let has = |names: &[&str]| names.iter().any(|name| line.get(*name).is_some());

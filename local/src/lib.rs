@@ -9,3 +9,5 @@ pub mod http;
 pub mod iam;
 pub mod jenkins;
 pub mod lambda;
+pub mod logs;
+pub mod story;

@@ -1,119 +1,130 @@
-//! The logs as an operator reads them: whose each line is, and what became of each build.
+//! The logs as an operator reads them: what became of each build, and which faults there were. (Every test from outside
+//! checks the rules for single lines.)
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use local::aws::Fault;
-use local::aws::ecs::Behaviour;
-use serde_json::{Value, json};
+use local::logs::Line;
+use local::story::{self, Story};
+use serde_json::json;
+use tests::log_rules::{self, IDS, text};
 use tests::{Binary, Stack};
 
-const IDS: [&str; 3] = ["request.id", "agent.name", "task.arn"];
+use crate::whole_run::{Run, cause, notices, request_of, whole_run};
 
-/// The lines of all functions, as they were written.
-fn lines(stack: &Stack) -> Vec<Value> {
-    let mut lines: Vec<Value> = stack.output().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    lines.sort_by(|a, b| text(a, "timestamp").cmp(text(b, "timestamp")));
-    lines
+/// What became of a request, as AWS and Jenkins saw it, or by its story in the logs.
+#[derive(Debug, Default, PartialEq)]
+struct Seen {
+    /// ARNs by the agents' names.
+    tasks: BTreeSet<(String, String)>,
+    ready: BTreeSet<String>,
+    /// Codes; each agent's.
+    failed: Vec<String>,
+    /// Codes or causes, by the agents' names.
+    stopped: BTreeSet<(String, String)>,
+    is_withdrawn: bool,
 }
 
-fn text<'a>(line: &'a Value, field: &str) -> &'a str {
-    line[field].as_str().unwrap_or_default()
-}
-
-/// A build requests an agent. Returns its webhook's URL.
-async fn ask(stack: &mut Stack, id: &str, label: &str, number: u32) -> String {
-    let url = stack.webhook();
-    let build = json!({"job": "app/main", "number": number});
-    stack.ask(json!({"requestId": id, "label": label, "webhookUrl": url, "build": build}));
-    stack.settle().await;
-    url
-}
-
-/// Two builds that end, one by its task and one by its request; one whose image is missing; one that no template
-/// serves. Returns the webhooks' URLs by request.
-async fn run(stack: &mut Stack) -> BTreeMap<&'static str, String> {
-    let mut urls = BTreeMap::new();
-    urls.insert("ssh", ask(stack, "ssh", "maven", 1).await);
-    let task = stack.tasks().remove(0);
-    stack.complete(json!({"taskArn": task.arn, "agent": task.started_by}));
-    stack.settle().await;
-    urls.insert("inbound", ask(stack, "inbound", "dial", 2).await);
-    stack.complete(json!({"requestId": "inbound", "build": {"job": "app/main", "number": 2}}));
-    stack.settle().await;
-    stack.aws().ecs.behave("jenkins-node", Behaviour::ImageMissing);
-    urls.insert("no-image", ask(stack, "no-image", "node", 3).await);
-    urls.insert("nobody", ask(stack, "nobody", "solaris", 4).await);
-    stack.sweep().await;
-    urls
-}
-
-#[tokio::test]
-async fn every_line_of_an_agent_has_its_ids_and_the_launch_has_all() {
-    let mut stack = Stack::start().await;
-    run(&mut stack).await;
-    let lines = lines(&stack);
-    let launches: Vec<_> = lines.iter().filter(|line| line["message"] == "task started").collect();
-    assert_eq!(launches.len(), 3, "{lines:#?}");
-    for launch in launches {
-        for field in IDS.into_iter().chain(["aws.request_id", "message.id", "build.job"]) {
-            assert!(!text(launch, field).is_empty(), "{field}: {launch}");
+/// All requests, as AWS and Jenkins saw them.
+fn seen(run: &Run) -> BTreeMap<String, Seen> {
+    let mut all = BTreeMap::<String, Seen>::new();
+    let tasks = run.stack.tasks();
+    for task in &tasks {
+        all.entry(request_of(task)).or_default().tasks.insert((task.started_by.clone(), task.arn.clone()));
+    }
+    for notice in notices(&run.stack) {
+        let seen = all.entry(notice.body["requestId"].as_str().unwrap_or_default().to_owned()).or_default();
+        let (agent, code) = (notice.agent().to_owned(), notice.code().to_owned());
+        match notice.kind() {
+            "agent.ready" => drop(seen.ready.insert(agent)),
+            "agent.failed" => seen.failed.push(code),
+            "agent.stopped" if code.is_empty() => drop(seen.stopped.insert((agent.clone(), cause(&tasks, &agent)))),
+            "agent.stopped" => drop(seen.stopped.insert((agent, code))),
+            _ => {}
         }
-        assert!(launch["build.number"].is_u64(), "{launch}");
     }
-    for line in &lines {
-        // Except the fields for CloudWatch's metrics.
-        let mut fields = line.as_object().unwrap().iter();
-        assert!(fields.all(|(name, value)| name == "_aws" || !value.is_object()), "not flat: {line}");
-        assert!(["timestamp", "level", "message"].iter().all(|field| !text(line, field).is_empty()), "{line}");
-        let of_record = line.get("message.id").is_some() || line.get("notice.id").is_some();
-        assert!(!of_record || IDS.iter().any(|id| line.get(*id).is_some()), "nobody's: {line}");
+    all.remove("");
+    for seen in all.values_mut() {
+        seen.failed.sort();
+        // It waited, and nothing else happened.
+        seen.is_withdrawn = *seen == Seen::default();
     }
-    // After its launch, every line about a task has its request and its agent as well.
-    for line in lines.iter().filter(|line| line.get("task.arn").is_some() && line["level"] != "DEBUG") {
-        assert!(IDS.iter().all(|id| line.get(*id).is_some()), "{line}");
+    all
+}
+
+/// A request, by its story.
+fn logged(story: &Story<'_>) -> Seen {
+    let mut logged = Seen { is_withdrawn: story.is_withdrawn, ..Seen::default() };
+    for (code, &agents) in &story.failed {
+        logged.failed.extend((0..agents).map(|_| (*code).to_owned()));
     }
+    for agent in &story.agents {
+        logged.tasks.insert((agent.name.to_owned(), agent.task.to_owned()));
+        if agent.ready_ms.is_some() {
+            logged.ready.insert(agent.name.to_owned());
+        }
+        match agent.end {
+            Some(end) if agent.ready_ms.is_none() && end != "UNWANTED" => logged.failed.push(end.to_owned()),
+            Some(end) => drop(logged.stopped.insert((agent.name.to_owned(), end.to_owned()))),
+            None => {}
+        }
+    }
+    logged.failed.sort();
+    logged
 }
 
 #[tokio::test]
 async fn the_logs_show_each_build_as_jenkins_and_ecs_saw_it() {
-    let mut stack = Stack::start().await;
-    let urls = run(&mut stack).await;
-    let lines = lines(&stack);
-    for (request, url) in urls {
-        let story = || lines.iter().filter(|line| line["request.id"] == request);
-        let received = story().filter(|line| line["message"] == "notice delivered" && line["notice.to"] == "request");
-        let received: Vec<_> = received
-            .map(|line| format!("{} {}", text(line, "notice.type"), text(line, "code")).trim_end().to_owned())
-            .collect();
-        assert_eq!(received, stack.received(&url), "{request}");
-        let stopped: BTreeSet<_> =
-            story().filter(|line| line["message"] == "task stopped").map(|line| text(line, "task.arn")).collect();
-        let tasks = stack.tasks();
-        let ended = |reason: &Option<String>| reason.as_deref().is_some_and(|reason| reason.contains("COMPLETED"));
-        let of_request = tasks.iter().filter(|task| {
-            story().any(|line| line["agent.name"] == task.started_by.as_str()) && ended(&task.stopped_reason)
-        });
-        assert_eq!(stopped, of_request.map(|task| task.arn.as_str()).collect(), "{request}");
+    let run = whole_run().await;
+    let output = run.stack.output();
+    let launches: Vec<_> =
+        log_rules::lines(&output).into_iter().filter(|line| line["message"] == "task started").collect();
+    for launch in launches {
+        for field in IDS.into_iter().chain(["aws.request_id", "message.id", "build.job"]) {
+            assert!(!text(&launch, field).is_empty(), "{field}: {launch}");
+        }
+        assert!(launch["build.number"].is_u64(), "{launch}");
     }
+    for line in log_rules::lines(&output).iter().filter(|line| line.get("code").is_some()) {
+        let level = match (text(line, "message"), text(line, "code")) {
+            ("request failed" | "agent ended", "CAPACITY_TIMEOUT" | "LIFETIME_EXCEEDED") => "WARN",
+            ("request failed" | "agent ended", code) if !["IDLE", "SPOT_INTERRUPTION"].contains(&code) => "ERROR",
+            _ => "INFO",
+        };
+        assert_eq!(line["level"], level, "{line}");
+    }
+    // The functions' names are not needed to join the lines.
+    let lines: Vec<_> = output.lines().map(|line| Line::new("function", line)).collect();
+    let stories = story::stories(&lines);
+    let mut expected = seen(&run);
+    for story in &stories {
+        assert_eq!(Some(logged(story)), expected.remove(story.request), "{}", story.text());
+        // A message that is not JSON names no build.
+        if let Some((job, number)) = story.build {
+            let found = story::find(&stories, &format!("{job}#{number}"));
+            assert!(found.len() == 1 && found[0].request == story.request, "{job}#{number}");
+        }
+    }
+    assert!(expected.is_empty(), "not in the logs: {expected:?}");
+    assert_eq!(stories.iter().filter(|story| story.build.is_none()).count(), 1);
+    let ends: BTreeSet<_> = stories.iter().map(Story::end).collect();
+    assert!(ends.len() >= 14, "the run has every kind of end: {ends:#?}");
 }
 
 #[tokio::test]
-async fn a_fault_is_logged_once_with_its_record() {
+async fn a_fault_is_logged_with_its_record() {
     let mut stack = Stack::start().await;
     stack.aws().faults.always("ecs", "RunTask", Some(Fault::server()));
-    ask(&mut stack, "unlucky", "node", 1).await;
+    let url = stack.webhook();
+    stack.ask(json!({"requestId": "unlucky", "label": "node", "webhookUrl": url}));
+    stack.settle().await;
     stack.aws().faults.always("ecs", "RunTask", None);
     stack.unhide("requests");
     stack.jenkins_goes_down();
     stack.settle().await;
     stack.poll(Binary::TaskState, "undelivered").await;
-    let mut seen = BTreeSet::new();
-    let lines = lines(&stack);
-    let faults = lines.iter().filter(|line| matches!(text(line, "level"), "WARN" | "ERROR"));
-    for line in faults {
-        assert_eq!(line["request.id"], "unlucky", "{line}");
-        let key = ["aws.request_id", "message.id", "error"].map(|field| text(line, field));
-        assert!(seen.insert(key), "logged twice: {line}");
-    }
-    assert!(seen.len() >= 2, "a fault of ECS and one of Jenkins: {lines:#?}");
+    let lines = log_rules::lines(&stack.output());
+    let faults: Vec<_> = lines.iter().filter(|line| matches!(text(line, "level"), "WARN" | "ERROR")).collect();
+    assert!(faults.iter().all(|line| line["request.id"] == "unlucky"), "{faults:#?}");
+    assert!(faults.len() >= 2, "a fault of ECS and one of Jenkins: {lines:#?}");
 }

@@ -22,3 +22,4 @@ mod teardown;
 mod template;
 mod trace;
 mod waiting;
+mod whole_run;

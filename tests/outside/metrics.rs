@@ -1,15 +1,16 @@
 //! The totals of the metrics in the log. (Every test from outside checks that each line with metrics follows
 //! CloudWatch's specification.)
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use local::aws::Fault;
-use local::aws::ecs::Behaviour;
-use serde_json::json;
+use serde_json::{Value, json};
 use tests::emf::{self, Datum};
-use tests::{Binary, GROUP, Notice, Stack};
+use tests::{Binary, Notice, Stack};
+
+use crate::whole_run::{cause, notices, whole_run};
 
 /// The notices of a type, by their failure code.
 fn by_code(notices: &[Notice], kind: &str) -> BTreeMap<String, f64> {
@@ -28,50 +29,28 @@ fn ms(notice: &Notice, from: &str, to: &str) -> f64 {
     (at(to) - at(from)) as f64
 }
 
-/// A morning: agents of two clouds that become ready, one whose image is missing, requests that no template serves,
-/// four that wait for an instance, an hour of Jenkins' absence, builds that end.
-async fn morning(stack: &mut Stack) {
-    stack.aws().ecs.settings().boot = Duration::from_secs(3600);
-    for (id, label) in [("a", "maven"), ("b", "dial"), ("c", "node"), ("d", "node")] {
-        stack.agent(id, label).await;
-    }
-    stack.aws().ecs.behave("jenkins-host", Behaviour::ImageMissing);
-    stack.agent("no-image", "host").await;
-    stack.agent("no-template", "windows").await;
-    stack.send("requests", "no JSON");
-    // Three fit on the instance, which already has two.
-    stack.ask(json!({"requestId": "burst", "label": "maven", "count": 5}));
-    stack.settle().await;
-    assert!(!stack.bodies("waiting").is_empty());
-    stack.sweep().await;
-    stack.aws().ecs.fill_group(GROUP, 3, Timestamp::now());
-    stack.unhide("waiting");
-    stack.settle().await;
-    for id in ["a", "b", "c"] {
-        stack.complete(json!({"requestId": id}));
-    }
-    stack.settle().await;
-    stack.sweep().await;
-}
-
 #[tokio::test]
 async fn the_metrics_of_a_run_match_its_events() {
-    let mut stack = Stack::start().await;
-    let before = stack.aws().ecs.group(GROUP).unwrap().desired;
-    morning(&mut stack).await;
+    let run = whole_run().await;
+    let stack = &run.stack;
     let data = stack.metrics().unwrap();
     let total = |name: &str| emf::total(&data, name);
-    let notices = stack.all_notices();
+    let (tasks, notices) = (stack.tasks(), notices(stack));
     let ready: Vec<_> = notices.iter().filter(|notice| notice.kind() == "agent.ready").collect();
-    let stopped = notices.iter().filter(|notice| notice.kind() == "agent.stopped").count();
-    let waiting = notices.iter().filter(|notice| notice.kind() == "agent.waiting").count();
-    assert_eq!(total("agents_started"), stack.tasks().len() as f64);
+    assert_eq!(total("agents_started"), tasks.len() as f64);
     assert_eq!(samples(&data, "ready_ms"), ready.len());
     assert_eq!(emf::by(&data, "agents_failed", "code"), by_code(&notices, "agent.failed"));
-    assert_eq!(by_code(&notices, "agent.failed").len(), 3, "{notices:?}");
-    assert_eq!(emf::by(&data, "agents_stopped", "cause"), [("COMPLETED".to_owned(), stopped as f64)].into());
-    assert_eq!(emf::by(&data, "waits_begun", "waits_for"), [("instance".to_owned(), waiting as f64)].into());
-    assert!(ready.len() == 9 && stopped == 3 && waiting > 0, "{notices:?}");
+    let mut stopped = by_code(&notices, "agent.stopped");
+    assert_eq!(total("agents_stopped"), stopped.values().sum::<f64>());
+    stopped.remove("");
+    assert_eq!(emf::by(&data, "agents_stopped", "code"), stopped);
+    let mut causes = BTreeMap::new();
+    for notice in notices.iter().filter(|notice| notice.kind() == "agent.stopped" && notice.code().is_empty()) {
+        *causes.entry(cause(&tasks, notice.agent())).or_default() += 1.0;
+    }
+    assert_eq!(emf::by(&data, "agents_stopped", "cause"), causes);
+    assert_eq!(emf::by(&data, "waits_begun", "waits_for"), waits(stack));
+    assert!(by_code(&notices, "agent.failed").len() > 5 && stopped.len() > 2 && causes.len() > 1, "{notices:?}");
     for (metric, from, to) in [
         ("ready_ms", "requestedAt", "at"),
         ("waiting_ms", "requestedAt", "launchedAt"),
@@ -82,29 +61,42 @@ async fn the_metrics_of_a_run_match_its_events() {
     }
     let stages: f64 = ["waiting_ms", "launch_ms", "pull_ms", "start_ms", "notice_ms"].map(total).iter().sum();
     assert_eq!(stages, total("ready_ms"));
-    assert_eq!(total("capacity_raised"), raised_to(&stack) - f64::from(before));
+    assert_eq!(total("capacity_raised"), run.raised() as f64);
+    let given_back = stack.count("autoscaling:TerminateInstanceInAutoScalingGroup");
+    assert!(run.raised() > 0 && given_back > 0);
+    assert_eq!(total("instances_given_back"), given_back as f64);
     assert_eq!(total("messages_rejected"), stack.bodies("rejected").len() as f64);
-    assert_eq!(total("requests_woken"), woken(&stack) as f64);
+    assert_eq!(total("requests_woken"), sent(stack, "requests").len() as f64);
     assert_eq!(total("aws_calls"), stack.aws().journal.len() as f64);
-    assert_eq!((total("aws_throttles"), total("notices_undelivered")), (0.0, 0.0));
+    let refused = stack.jenkins().exchanges().iter().filter(|exchange| exchange.status.is_server_error()).count();
+    assert_eq!((total("aws_throttles"), total("notices_undelivered")), (1.0, refused as f64));
 }
 
 fn samples(data: &[Datum], name: &str) -> usize {
     data.iter().filter(|datum| datum.name == name && datum.dimensions.is_empty()).count()
 }
 
-/// The capacity to which the group was last raised.
-fn raised_to(stack: &Stack) -> f64 {
+/// The messages that the functions sent to a queue.
+fn sent(stack: &Stack, queue: &str) -> Vec<Value> {
     let aws = stack.aws();
-    let calls = aws.calls("autoscaling", "SetDesiredCapacity");
-    calls.last().unwrap().input["DesiredCapacity"].as_str().unwrap().parse().unwrap()
+    let sent = aws.calls("sqs", "SendMessage").into_iter().map(|call| call.input.clone());
+    sent.filter(|input| input["QueueUrl"].as_str().unwrap().ends_with(&format!("/{queue}"))).collect()
 }
 
-/// The messages that the functions sent to the requests queue.
-fn woken(stack: &Stack) -> usize {
-    let aws = stack.aws();
-    let sent = aws.calls("sqs", "SendMessage");
-    sent.iter().filter(|call| call.input["QueueUrl"].as_str().unwrap().ends_with("/requests")).count()
+/// The agents that went to the waiting queue, each counted once, by what they waited for first.
+fn waits(stack: &Stack) -> BTreeMap<String, f64> {
+    let mut known = BTreeSet::new();
+    let mut waits = BTreeMap::new();
+    for message in sent(stack, "waiting") {
+        let wait: Value =
+            serde_json::from_str(message["MessageAttributes"]["wait"]["StringValue"].as_str().unwrap()).unwrap();
+        for agent in wait["agents"].as_array().unwrap() {
+            if known.insert(format!("{} {agent}", wait["requestId"])) {
+                *waits.entry(wait["waitsFor"].as_str().unwrap().to_owned()).or_default() += 1.0;
+            }
+        }
+    }
+    waits
 }
 
 #[tokio::test]

@@ -7,6 +7,8 @@ use anyhow::{Context as _, Result};
 use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
 
+use crate::logs::FUNCTIONS;
+
 /// The folder of this run. Its logs stay until a later run begins; everything else is deleted at its end.
 pub(super) struct Folder(PathBuf);
 
@@ -30,6 +32,17 @@ impl Folder {
     /// A file that stays.
     pub(super) fn file(&self, name: &str) -> PathBuf {
         self.0.join(name)
+    }
+
+    /// The folder of the functions' logs, which stays: a file for each, empty as yet.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub(super) fn logs(&self) -> Result<PathBuf> {
+        let logs = self.file("logs");
+        let files = || FUNCTIONS.iter().try_for_each(|function| fs::write(logs.join(format!("{function}.log")), ""));
+        fs::create_dir_all(&logs).and_then(|()| files()).with_context(|| format!("create {}", logs.display()))?;
+        Ok(logs)
     }
 
     /// The folder for temporary files.

@@ -1,105 +1,77 @@
-//! The functions' log lines that matter to somebody who watches the demo.
+//! Copies the functions' logs from the emulator to files that outlive it, for `local/story`.
 
-use std::collections::HashMap;
-use std::fmt;
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::Write as _;
+use std::path::PathBuf;
 
-use serde_json::{Value, json};
+use anyhow::{Context as _, Result};
+use serde_json::json;
 
 use super::deploy::STACK;
 use super::emulator::Aws;
+use crate::logs::{self, FUNCTIONS, Line};
 
-/// Messages below WARN that say why a request has no agent yet, or never gets one.
-const NOTABLE: [&str; 5] = ["request waits", "request woken", "group raised", "request withdrawn", "request given up"];
-/// Fields that every line has, or that are of no use to people.
-const PLAIN: [&str; 7] = ["_aws", "timestamp", "level", "message", "span", "target", "filename"];
+/// How far before the newest known line the next read begins, in ms: lines of invocations that end at the same time may be
+/// written out of order.
+const OVERLAP_MS: i64 = 10_000;
 
 /// Follows the logs of the three functions.
 pub(super) struct Logs {
     aws: Aws,
-    seen: HashMap<&'static str, usize>,
-}
-
-/// One line.
-pub(super) struct Line {
-    function: &'static str,
-    text: String,
-    event: Value,
+    folder: PathBuf,
+    /// The emulator writes the lines of an invocation at once, into a stream of their own.
+    streams: HashSet<String>,
+    /// The time of the newest line, in ms, by function.
+    newest: HashMap<&'static str, i64>,
 }
 
 impl Logs {
-    /// From their beginning.
-    pub(super) fn new(aws: &Aws) -> Self {
-        Self { aws: aws.clone(), seen: HashMap::new() }
+    /// From their beginning, into a folder.
+    pub(super) fn new(aws: &Aws, folder: PathBuf) -> Self {
+        Self { aws: aws.clone(), folder, streams: HashSet::new(), newest: HashMap::new() }
     }
 
-    /// The lines since the last call; none if they cannot be read.
-    pub(super) async fn new_lines(&mut self) -> Vec<Line> {
+    /// Copies the lines since the last call, and returns them; none if they cannot be read.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub(super) async fn new_lines(&mut self) -> Result<Vec<Line>> {
         let mut lines = Vec::new();
-        for function in ["request", "task-state", "teardown"] {
-            let input = json!({"logGroupName": format!("/aws/lambda/{STACK}-{function}")});
+        for function in FUNCTIONS {
+            let since = self.newest.get(function).map(|newest| newest - OVERLAP_MS);
+            let input = json!({"logGroupName": format!("/aws/lambda/{STACK}-{function}"), "startTime": since});
             let Ok(answer) = self.aws.json("logs", "Logs_20140328.FilterLogEvents", &input).await else { continue };
             let events = answer["events"].as_array().map(Vec::as_slice).unwrap_or_default();
-            let seen = self.seen.entry(function).or_default();
-            for message in events.iter().skip(*seen).filter_map(|event| event["message"].as_str()) {
-                let text = message.trim_end().to_owned();
-                lines.push(Line { function, event: serde_json::from_str(&text).unwrap_or_default(), text });
+            let mut file = String::new();
+            let mut streams = HashSet::new();
+            for event in events {
+                let text = |name: &str| event[name].as_str().unwrap_or_default();
+                if self.streams.contains(text("logStreamName")) {
+                    continue;
+                }
+                streams.insert(text("logStreamName").to_owned());
+                let line = text("message").trim_end();
+                file.push_str(line);
+                file.push('\n');
+                lines.push(Line::new(function, line));
             }
-            *seen = events.len();
-        }
-        lines
-    }
-}
-
-impl Line {
-    /// Whether it reports a fault.
-    pub(super) fn is_complaint(&self) -> bool {
-        match self.event["level"].as_str() {
-            Some(level) => matches!(level, "WARN" | "ERROR"),
-            None => self.text.contains("panicked"),
-        }
-    }
-
-    /// Whether it reports what becomes of a request.
-    pub(super) fn is_notable(&self) -> bool {
-        let message = self.event["message"].as_str().unwrap_or_default();
-        self.is_complaint() || NOTABLE.iter().any(|beginning| message.starts_with(beginning))
-    }
-}
-
-impl fmt::Display for Line {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(message) = self.event["message"].as_str() else {
-            return write!(f, "{}: {}", self.function, self.text);
-        };
-        write!(f, "{} {}: {message}", self.event["level"].as_str().unwrap_or("INFO"), self.function)?;
-        let fields = self.event.as_object().into_iter().flatten().filter(|(name, _)| !PLAIN.contains(&name.as_str()));
-        for (name, value) in fields {
-            match value {
-                Value::String(text) => write!(f, "; {name} {text}")?,
-                other => write!(f, "; {name} {other}")?,
+            self.streams.extend(streams);
+            if let Some(newest) = events.iter().filter_map(|event| event["timestamp"].as_i64()).max() {
+                self.newest.insert(function, newest);
             }
+            let path = self.folder.join(format!("{function}.log"));
+            let opened = File::options().append(true).open(&path);
+            opened.and_then(|mut log| log.write_all(file.as_bytes())).with_context(|| path.display().to_string())?;
         }
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn line(text: &str) -> Line {
-        Line { function: "request", text: text.to_owned(), event: serde_json::from_str(text).unwrap_or_default() }
+        Ok(lines)
     }
 
-    #[test]
-    fn shows_a_line_about_a_waiting_request() {
-        let waits = line(
-            r#"{"timestamp": "x", "level": "INFO", "message": "request waits", "reason": "RESOURCE:CPU", "attempt": 1}"#,
-        );
-        assert!(waits.is_notable() && !waits.is_complaint());
-        assert_eq!(waits.to_string(), "INFO request: request waits; attempt 1; reason RESOURCE:CPU");
-        assert!(!line(r#"{"level": "INFO", "message": "task started"}"#).is_notable());
-        assert!(line(r#"{"level": "ERROR", "message": "completion refused"}"#).is_notable());
-        assert!(line("thread 'main' panicked at").is_complaint());
+    /// All lines copied so far.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub(super) fn copied(&self) -> Result<Vec<Line>> {
+        logs::read(&self.folder)
     }
 }

@@ -32,12 +32,14 @@ use tokio::task::JoinSet;
 
 use crate::cloudformation;
 use crate::http::lock;
+use crate::story;
 use containers::Containers;
 use controller::Controller;
 use emulator::{ACCOUNT, Aws, Emulator, REGION};
 use folder::Folder;
 use forward::Rules;
 use imported::Imported;
+use logs::Logs;
 pub use options::{Options, USAGE};
 use pipeline::{Shop, Template};
 use ssh::Ssh;
@@ -66,17 +68,22 @@ pub async fn run(options: &Options) -> Result<()> {
     let environment: Vec<_> = environment.iter().map(|(name, url)| (name.as_str(), url.clone())).collect();
     let emulator = Emulator::start(&stack, &folder, free_port()?, &environment).await?;
     println!("Emulated AWS      {}", emulator.aws.endpoint);
+    let mut logs = Logs::new(&emulator.aws, folder.logs()?);
     let result = tokio::select! {
-        result = demo(options, imported.as_ref(), &emulator, (jenkins, world, ssh)) => result,
+        result = demo(options, imported.as_ref(), &emulator, &mut logs, (jenkins, world, ssh)) => result,
         _ = tokio::signal::ctrl_c() => interrupted(options),
         _ = terminated.recv() => interrupted(options),
     };
+    let last = logs.new_lines().await;
     if result.is_err() {
-        complain(&emulator).await;
+        complain(&emulator, &logs);
     }
     emulator.end().await;
-    result
+    result.and(last.map(drop))
 }
+
+/// How long the last lines may take to arrive in the logs.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// An interrupt ends `--serve` normally, and is a failure otherwise.
 fn interrupted(options: &Options) -> Result<()> {
@@ -94,6 +101,7 @@ async fn demo(
     options: &Options,
     imported: Option<&Imported>,
     emulator: &Emulator,
+    logs: &mut Logs,
     (jenkins, world, ssh): (Arc<Controller>, Arc<World>, Ssh),
 ) -> Result<()> {
     let aws = &emulator.aws;
@@ -128,10 +136,11 @@ async fn demo(
     if options.requests > 0 {
         let over_ssh = builds(options.requests, &shop, &containers).await?;
         summary(options.requests, over_ssh, &shop, &world, &outputs).await?;
+        check_stories(&shop.timelines, logs).await?;
     }
     if let Some(page) = &page {
         let labels = imported.map_or_else(Vec::new, |imported| imported.labels.clone());
-        serve::serve(&shop, &outputs, page, (&emulator.log, &labels)).await?;
+        serve::serve(&shop, &outputs, page, (&emulator.log, &labels), logs).await?;
     }
     Ok(())
 }
@@ -282,6 +291,32 @@ async fn summary(
     Ok(())
 }
 
+/// Checks that the logs have the whole story of each build.
+async fn check_stories(timelines: &Timelines, logs: &mut Logs) -> Result<()> {
+    let requests = timelines.agents();
+    let began = Instant::now();
+    loop {
+        // The last invocations may not have ended yet.
+        logs.new_lines().await?;
+        let lines = logs.copied()?;
+        let stories = story::stories(&lines);
+        let is_complete = |request: &str, agent: &str| {
+            stories.iter().any(|story| {
+                story.request == request
+                    && matches!(&story.agents[..], [found] if found.name == agent
+                    && found.ready_ms.is_some() && found.end == Some("COMPLETED"))
+            })
+        };
+        let left = requests.iter().filter(|(request, agent)| !is_complete(request, agent)).count();
+        if left == 0 {
+            println!("the logs have the whole story of all {} builds: see ./local/story", requests.len());
+            return Ok(());
+        }
+        ensure!(began.elapsed() < PATIENCE, "the logs lack a part of the story of {left} builds: see ./local/story");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
 /// Shows the report of the check, for people.
 async fn check(aws: &Aws, outputs: &BTreeMap<String, String>) -> Result<()> {
     let function = outputs.get("RequestFunctionName").context("the stack has no output RequestFunctionName")?;
@@ -304,10 +339,8 @@ async fn check(aws: &Aws, outputs: &BTreeMap<String, String>) -> Result<()> {
 }
 
 /// Prints the functions' warnings and errors, to help find out why the demo failed.
-async fn complain(emulator: &Emulator) {
-    let mut logs = logs::Logs::new(&emulator.aws);
-    let lines = logs.new_lines().await;
-    for line in lines.iter().filter(|line| line.is_complaint()).take(60) {
+fn complain(emulator: &Emulator, logs: &Logs) {
+    for line in logs.copied().unwrap_or_default().iter().filter(|line| line.is_complaint()).take(60) {
         eprintln!("{line}");
     }
     eprintln!("the emulator's log: {}", emulator.log.display());

@@ -18,16 +18,22 @@ const LOOK: Duration = Duration::from_millis(500);
 
 /// Keeps the stack up, and prints notices and the functions' log lines, until it is interrupted. `labels` are those of an
 /// imported configuration's templates.
+///
+/// # Errors
+/// When the logs cannot be copied.
 pub(super) async fn serve(
     shop: &Shop,
     outputs: &BTreeMap<String, String>,
     page: &Server,
     (log, labels): (&Path, &[String]),
+    logs: &mut Logs,
 ) -> Result<()> {
     shop.timelines.settle();
     instructions(shop, outputs, page, (log, labels));
-    tokio::join!(show_notices(shop), show_logs(shop));
-    Ok(())
+    tokio::select! {
+        () = show_notices(shop) => Ok(()),
+        result = show_logs(logs) => result,
+    }
 }
 
 /// Written for version 1 of the AWS CLI, too: it knows neither `AWS_REGION` nor, before 1.29, the endpoint's variable,
@@ -61,6 +67,8 @@ fn instructions(shop: &Shop, outputs: &BTreeMap<String, String>, page: &Server, 
     println!("To check the configuration (`./local/run --check` prints a readable report):\n");
     println!("  echo '{{\"check\": {{}}}}' | {aws} lambda invoke --function-name {function} \\");
     println!("    --payload fileb:///dev/stdin /dev/stdout\n");
+    println!("To follow one build through the logs of all functions (without an id, all builds are listed):\n");
+    println!("  ./local/story {}\n", if shop.timelines.agents().is_empty() { "by-hand-1" } else { "demo-1" });
     println!("To read the functions' complete logs:\n");
     for function in ["request", "task-state", "teardown"] {
         println!("  {aws} logs filter-log-events --log-group-name /aws/lambda/{}-{function} \\", super::deploy::STACK);
@@ -113,12 +121,11 @@ fn show_notice(shop: &Shop, notice: &Value) {
 }
 
 /// The earlier builds were shown already: only what comes from now on is printed.
-async fn show_logs(shop: &Shop) {
-    let mut logs = Logs::new(&shop.aws);
-    logs.new_lines().await;
+async fn show_logs(logs: &mut Logs) -> Result<()> {
+    logs.new_lines().await?;
     loop {
         tokio::time::sleep(LOOK).await;
-        for line in logs.new_lines().await.iter().filter(|line| line.is_notable()) {
+        for line in logs.new_lines().await?.iter().filter(|line| line.is_notable()) {
             println!("    {line}");
         }
     }

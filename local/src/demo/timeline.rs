@@ -110,6 +110,11 @@ impl Timelines {
         lines.collect()
     }
 
+    /// The requests, each with its agent.
+    pub(super) fn agents(&self) -> Vec<(String, String)> {
+        self.lock().lines.iter().map(|line| (line.request.clone(), line.agent.clone())).collect()
+    }
+
     /// A step was reached now. Only the first time counts: events may be repeated.
     pub(super) fn reached(&self, request: &str, step: Step) {
         self.with(request, |line| {

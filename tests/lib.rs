@@ -192,6 +192,7 @@ impl Stack {
             ("AWS_LAMBDA_LOG_LEVEL", "DEBUG".into()),
             ("AWS_LAMBDA_LOG_FORMAT", "JSON".into()),
             ("METRICS_NAMESPACE", emf::NAMESPACE.into()),
+            ("METRICS_BY_TEMPLATE", "true".into()),
         ]
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value))

@@ -15,7 +15,7 @@ use tracing_subscriber::layer::{Context, SubscriberExt as _};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use crate::metrics;
+use crate::metrics::{self, Metrics};
 
 /// Starts logging.
 ///
@@ -35,12 +35,12 @@ pub fn init(environment: &dyn Fn(&str) -> Option<String>) {
         "TEXT" => Format::Text,
         _ => Format::Json,
     };
-    let namespace = environment("METRICS_NAMESPACE").filter(|_| format == Format::Json);
-    if namespace.is_some() {
+    let metrics = environment("METRICS_NAMESPACE").filter(|_| format == Format::Json).map(|namespace| {
         metrics::enable();
-    }
+        Metrics { namespace, by_template: environment("METRICS_BY_TEMPLATE").as_deref() == Some("true") }
+    });
     // A second call, as in tests, changes nothing.
-    let _ = tracing_subscriber::registry().with(filter).with(Lines { format, namespace }).try_init();
+    let _ = tracing_subscriber::registry().with(filter).with(Lines { format, metrics }).try_init();
 }
 
 /// Logs at a level that is only known at run time.
@@ -74,8 +74,8 @@ enum Format {
 /// Writes each event to the standard output, flat: its own fields, then those of its spans, innermost first.
 struct Lines {
     format: Format,
-    /// The metrics' namespace; none where lines carry no metrics.
-    namespace: Option<String>,
+    /// None where lines carry no metrics.
+    metrics: Option<Metrics>,
 }
 
 /// Fields in the order in which they became known, each name once.
@@ -150,8 +150,8 @@ impl<S: Subscriber + for<'span> LookupSpan<'span>> Layer<S> for Lines {
                 }
             }
         }
-        let namespace = self.namespace.as_deref();
-        metrics::embed(namespace, &metrics::COUNTERS, &mut fields.0, own, Timestamp::now().as_millisecond());
+        let (metrics, now) = (self.metrics.as_ref(), Timestamp::now().as_millisecond());
+        metrics::embed(metrics, &metrics::COUNTERS, &mut fields.0, own, now);
         let line = self.format.line(event.metadata().level().as_str(), fields);
         // If the standard output is broken, there is nowhere to report it.
         let _ = std::io::stdout().lock().write_all(line.as_bytes());

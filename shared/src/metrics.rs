@@ -29,8 +29,38 @@ pub static REQUESTS_WOKEN: Counter = Counter::new("requests_woken");
 pub(crate) const COUNTERS: [&Counter; 5] =
     [&AWS_CALLS, &AWS_THROTTLES, &MESSAGES_REJECTED, &NOTICES_UNDELIVERED, &REQUESTS_WOKEN];
 
+/// Metrics that are reported by template only. Calls are made every minute, so they would cost also in hours without agents; a
+/// group's capacity is meaningless as a total.
+const DETAILS: [&str; 3] = ["aws_calls", "group_desired", "group_maximum"];
+
 /// Whether lines carry metrics.
 static ENABLED: AtomicBool = AtomicBool::new(false);
+
+/// The metrics that are reported.
+#[derive(Debug, Clone)]
+pub(crate) struct Metrics {
+    pub namespace: String,
+    /// Whether by all dimensions. Otherwise failures are reported by their code, and everything else for the whole stack.
+    pub by_template: bool,
+}
+
+impl Metrics {
+    fn reports(&self, metric: &str) -> bool {
+        self.by_template || !DETAILS.contains(&metric)
+    }
+
+    fn has_dimension(&self, name: &str) -> bool {
+        self.by_template || name == "code"
+    }
+
+    fn directive(&self, dimensions: &[Vec<&str>], mut names: Vec<&str>) -> Option<Value> {
+        names.retain(|name| self.reports(name));
+        let unit = |name: &str| if name.ends_with("_ms") { "Milliseconds" } else { "Count" };
+        let metrics: Vec<_> = names.iter().map(|name| json!({"Name": name, "Unit": unit(name)})).collect();
+        let directive = json!({"Namespace": self.namespace, "Dimensions": dimensions, "Metrics": metrics});
+        (!names.is_empty()).then_some(directive)
+    }
+}
 
 /// Counts what has no line of its own, until the next line with metrics includes it.
 #[derive(Debug)]
@@ -73,10 +103,10 @@ pub fn flush() {
     }
 }
 
-/// Finds the metrics among an event's own fields, the first `own`, and returns their names. With a namespace, a line
-/// that has any becomes one of the embedded metric format: it includes the counters, and describes the metrics.
+/// Renames the metrics among an event's own fields, the first `own`, to their plain names. With `metrics`, a line that has any
+/// becomes one of the embedded metric format: it includes the counters, and describes those that are reported.
 pub(crate) fn embed(
-    namespace: Option<&str>,
+    metrics: Option<&Metrics>,
     counters: &[&Counter],
     fields: &mut Vec<(&'static str, Value)>,
     own: usize,
@@ -89,26 +119,23 @@ pub(crate) fn embed(
             names.push(metric);
         }
     }
-    let Some(namespace) = namespace.filter(|_| !names.is_empty()) else { return };
-    let named = |name: &&&str| fields[..own].iter().any(|(known, value)| known == *name && value.is_string());
-    let dimensions: Vec<&str> = DIMENSIONS.iter().filter(named).copied().collect();
+    let Some(metrics) = metrics.filter(|_| !names.is_empty()) else { return };
+    let named = |name: &str| fields[..own].iter().any(|(known, value)| *known == name && value.is_string());
+    let dimensions = DIMENSIONS.into_iter().filter(|name| metrics.has_dimension(name) && named(name));
+    let dimensions: Vec<_> = dimensions.collect();
     let mut sets = vec![Vec::new()];
     sets.extend((!dimensions.is_empty()).then_some(dimensions));
-    let mut directives = vec![directive(namespace, &sets, &names)];
     let counted: Vec<_> =
         counters.iter().filter_map(|counter| Some((counter.name, Value::from(counter.take()?)))).collect();
-    if !counted.is_empty() {
-        let names: Vec<_> = counted.iter().map(|(name, _)| *name).collect();
-        directives.push(directive(namespace, &[Vec::new()], &names));
-        fields.extend(counted);
+    let counters = counted.iter().map(|(name, _)| *name).collect();
+    let directives: Vec<_> = [(sets, names), (vec![Vec::new()], counters)]
+        .into_iter()
+        .filter_map(|(sets, names)| metrics.directive(&sets, names))
+        .collect();
+    fields.extend(counted);
+    if !directives.is_empty() {
+        fields.push(("_aws", json!({"Timestamp": now_ms, "CloudWatchMetrics": directives})));
     }
-    fields.push(("_aws", json!({"Timestamp": now_ms, "CloudWatchMetrics": directives})));
-}
-
-fn directive(namespace: &str, dimensions: &[Vec<&str>], names: &[&str]) -> Value {
-    let unit = |name: &str| if name.ends_with("_ms") { "Milliseconds" } else { "Count" };
-    let metrics: Vec<_> = names.iter().map(|name| json!({"Name": name, "Unit": unit(name)})).collect();
-    json!({"Namespace": namespace, "Dimensions": dimensions, "Metrics": metrics})
 }
 
 #[cfg(test)]
@@ -119,7 +146,8 @@ mod tests {
     fn a_line_with_metrics_describes_them_and_includes_the_counters() {
         // The test's own counter: other tests of this process call AWS.
         let calls = Counter::new("aws_calls");
-        let line = |namespace| {
+        let by = |by_template| Metrics { namespace: "agents".into(), by_template };
+        let line = |metrics: Option<Metrics>| {
             let mut fields: Vec<(&'static str, Value)> = vec![
                 ("metric.agents_failed", 2.into()),
                 ("code", "IDLE".into()),
@@ -129,20 +157,27 @@ mod tests {
                 ("template", "maven".into()),
             ];
             calls.increment();
-            embed(namespace, &[&calls], &mut fields, 4, 1_800_000_000_123);
+            embed(metrics.as_ref(), &[&calls], &mut fields, 4, 1_800_000_000_123);
             fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect::<serde_json::Map<_, _>>()
         };
         let plain = line(None);
         assert_eq!((&plain["agents_failed"], plain.get("_aws")), (&json!(2), None));
-        let found = line(Some("agents"));
+        let found = line(Some(by(true)));
         let metrics = json!([
             {"Namespace": "agents", "Dimensions": [[], ["cloud", "code"]], "Metrics": [{"Name": "agents_failed", "Unit": "Count"}]},
             {"Namespace": "agents", "Dimensions": [[]], "Metrics": [{"Name": "aws_calls", "Unit": "Count"}]},
         ]);
         assert_eq!(found["_aws"], json!({"Timestamp": 1_800_000_000_123_i64, "CloudWatchMetrics": metrics}));
         assert_eq!((&found["agents_failed"], &found["aws_calls"]), (&json!(2), &json!(2)));
-        let mut without = vec![("code", Value::from("IDLE"))];
-        embed(Some("agents"), &[&calls], &mut without, 1, 0);
-        assert_eq!(without.len(), 1, "{without:?}");
+        let found = line(Some(by(false)));
+        let metrics = json!([
+            {"Namespace": "agents", "Dimensions": [[], ["code"]], "Metrics": [{"Name": "agents_failed", "Unit": "Count"}]},
+        ]);
+        assert_eq!((&found["_aws"]["CloudWatchMetrics"], &found["aws_calls"]), (&metrics, &json!(1)));
+        for fields in [vec![("code", Value::from("IDLE"))], vec![("metric.aws_calls", Value::from(7))]] {
+            let mut line = fields;
+            embed(Some(&by(false)), &[&calls], &mut line, 1, 0);
+            assert_eq!(line.len(), 1, "{line:?}");
+        }
     }
 }

@@ -141,6 +141,25 @@ async fn notices_that_jenkins_does_not_take_are_counted_each_time() {
 }
 
 #[tokio::test]
+async fn by_default_totals_and_codes_are_reported_and_nothing_where_nothing_happens() {
+    let mut stack = Stack::start().await;
+    stack.set_env("METRICS_BY_TEMPLATE", None);
+    stack.sweep().await;
+    assert_eq!(stack.metrics().unwrap(), [], "an idle stack");
+    assert!(stack.output().contains("aws_calls"), "the log says it all the same");
+    stack.agent("a", "maven").await;
+    stack.agent("no-template", "windows").await;
+    stack.sweep().await;
+    let data = stack.metrics().unwrap();
+    assert_eq!(emf::by(&data, "agents_failed", "code"), [("NO_TEMPLATE".to_owned(), 1.0)].into());
+    assert_eq!((emf::total(&data, "agents_started"), samples(&data, "ready_ms")), (1.0, 1));
+    assert_eq!(emf::total(&data, "agents_running"), 1.0);
+    let others =
+        data.iter().filter(|datum| datum.name == "aws_calls" || datum.dimensions.keys().any(|name| name != "code"));
+    assert_eq!(others.count(), 0, "{data:?}");
+}
+
+#[tokio::test]
 async fn without_a_namespace_and_in_text_no_line_is_a_metric() {
     for (name, value) in [("METRICS_NAMESPACE", None), ("AWS_LAMBDA_LOG_FORMAT", Some("TEXT"))] {
         let mut stack = Stack::start().await;

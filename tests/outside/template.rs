@@ -135,9 +135,28 @@ fn sources() -> String {
 }
 
 fn widgets() -> Vec<Value> {
-    let body = stack(&[]).unwrap().properties("Dashboard").unwrap()["DashboardBody"].as_str().unwrap().to_owned();
+    widgets_of(&stack(&[]).unwrap())
+}
+
+fn widgets_of(stack: &Stack) -> Vec<Value> {
+    let body = stack.properties("Dashboard").unwrap()["DashboardBody"].as_str().unwrap().to_owned();
     let body: Value = serde_json::from_str(&body).unwrap_or_else(|error| panic!("{error}: {body}"));
     body["widgets"].as_array().unwrap().clone()
+}
+
+#[test]
+fn without_metrics_there_is_no_alarm_on_them_either() {
+    for (metrics, is_there) in [("none", false), ("stack", true), ("templates", true)] {
+        let stack = stack(&[("Metrics", metrics)]).unwrap();
+        let alarms = stack.of_type("AWS::CloudWatch::Alarm").unwrap();
+        assert_eq!(alarms.contains(&"AgentsFailAlarm"), is_there, "{metrics}");
+        assert_eq!(Value::from(widgets_of(&stack)).to_string().contains("AgentsFailAlarm"), is_there, "{metrics}");
+    }
+    let template = local::cloudformation::parse(TEMPLATE).unwrap();
+    let variables = &template["Globals"]["Function"]["Environment"]["Variables"];
+    for (variable, condition) in [("METRICS_NAMESPACE", "HasMetrics"), ("METRICS_BY_TEMPLATE", "HasTemplateMetrics")] {
+        assert_eq!(variables[variable]["Fn::If"][0], condition);
+    }
 }
 
 /// The grid is 24 wide ("Dashboard Body Structure and Syntax").
@@ -191,12 +210,17 @@ fn the_dashboard_looks_for_messages_and_metrics_that_are_logged() {
 
 #[test]
 fn every_metric_has_its_row_in_the_table() {
-    for metric in between(&sources(), " metric.", " =")
-        .into_iter()
-        .filter(|name| !name.contains(|c: char| c != '_' && !c.is_ascii_lowercase()))
-    {
+    let sources = sources();
+    let is_name = |name: &&str| !name.contains(|c: char| c != '_' && !c.is_ascii_lowercase());
+    let metrics: std::collections::BTreeSet<_> =
+        between(&sources, " metric.", " =").into_iter().filter(is_name).collect();
+    for metric in &metrics {
         assert!(OPERATIONS.contains(&format!("`{metric}`")), "docs/operations.md says nothing of {metric}");
     }
+    let details = between(&sources, "const DETAILS: [&str; ", "]")[0].parse::<usize>().unwrap();
+    let by_default = metrics.len() - details;
+    assert!(OPERATIONS.contains(&format!("| {by_default} for the whole stack;")), "{by_default} by default");
+    assert!(OPERATIONS.contains(&format!("| those and {details} more;")), "{details} more by template");
 }
 
 // --- The table of permissions in docs/security.md ---

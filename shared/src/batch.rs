@@ -86,7 +86,7 @@ pub fn may_be_in_a_queue(sent_at: Timestamp, now: Timestamp) -> bool {
 }
 
 impl Item {
-    /// When it was sent; none if that is too long ago for any queue.
+    /// When it was sent; `None` if that is too long ago for any queue.
     pub fn sent_at(&self, now: Timestamp) -> Option<Timestamp> {
         self.sent_at.filter(|&sent_at| may_be_in_a_queue(sent_at, now))
     }
@@ -122,6 +122,16 @@ pub fn items(event: &Value) -> Result<Vec<Item>> {
     Ok(records.iter().map(Item::read).collect())
 }
 
+/// What a queue's messages are, for the log.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a> {
+    pub queue: &'a str,
+    /// A message of the queue: `request`.
+    pub what: &'static str,
+    /// How often a message is received at most, if that is limited and known.
+    pub max_attempts: Option<u32>,
+}
+
 /// Processes each message of an event, and returns the batch response.
 ///
 /// # Errors
@@ -129,7 +139,7 @@ pub fn items(event: &Value) -> Result<Vec<Item>> {
 pub async fn each(
     queues: &Queues,
     invocation: &Invocation,
-    queue: &str,
+    source: Source<'_>,
     event: Value,
     work: impl AsyncFn(&Item) -> Result<(), Fault>,
 ) -> Result<Value> {
@@ -139,7 +149,7 @@ pub async fn each(
         (item, result)
     });
     let results = futures::future::join_all(results).await;
-    Ok(serde_json::to_value(answer(queues, queue, results).await)?)
+    Ok(serde_json::to_value(answer(queues, source, results).await)?)
 }
 
 /// Runs a future until it ends, panics or reaches the deadline.
@@ -148,7 +158,7 @@ pub async fn each(
 /// When it did not end well; it has to be repeated.
 pub async fn guarded<T>(invocation: &Invocation, work: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
     if invocation.is_over() {
-        return Err(Fault::passing("not begun: the function's time is nearly over"));
+        return Err(Fault::passing("not begun: the invocation's deadline is near"));
     }
     match tokio::time::timeout_at(invocation.deadline, AssertUnwindSafe(work).catch_unwind()).await {
         Ok(Ok(result)) => result,
@@ -160,12 +170,12 @@ pub async fn guarded<T>(invocation: &Invocation, work: impl Future<Output = Resu
                 .unwrap_or("no message");
             Err(Fault::passing(format!("panicked: {message}")))
         }
-        Err(_) => Err(Fault::passing("not finished before the function's time was over")),
+        Err(_) => Err(Fault::passing("not finished before the invocation's deadline")),
     }
 }
 
 /// Builds the batch response. Every record that has to come back is hidden for a while first.
-pub async fn answer(queues: &Queues, queue: &str, results: Vec<(Item, Result<(), Fault>)>) -> SqsBatchResponse {
+pub async fn answer(queues: &Queues, source: Source<'_>, results: Vec<(Item, Result<(), Fault>)>) -> SqsBatchResponse {
     let failed = results.into_iter().filter_map(|(item, result)| Some((item, result.err()?)));
     let hidden = failed.map(|(item, fault)| {
         let span = item.span.clone();
@@ -173,12 +183,14 @@ pub async fn answer(queues: &Queues, queue: &str, results: Vec<(Item, Result<(),
             let delay = backoff(&item.id, item.receives);
             log_fault!(
                 &fault,
-                receives = item.receives,
+                what = source.what,
+                attempt = item.receives,
+                max_attempts = source.max_attempts,
                 delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
                 "message tried again later"
             );
             if !item.receipt.is_empty()
-                && let Err(fault) = queues.hide(queue, &item.receipt, delay).await
+                && let Err(fault) = queues.hide(source.queue, &item.receipt, delay).await
             {
                 log_fault!(&fault, "message not hidden until then; its queue decides when it comes back");
             }

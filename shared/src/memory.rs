@@ -45,7 +45,7 @@ impl Memory {
     /// A task definition, described once.
     ///
     /// # Errors
-    /// When ECS could not be asked or does not know it.
+    /// When ECS could not be queried or does not know it.
     pub async fn task_definition(&self, cloud: &Cloud, name: &str) -> Result<Arc<TaskDefinition>, Fault> {
         let known = lookup(&self.definitions, (cloud.index, name.to_owned()));
         let describe = async || cloud.cluster.describe_task_definition(name).await.map(Arc::new);
@@ -55,7 +55,7 @@ impl Memory {
     /// A task definition, described again: a family may have a newer revision than the remembered one.
     ///
     /// # Errors
-    /// When ECS could not be asked or does not know it.
+    /// When ECS could not be queried or does not know it.
     pub async fn refresh_task_definition(&self, cloud: &Cloud, name: &str) -> Result<Arc<TaskDefinition>, Fault> {
         lock(&self.definitions).remove(&(cloud.index, name.to_owned()));
         self.task_definition(cloud, name).await
@@ -64,7 +64,7 @@ impl Memory {
     /// The addresses of a container instance, read from EC2 each time: public ones may change, or come late.
     ///
     /// # Errors
-    /// When AWS could not be asked or does not know the instance.
+    /// When AWS could not be queried or does not know the instance.
     pub async fn addresses_now(&self, cloud: &Cloud, arn: &str) -> Result<Addresses, Fault> {
         let known = lookup(&self.ec2_ids, arn.to_owned());
         let look = async || {
@@ -79,7 +79,7 @@ impl Memory {
     /// The permanent addresses of a container instance, looked up once; public ones are not included.
     ///
     /// # Errors
-    /// When AWS could not be asked, does not know the instance, or the instance has none yet.
+    /// When AWS could not be queried, does not know the instance, or the instance has none yet.
     pub async fn private_addresses(&self, cloud: &Cloud, arn: &str) -> Result<Addresses, Fault> {
         let known = lookup(&self.addresses, arn.to_owned());
         let look = async || {
@@ -93,10 +93,15 @@ impl Memory {
     /// The number of receives after which the requests queue moves a message to its dead-letter queue, asked once.
     ///
     /// # Errors
-    /// When SQS could not be asked.
+    /// When SQS could not be queried.
     pub async fn max_receives(&self, queues: &Queues) -> Result<Option<u32>, Fault> {
         let ask = async || queues.max_receives(&queues.urls.requests).await;
         self.max_receives.get_or_try_init(ask).await.copied()
+    }
+
+    /// The same, if it has been read already.
+    pub fn known_max_receives(&self) -> Option<u32> {
+        self.max_receives.get().copied().flatten()
     }
 
     /// Remembers for a day that a copy of a request has begun to wait: its next RunTask has another token, so a later

@@ -37,11 +37,8 @@ pub struct Undelivered {
 pub enum Work {
     /// Look at the task again and report its state then.
     Task {
-        /// Its cluster's ARN.
         cluster: String,
-        /// Its ARN.
         arn: String,
-        /// Its agent's name.
         name: AgentName,
         /// What to report if ECS has forgotten the task by then.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -49,34 +46,38 @@ pub enum Work {
     },
     /// Record on the task what was reported, without notifying anybody again.
     Record {
-        /// Its cluster's ARN.
         cluster: String,
-        /// Its ARN.
         arn: String,
-        /// Its agent's name.
         name: AgentName,
         /// The tag's value.
         value: String,
     },
     /// Deliver this notice, whatever has happened since.
     Notice {
-        /// The notice.
         notice: Box<Notice>,
         /// Who has not received it yet.
         to: Vec<Target>,
     },
     /// Delete a node.
-    Node {
-        /// Its name.
-        name: String,
-    },
+    Node { name: String },
+}
+
+impl Work {
+    /// What it is, for the log.
+    pub fn what(&self) -> &'static str {
+        match self {
+            Self::Task { .. } => "report of a task",
+            Self::Record { .. } => "record of a report",
+            Self::Notice { .. } => "notice",
+            Self::Node { .. } => "deletion of a node",
+        }
+    }
 }
 
 /// A failure that is reported if nothing better is known.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Fallback {
-    /// The notice.
     pub notice: Box<Notice>,
     /// The request's own webhook.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -9,7 +9,7 @@ use serde_json::Value;
 use shared::app::App;
 use shared::arn;
 use shared::aws::ecs::{DesiredStatus, TaskFilter};
-use shared::batch::{self, Invocation, Item, guarded};
+use shared::batch::{self, Invocation, Item, Source, guarded};
 use shared::cloud::Cloud;
 use shared::fault::Fault;
 use shared::outcome::is_ours;
@@ -79,7 +79,8 @@ async fn answer(app: &App, invocation: &Invocation, items: Vec<Item>) -> SqsBatc
     });
     let results = join_all(finished).await;
     let queue = &app.queues.urls.requests;
-    batch::answer(&app.queues, queue, items.iter().cloned().zip(results).collect()).await
+    let source = Source { queue, what: "request", max_attempts: app.memory.known_max_receives() };
+    batch::answer(&app.queues, source, items.iter().cloned().zip(results).collect()).await
 }
 
 fn admit<'a>(app: &'a App, invocation: &Invocation, item: &Item) -> Result<Order<'a>, Box<Refused>> {

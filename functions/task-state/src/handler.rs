@@ -7,7 +7,7 @@ use shared::app::App;
 use shared::arn::ClusterArn;
 use shared::aws::autoscaling::Membership;
 use shared::aws::ecs::{self, Task};
-use shared::batch::{self, Invocation, Item, guarded};
+use shared::batch::{self, Invocation, Item, Source, guarded};
 use shared::cloud::Cloud;
 use shared::fault::Fault;
 use shared::log_fault;
@@ -27,8 +27,8 @@ use crate::plan::{self, Concern, Event, Instance};
 pub async fn handle(app: &App, invocation: &Invocation, event: Value) -> Result<Value> {
     match plan::event(event) {
         Event::Batch(batch) => {
-            let queue = &app.queues.urls.undelivered;
-            batch::each(&app.queues, invocation, queue, batch, async |item| retry(app, item).await).await
+            let source = Source { queue: &app.queues.urls.undelivered, what: "undelivered work", max_attempts: None };
+            batch::each(&app.queues, invocation, source, batch, async |item| retry(app, item).await).await
         }
         Event::Task(task) => match app.owner(&task) {
             None => Ok(Value::Null),
@@ -176,7 +176,7 @@ async fn retry(app: &App, item: &Item) -> Result<(), Fault> {
         Err(fault) if plan::is_given_up(undelivered.since, app.now()) => {
             reject(app, item, &format!("given up after a day: {fault}")).await
         }
-        result => result,
+        result => result.map_err(|fault| fault.of(undelivered.work.what())),
     }
 }
 

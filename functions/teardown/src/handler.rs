@@ -3,7 +3,7 @@
 use anyhow::{Result, anyhow};
 use serde_json::Value;
 use shared::app::App;
-use shared::batch::{self, Invocation};
+use shared::batch::{self, Invocation, Source};
 
 use crate::completion::{self, Batch};
 use crate::plan::{self, Event};
@@ -16,10 +16,10 @@ use crate::sweep;
 pub async fn handle(app: &App, invocation: &Invocation, event: Value) -> Result<Value> {
     match plan::event(event, app.now()) {
         Event::Batch(batch) => {
-            let queue = &app.queues.urls.completions;
+            let source = Source { queue: &app.queues.urls.completions, what: "completion", max_attempts: None };
             let shared = Batch::new(app);
             let work = async |item: &_| completion::complete(app, invocation, &shared, item).await;
-            batch::each(&app.queues, invocation, queue, batch, work).await
+            batch::each(&app.queues, invocation, source, batch, work).await
         }
         Event::Sweep(time) => {
             sweep::sweep(app, invocation, time).await;

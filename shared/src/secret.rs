@@ -159,6 +159,17 @@ impl SecretStore {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Where `jenkins.apiToken` is stored: `ssm:NAME`. `None` if there is none.
+    pub fn api_token_source(&self) -> Option<String> {
+        let (_, reference) = self.references.iter().find(|(path, _)| *path == API_TOKEN)?;
+        let kind = match reference {
+            SecretRef::Ssm(_) => "ssm",
+            SecretRef::Env(_) => "env",
+            SecretRef::File(_) => "file",
+        };
+        Some(format!("{kind}:{}", reference.name()))
+    }
+
     /// Reads all secrets again.
     ///
     /// # Errors
@@ -375,6 +386,7 @@ pub(crate) mod tests {
         let token = || store.current().api_token.as_ref().map(|token| token.expose().to_owned());
         *value.lock().expect("the value") = Some("new".into());
         assert_eq!(token().as_deref(), Some("old"));
+        assert_eq!(store.api_token_source().as_deref(), Some("env:TOKEN"));
         store.refresh().await.expect("refreshed");
         assert_eq!(token().as_deref(), Some("new"));
         *value.lock().expect("the value") = None;

@@ -91,7 +91,10 @@ async fn a_secret_that_was_changed_is_read_again_when_it_is_refused() {
 
 #[tokio::test]
 async fn a_secret_that_stays_wrong_names_the_setting_and_loses_nothing() {
-    for (setting, by_user) in [("jenkins.apiToken", true), ("jenkins.webhook.authorization", false)] {
+    for (setting, by_user) in [
+        ("jenkins.apiToken was read again from ssm:/jenkins/api-token just now", true),
+        ("jenkins.webhook.authorization", false),
+    ] {
         let mut stack = Stack::start().await;
         let url = if by_user {
             stack.jenkins().add_user("ecs-agents", "another", Permission::FOR_AGENTS);

@@ -154,17 +154,26 @@ impl Jenkins {
         Err(Fault::jenkins(Kind::Setting, text))
     }
 
-    /// What to change after a 401 or 403.
+    /// What to change after a 401 or 403 to credentials that have just been read again.
     fn refusal(&self, call: Call<'_>, answer: &http::Response<Bytes>) -> String {
         let (user, action) = (self.user.as_deref().unwrap_or("anonymous"), call.action());
         let required = answer.headers().get("x-required-permission").and_then(|value| value.to_str().ok());
         match required.map(permission_name) {
             Some(permission) => format!("jenkins.user {user} lacks {permission} for {action}: grant it in Jenkins"),
-            None => format!(
-                "answered {} to {action} as jenkins.user {user}{}: correct jenkins.user and jenkins.apiToken",
-                answer.status(),
-                self.said(answer)
-            ),
+            None => {
+                let advice = match self.secrets.api_token_source() {
+                    Some(source) => format!(
+                        "jenkins.apiToken was read again from {source} just now and is refused, too: write a new token there, \
+                         which the next attempt reads, or correct jenkins.user"
+                    ),
+                    None => "set jenkins.user and jenkins.apiToken".to_owned(),
+                };
+                format!(
+                    "answered {} to {action} as jenkins.user {user}{}: {advice}",
+                    answer.status(),
+                    self.said(answer)
+                )
+            }
         }
     }
 
@@ -201,7 +210,7 @@ impl Jenkins {
             Some(to) => Err(Fault::jenkins(
                 Kind::Setting,
                 format!(
-                    "answered {status} to {} and leads to {to}: jenkins.url has to reach Jenkins itself, past any login page",
+                    "answered {status} to {} and leads to {to}: jenkins.url must reach Jenkins itself, past any login page",
                     call.action()
                 ),
             )),

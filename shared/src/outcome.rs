@@ -84,7 +84,7 @@ impl Ended {
     }
 }
 
-/// Classifies a stopped task. `reported_ready` is what its tags said, none if that is no longer known.
+/// Classifies a stopped task. `reported_ready` is what its tags said, `None` if that is no longer known.
 pub fn of_stopped(task: &Task, container: Option<&str>, reported_ready: Option<bool>) -> Option<Ended> {
     let reason = task.stopped_reason.as_deref().unwrap_or_default();
     let stop = Stop::parse(reason);
@@ -112,7 +112,7 @@ pub fn of_stopped(task: &Task, container: Option<&str>, reported_ready: Option<b
             Some(if is_spot_interruption(task) { ended.expected() } else { ended })
         }
         None if is_spot_interruption(task) => {
-            let message = format!("AWS took the Spot capacity back ({reason}); ask for another agent");
+            let message = format!("{RECLAIMED}: {reason}");
             Some(Ended::new(NoticeType::Stopped, failure(FailureCode::SpotInterruption, message)))
         }
         None => Some(Ended::new(NoticeType::Stopped, None)),
@@ -137,9 +137,9 @@ pub fn ended_host(task: &Task) -> Option<&str> {
 pub fn interrupted(mut ended: Ended, task: &Task) -> Ended {
     let reason = task.stopped_reason.as_deref().unwrap_or_default();
     match &mut ended.failure {
-        Some(failure) => failure.message = format!("{TAKEN_BACK}: {}", failure.message),
+        Some(failure) => failure.message = format!("{RECLAIMED}: {}", failure.message),
         None => {
-            let message = format!("{TAKEN_BACK}: {reason}");
+            let message = format!("{RECLAIMED}: {reason}");
             ended.failure = Some(Failure {
                 stop_code: task.stop_code.clone(),
                 ..Failure::new(FailureCode::SpotInterruption, message)
@@ -149,7 +149,7 @@ pub fn interrupted(mut ended: Ended, task: &Task) -> Ended {
     ended.expected()
 }
 
-const TAKEN_BACK: &str = "AWS took the Spot capacity back; ask for another agent";
+const RECLAIMED: &str = "AWS reclaimed the Spot capacity; request another agent";
 
 /// Exit codes of killed containers: SIGKILL, SIGTERM.
 const KILLED: [i32; 2] = [137, 143];
@@ -175,25 +175,33 @@ fn start_failure(task: &Task, container: Option<&str>, reason: &str) -> String {
     let first = first_to_end(task, container);
     let exit = first.and_then(|first| first.exit_code);
     let all = match first {
-        Some(Container { name, reason: Some(detail), .. }) => format!("{reason}; container {name}: {detail}"),
+        // ECS often repeats the container's reason as the task's.
+        Some(Container { name, reason: Some(detail), .. }) if !reason.contains(detail.as_str()) => {
+            format!("{reason}; container {name}: {detail}")
+        }
         Some(Container { name, .. }) => format!("{reason}; container {name}"),
         None => reason.to_owned(),
     };
-    let hint = if all.contains("CannotPull") || all.contains("pull image manifest") || all.contains("ImageNotFound") {
-        "image not found or not pullable: check the image's name and tag, the task's execution role and the way to the registry: "
+    let cannot_pull = ["CannotPull", "pull image manifest", "ImageNotFound"].iter().any(|words| all.contains(words));
+    let hint = if cannot_pull && (all.contains("not found") || all.contains("ImageNotFound")) {
+        "image not found: check its name and tag: "
+    } else if cannot_pull {
+        "image not pullable: check its name, the task's execution role and the network route to the registry: "
     } else if all.contains("ResourceInitializationError") {
         "the task could not be set up: check its execution role, secrets, log group and network: "
     } else if all.contains("OutOfMemory") {
         "the container was killed because it ran out of memory: raise the task's memory: "
     } else if is_spot_interruption(task) {
-        "AWS took the Spot capacity back; ask for another agent: "
+        "AWS reclaimed the Spot capacity; request another agent: "
     } else if exit.is_some() {
         "the container ended before the agent was ready: see its log: "
     } else {
         ""
     };
     let exit = exit.map(|code| format!(" (exit code {code})")).unwrap_or_default();
-    format!("{hint}{all}{exit}")
+    let definition = task.task_definition_arn.as_deref().filter(|_| cannot_pull).and_then(|arn| arn.rsplit('/').next());
+    let definition = definition.map(|name| format!(" (task definition {name})")).unwrap_or_default();
+    format!("{hint}{all}{exit}{definition}")
 }
 
 #[cfg(test)]

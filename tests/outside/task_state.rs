@@ -459,7 +459,12 @@ async fn an_image_that_cannot_be_pulled_fails_at_once_and_says_why() {
     assert_eq!(stack.received(&url), ["agent.failed START_FAILED"]);
     let failure = stack.notices(Some(&url))[0].body["failure"].clone();
     assert_eq!(failure["stopCode"], "TaskFailedToStart");
-    assert!(failure["message"].as_str().unwrap().contains("CannotPullContainerError"), "{failure}");
+    let message = failure["message"].as_str().unwrap();
+    assert!(
+        message.starts_with("image not found: ") && message.ends_with("(task definition jenkins-node:1)"),
+        "{message}"
+    );
+    assert_eq!(message.matches("CannotPullContainerError").count(), 1, "{message}");
     assert!(stack.nodes().is_empty());
 }
 

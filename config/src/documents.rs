@@ -111,7 +111,7 @@ impl Joined {
 fn mapping(text: &str) -> Result<(Map<String, Value>, Vec<Fault>), String> {
     match yaml::parse(text) {
         Ok((Value::Object(fields), twice)) => Ok((fields, twice)),
-        Ok(_) => Err("has to be a YAML mapping with jenkins and clouds".into()),
+        Ok(_) => Err("must be a YAML mapping with jenkins and clouds".into()),
         Err(error) => Err(format!("not YAML: {error}")),
     }
 }

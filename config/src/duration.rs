@@ -56,7 +56,7 @@ impl FromStr for Limit {
         }
         // A century is more than any setting needs, and keeps all sums of times in range.
         match number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor)) {
-            Some(0) => Err(format!("{text:?} has to be above 0; write never for no limit")),
+            Some(0) => Err(format!("{text:?} must be above 0; write never for no limit")),
             Some(seconds) if seconds <= 100 * 366 * 24 * 3600 => Ok(Self::seconds(seconds)),
             _ => Err(format!("{text:?} is too long; write never for no limit")),
         }

@@ -3,7 +3,7 @@
 use percent_encoding::percent_decode_str;
 use url::Url;
 
-/// Jenkins' root URL as a boundary: scheme, host and port have to be equal, and the path has to be at or under it.
+/// Jenkins' root URL as a boundary: scheme, host and port must be equal, and the path must be at or under it.
 #[derive(Debug, Clone)]
 pub struct Origin(Url);
 

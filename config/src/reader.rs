@@ -39,7 +39,7 @@ impl<'a> Place<'a> {
             Value::Array(_) => "a list",
             Value::Object(_) => "a mapping",
         };
-        self.fault(format!("has to be {expected}, not {found}"));
+        self.fault(format!("must be {expected}, not {found}"));
         None
     }
 
@@ -73,9 +73,9 @@ impl<'a> Place<'a> {
             number.as_u64().filter(|number| range.contains(number)).and_then(|number| T::try_from(number).ok());
         if number.is_none() {
             self.fault(match (*range.start(), *range.end()) {
-                (1, end) if end >= u64::from(u32::MAX) => "has to be a whole number above 0".into(),
-                (start, end) if end >= u64::from(u32::MAX) => format!("has to be a whole number, {start} or more"),
-                (start, end) => format!("has to be a whole number, {start} to {end}"),
+                (1, end) if end >= u64::from(u32::MAX) => "must be a whole number above 0".into(),
+                (start, end) if end >= u64::from(u32::MAX) => format!("must be a whole number, {start} or more"),
+                (start, end) => format!("must be a whole number, {start} to {end}"),
             });
         }
         number
@@ -86,7 +86,7 @@ impl<'a> Place<'a> {
         let found = self.value.as_str().and_then(|text| choices.iter().find(|(name, _)| *name == text));
         if found.is_none() {
             let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
-            self.fault(format!("has to be one of {}", names.join(", ")));
+            self.fault(format!("must be one of {}", names.join(", ")));
         }
         found.map(|(_, choice)| *choice)
     }
@@ -232,7 +232,7 @@ impl<T> Field<T> {
         self.ok().unwrap_or(default)
     }
 
-    /// The value, or the default if the key is absent; none if it is invalid.
+    /// The value, or the default if the key is absent; `None` if it is invalid.
     pub(crate) fn effective<'f>(&'f self, default: &'f T) -> Option<&'f T> {
         match self {
             Self::Absent => Some(default),

@@ -5,7 +5,7 @@ pub fn is_word(text: &str, most: usize, others: &str) -> bool {
     (1..=most).contains(&text.len()) && text.chars().all(|c| c.is_ascii_alphanumeric() || others.contains(c))
 }
 
-pub(crate) const NAME: &str = "has to be 1 to 64 of A-Z a-z 0-9 _ -";
+pub(crate) const NAME: &str = "must be 1 to 64 of A-Z a-z 0-9 _ -";
 
 pub(crate) fn is_name(text: &str) -> bool {
     is_word(text, 64, "_-")

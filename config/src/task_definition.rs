@@ -41,7 +41,7 @@ impl TryFrom<String> for TaskDefinition {
         if is_task_definition(&text) {
             Ok(Self(text))
         } else {
-            Err("has to be a task definition's ARN, family:revision or family".into())
+            Err("must be a task definition's ARN, family:revision or family".into())
         }
     }
 }
@@ -98,7 +98,7 @@ impl TryFrom<String> for FamilyPattern {
         if text.len() <= 255 && (is_pattern || is_family(&text)) {
             Ok(Self(text))
         } else {
-            Err("has to be a task definition's family, `*` at its end allowed".into())
+            Err("must be a task definition's family, `*` at its end allowed".into())
         }
     }
 }

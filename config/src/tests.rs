@@ -124,28 +124,28 @@ const RIGHT: &[Variant] = &[
 /// Invalid variants, each with the beginning of its only fault. The template's path is `t`.
 const WRONG: &[(Variant, &str)] = &[
     (jenkins("url: ~"), "jenkins.url: is missing"),
-    (jenkins("url: 7"), "jenkins.url: has to be a text, not a number"),
-    (jenkins("url: ci.example.com"), "jenkins.url: has to be an absolute URL"),
-    (jenkins("url: ftp://ci.example.com/"), "jenkins.url: has to be an http"),
-    (jenkins("url: 'https://u:hunter2@ci.example.com/'"), "jenkins.url: may hold no user info"),
+    (jenkins("url: 7"), "jenkins.url: must be a text, not a number"),
+    (jenkins("url: ci.example.com"), "jenkins.url: must be an absolute URL"),
+    (jenkins("url: ftp://ci.example.com/"), "jenkins.url: must be an http"),
+    (jenkins("url: 'https://u:hunter2@ci.example.com/'"), "jenkins.url: must not contain user info"),
     (jenkins("url: 'https://ci.example.com/~jenkins/'"), "jenkins.url: is a tag of every task"),
-    (jenkins("url: 'https://ci.example.com/?a=b'"), "jenkins.url: may have no query"),
-    (jenkins("url: 'https://ci.example.com/#a'"), "jenkins.url: may have no query"),
+    (jenkins("url: 'https://ci.example.com/?a=b'"), "jenkins.url: must not have a query"),
+    (jenkins("url: 'https://ci.example.com/#a'"), "jenkins.url: must not have a query"),
     (jenkins("wehbook: {}"), "jenkins.wehbook: is not known here"),
-    (jenkins("user: 'a:b'"), "jenkins.user: has to be"),
+    (jenkins("user: 'a:b'"), "jenkins.user: must be"),
     (jenkins("user: ~"), "jenkins.user: is missing, and apiToken is of no use without it"),
     (jenkins("apiToken: ~"), "jenkins.apiToken: is missing, and user is of no use without it"),
-    (jenkins("apiToken: hunter2"), "jenkins.apiToken: has to be {ssm: NAME}"),
-    (jenkins("apiToken: {text: hunter2}"), "jenkins.apiToken: has to be {ssm: NAME}"),
-    (jenkins("apiToken: {ssm: a, env: hunter2}"), "jenkins.apiToken: has to be {ssm: NAME}"),
+    (jenkins("apiToken: hunter2"), "jenkins.apiToken: must be {ssm: NAME}"),
+    (jenkins("apiToken: {text: hunter2}"), "jenkins.apiToken: must be {ssm: NAME}"),
+    (jenkins("apiToken: {ssm: a, env: hunter2}"), "jenkins.apiToken: must be {ssm: NAME}"),
     (jenkins("caCertificate: {file: ' '}"), "jenkins.caCertificate: names nothing"),
     (jenkins("webhook: {authorization: {ssm: ''}}"), "jenkins.webhook.authorization: names nothing"),
     (jenkins("webhook: {url: 7}"), "jenkins.webhook.url: "),
-    (jenkins("registerNodes: maybe"), "jenkins.registerNodes: has to be true or false, not a text"),
+    (jenkins("registerNodes: maybe"), "jenkins.registerNodes: must be true or false, not a text"),
     (cloud("name: 'with a blank'"), "clouds[0].name: "),
     (cloud("region: ~"), "clouds[0].region: is missing"),
     (cloud("region: europe"), "clouds[0].region: "),
-    (cloud("region: mars-north-1"), "clouds[0].region: has to be a region of an AWS partition"),
+    (cloud("region: mars-north-1"), "clouds[0].region: must be a region of an AWS partition"),
     (cloud("cluster: 'a b'"), "clouds[0].cluster: "),
     (cloud("assumeRoleArn: admin"), "clouds[0].assumeRoleArn: "),
     (cloud("autoScalingGroup: ''"), "clouds[0].autoScalingGroup: "),
@@ -154,40 +154,37 @@ const WRONG: &[(Variant, &str)] = &[
     (cloud("autoScalingGroup: g, idleInstanceTimeout: 0s"), "clouds[0].idleInstanceTimeout: \"0s\""),
     (cloud("autoScalingGroup: g, instanceRegistrationTimeout: -1m"), "clouds[0].instanceRegistrationTimeout: "),
     (cloud("instanceLaunchTimeout: soon"), "clouds[0].instanceLaunchTimeout: "),
-    (
-        cloud("instanceCapacity: {cpu: 0, memory: 1}"),
-        "clouds[0].instanceCapacity.cpu: has to be a whole number above 0",
-    ),
+    (cloud("instanceCapacity: {cpu: 0, memory: 1}"), "clouds[0].instanceCapacity.cpu: must be a whole number above 0"),
     (cloud("instanceCapacity: {cpu: 1}"), "clouds[0].instanceCapacity.memory: is missing"),
     (cloud("maxAgents: 0"), "clouds[0].maxAgents: "),
     (cloud("maxAgents: -1"), "clouds[0].maxAgents: "),
     (cloud("maxAgents: 1.5"), "clouds[0].maxAgents: "),
-    (cloud("agentUrl: 'ftp://a/'"), "clouds[0].agentUrl: has to be an http"),
-    (cloud("agentUrl: 'https://u:hunter2@a/'"), "clouds[0].agentUrl: may hold no user info"),
-    (cloud("agentUrl: 'https://a/?b'"), "clouds[0].agentUrl: may have no query"),
-    (cloud("agentUrl: 'https://a/#b'"), "clouds[0].agentUrl: may have no query"),
-    (cloud("templates: []"), "clouds[0].templates: has to have at least one"),
+    (cloud("agentUrl: 'ftp://a/'"), "clouds[0].agentUrl: must be an http"),
+    (cloud("agentUrl: 'https://u:hunter2@a/'"), "clouds[0].agentUrl: must not contain user info"),
+    (cloud("agentUrl: 'https://a/?b'"), "clouds[0].agentUrl: must not have a query"),
+    (cloud("agentUrl: 'https://a/#b'"), "clouds[0].agentUrl: must not have a query"),
+    (cloud("templates: []"), "clouds[0].templates: must have at least one"),
     (cloud("colour: red"), "clouds[0].colour: is not known here"),
     (template("name: 'a.b'"), "t.name: "),
     (template("labels: ~"), "t.labels: is missing"),
-    (template("labels: []"), "t.labels: has to have"),
+    (template("labels: []"), "t.labels: must have"),
     (template("labels: ['']"), "t.labels[0]: cannot be a label"),
     (template("labels: [' a']"), "t.labels[0]: cannot be a label"),
     (template("labels: ['a\\b']"), "t.labels[0]: cannot be a label"),
     (template("labels: [\"it's\"]"), "t.labels[0]: cannot be a label"),
     (template("labels: ['a\"b']"), "t.labels[0]: cannot be a label"),
-    (template("labels: linux"), "t.labels: has to be a list, not a text"),
+    (template("labels: linux"), "t.labels: must be a list, not a text"),
     (template("taskDefinition: ~"), "t.taskDefinition: is missing"),
     (template("taskDefinition: 'a:b'"), "t.taskDefinition: "),
     (template("taskDefinition: 'a:0'"), "t.taskDefinition: "),
     (template("taskDefinition: 'arn:aws:ecs:eu-west-1:1:task-definition/a'"), "t.taskDefinition: "),
     (template("container: ''"), "t.container: "),
     (template("connect: ~"), "t.connect: is missing"),
-    (template("connect: telnet"), "t.connect: has to be one of ssh, inbound"),
+    (template("connect: telnet"), "t.connect: must be one of ssh, inbound"),
     (template("workspace: ''"), "t.workspace: "),
-    (template("connect: inbound, workspace: /home/a b"), "t.workspace: may hold no white space"),
+    (template("connect: inbound, workspace: /home/a b"), "t.workspace: must not contain white space"),
     (template("executors: 0"), "t.executors: "),
-    (template("agentsPerRequest: 0"), "t.agentsPerRequest: has to be a whole number, 1 to 10"),
+    (template("agentsPerRequest: 0"), "t.agentsPerRequest: must be a whole number, 1 to 10"),
     (template("agentsPerRequest: 11"), "t.agentsPerRequest: "),
     (template("maxAgents: 0"), "t.maxAgents: "),
     (template("maxLifetime: -1h"), "t.maxLifetime: "),
@@ -198,35 +195,38 @@ const WRONG: &[(Variant, &str)] = &[
     (template("ssh: {address: both}"), "t.ssh.address: "),
     (template("ssh: {launchTimeout: never}"), "t.ssh.launchTimeout: cannot be never"),
     (template("ssh: {retryWait: never}"), "t.ssh.retryWait: cannot be never"),
-    (template("ssh: {hostKeyVerification: some}"), "t.ssh.hostKeyVerification: has to be none, knownHosts or"),
-    (
-        template("ssh: {hostKeyVerification: {key: ssh-ed25519 AAAA}}"),
-        "t.ssh.hostKeyVerification.key: has to be an SSH",
-    ),
+    (template("ssh: {hostKeyVerification: some}"), "t.ssh.hostKeyVerification: must be none, knownHosts or"),
+    (template("ssh: {hostKeyVerification: {key: ssh-ed25519 AAAA}}"), "t.ssh.hostKeyVerification.key: must be an SSH"),
     (template("ssh: {hostKeyVerification: {}}"), "t.ssh.hostKeyVerification.key: is missing"),
     (template("launch: {}"), "t.launch: needs type or capacityProviders"),
-    (template("launch: {type: lambda}"), "t.launch.type: has to be one of ec2, fargate, external, default"),
-    (template("launch: {type: ec2, capacityProviders: [{name: p}]}"), "t.launch.type: and capacityProviders exclude"),
-    (template("launch: {capacityProviders: []}"), "t.launch.capacityProviders: has to have at least one"),
+    (template("launch: {type: lambda}"), "t.launch.type: must be one of ec2, fargate, external, default"),
+    (
+        template("launch: {type: ec2, capacityProviders: [{name: p}]}"),
+        "t.launch.type: cannot be combined with capacityProviders",
+    ),
+    (template("launch: {capacityProviders: []}"), "t.launch.capacityProviders: must have at least one"),
     (template("launch: {capacityProviders: [{name: p, weight: 1001}]}"), "t.launch.capacityProviders[0].weight: "),
     (template("launch: {capacityProviders: [{name: p, base: -1}]}"), "t.launch.capacityProviders[0].base: "),
     (template("launch: {capacityProviders: [{name: 'a b'}]}"), "t.launch.capacityProviders[0].name: "),
     (
         template("launch: {capacityProviders: [{name: p, weight: 0}]}"),
-        "t.launch.capacityProviders: has to have one weight",
+        "t.launch.capacityProviders: must have one weight",
     ),
     (
         template("launch: {capacityProviders: [{name: p, base: 1}, {name: q, base: 1}]}"),
-        "t.launch.capacityProviders: may have one base",
+        "t.launch.capacityProviders: must have at most one base",
     ),
     (template("launch: {capacityProviders: [{name: p}, {name: FARGATE}]}"), "t.launch.capacityProviders: cannot mix"),
     (template("launch: {type: fargate}"), "t.network: is missing, and Fargate needs its subnets"),
     (template("launch: {capacityProviders: [{name: FARGATE_SPOT}]}"), "t.network: is missing"),
     (template("launch: {type: external}, network: {subnets: [s]}"), "t.network: is not for external"),
     (template("network: {}"), "t.network.subnets: is missing"),
-    (template("network: {subnets: []}"), "t.network.subnets: has to have 1 to 16"),
+    (template("network: {subnets: []}"), "t.network.subnets: must have 1 to 16"),
     (template("network: {subnets: ['']}"), "t.network.subnets[0]: "),
-    (template("network: {subnets: [s], securityGroups: [a, b, c, d, e, f]}"), "t.network.securityGroups: may have 5"),
+    (
+        template("network: {subnets: [s], securityGroups: [a, b, c, d, e, f]}"),
+        "t.network.securityGroups: has 6 entries; the maximum is 5",
+    ),
     (template("network: {subnets: [s], assignPublicIp: true}"), "t.network.assignPublicIp: is for Fargate only"),
     (template("platformVersion: 1.4.0"), "t.platformVersion: is for Fargate only"),
     (
@@ -237,29 +237,32 @@ const WRONG: &[(Variant, &str)] = &[
         template("launch: {type: fargate}, network: {subnets: [s]}, placementConstraints: [{type: distinctInstance}]"),
         "t.placementConstraints: is not for Fargate",
     ),
-    (template("placementStrategy: [{type: random, field: cpu}]"), "t.placementStrategy[0].field: does not go"),
-    (template("placementStrategy: [{type: binpack}]"), "t.placementStrategy[0].field: has to be cpu or memory"),
+    (template("placementStrategy: [{type: random, field: cpu}]"), "t.placementStrategy[0].field: cannot be combined"),
+    (template("placementStrategy: [{type: binpack}]"), "t.placementStrategy[0].field: must be cpu or memory"),
     (template("placementStrategy: [{type: spread}]"), "t.placementStrategy[0].field: is missing"),
-    (template("placementConstraints: [{type: memberOf}]"), "t.placementConstraints[0].expression: goes with memberOf"),
+    (
+        template("placementConstraints: [{type: memberOf}]"),
+        "t.placementConstraints[0].expression: is required with memberOf",
+    ),
     (
         template("placementConstraints: [{type: distinctInstance, expression: x}]"),
-        "t.placementConstraints[0].expression: goes with memberOf",
+        "t.placementConstraints[0].expression: is required with memberOf",
     ),
     (template("environment: {JENKINS_ECS_AGENTS_REQUEST: x}"), "t.environment.JENKINS_ECS_AGENTS_REQUEST: is decided"),
     (template("connect: inbound, environment: {JENKINS_SECRET: x}"), "t.environment.JENKINS_SECRET: is decided"),
     (template("environment: {JENKINS_TUNNEL: x}"), "t.environment.JENKINS_TUNNEL: is decided by the launch itself"),
     (template("environment: {jenkins_url: x}"), "t.environment.jenkins_url: is decided by the launch itself"),
     (template("environment: {A=B: x}"), "t.environment.A=B: cannot be a variable's name"),
-    (template("environment: {A: 1}"), "t.environment.A: has to be a text, not a number"),
-    (template("environment: {A: 'x$$y'}"), "t.environment.A: may hold no $$"),
-    (template("tags: {'AWS:x': y}"), "t.tags.AWS:x: may not begin with aws:"),
-    (template("tags: {'jenkins-ecs-agents:x': y}"), "t.tags.jenkins-ecs-agents:x: may not begin with"),
-    (template("tags: {a: 'b;c'}"), "t.tags.a: may hold letters"),
-    (template("allowedOverrides: [image]"), "t.allowedOverrides[0]: has to be one of cpu, memory"),
-    (template("allowedOverrides: [ephemeralStorage]"), "t.allowedOverrides: may have ephemeralStorage on Fargate only"),
+    (template("environment: {A: 1}"), "t.environment.A: must be a text, not a number"),
+    (template("environment: {A: 'x$$y'}"), "t.environment.A: must not contain $$"),
+    (template("tags: {'AWS:x': y}"), "t.tags.AWS:x: must not begin with aws:"),
+    (template("tags: {'jenkins-ecs-agents:x': y}"), "t.tags.jenkins-ecs-agents:x: must not begin with"),
+    (template("tags: {a: 'b;c'}"), "t.tags.a: may only contain letters"),
+    (template("allowedOverrides: [image]"), "t.allowedOverrides[0]: must be one of cpu, memory"),
+    (template("allowedOverrides: [ephemeralStorage]"), "t.allowedOverrides: ephemeralStorage is for Fargate only"),
     (
         template("launch: {type: external}, allowedOverrides: [ephemeralStorage]"),
-        "t.allowedOverrides: may have ephemeralStorage on Fargate only",
+        "t.allowedOverrides: ephemeralStorage is for Fargate only",
     ),
     (template("allowedOverrides: [taskDefinition]"), "t.allowedTaskDefinitions: is missing or empty"),
     (
@@ -268,11 +271,11 @@ const WRONG: &[(Variant, &str)] = &[
     ),
     (
         template("allowedOverrides: [taskDefinition], allowedTaskDefinitions: ['a*b']"),
-        "t.allowedTaskDefinitions[0]: has to be",
+        "t.allowedTaskDefinitions[0]: must be",
     ),
     (template("limits: {cpu: 0}"), "t.limits.cpu: "),
     (template("limits: {memory: 0}"), "t.limits.memory: "),
-    (template("limits: {ephemeralStorage: 20}"), "t.limits.ephemeralStorage: has to be a whole number, 21 to 200"),
+    (template("limits: {ephemeralStorage: 20}"), "t.limits.ephemeralStorage: must be a whole number, 21 to 200"),
     (template("limits: {ephemeralStorage: 201}"), "t.limits.ephemeralStorage: "),
     (
         Variant { jenkins: NO_NODES, cloud: "", template: "connect: inbound" },
@@ -292,10 +295,10 @@ const WRONG: &[(Variant, &str)] = &[
 const WRONG_FOR_THE_READER_ALONE: &[(Variant, &str)] = &[
     (jenkins("webhook: {url: 'https://b.example.com/'}"), "jenkins.webhook.url: the host is b.example.com"),
     (jenkins("webhook: {url: 'https://ci.example.com/other'}"), "jenkins.webhook.url: the path is not under it"),
-    (template("environment: {Path: x, PATH: y}"), "t.environment.Path: is there twice"),
+    (template("environment: {Path: x, PATH: y}"), "t.environment.Path: duplicate name"),
     (
         template("ssh: {hostKeyVerification: {key: ssh-rsa AAAAB3NzaC1yc2EAAAAD}}"),
-        "t.ssh.hostKeyVerification.key: has to be an SSH",
+        "t.ssh.hostKeyVerification.key: must be an SSH",
     ),
     (cloud("instanceLaunchTimeout: 9999999h"), "clouds[0].instanceLaunchTimeout: \"9999999h\" is too long"),
 ];
@@ -350,18 +353,21 @@ fn limits_lists_and_texts() {
     let many = |count: usize, one: &str| vec![one; count].join(", ");
     let tags: Vec<String> = (0..41).map(|tag| format!("t{tag}: x")).collect();
     for (keys, fault) in [
-        (format!("name: {}", "a".repeat(65)), "name: has to be 1 to 64"),
-        (format!("tags: {{{}}}", tags.join(", ")), "tags: may have 40 at most"),
-        (format!("tags: {{a: {}}}", "x".repeat(257)), "tags.a: may have a value of 256"),
-        (format!("network: {{subnets: [{}]}}", many(17, "s")), "network.subnets: has to have 1 to 16"),
-        (format!("placementStrategy: [{}]", many(6, "{type: random}")), "placementStrategy: may have 5"),
+        (format!("name: {}", "a".repeat(65)), "name: must be 1 to 64"),
+        (format!("tags: {{{}}}", tags.join(", ")), "tags: has 41 entries; the maximum is 40"),
+        (format!("tags: {{a: {}}}", "x".repeat(257)), "tags.a: must have a value of at most 256"),
+        (format!("network: {{subnets: [{}]}}", many(17, "s")), "network.subnets: must have 1 to 16"),
+        (
+            format!("placementStrategy: [{}]", many(6, "{type: random}")),
+            "placementStrategy: has 6 entries; the maximum is 5",
+        ),
         (
             format!("placementConstraints: [{}]", many(11, "{type: distinctInstance}")),
-            "placementConstraints: may have 10",
+            "placementConstraints: has 11 entries; the maximum is 10",
         ),
         (
             format!("launch: {{capacityProviders: [{}]}}", many(21, "{name: p}")),
-            "launch.capacityProviders: may have 20",
+            "launch.capacityProviders: must have at most 20",
         ),
     ] {
         let variant = template(Box::leak(keys.into_boxed_str()));
@@ -589,7 +595,7 @@ proptest! {
             prop_assert!(found.iter().any(|fault| near(&fault.path, path)), "{path} in {found:#?}");
         }
         for fault in &found {
-            prop_assert!(wrong.iter().any(|path| near(&fault.path, path)), "{fault} beside {wrong:?}");
+            prop_assert!(wrong.iter().any(|path| near(&fault.path, path)), "{fault} besides {wrong:?}");
         }
     }
 }
@@ -655,13 +661,13 @@ fn the_faults_of_several_texts_say_where_they_are_from() {
     assert_eq!(
         found[..3],
         [
-            "/a/2: clouds[0].maxAgents: is there twice",
+            "/a/2: clouds[0].maxAgents: duplicate key",
             "/a/2: jenkins: is in /a/1 too, and only one may have it",
             "/a/3: clouds: is in /a/1 too, and only one may have it",
         ]
     );
     assert!(found[3].starts_with("/a/4: not YAML: "), "{found:#?}");
-    let message = "maxAgents: has to be a whole number above 0";
+    let message = "maxAgents: must be a whole number above 0";
     assert_eq!(found[4..], [format!("clouds[0].{message} (in /a/1)"), format!("clouds[1].{message} (in /a/2)")]);
 }
 
@@ -674,11 +680,11 @@ fn keys_of_an_unreadable_text_are_not_reported_as_missing() {
 #[test]
 fn reports_a_document_that_is_no_configuration() {
     for (text, expected) in [
-        ("", "has to be a YAML mapping with jenkins and clouds"),
-        ("- a", "has to be a YAML mapping with jenkins and clouds"),
+        ("", "must be a YAML mapping with jenkins and clouds"),
+        ("- a", "must be a YAML mapping with jenkins and clouds"),
         ("{}", "clouds: is missing; jenkins: is missing"),
-        ("jenkins: 3\nclouds: x", "clouds: has to be a list, not a text; jenkins: has to be a mapping, not a number"),
-        ("jenkins: {url: https://a/}\nclouds: []", "clouds: has to have at least one cloud"),
+        ("jenkins: 3\nclouds: x", "clouds: must be a list, not a text; jenkins: must be a mapping, not a number"),
+        ("jenkins: {url: https://a/}\nclouds: []", "clouds: must have at least one cloud"),
     ] {
         assert_eq!(texts(&from_yaml(text).expect_err(text)).join("; "), expected);
     }

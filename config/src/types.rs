@@ -60,7 +60,7 @@ pub struct RootUrl {
 
 impl RootUrl {
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        let url = Url::parse(text).map_err(|error| format!("has to be an absolute URL: {error}"))?;
+        let url = Url::parse(text).map_err(|error| format!("must be an absolute URL: {error}"))?;
         Ok(Self { written: text.to_owned(), url })
     }
 

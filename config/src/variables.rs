@@ -8,8 +8,8 @@ pub const REQUEST_RECORD: &str = "JENKINS_ECS_AGENTS_REQUEST";
 pub const INBOUND_VARIABLES: [&str; 5] =
     ["JENKINS_URL", "JENKINS_AGENT_NAME", "JENKINS_SECRET", "JENKINS_AGENT_WORKDIR", "JENKINS_WEB_SOCKET"];
 
-/// Other variables of the image: each would change which controller the agent calls or as whom, or end it beside
-/// WebSocket.
+/// Other variables of the image: each would change which controller the agent calls or as whom, or end it if
+/// it uses WebSocket.
 const OTHER_INBOUND_VARIABLES: [&str; 5] =
     ["JENKINS_NAME", "JENKINS_TUNNEL", "JENKINS_DIRECT_CONNECTION", "JENKINS_INSTANCE_IDENTITY", "JENKINS_PROTOCOLS"];
 
@@ -43,10 +43,10 @@ pub fn check(name: &str, value: &str) -> Result<(), &'static str> {
     if name.trim().is_empty() || name.contains('=') || name.contains(char::is_control) {
         Err("cannot be a variable's name")
     } else if value.contains('\0') {
-        Err("may hold no NUL character")
+        Err("must not contain a NUL character")
     } else if value.contains("$$") {
         // `hudson.Util.replaceMacro`, which `hudson.EnvVars` is expanded with.
-        Err("may hold no $$: Jenkins makes one $ of it, in freestyle builds twice")
+        Err("must not contain $$: Jenkins makes one $ of it, in freestyle builds twice")
     } else {
         Ok(())
     }

@@ -103,7 +103,7 @@ impl<'de> Visitor<'de> for Node<'_> {
             let path = join(&self.path, &key);
             let value = entries.next_value_seed(self.within(path.clone()))?;
             if fields.contains_key(&key) {
-                self.twice.push(Fault::new(path, "is there twice"));
+                self.twice.push(Fault::new(path, "duplicate key"));
             } else {
                 fields.insert(key, value);
             }
@@ -130,7 +130,7 @@ mod tests {
         let (value, twice) = parse("a: 1\nb: [{c: 1, c: 2}, {c: 3}]\na: {d: 1, d: 1}").expect("good");
         assert_eq!(value, json!({"a": 1, "b": [{"c": 1}, {"c": 3}]}));
         let paths: Vec<_> = twice.iter().map(ToString::to_string).collect();
-        assert_eq!(paths, ["b[0].c: is there twice", "a.d: is there twice", "a: is there twice"]);
+        assert_eq!(paths, ["b[0].c: duplicate key", "a.d: duplicate key", "a: duplicate key"]);
     }
 
     #[test]

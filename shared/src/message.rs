@@ -73,9 +73,9 @@ impl AgentRequest {
         let request: Self = read(body, "an AgentRequest")?;
         request.overrides.check()?;
         match request.count {
-            Some(count) if !(1..=MOST_AGENTS).contains(&count) => Err(format!("count: is {count}, has to be 1 to 10")),
+            Some(count) if !(1..=MOST_AGENTS).contains(&count) => Err(format!("count: is {count}, must be 1 to 10")),
             _ if request.webhook_urls.len() > MOST_AGENTS as usize => {
-                Err(format!("webhookUrl: has {} URLs, at most 10 go", request.webhook_urls.len()))
+                Err(format!("webhookUrl: has {} URLs; the maximum is {MOST_AGENTS}", request.webhook_urls.len()))
             }
             _ => Ok(request),
         }
@@ -201,7 +201,7 @@ impl Overrides {
         let words = self.command.as_ref().map_or(0, Vec::len);
         for (name, entries) in [("environment", self.environment.len()), ("command", words)] {
             if entries > OVERRIDE_ENTRIES {
-                return Err(format!("overrides.{name}: has {entries} entries, at most {OVERRIDE_ENTRIES} go"));
+                return Err(format!("overrides.{name}: has {entries} entries; the maximum is {OVERRIDE_ENTRIES}"));
             }
         }
         for (name, value) in &self.environment {
@@ -392,9 +392,7 @@ pub struct Agent {
     /// Its port, for SSH.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
-    /// Its working directory.
     pub workspace: String,
-    /// Its executors.
     pub executors: u32,
     /// The ID of the Jenkins credential for its SSH login.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -423,9 +421,8 @@ pub struct Task {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Failure {
-    /// For programs.
     pub code: FailureCode,
-    /// For people: what happened and what to do.
+    /// Human-readable: what happened and what to do.
     pub message: String,
     /// ECS' stop code.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -464,7 +461,7 @@ pub enum FailureCode {
     LifetimeExceeded,
     /// The agent had no build for too long.
     Idle,
-    /// AWS took the Spot capacity back.
+    /// AWS reclaimed the Spot capacity.
     SpotInterruption,
 }
 
@@ -484,7 +481,7 @@ impl FailureCode {
         }
     }
 
-    /// The level at which it is logged: an error where a request, a setting or an image has to be changed, a warning where a
+    /// The level at which it is logged: an error where a request, a setting or an image must be changed, a warning where a
     /// build got too little of what there is, and neither where that is how agents end.
     pub fn level(self) -> Level {
         match self {
@@ -536,7 +533,7 @@ impl Timings {
 /// Reads a JSON body, bare or in an SNS envelope. `serde_json` limits the nesting to 128.
 fn read<T: serde::de::DeserializeOwned>(body: &str, what: &str) -> Result<T, String> {
     if body.len() > MESSAGE_BYTES {
-        return Err(format!("not {what}: it has {} bytes, at most {MESSAGE_BYTES} go", body.len()));
+        return Err(format!("not {what}: it has {} bytes; the maximum is {MESSAGE_BYTES}", body.len()));
     }
     let message = sns_message(body).map_err(|error| format!("not JSON: {error}"))?;
     // From the text, not from the parsed value: otherwise a duplicate field would go unnoticed.
@@ -582,7 +579,7 @@ fn short<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D
 
 fn bounded<E: serde::de::Error>(text: &str, most: usize) -> Result<String, E> {
     if text.len() > most {
-        return Err(E::custom(format!("has {} bytes, at most {most} go", text.len())));
+        return Err(E::custom(format!("has {} bytes; the maximum is {most}", text.len())));
     }
     Ok(text.to_owned())
 }
@@ -627,7 +624,7 @@ fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserial
 
 fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     #[derive(Deserialize)]
-    #[serde(untagged, expecting = "webhookUrl: has to be a URL or a list of URLs")]
+    #[serde(untagged, expecting = "webhookUrl: must be a URL or a list of URLs")]
     enum OneOrMany {
         One(String),
         Many(Vec<String>),
@@ -701,20 +698,20 @@ mod tests {
         let variables: BTreeMap<_, _> = (0..=OVERRIDE_ENTRIES).map(|index| (format!("A{index}"), "")).collect();
         let deep = (0..200).fold(json!(1), |inner, _| json!([inner]));
         for (fields, fault) in [
-            (json!({"label": "a || ".repeat(300) + "a"}), "label: has 1501 bytes, at most 1024 go"),
+            (json!({"label": "a || ".repeat(300) + "a"}), "label: has 1501 bytes; the maximum is 1024"),
             (json!({"webhookUrl": vec!["https://a/"; 11]}), "webhookUrl: has 11 URLs"),
             (json!({"overrides": {"environment": variables}}), "overrides.environment: has 101 entries"),
             (json!({"overrides": {"command": vec!["x"; 101]}}), "overrides.command: has 101 entries"),
             (json!({"overrides": {"taskRole": long}}), "overrides.taskRole: has 2049 bytes"),
-            (json!({"overrides": {"environment": {"A": "x$$y"}}}), "overrides.environment.A: may hold no $$"),
+            (json!({"overrides": {"environment": {"A": "x$$y"}}}), "overrides.environment.A: must not contain $$"),
             (json!({"overrides": {"environment": {"A=B": "x"}}}), "overrides.environment.A=B: cannot be"),
             (
                 json!({"overrides": {"taskDefinition": "a b"}}),
-                "overrides.taskDefinition: has to be a task definition's ARN",
+                "overrides.taskDefinition: must be a task definition's ARN",
             ),
             (json!({"overrides": {"ephemeralStorage": "50"}}), "overrides.ephemeralStorage: "),
             (json!({"overrides": {"command": deep}}), "recursion limit exceeded"),
-            (json!({"label": "x".repeat(MESSAGE_BYTES)}), "at most 65536 go"),
+            (json!({"label": "x".repeat(MESSAGE_BYTES)}), "the maximum is 65536"),
         ] {
             let found = request(fields).expect_err(fault);
             assert!(found.contains(fault) && found.len() < 300, "{found}");

@@ -13,11 +13,11 @@ pub(super) fn cloud(fields: &mut Fields<'_>, around: &mut Around) -> Option<Clou
         fields.fault("name", format!("{name:?} is the name of {first} too"));
     }
     let region = fields
-        .required("region", |place| place.text_that(is_region, "has to be a region of an AWS partition, as eu-west-1"));
+        .required("region", |place| place.text_that(is_region, "must be a region of an AWS partition, as eu-west-1"));
     let cluster = fields.optional("cluster", |place| {
-        place.text_that(|text| is_word(cluster_name(text), 255, "_-"), "has to be the name or the ARN of a cluster")
+        place.text_that(|text| is_word(cluster_name(text), 255, "_-"), "must be the name or the ARN of a cluster")
     });
-    let role = fields.optional("assumeRoleArn", |place| place.text_that(is_role_arn, "has to be the ARN of a role"));
+    let role = fields.optional("assumeRoleArn", |place| place.text_that(is_role_arn, "must be the ARN of a role"));
     let group = fields.optional("autoScalingGroup", filled);
     let registration = fields.optional("instanceRegistrationTimeout", duration);
     let idle = fields.optional("idleInstanceTimeout", duration);
@@ -30,7 +30,7 @@ pub(super) fn cloud(fields: &mut Fields<'_>, around: &mut Around) -> Option<Clou
         _ => None,
     };
     let templates = fields.required("templates", |place: Place<'_>| {
-        not_empty(&place, "has to have at least one template");
+        not_empty(&place, "must have at least one template");
         place.list(|place| place.mapping(|fields| template(fields, is_at.as_ref(), around)))
     });
     Some(Cloud {

@@ -26,7 +26,7 @@ pub(super) fn launch(fields: &mut Fields<'_>) -> Option<Launch> {
         (Field::Absent, providers) => providers.ok().map(Launch::CapacityProviders),
         (kind, Field::Absent) => kind.ok().map(Launch::Type),
         _ => {
-            fields.fault("type", "and capacityProviders exclude each other");
+            fields.fault("type", "cannot be combined with capacityProviders");
             None
         }
     }
@@ -41,10 +41,10 @@ fn capacity_providers(place: Place<'_>) -> Option<Vec<CapacityProvider>> {
     let of_fargate = providers.iter().filter(|provider| provider.is_fargate()).count();
     let is_all_read = providers.len() == length;
     for (is_wrong, message) in [
-        (length == 0, "has to have at least one capacity provider"),
-        (length > 20, "may have 20 at most"),
-        (is_all_read && length > 0 && with_weight == 0, "has to have one weight above 0"),
-        (with_base > 1, "may have one base above 0 only"),
+        (length == 0, "must have at least one capacity provider"),
+        (length > 20, "must have at most 20 entries"),
+        (is_all_read && length > 0 && with_weight == 0, "must have one weight above 0"),
+        (with_base > 1, "must have at most one base above 0"),
         (of_fargate > 0 && of_fargate < providers.len(), "cannot mix Fargate's with others"),
     ] {
         if is_wrong {
@@ -57,8 +57,7 @@ fn capacity_providers(place: Place<'_>) -> Option<Vec<CapacityProvider>> {
 
 fn capacity_provider(fields: &mut Fields<'_>) -> Option<CapacityProvider> {
     let is_provider = |text: &str| is_word(text, 255, "_-");
-    let name =
-        fields.required("name", |place| place.text_that(is_provider, "has to be the name of a capacity provider"));
+    let name = fields.required("name", |place| place.text_that(is_provider, "must be the name of a capacity provider"));
     let weight = fields.optional("weight", |place| place.number(0..=1000));
     let base = fields.optional("base", |place| place.number(0..=100_000));
     let (weight, base) = match (weight, base) {
@@ -73,14 +72,14 @@ pub(super) fn network(fields: &mut Fields<'_>) -> Option<Network> {
     let is_id = |text: &str| is_word(text, 64, "-");
     let subnets = fields.required("subnets", |place| {
         if !(1..=16).contains(&place.length()) && place.is_list() {
-            place.fault("has to have 1 to 16 subnets");
+            place.fault("must have 1 to 16 subnets");
             return None;
         }
-        place.list(|place| place.text_that(is_id, "has to be the id of a subnet, as subnet-1"))
+        place.list(|place| place.text_that(is_id, "must be the id of a subnet, as subnet-1"))
     });
     let security_groups = fields.optional("securityGroups", |place| {
         super::at_most(&place, 5);
-        place.list(|place| place.text_that(is_id, "has to be the id of a security group, as sg-1"))
+        place.list(|place| place.text_that(is_id, "must be the id of a security group, as sg-1"))
     });
     Some(Network {
         security_groups: security_groups.or(Vec::new()),
@@ -102,10 +101,10 @@ pub(super) fn placement_strategy(fields: &mut Fields<'_>) -> Option<PlacementStr
     let kind = kind.ok()?;
     let (holds, message) = match (kind, &field) {
         (_, Field::Wrong) => return None,
-        (PlacementStrategyType::Random, field) => (field.is_absent(), "does not go with random"),
+        (PlacementStrategyType::Random, field) => (field.is_absent(), "cannot be combined with random"),
         (PlacementStrategyType::Binpack, field) => {
             let field = field.as_ref().map(|field| field.to_ascii_lowercase());
-            (matches!(field.as_deref(), Some("cpu" | "memory")), "has to be cpu or memory for binpack")
+            (matches!(field.as_deref(), Some("cpu" | "memory")), "must be cpu or memory for binpack")
         }
         (PlacementStrategyType::Spread, field) => {
             let is_there = field.as_ref().is_some_and(|field| is_filled(field));
@@ -129,7 +128,7 @@ pub(super) fn placement_constraint(fields: &mut Fields<'_>) -> Option<PlacementC
     match (kind, &expression) {
         (PlacementConstraintType::DistinctInstance, Field::Read(_))
         | (PlacementConstraintType::MemberOf, Field::Absent) => {
-            fields.fault("expression", "goes with memberOf, and only with it");
+            fields.fault("expression", "is required with memberOf, and cannot be combined with anything else");
         }
         _ => {}
     }

@@ -30,9 +30,8 @@ type ClusterKey = (String, String, Option<String>);
 /// document nothing counts as missing.
 pub(crate) fn config(place: Place<'_>, is_complete: bool) -> Option<Config> {
     place.mapping(|fields| {
-        let event_bus = fields.optional("eventBus", |place| {
-            place.text_that(is_event_bus, "has to be the name or the ARN of an event bus")
-        });
+        let event_bus = fields
+            .optional("eventBus", |place| place.text_that(is_event_bus, "must be the name or the ARN of an event bus"));
         let mut around = Around::default();
         let read_jenkins = |place: Place<'_>| place.mapping(|fields| jenkins(fields, &mut around));
         let jenkins = match is_complete {
@@ -41,7 +40,7 @@ pub(crate) fn config(place: Place<'_>, is_complete: bool) -> Option<Config> {
         };
         let read_clouds = |place: Place<'_>| {
             let clouds = place.list(|place| place.mapping(|fields| cloud::cloud(fields, &mut around)));
-            not_empty(&place, "has to have at least one cloud");
+            not_empty(&place, "must have at least one cloud");
             clouds
         };
         let clouds = match is_complete {
@@ -55,7 +54,7 @@ pub(crate) fn config(place: Place<'_>, is_complete: bool) -> Option<Config> {
 fn jenkins(fields: &mut Fields<'_>, around: &mut Around) -> Option<Jenkins> {
     let url = fields.required("url", |place| {
         let url = plain_url(&place)?;
-        let message = "is a tag of every task: it may hold letters, digits and + - = . _ : / @ only, 256 at most";
+        let message = "is a tag of every task: it may only contain letters, digits and + - = . _ : / @, at most 256";
         if !is_tag_text(url.as_written(), 256) {
             place.fault(message);
         }
@@ -63,8 +62,8 @@ fn jenkins(fields: &mut Fields<'_>, around: &mut Around) -> Option<Jenkins> {
     });
     // RFC 7617: the first colon of Basic credentials ends the user.
     let is_user = |user: &str| is_filled(user) && !user.contains(':');
-    let user = fields
-        .optional("user", |place| place.text_that(is_user, "has to be the id of a Jenkins user, without a colon"));
+    let user =
+        fields.optional("user", |place| place.text_that(is_user, "must be the id of a Jenkins user, without a colon"));
     let api_token = fields.optional("apiToken", secret);
     let register_nodes = fields.optional("registerNodes", |place| place.flag());
     credentials(fields, &user, &api_token, register_nodes.as_ref() == Some(&true));
@@ -120,7 +119,7 @@ fn secret(place: Place<'_>) -> Option<SecretRef> {
         Some(("env", name)) => SecretRef::Env(name.into()),
         Some(("file", path)) => SecretRef::File(path.into()),
         _ => {
-            place.fault("has to be {ssm: NAME}, {env: NAME} or {file: PATH}, and never the secret itself");
+            place.fault("must be {ssm: NAME}, {env: NAME} or {file: PATH}, and never the secret itself");
             return None;
         }
     };
@@ -138,9 +137,9 @@ fn plain_url(place: &Place<'_>) -> Option<RootUrl> {
     let has_user_info = !url.username().is_empty() || url.password().is_some();
     let has_more = url.query().is_some() || url.fragment().is_some();
     for (is_wrong, message) in [
-        (!is_web, "has to be an http or https URL with a host"),
-        (has_user_info, "may hold no user info; that is what user and apiToken are for"),
-        (has_more, "may have no query and no fragment"),
+        (!is_web, "must be an http or https URL with a host"),
+        (has_user_info, "must not contain user info; that is what user and apiToken are for"),
+        (has_more, "must not have a query or a fragment"),
     ] {
         if is_wrong {
             place.fault(message);
@@ -166,7 +165,7 @@ fn not_empty(place: &Place<'_>, message: &str) {
 
 fn at_most(place: &Place<'_>, most: usize) {
     if place.length() > most {
-        place.fault(format!("may have {most} at most"));
+        place.fault(format!("has {} entries; the maximum is {most}", place.length()));
     }
 }
 

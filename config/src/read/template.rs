@@ -21,7 +21,7 @@ pub(super) fn template(fields: &mut Fields<'_>, is_at: Option<&ClusterKey>, arou
     }
     let labels = fields.required("labels", labels);
     let task_definition = fields.required("taskDefinition", |place| {
-        place.text_that(is_task_definition, "has to be a task definition's ARN, family:revision or family")
+        place.text_that(is_task_definition, "must be a task definition's ARN, family:revision or family")
     });
     let connect =
         fields.required("connect", |place| place.choice(&[("ssh", Connect::Ssh), ("inbound", Connect::Inbound)]));
@@ -30,9 +30,9 @@ pub(super) fn template(fields: &mut Fields<'_>, is_at: Option<&ClusterKey>, arou
     needs_nodes(fields, &connect, &idle, around.registers_nodes);
     suits_inbound(fields, &connect, &workspace);
     let runs_on = fields.optional("launch", |place| place.mapping(launch::launch));
-    let given = Given::read(fields);
-    given.suits(fields, &runs_on);
-    let asked = Asked::read(fields, &runs_on);
+    let launch_settings = LaunchSettings::read(fields);
+    launch_settings.suits(fields, &runs_on);
+    let overridable = OverrideSettings::read(fields, &runs_on);
     Some(Template {
         container: fields.optional("container", filled).ok(),
         workspace: workspace.or(default_workspace()),
@@ -44,16 +44,16 @@ pub(super) fn template(fields: &mut Fields<'_>, is_at: Option<&ClusterKey>, arou
         idle_timeout: idle.ok(),
         ssh: fields.optional("ssh", |place| place.mapping(ssh)).or(Ssh::default()),
         launch: runs_on.or(Launch::default()),
-        network: given.network.ok(),
-        platform_version: given.platform_version.ok(),
-        placement_strategy: given.placement_strategy.or(Vec::new()),
-        placement_constraints: given.placement_constraints.or(Vec::new()),
+        network: launch_settings.network.ok(),
+        platform_version: launch_settings.platform_version.ok(),
+        placement_strategy: launch_settings.placement_strategy.or(Vec::new()),
+        placement_constraints: launch_settings.placement_constraints.or(Vec::new()),
         enable_execute_command: fields.optional("enableExecuteCommand", |place| place.flag()).or(false),
         environment: fields.optional("environment", environment).or(BTreeMap::new()),
         tags: fields.optional("tags", tags).or(BTreeMap::new()),
-        allowed_overrides: asked.allowed_overrides,
-        limits: asked.limits,
-        allowed_task_definitions: asked.allowed_task_definitions,
+        allowed_overrides: overridable.allowed_overrides,
+        limits: overridable.limits,
+        allowed_task_definitions: overridable.allowed_task_definitions,
         name: name.ok()?,
         labels: labels.ok()?,
         task_definition: task_definition.ok()?,
@@ -62,7 +62,7 @@ pub(super) fn template(fields: &mut Fields<'_>, is_at: Option<&ClusterKey>, arou
 }
 
 fn labels(place: Place<'_>) -> Option<LabelSet> {
-    super::not_empty(&place, "has to have at least one label");
+    super::not_empty(&place, "must have at least one label");
     let message = "cannot be a label: it is empty, begins or ends with a space, or holds a quote, backslash or control \
                    character";
     place.list(|place| place.text_that(is_label, message)).map(LabelSet)
@@ -83,7 +83,7 @@ fn needs_nodes(fields: &Fields<'_>, connect: &Field<Connect>, idle: &Field<Limit
 fn suits_inbound(fields: &Fields<'_>, connect: &Field<Connect>, workspace: &Field<String>) {
     let has_space = workspace.as_ref().is_some_and(|workspace| workspace.contains(char::is_whitespace));
     let is_wrong = has_space && connect.as_ref() == Some(&Connect::Inbound);
-    let message = "may hold no white space with connect: inbound: the official image does not quote it";
+    let message = "must not contain white space with connect: inbound: the official image does not quote it";
     fields.unless(!is_wrong, "workspace", message);
 }
 
@@ -127,25 +127,25 @@ fn host_key_verification(place: Place<'_>) -> Option<HostKeyVerification> {
         let choices = [("none", HostKeyVerification::None), ("knownHosts", HostKeyVerification::KnownHosts)];
         let found = place.as_text().and_then(|text| choices.into_iter().find(|(name, _)| *name == text));
         if found.is_none() {
-            place.fault("has to be none, knownHosts or {key: \"ssh-ed25519 AAAA…\"}");
+            place.fault("must be none, knownHosts or {key: \"ssh-ed25519 AAAA…\"}");
         }
         return found.map(|(_, verification)| verification);
     }
     place.mapping(|fields| {
-        let message = "has to be an SSH public key as ssh-keygen writes it: ssh-ed25519 AAAA…";
+        let message = "must be an SSH public key as ssh-keygen writes it: ssh-ed25519 AAAA…";
         fields.required("key", |place| place.text_that(is_public_key, message)).ok().map(HostKeyVerification::Key)
     })
 }
 
 /// A template's parameters of RunTask besides the launch type.
-struct Given {
+struct LaunchSettings {
     network: Field<Network>,
     platform_version: Field<String>,
     placement_strategy: Field<Vec<crate::types::PlacementStrategy>>,
     placement_constraints: Field<Vec<crate::types::PlacementConstraint>>,
 }
 
-impl Given {
+impl LaunchSettings {
     fn read(fields: &mut Fields<'_>) -> Self {
         Self {
             network: fields.optional("network", |place| place.mapping(launch::network)),
@@ -190,13 +190,13 @@ impl Given {
 }
 
 /// What requests may override.
-struct Asked {
+struct OverrideSettings {
     allowed_overrides: Vec<Override>,
     limits: Limits,
     allowed_task_definitions: Vec<FamilyPattern>,
 }
 
-impl Asked {
+impl OverrideSettings {
     fn read(fields: &mut Fields<'_>, launch: &Field<Launch>) -> Self {
         let overrides = fields.optional("allowedOverrides", |place| place.list(|place| place.choice(&Override::NAMES)));
         let allows = |kind: Override| overrides.as_ref().is_some_and(|list| list.contains(&kind));
@@ -211,7 +211,7 @@ impl Asked {
         let default = Launch::default();
         let is_elsewhere = launch.effective(&default).is_some_and(|launch| !launch.may_be_fargate());
         let is_refused = is_elsewhere && allows(Override::EphemeralStorage);
-        fields.unless(!is_refused, "allowedOverrides", "may have ephemeralStorage on Fargate only");
+        fields.unless(!is_refused, "allowedOverrides", "ephemeralStorage is for Fargate only");
         Self {
             limits: fields.optional("limits", |place| place.mapping(limits)).or(Limits::default()),
             allowed_overrides: overrides.or(Vec::new()),
@@ -239,7 +239,7 @@ fn environment(place: Place<'_>) -> Option<BTreeMap<String, String>> {
         } else if variables::is_reserved(name) {
             place.fault("is decided by the launch itself");
         } else if !names.insert(name.to_lowercase()) {
-            place.fault("is there twice: case does not count in Jenkins");
+            place.fault("duplicate name: Jenkins ignores case");
         }
         Some(value.to_owned())
     })
@@ -255,13 +255,13 @@ fn tags(place: Place<'_>) -> Option<BTreeMap<String, String>> {
         let value = place.text()?;
         let folded = key.to_ascii_lowercase();
         for (is_wrong, message) in [
-            (folded.starts_with("aws:"), "may not begin with aws:"),
-            (folded.starts_with("jenkins-ecs-agents:"), "may not begin with jenkins-ecs-agents:"),
-            (!(1..=128).contains(&key.chars().count()), "has to have 1 to 128 characters"),
-            (value.chars().count() > 256, "may have a value of 256 characters at most"),
+            (folded.starts_with("aws:"), "must not begin with aws:"),
+            (folded.starts_with("jenkins-ecs-agents:"), "must not begin with jenkins-ecs-agents:"),
+            (!(1..=128).contains(&key.chars().count()), "must have 1 to 128 characters"),
+            (value.chars().count() > 256, "must have a value of at most 256 characters"),
             (
                 !is_tag_text(key, usize::MAX) || !is_tag_text(value, usize::MAX),
-                "may hold letters, digits, spaces and + - = . _ : / @ only",
+                "may only contain letters, digits, spaces and + - = . _ : / @",
             ),
         ] {
             if is_wrong {

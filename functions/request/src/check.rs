@@ -33,7 +33,7 @@ pub(crate) struct Item {
     pub ok: bool,
     /// What was found.
     pub found: String,
-    /// How to fix it; none where nothing is wrong.
+    /// How to fix it; `None` if nothing is wrong.
     #[serde(rename = "mend")]
     pub fix: Option<String>,
 }
@@ -55,7 +55,7 @@ impl Item {
     fn fault(item: impl Into<String>, fault: &Fault) -> Self {
         let fix = match fault.kind {
             Kind::Denied => format!("allow {} in the function's role, on this resource", fault.action),
-            _ if fault.code.is_none() => "check the function's way to AWS: VPC, NAT or endpoints".into(),
+            _ if fault.code.is_none() => "check the function's network route to AWS: VPC, NAT or endpoints".into(),
             _ => "see the message".into(),
         };
         Self::bad(item, fault, fix)
@@ -225,7 +225,7 @@ fn check_rebalancing(group: &Group, gives_back: bool, item: String) -> Item {
     let evens_out = group.zones > 1 && !group.is_suspended("AZRebalance");
     let unprotected = group.instances.iter().filter(|member| member.lifecycle.counts() && !member.protected).count();
     let found = format!(
-        "{} over {} zones; new instances are {}protected from scale-in, {unprotected} of those there are not",
+        "{} over {} zones; new instances are {}protected from scale-in, {unprotected} existing ones are not",
         if evens_out { "the group evens out its instances" } else { "the group does not even out its instances" },
         group.zones,
         if group.protects_new { "" } else { "not " },
@@ -234,7 +234,7 @@ fn check_rebalancing(group: &Group, gives_back: bool, item: String) -> Item {
         !(gives_back && evens_out) || (group.protects_new && unprotected == 0),
         item,
         found,
-        "suspend AZRebalance, or protect the group's instances, new ones and those that are there, from scale-in: where idle \
+        "suspend AZRebalance, or protect the group's instances, new and existing ones, from scale-in: where idle \
          instances are given back, the group may end a busy one to even out its zones",
     )
 }
@@ -257,7 +257,7 @@ fn check_registration(
                 group.name,
                 ids.join(", ")
             );
-            let fix = "check ECS_CLUSTER in their user data, their instance role, and their way to ECS";
+            let fix = "check ECS_CLUSTER in their user data, their instance role, and their network route to ECS";
             Item::bad(item, found, fix)
         }
         Err(fault) => Item::fault(item, &fault),

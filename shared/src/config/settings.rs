@@ -94,7 +94,7 @@ pub async fn load(
     };
     let agent_name_prefix = environment("AGENT_NAME_PREFIX").unwrap_or_else(|| DEFAULT_PREFIX.into());
     if !is_word(&agent_name_prefix, LONGEST_PREFIX, "_-") {
-        faults.push(format!("AGENT_NAME_PREFIX: {agent_name_prefix:?} has to be 1 to 32 of A-Z a-z 0-9 _ -"));
+        faults.push(format!("AGENT_NAME_PREFIX: {agent_name_prefix:?} must be 1 to 32 of A-Z a-z 0-9 _ -"));
     }
     if environment("AWS_REGION").or_else(|| environment("AWS_DEFAULT_REGION")).is_none() {
         faults.push("AWS_REGION: is missing; Lambda sets it, elsewhere set it to the region of the queues".into());
@@ -242,9 +242,9 @@ mod tests {
         for (line, start) in lines[1..].iter().zip([
             "- REQUESTS_QUEUE_URL: is missing",
             "- WAITING_QUEUE_URL: \"queue\" is not",
-            "- AGENT_NAME_PREFIX: \"a/b\" has to be",
+            "- AGENT_NAME_PREFIX: \"a/b\" must be",
             "- AWS_REGION: is missing",
-            "- clouds: has to have",
+            "- clouds: must have",
             "- jenkins.colour: is not known here",
             "- jenkins.apiToken: there is no environment variable TOKEN",
         ]) {

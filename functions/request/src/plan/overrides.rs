@@ -62,7 +62,7 @@ fn check_amounts(template: &Template, overrides: &Overrides) -> Result<(), Failu
     for (name, asked, limit) in amounts {
         match (asked, limit) {
             (Some(0), _) if name != "ephemeralStorage" => {
-                return Err(Failure::new(FailureCode::InvalidRequest, format!("overrides.{name}: has to be above 0")));
+                return Err(Failure::new(FailureCode::InvalidRequest, format!("overrides.{name}: must be above 0")));
             }
             (Some(asked), Some(limit)) if asked > limit => {
                 let template = &template.name;

@@ -52,7 +52,7 @@ impl Metrics {
         self.0.entry(metric).or_default().entry(minute).or_default().push(value);
     }
 
-    /// One data point; none if nothing was reported.
+    /// One data point; `None` if nothing was reported.
     fn statistic(&self, metric: &Metric, statistic: &str, minutes: Range<u64>) -> Option<f64> {
         let values: Vec<f64> = self.0.get(metric)?.range(minutes).flat_map(|(_, values)| values).copied().collect();
         let sum: f64 = values.iter().sum();
@@ -119,7 +119,8 @@ pub fn state(alarm: &Value, metrics: &Metrics, minute: u64) -> State {
     evaluate(&points, periods as usize, alarm["TreatMissingData"].as_str().unwrap_or("missing"))
 }
 
-/// The state that follows from data points, the newest first: whether each breaches the threshold, none where it is missing.
+/// The state that follows from data points, the newest first: whether each breaches the threshold, `None` if it is
+/// missing.
 fn evaluate(points: &[Option<bool>], periods: usize, missing: &str) -> State {
     let real: Vec<bool> = points.iter().flatten().copied().take(periods).collect();
     let all_breach = real.iter().all(|breaches| *breaches);

@@ -37,7 +37,7 @@ const VALUES: [(&str, &[&str]); 3] = [
 pub struct Datum {
     /// The metric.
     pub name: String,
-    /// By name; none where the datum counts for the whole stack.
+    /// By name; `None` if the datum counts for the whole stack.
     pub dimensions: BTreeMap<String, String>,
     pub value: f64,
 }

@@ -31,11 +31,8 @@ pub mod roles;
 
 use roles::{Roles, Seen};
 
-/// The home region.
 pub const REGION: &str = "eu-west-1";
-/// The account.
 pub const ACCOUNT: &str = "123456789012";
-/// The cluster.
 pub const CLUSTER: &str = "jenkins";
 /// The Auto Scaling group: 0 to 4 instances of 4096 CPU units and 7680 MiB, one of which is there at the start.
 pub const GROUP: &str = "jenkins-ecs";
@@ -52,11 +49,8 @@ const QUEUES: [&str; 5] = ["requests", "waiting", "undelivered", "rejected", "co
 /// A function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Binary {
-    /// `request`
     Request,
-    /// `task-state`
     TaskState,
-    /// `teardown`
     Teardown,
 }
 
@@ -70,7 +64,7 @@ impl Binary {
         }
     }
 
-    /// The binary that cargo built, beside the test's own.
+    /// The binary that cargo built, next to the test's own.
     ///
     /// # Errors
     /// When it was not built.
@@ -224,7 +218,6 @@ impl Stack {
 
     // --- The world ---
 
-    /// AWS.
     pub fn aws(&self) -> MutexGuard<'_, Aws> {
         lock(&self.aws)
     }
@@ -234,7 +227,6 @@ impl Stack {
         self.aws.clone()
     }
 
-    /// Jenkins.
     pub fn jenkins(&self) -> MutexGuard<'_, Jenkins> {
         lock(&self.jenkins)
     }
@@ -322,7 +314,7 @@ impl Stack {
         self.functions.get_mut(&binary).context("just started")
     }
 
-    /// Another process of a function, as Lambda starts one beside the first.
+    /// Another process of a function, as Lambda starts one besides the first.
     #[track_caller]
     pub fn another(&self, binary: Binary) -> impl Future<Output = Function> {
         or_panic(self.try_another(binary))

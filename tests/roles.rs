@@ -99,7 +99,7 @@ impl Roles {
         roles.flat_map(of).collect()
     }
 
-    /// The statements of the roles in other accounts, each beside those of the same name in the functions' own roles.
+    /// The statements of the roles in other accounts, each next to those of the same name in the functions' own roles.
     pub fn twins(&self) -> impl Iterator<Item = (&Statement, Vec<&Statement>)> {
         let own = || self.main.values().flat_map(|(_, role)| &role.statements);
         let others = self.other.values().flat_map(|(_, role)| &role.statements);

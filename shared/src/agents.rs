@@ -177,7 +177,7 @@ async fn mapped_port(
 #[derive(Debug, Clone, Copy)]
 pub struct Subject<'a> {
     pub name: &'a AgentName,
-    /// None where it is no longer configured.
+    /// `None` if it is no longer configured.
     pub template: Option<&'a Template>,
     pub request_id: Option<&'a RequestId>,
     pub build: Option<&'a Build>,

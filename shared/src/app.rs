@@ -61,7 +61,7 @@ impl App {
         self.config().jenkins.url.as_written()
     }
 
-    /// Parses the name of one of our agents; none if it is not one.
+    /// Parses the name of one of our agents; `None` if it is not one.
     pub fn agent_name(&self, name: &str) -> Option<AgentName> {
         AgentName::parse(&self.settings.agent_name_prefix, name)
     }

@@ -46,7 +46,7 @@ pub struct Need {
 
 impl Need {
     /// Whether two such agents can never share an instance, as far as is known.
-    fn is_apart(&self) -> bool {
+    fn needs_own_instance(&self) -> bool {
         self.gpus > 0 || !self.exclusive.is_empty()
     }
 
@@ -117,9 +117,16 @@ pub struct Observed {
     /// Instances of the group, by EC2 id, that have not registered in time, and since when they are overdue. They count
     /// neither as booting nor as room.
     pub never_registered: BTreeMap<String, Timestamp>,
-    /// Container instances that ECS named for a reason other than CPU and memory, and whether their number of tasks
-    /// shows how many an instance holds ([`crate::fault::Placement::Slots`]).
-    pub unfit: BTreeMap<String, bool>,
+    /// Container instances that ECS named for a reason other than CPU and memory.
+    pub unfit: BTreeMap<String, Unfit>,
+}
+
+/// Why an instance with enough CPU and memory takes no more tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unfit {
+    /// Its number of tasks shows how many an instance holds ([`crate::fault::Placement::Slots`]).
+    Full,
+    Other,
 }
 
 /// What to do about the waiting requests.
@@ -234,7 +241,7 @@ impl Observed {
             // The size of an instance is unknown: the first to boot will show it. Agents that cannot share an instance
             // need one each.
             None => {
-                let each = demand.iter().filter(|need| need.is_apart()).count() as u32;
+                let each = demand.iter().filter(|need| need.needs_own_instance()).count() as u32;
                 each.saturating_sub(booting).max(u32::from(booting == 0))
             }
         };
@@ -264,10 +271,10 @@ impl Observed {
     fn new_place(&self, size: Size, demand: &[Need]) -> Place {
         let (room, daemons) = self.daemons_of_one();
         // An instance that is out of network interfaces or ports shows how many tasks an instance holds.
-        let full = self.instances.iter().filter(|instance| self.unfit.get(&instance.arn) == Some(&true));
+        let full = self.instances.iter().filter(|instance| self.unfit.get(&instance.arn) == Some(&Unfit::Full));
         let agents = full.map(|instance| self.agents_on(instance, daemons)).filter(|&agents| agents > 0);
         let slots = agents.max().filter(|_| demand.iter().all(|need| need.exclusive.is_empty())).unwrap_or(u32::MAX);
-        // One GPU per instance is presumed until one has registered.
+        // Until an instance has registered, a new one is presumed to have the GPUs of the largest need.
         let gpus = self.own().map(|instance| instance.gpus).max().filter(|&gpus| gpus > 0);
         let gpus = gpus.or(demand.iter().map(|need| need.gpus).max()).unwrap_or_default();
         Place { room: size.without(room), gpus, slots, taken: self.taken_of_new().cloned().unwrap_or_default() }
@@ -516,7 +523,7 @@ mod tests {
         state.configured = None;
         assert_eq!(state.plan(&apart(4)).raise_to, Some(4), "though an instance's size is unknown");
         let mut beside = observed(1, 10, &[INSTANCE]);
-        beside.unfit.insert("arn-0".into(), false);
+        beside.unfit.insert("arn-0".into(), Unfit::Other);
         assert_eq!(beside.plan(&apart(8)).raise_to, Some(9));
     }
 
@@ -564,7 +571,7 @@ mod tests {
     #[test]
     fn an_unsuitable_instance_does_not_show_how_many_tasks_one_holds() {
         let mut state = observed(1, 10, &[INSTANCE]);
-        state.unfit.insert("arn-0".into(), false);
+        state.unfit.insert("arn-0".into(), Unfit::Other);
         assert_eq!(state.plan(&needs(TASK, 6)).raise_to, Some(3), "three tasks each");
     }
 
@@ -572,7 +579,7 @@ mod tests {
     fn instances_without_free_interfaces_are_full() {
         let mut state = observed(1, 10, &[INSTANCE]);
         state.instances[0].tasks = 2;
-        state.unfit.insert("arn-0".into(), true);
+        state.unfit.insert("arn-0".into(), Unfit::Full);
         assert_eq!(state.plan(&needs(TASK, 1)).raise_to, Some(2));
         assert_eq!(state.plan(&needs(TASK, 4)).raise_to, Some(3), "two a new instance, as on the full one");
     }

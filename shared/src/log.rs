@@ -67,14 +67,14 @@ macro_rules! log_fault {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Format {
     Json,
-    /// For people: the platform adds the time.
+    /// Human-readable: the platform adds the time.
     Text,
 }
 
 /// Writes each event to the standard output, flat: its own fields, then those of its spans, innermost first.
 struct Lines {
     format: Format,
-    /// None where lines carry no metrics.
+    /// `None` if lines carry no metrics.
     metrics: Option<Metrics>,
 }
 

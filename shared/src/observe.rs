@@ -34,7 +34,7 @@ impl Tasks {
 /// Observes a cloud, except its group. If nobody has listed the cluster's tasks, those of one instance are used.
 ///
 /// # Errors
-/// When AWS could not be asked.
+/// When AWS could not be queried.
 pub async fn instances(cloud: &Cloud, tasks: Option<&Tasks>) -> Result<Observed, Fault> {
     let mut instances = cloud.cluster.instances().await?;
     let sampled = match tasks {
@@ -54,7 +54,7 @@ pub async fn instances(cloud: &Cloud, tasks: Option<&Tasks>) -> Result<Observed,
 /// what another copy has raised meanwhile must not be lowered. Returns false if there is no such group.
 ///
 /// # Errors
-/// When AWS could not be asked.
+/// When AWS could not be queried.
 pub async fn group(cloud: &Cloud, name: &str, observed: &mut Observed, now: Timestamp) -> Result<bool, Fault> {
     let Some(mut group) = cloud.groups.describe(name).await? else { return Ok(false) };
     if unregistered(&group, &observed.instances).next().is_some() {
@@ -85,7 +85,7 @@ fn unregistered<'a>(group: &'a Group, instances: &'a [Instance]) -> impl Iterato
 /// The group's instances that should have registered by now, by EC2 id, and since when they are overdue.
 ///
 /// # Errors
-/// When EC2 could not be asked for their launch times.
+/// When EC2 could not be queried for their launch times.
 pub async fn never_registered(
     cloud: &Cloud,
     group: &Group,

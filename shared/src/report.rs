@@ -479,7 +479,7 @@ async fn was_interrupted(agent: OurAgent<'_>, task: &Task) -> Result<bool, Fault
     }
 }
 
-/// Whether a stopped task's tags say that it was reported ready; none if that is no longer known.
+/// Whether a stopped task's tags say that it was reported ready; `None` if that is no longer known.
 fn known_readiness(task: &Task) -> Option<bool> {
     let is_ours = Stop::parse(task.stopped_reason.as_deref().unwrap_or_default()).is_some();
     // StopTask deleted its tags: somebody else's call, or ours for a task that had already stopped.
@@ -535,7 +535,7 @@ pub async fn record(cloud: &Cloud, arn: &str, value: &str) -> Result<(), Fault> 
 /// Stops a task. If it is already gone, that is success.
 ///
 /// # Errors
-/// When ECS could not be asked.
+/// When ECS could not be queried.
 pub async fn stop(agent: OurAgent<'_>, task: &Task, stop: Stop) -> Result<(), Fault> {
     match agent.cloud.cluster.stop_task(&task.arn, &stop.to_string()).await {
         Err(fault) if fault.kind == Kind::Missing => return Ok(()),

@@ -52,7 +52,7 @@ impl Cause {
         }
     }
 
-    /// The failure to report; none where agents normally end this way.
+    /// The failure to report; `None` if agents normally end this way.
     pub fn failure(self) -> Option<FailureCode> {
         match self {
             Self::Completed | Self::Unwanted | Self::Duplicate => None,
@@ -72,7 +72,7 @@ impl Stop {
         Self { cause, before_ready, text: text.into() }
     }
 
-    /// Parses a stopped reason; none if it is not one of ours.
+    /// Parses a stopped reason; `None` if it is not one of ours.
     pub fn parse(reason: &str) -> Option<Self> {
         let (head, text) = reason.split_once(": ")?;
         let (code, before_ready) = match head.strip_suffix(BEFORE_READY) {

@@ -86,7 +86,7 @@ pub fn send(daemon: Option<SocketAddr>, trace: Option<&Trace>, notice: &Notice) 
     }
 }
 
-/// The segment from the request to the notice, with a subsegment for each known stage; none where the send time of the
+/// The segment from the request to the notice, with a subsegment for each known stage; `None` if the send time of the
 /// request is unknown.
 fn segment(trace: &Trace, notice: &Notice) -> Option<Value> {
     let timings = notice.timings.as_ref()?;

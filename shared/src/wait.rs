@@ -55,9 +55,7 @@ pub struct Wait {
     /// Which of its agents still wait.
     #[serde(deserialize_with = "agents")]
     pub agents: Vec<u32>,
-    /// The cloud that serves it.
     pub cloud: String,
-    /// The template that serves it.
     pub template: String,
     /// The size of one of its agents, if it is known.
     pub size: Option<Size>,
@@ -140,7 +138,7 @@ impl Wait {
 pub struct Waiting {
     /// The request, as Jenkins sent it.
     pub body: String,
-    /// Its wait; none if somebody else put it there.
+    /// Its wait; `None` if somebody else put it there.
     pub wait: Option<Wait>,
     /// The handle to delete or release it.
     pub receipt: String,

@@ -467,7 +467,7 @@ impl Course {
 
 // --- Metrics that are no outage ---
 
-/// One value in each period of five minutes; none where nothing was reported.
+/// One value in each period of five minutes; `None` if nothing was reported.
 type Series<'a> = &'a [Option<f64>];
 
 /// An alarm's state after the last value of each of its metrics.

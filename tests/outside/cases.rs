@@ -132,7 +132,7 @@ async fn agents_that_share_no_instance_get_one_each_at_once() {
     stack.aws().ecs.fill_group(GROUP, 1, Timestamp::now());
     stack.agent("there", "maven").await;
     ask(&mut stack, "maven", 8).await;
-    assert_eq!(desired(&stack), 9, "distinctInstance beside one");
+    assert_eq!(desired(&stack), 9, "distinctInstance next to one");
     for daemons in [2, 0] {
         let mut stack = world(|config| with_definition(config, "one-gpu")).await;
         define(&stack, "one-gpu", "bridge", &gpu);
@@ -147,7 +147,7 @@ async fn agents_that_share_no_instance_get_one_each_at_once() {
         }
         stack.agent("there", "maven").await;
         ask(&mut stack, "maven", 4).await;
-        assert_eq!(desired(&stack), 5, "one GPU an instance, beside one with {daemons} daemons");
+        assert_eq!(desired(&stack), 5, "one GPU per instance, next to one with {daemons} daemons");
     }
 }
 

@@ -20,7 +20,7 @@ fn items(report: &Value) -> Vec<&Value> {
     own.into_iter().chain(children.into_iter().flat_map(items)).collect()
 }
 
-/// The faults, in words: only the innermost items.
+/// The faults as texts: only the innermost items.
 fn faults(report: &Value) -> Vec<String> {
     let wrong = items(report).into_iter().filter(|item| item["ok"] == false);
     wrong.filter(|item| items(item).len() == 1).map(Value::to_string).collect()

@@ -172,7 +172,7 @@ async fn an_instance_without_a_free_gpu_or_port_wakes_nobody() {
     assert_eq!(stack.bodies("requests").len(), 3);
 }
 
-/// A bridged task definition whose agent has these ports of its instance beside the one for SSH.
+/// A bridged task definition whose agent has these ports of its instance besides the one for SSH.
 fn define(stack: &Stack, family: &str, ports: &[(u16, &str)]) {
     let mapping =
         |(port, protocol): &(u16, &str)| json!({"containerPort": port, "hostPort": port, "protocol": protocol});
@@ -235,7 +235,7 @@ async fn every_port_of_the_host_that_a_task_takes_has_to_be_free() {
 
 #[tokio::test]
 async fn no_group_is_raised_for_a_port_that_is_in_use_on_each_of_its_instances() {
-    // The container agent has it, beside an agent on the only instance.
+    // The container agent has it, next to an agent on the only instance.
     let (mut stack, _) = beside(of_family("reserved"), &[(9090, "tcp")]).await;
     define(&stack, "reserved", &[(2376, "tcp")]);
     stack.agent("reserved", "maven").await;

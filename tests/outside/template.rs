@@ -259,7 +259,7 @@ fn inline<'a>(template: &'a Value, role: &str) -> Vec<&'a Value> {
     policies.iter().map(|policy| &policy["PolicyDocument"]).collect()
 }
 
-/// `UPDATE_DOCS=1` writes the table anew.
+/// `UPDATE_DOCS=1` writes the table again.
 #[test]
 fn the_table_of_permissions_matches_the_template() {
     const BEGIN: &str = "<!-- permissions: made from template.yaml; do not edit -->\n";

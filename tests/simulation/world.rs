@@ -95,7 +95,6 @@ pub(crate) struct Sim {
 /// Idle processes, with the time since when.
 type Idle = Vec<(Instant, App)>;
 
-/// The world.
 #[derive(Clone)]
 pub(crate) struct World {
     sim: Arc<Mutex<Sim>>,
@@ -115,7 +114,6 @@ const TRIP: Duration = Duration::from_millis(15);
 const IDLE_PROCESS: Duration = Duration::from_secs(300);
 
 impl World {
-    /// Builds the world.
     pub(crate) async fn new(plan: Plan) -> Self {
         let epoch: Timestamp = "2026-03-02T00:00:00Z".parse().expect("a time");
         let start = Instant::now();

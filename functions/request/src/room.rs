@@ -6,7 +6,7 @@ use futures::future::join_all;
 use jiff::Timestamp;
 use shared::app::App;
 use shared::batch::{Invocation, Item, guarded};
-use shared::capacity::{Need, Observed, Plan};
+use shared::capacity::{Need, Observed, Plan, Unfit};
 use shared::cloud::Cloud;
 use shared::fault::{Fault, Placement};
 use shared::log_fault;
@@ -111,7 +111,10 @@ impl Room {
         let failures = needs.iter().flat_map(|(_, blocked)| placing::failures(blocked));
         observed.unfit = failures
             .filter(|failure| failure.placement != Placement::Size)
-            .filter_map(|failure| Some((failure.instance.clone()?, failure.placement == Placement::Slots)))
+            .filter_map(|failure| {
+                let unfit = if failure.placement == Placement::Slots { Unfit::Full } else { Unfit::Other };
+                Some((failure.instance.clone()?, unfit))
+            })
             .collect();
         let mut room = Self { observed, plan: Plan::default(), refused: None, needs: taken };
         room.observe_group(cloud, app.now()).await?;

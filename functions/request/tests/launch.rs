@@ -13,7 +13,7 @@ use shared::config::from_yaml;
 use shared::http::Http;
 use shared::origin::Origin;
 
-/// The body of the RunTask that a template comes to, without what every launch has alike.
+/// The body of the RunTask for a template, without what every launch has alike.
 async fn run_task_of(template: &str, overrides: Value) -> Value {
     let yaml = format!(
         "jenkins: {{url: 'https://ci.example.com/'}}\nclouds:\n  - name: c\n    region: eu-west-1\n    cluster: ci\n    templates:\n      - {{name: t, labels: [l], taskDefinition: 'agents:7', container: agent, connect: ssh, {template}}}\n"

@@ -75,7 +75,7 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// The container instance with its room for tasks; none if it accepts no tasks.
+    /// The container instance with its room for tasks; `None` if it accepts no tasks.
     pub fn with_room(&self) -> Option<ecs::Instance> {
         let remaining = Resources(&self.remaining_resources);
         let instance = ecs::Instance {

@@ -54,7 +54,7 @@ enum Outcome {
     Over,
     /// Agents that it names may still be placed.
     Pending,
-    /// ECS could not be asked for the agents.
+    /// ECS could not be queried for the agents.
     Unknown(Fault),
     /// It can never work.
     Refused(String),

@@ -34,7 +34,7 @@ pub struct ApiError {
     pub status: u16,
     /// `ThrottlingException`.
     pub code: String,
-    /// For people.
+    /// Human-readable.
     pub message: String,
     /// Additional members of the JSON answer.
     pub extra: Value,

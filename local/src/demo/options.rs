@@ -25,7 +25,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// Parses the command line; none if it asks for help.
+    /// Parses the command line; `None` if it asks for help.
     ///
     /// # Errors
     /// When it is invalid.

@@ -12,7 +12,7 @@ use super::answers::escape;
 pub struct Node {
     /// Its name.
     pub name: String,
-    /// For people.
+    /// Human-readable.
     pub description: String,
     /// The agent's working directory.
     pub remote_fs: String,
@@ -36,7 +36,7 @@ pub struct Node {
     pub temporarily_offline: Option<OfflineCause>,
     /// Whether the agent is connected.
     pub is_connected: bool,
-    /// Why it is not, in Jenkins' words (`SimpleOfflineCause`); none if nobody has tried yet.
+    /// Why it is not, in Jenkins' words (`SimpleOfflineCause`); `None` if nobody has tried yet.
     pub disconnected: Option<&'static str>,
     /// The builds that run on it.
     pub builds: Vec<Build>,
@@ -160,7 +160,7 @@ pub struct InboundLauncher {
     pub web_socket: bool,
     /// A tunnel, for old agents.
     pub tunnel: Option<String>,
-    /// `RemotingWorkDirSettings`: the folder of the agent's own files; none if that is off.
+    /// `RemotingWorkDirSettings`: the folder of the agent's own files; `None` if that is off.
     pub work_dir: Option<WorkDir>,
 }
 

@@ -19,7 +19,7 @@ pub struct Exchange {
     pub method: Method,
     /// As it was sent, with its query.
     pub target: String,
-    /// The user; none if authentication failed.
+    /// The user; `None` if authentication failed.
     pub user: Option<String>,
     /// The status of its answer.
     pub status: StatusCode,

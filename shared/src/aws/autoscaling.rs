@@ -147,7 +147,7 @@ impl Groups {
         Self(client.into())
     }
 
-    /// DescribeAutoScalingGroups for one group; none if there is no such group.
+    /// DescribeAutoScalingGroups for one group; `None` if there is no such group.
     ///
     /// # Errors
     /// When the call failed.
@@ -158,7 +158,7 @@ impl Groups {
         Ok(groups.into_iter().find(|group| group.auto_scaling_group_name() == Some(name)).map(Group::from))
     }
 
-    /// Why the group's last launch of an instance failed; none where it did not (API_DescribeScalingActivities, newest
+    /// Why the group's last launch of an instance failed; `None` if it did not (API_DescribeScalingActivities, newest
     /// first).
     ///
     /// # Errors

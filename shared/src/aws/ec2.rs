@@ -91,7 +91,7 @@ impl Client {
         Ok((addresses, tags))
     }
 
-    /// The code of an instance's state reason: `Server.SpotInstanceTermination`. None where there is none, or where EC2
+    /// The code of an instance's state reason: `Server.SpotInstanceTermination`. `None` if there is none, or if EC2
     /// has forgotten the instance: it shows a terminated one for about an hour.
     ///
     /// # Errors

@@ -163,7 +163,7 @@ impl Queues {
         Ok(attributes.values().filter_map(|number| number.parse::<u32>().ok()).sum())
     }
 
-    /// The number of receives after which the queue moves a message to its dead-letter queue; none if it never does.
+    /// The number of receives after which the queue moves a message to its dead-letter queue; `None` if it never does.
     ///
     /// # Errors
     /// When the call failed.

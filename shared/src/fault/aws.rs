@@ -40,7 +40,6 @@ const NO_ROOM: &[&str] = &["no container instances", "capacity is unavailable", 
 
 /// Errors that ECS got from EC2 are client errors, too: `Error retrieving security group information for [sg-…]:
 /// Request limit exceeded. (ErrorCode: RequestLimitExceeded)`.
-/// limit exceeded. (ErrorCode: RequestLimitExceeded)`.
 const THROTTLED: &[&str] = &["rate exceeded", "throttl", "limit exceeded", "limitexceeded"];
 /// The last is Auto Scaling's, when a group's maximum was lowered since it was described.
 const PASSING: &[&str] = &["internal error", "internalerror", "above max value"];

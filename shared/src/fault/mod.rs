@@ -19,7 +19,7 @@ pub struct Fault {
     pub kind: Kind,
     /// The action, as its API or program names it: `ecs:RunTask`, `Jenkins`. Empty for our own faults.
     pub action: &'static str,
-    /// The code of the answer; none where no answer came.
+    /// The code of the answer; `None` if no answer came.
     pub code: Option<String>,
     /// In the words of the service or of the HTTP client; never a secret.
     pub message: String,

@@ -110,7 +110,7 @@ impl Jenkins {
     /// (`hudson.security.csrf.CrumbFilter`). The check of an empty name changes nothing.
     ///
     /// # Errors
-    /// When Jenkins could not be asked.
+    /// When Jenkins could not be queried.
     pub async fn lets_us_post(&self) -> Result<bool, Fault> {
         let call = Call::post("computer/checkName?value=", FORM, "");
         let answer = self.call_once(call).await?;
@@ -122,11 +122,11 @@ impl Jenkins {
         }
     }
 
-    /// Jenkins' own URL, with which the URLs of its builds and webhooks begin; empty where none is set, none where we
+    /// Jenkins' own URL, with which the URLs of its builds and webhooks begin; empty where none is set, `None` if we
     /// may not see it.
     ///
     /// # Errors
-    /// When Jenkins could not be asked.
+    /// When Jenkins could not be queried.
     pub async fn own_url(&self) -> Result<Option<String>, Fault> {
         #[derive(Deserialize)]
         struct Root {
@@ -143,10 +143,10 @@ impl Jenkins {
         Url::parse(url).is_ok_and(|url| url.origin() == self.root.origin() && path(&url) == path(&self.root))
     }
 
-    /// Whether a plugin's class is installed (`Descriptor.doHelp`); none where we may not see it.
+    /// Whether a plugin's class is installed (`Descriptor.doHelp`); `None` if we may not see it.
     ///
     /// # Errors
-    /// When Jenkins could not be asked.
+    /// When Jenkins could not be queried.
     pub async fn has_class(&self, class: &str) -> Result<Option<bool>, Fault> {
         let path = format!("descriptorByName/{class}/help");
         match self.look(&path).await {
@@ -156,7 +156,7 @@ impl Jenkins {
         }
     }
 
-    /// The answer's body; none if we may not see it.
+    /// The answer's body; `None` if we may not see it.
     async fn look(&self, path: &str) -> Result<Option<http::Response<Bytes>>, Fault> {
         let call = Call::get(path);
         let answer = self.call_once(call).await?;
@@ -167,7 +167,7 @@ impl Jenkins {
         }
     }
 
-    /// Whether a page contains a text; none if there is no such page.
+    /// Whether a page contains a text; `None` if there is no such page.
     async fn shows(&self, page: &str, what: &str) -> Option<Result<bool, Fault>> {
         match self.look(page).await {
             Ok(answer) => Some(Ok(answer.is_some_and(|answer| String::from_utf8_lossy(answer.body()).contains(what)))),

@@ -16,7 +16,7 @@ use crate::secret::Secret;
 pub struct Node {
     /// Its name.
     pub name: String,
-    /// For people.
+    /// Human-readable.
     pub description: String,
     /// Its labels.
     pub labels: Vec<String>,
@@ -63,7 +63,7 @@ pub struct NodeState {
     /// Its name.
     #[serde(rename = "displayName")]
     pub name: String,
-    /// For people.
+    /// Human-readable.
     pub description: Option<String>,
     /// Whether it is offline.
     pub offline: bool,
@@ -194,10 +194,10 @@ impl Jenkins {
         }
     }
 
-    /// A node; none if there is none of this name.
+    /// A node; `None` if there is none of this name.
     ///
     /// # Errors
-    /// When Jenkins could not be asked.
+    /// When Jenkins could not be queried.
     pub async fn node(&self, name: &str) -> Result<Option<NodeState>, Fault> {
         let path = format!("computer/{}/api/json?tree={FIELDS}", encode(name));
         let call = Call::get(&path);
@@ -213,7 +213,7 @@ impl Jenkins {
     /// which Jenkins has forgotten: it drops the busy ones itself once their builds have ended.
     ///
     /// # Errors
-    /// When Jenkins could not be asked.
+    /// When Jenkins could not be queried.
     pub async fn nodes(&self) -> Result<Vec<NodeState>, Fault> {
         #[derive(Deserialize)]
         struct Page {
@@ -241,7 +241,7 @@ impl Jenkins {
     /// do not undo each other. Returns false if there is no such node. Needs Agent/Disconnect.
     ///
     /// # Errors
-    /// When Jenkins could not be asked.
+    /// When Jenkins could not be queried.
     pub async fn set_offline(&self, name: &str, message: &str) -> Result<bool, Fault> {
         self.node_action(name, &format!("changeOfflineCause?offlineMessage={}", encode(message))).await
     }
@@ -251,7 +251,7 @@ impl Jenkins {
     /// if there is no such node, or it was online. Needs Agent/Connect.
     ///
     /// # Errors
-    /// When Jenkins could not be asked.
+    /// When Jenkins could not be queried.
     pub async fn set_online(&self, name: &str) -> Result<bool, Fault> {
         let was_offline = match self.node(name).await? {
             Some(node) if node.temporarily_offline => self.node_action(name, "toggleOffline").await?,
@@ -276,7 +276,7 @@ impl Jenkins {
     /// Agent/Delete.
     ///
     /// # Errors
-    /// When Jenkins could not be asked.
+    /// When Jenkins could not be queried.
     pub async fn delete_node(&self, name: &str) -> Result<bool, Fault> {
         match self.node(name).await? {
             None => Ok(false),
@@ -300,7 +300,7 @@ impl Jenkins {
     /// (`SlaveComputer.doJenkinsAgentJnlp`). Needs Agent/Connect.
     ///
     /// # Errors
-    /// When Jenkins could not be asked, or its answer holds no secret.
+    /// When Jenkins could not be queried, or its answer holds no secret.
     pub async fn inbound_secret(&self, name: &str) -> Result<Secret, Fault> {
         let path = format!("computer/{}/jenkins-agent.jnlp", encode(name));
         let call = Call::get(&path);

@@ -1,4 +1,4 @@
-//! `request` beside the same work in Python and in Node: the table of ratios.
+//! `request` compared with the same work in Python and in Node: the table of ratios.
 
 use std::time::{Duration, Instant};
 

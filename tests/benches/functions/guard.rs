@@ -27,7 +27,7 @@ async fn costs() -> Result<BTreeMap<String, Cost>> {
     Ok(costs)
 }
 
-/// Writes the baseline anew.
+/// Writes the baseline again.
 pub(crate) async fn update() -> Result<()> {
     std::fs::write(BASELINE, serde_json::to_string_pretty(&costs().await?)? + "\n")?;
     println!("wrote {BASELINE}");
@@ -57,7 +57,7 @@ pub(crate) async fn compare() -> Result<()> {
     }
     if !grown.is_empty() {
         bail!(
-            "more than {TOLERANCE} % above the baseline:\n{}\nWhere that is meant, write it anew with `./local/bench --guard \
+            "more than {TOLERANCE} % above the baseline:\n{}\nWhere that is meant, write it again with `./local/bench --guard \
              --update` and say why in the commit.",
             grown.join("\n")
         );

@@ -28,11 +28,8 @@ use crate::launch::{Launch, OVERRIDES_BYTES, variable_bytes};
 pub struct Order<'a> {
     /// The cloud's index in the configuration.
     pub cloud_index: usize,
-    /// The cloud.
     pub cloud: &'a Cloud,
-    /// The template.
     pub template: &'a Template,
-    /// The request's id.
     pub request_id: RequestId,
     /// When Jenkins sent it.
     pub requested_at: Timestamp,
@@ -367,7 +364,7 @@ pub struct Blocked {
     pub agents: Vec<u32>,
     /// What they wait for.
     pub waits_for: WaitsFor,
-    /// Why, for people.
+    /// Why, human-readable.
     pub reason: String,
     /// The size of one of them.
     pub need: Need,

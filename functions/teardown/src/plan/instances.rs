@@ -80,7 +80,7 @@ impl Budget {
         }
     }
 
-    /// Whether the desired capacity is lowered with an instance of this weight; none if it has to stay.
+    /// Whether the desired capacity is lowered with an instance of this weight; `None` if it has to stay.
     pub fn take(&mut self, weight: u32) -> Option<bool> {
         for (units, lowers) in [(&mut self.beyond, false), (&mut self.spare, true)] {
             if let Some(left) = units.checked_sub(weight) {

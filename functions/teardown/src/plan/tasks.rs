@@ -35,7 +35,7 @@ pub enum TaskStep {
 pub enum Seen<'a> {
     /// Nothing: it has no nodes of ours, or does not show them to us.
     Unknown,
-    /// Nothing: it could not be asked.
+    /// Nothing: it could not be queried.
     Away,
     /// The node does not exist.
     Missing,

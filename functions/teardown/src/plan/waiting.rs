@@ -51,7 +51,7 @@ pub struct Agents {
     prefix: String,
     /// Those that have a task, running or stopped within the hour.
     pub names: HashSet<AgentName>,
-    /// The clouds, by their index in the configuration, whose cluster could not be asked.
+    /// The clouds, by their index in the configuration, whose cluster could not be queried.
     pub unknown: BTreeSet<usize>,
     clouds: HashMap<usize, u32>,
     templates: HashMap<(usize, String), u32>,

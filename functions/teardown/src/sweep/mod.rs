@@ -31,18 +31,18 @@ pub async fn sweep(app: &App, invocation: &Invocation, time: Timestamp) {
     // Waiting requests are hidden from all others before the tasks are listed: no request that is not among the tasks
     // is placed meanwhile.
     let (nodes, messages) =
-        tokio::join!(Nodes::ask(app, invocation), guarded(invocation, wait::look_at_all(&app.queues)));
+        tokio::join!(Nodes::fetch(app, invocation), guarded(invocation, wait::look_at_all(&app.queues)));
     let mut found = Vec::new();
     let mut on_instances = observe::Tasks::default();
     let mut running = HashSet::<AgentName>::new();
     let mut agents = Agents::new(&app.settings.agent_name_prefix);
     for cloud in app.clouds.distinct_clusters() {
-        match guarded(invocation, ClusterTasks::ask(app, cloud, &mut on_instances)).await {
+        match guarded(invocation, ClusterTasks::fetch(app, cloud, &mut on_instances)).await {
             Err(fault) => {
                 agents
                     .unknown
                     .extend(app.clouds.iter().filter(|it| it.cluster_key() == cloud.cluster_key()).map(|it| it.index));
-                log_fault!(&fault, cloud = cloud.name(), "the cluster could not be asked; nothing is stopped there");
+                log_fault!(&fault, cloud = cloud.name(), "the cluster could not be queried; nothing is stopped there");
             }
             Ok(tasks) => {
                 for task in &tasks.running {

@@ -25,12 +25,12 @@ pub(super) enum Nodes {
     Known(BTreeMap<String, NodeState>),
     /// It has none of ours, or does not show them to us.
     Unknown,
-    /// It could not be asked.
+    /// It could not be queried.
     Away,
 }
 
 impl Nodes {
-    pub(super) async fn ask(app: &App, invocation: &Invocation) -> Self {
+    pub(super) async fn fetch(app: &App, invocation: &Invocation) -> Self {
         if !app.jenkins.registers_nodes() {
             return Self::Unknown;
         }

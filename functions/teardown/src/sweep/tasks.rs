@@ -55,7 +55,7 @@ pub(super) struct ClusterTasks<'a> {
 
 impl<'a> ClusterTasks<'a> {
     /// Lists them, and adds what they show about their container instances.
-    pub(super) async fn ask(app: &'a App, cloud: &Cloud, on_instances: &mut observe::Tasks) -> Result<Self, Fault> {
+    pub(super) async fn fetch(app: &'a App, cloud: &Cloud, on_instances: &mut observe::Tasks) -> Result<Self, Fault> {
         let running = list(cloud, DesiredStatus::Running).await?;
         running.iter().for_each(|task| on_instances.add(task));
         let ours = |task| OurTask::new(app, task);
@@ -71,12 +71,12 @@ async fn list(cloud: &Cloud, status: DesiredStatus) -> Result<Vec<Task>, Fault> 
 
 /// Takes one step with each running task.
 pub(super) async fn sweep(app: &App, invocation: &Invocation, running: &[OurTask<'_>], nodes: &Nodes, now: Timestamp) {
-    let twice: HashMap<&str, _> = plan::duplicates(running.iter().map(|ours| &ours.task))
+    let duplicates: HashMap<&str, _> = plan::duplicates(running.iter().map(|ours| &ours.task))
         .into_iter()
         .map(|(task, stop)| (task.arn.as_str(), stop))
         .collect();
     each(invocation, CONCURRENCY, running, |ours| {
-        let duplicate = twice.get(ours.task.arn.as_str()).filter(|_| !ours.task.tags.contains_key(KEEP_TAG));
+        let duplicate = duplicates.get(ours.task.arn.as_str()).filter(|_| !ours.task.tags.contains_key(KEEP_TAG));
         async move {
             match duplicate {
                 Some(stop) => report::stop(ours.agent(app), &ours.task, stop.clone()).await,

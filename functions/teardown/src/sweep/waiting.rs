@@ -57,7 +57,7 @@ pub(super) async fn sweep(
     plan.needed
 }
 
-/// The current state of the clouds in which requests wait for an instance, without those that could not be asked.
+/// The current state of the clouds in which requests wait for an instance, without those that could not be queried.
 async fn observe_all(
     app: &App,
     invocation: &Invocation,

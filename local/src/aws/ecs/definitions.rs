@@ -81,7 +81,7 @@ impl PortMapping {
         let port = |name: &str| number(&input[name]).and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0);
         let udp = input["protocol"] == "udp";
         if let Some(range) = text(input, "containerPortRange") {
-            // "You must use either the bridge network mode or the awsvpc network mode", and no host port beside it
+            // "You must use either the bridge network mode or the awsvpc network mode", and no host port with it
             // (API_PortMapping).
             let fits = matches!(network, Network::Bridge | Network::Awsvpc);
             let (first, last) = range.split_once('-').ok_or_else(wrong)?;
@@ -263,7 +263,7 @@ fn architecture(platform: &Value) -> Result<Option<&'static str>, ApiError> {
     }
 }
 
-/// CPU units or MiB, as a number or in words: `1 vCPU`, `2 GB` (API_RegisterTaskDefinition).
+/// CPU units or MiB, as a number or with its unit: `1 vCPU`, `2 GB` (API_RegisterTaskDefinition).
 ///
 /// # Errors
 /// When it is neither.

@@ -24,9 +24,9 @@ pub struct Group {
     pub cluster: String,
     /// CPU units and MiB that an instance of its launch template registers.
     pub size: (u32, u32),
-    /// The weight of an instance of its launch template; none where instances are counted.
+    /// The weight of an instance of its launch template; `None` if instances are counted.
     pub weight: Option<u32>,
-    /// The instance types of a mixed instances policy, launched in turn; none if only the launch template's type is
+    /// The instance types of a mixed instances policy, launched in turn; `None` if only the launch template's type is
     /// used.
     pub kinds: Vec<Kind>,
     /// `units`, `vcpu` or `memory-mib` (API_CreateAutoScalingGroup, DesiredCapacityType).
@@ -81,7 +81,7 @@ pub struct Group {
 pub struct Kind {
     /// `m6i.large`
     pub name: String,
-    /// The weight of one; none where instances are counted.
+    /// The weight of one; `None` if instances are counted.
     pub weight: Option<u32>,
     /// CPU units and MiB that an instance registers.
     pub size: (u32, u32),

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::ApiError;
 
-/// The entries of a list; none if it is no list.
+/// The entries of a list; `None` if it is no list.
 pub(in crate::aws) fn list(value: &Value) -> &[Value] {
     value.as_array().map(Vec::as_slice).unwrap_or_default()
 }
@@ -58,7 +58,7 @@ pub(super) fn client(message: impl Into<String>) -> ApiError {
     ApiError::new("ClientException", message)
 }
 
-/// An enum's value; none if it is not set.
+/// An enum's value; `None` if it is not set.
 ///
 /// # Errors
 /// When the enum has no such value.

@@ -242,7 +242,7 @@ impl Ecs {
         Ok(providers)
     }
 
-    /// A container instance for a task; none if it needs none, or if it may wait for one.
+    /// A container instance for a task; `None` if it needs none, or if it may wait for one.
     pub(super) fn place(&self, cluster: &str, need: &Need<'_>) -> Result<Option<String>, NoPlace> {
         if need.launch.kind == "FARGATE" {
             let spot = need.provider == Some("FARGATE_SPOT");

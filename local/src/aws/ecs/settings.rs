@@ -33,7 +33,7 @@ pub struct Settings {
     pub launch_retry: Duration,
     /// From the warning until a Spot instance is gone.
     pub spot_notice: Duration,
-    /// From a lowered capacity until a group rebalances its zones; none if it never does.
+    /// From a lowered capacity until a group rebalances its zones; `None` if it never does.
     pub rebalance: Option<Duration>,
     /// ECS' rate limits; none for no throttling.
     pub quotas: Option<Quotas>,

@@ -198,7 +198,7 @@ pub struct Task {
     pub instance: Option<String>,
     /// The stop code, for programs.
     pub stop_code: Option<String>,
-    /// The stopped reason, for people.
+    /// The stopped reason, human-readable.
     pub stopped_reason: Option<String>,
     /// When ECS created it.
     pub created_at: Timestamp,

@@ -50,7 +50,7 @@ impl Cluster {
         &self.name
     }
 
-    /// The status of the cluster; none if there is no such cluster.
+    /// The status of the cluster; `None` if there is no such cluster.
     ///
     /// # Errors
     /// When the call failed.

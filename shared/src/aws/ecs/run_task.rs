@@ -12,12 +12,12 @@ use crate::fault::{Fault, Kind, Placement, classify_placement};
 pub enum RunTaskOutcome {
     /// The task exists: new, or from an earlier call with the same token.
     Started(Box<Task>),
-    /// Another copy of the request has used this token and started these tasks; none if it found no room
+    /// Another copy of the request has used this token and started these tasks; `None` if it found no room
     /// (ConflictException).
     Existing(Vec<String>),
     /// ECS answered definitely that it started nothing.
     NoRoom {
-        /// The reasons, for people.
+        /// The reasons, human-readable.
         reason: String,
         /// One for each container instance that was considered; empty where ECS named none.
         failures: Vec<PlacementFailure>,
@@ -31,7 +31,7 @@ pub enum RunTaskOutcome {
 /// Why a container instance did not take a task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlacementFailure {
-    /// The container instance's ARN; none where the failure names none.
+    /// The container instance's ARN; `None` if the failure names none.
     pub instance: Option<String>,
     pub placement: Placement,
     /// In ECS' words: `RESOURCE:MEMORY`.

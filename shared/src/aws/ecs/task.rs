@@ -66,7 +66,7 @@ pub struct Task {
     pub version: i64,
     /// The stop code, for programs.
     pub stop_code: Option<String>,
-    /// The stopped reason, for people.
+    /// The stopped reason, human-readable.
     pub stopped_reason: Option<String>,
     /// When ECS created the task.
     pub created_at: Option<Timestamp>,
@@ -361,7 +361,7 @@ impl Cluster {
         Ok(pages.into_iter().flatten().collect())
     }
 
-    /// One task; none if ECS does not know it (any more).
+    /// One task; `None` if ECS does not know it (any more).
     ///
     /// # Errors
     /// When the call failed.

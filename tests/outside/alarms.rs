@@ -63,18 +63,20 @@ enum Outage {
     EventSourcesAreOff,
     SweepIsOff,
     ImageIsMissing,
+    GroupIsAtMaximum,
     BadMessage,
     TargetBusRefuses,
 }
 
 impl Outage {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::BrokenConfiguration,
         Self::NoConcurrency,
         Self::JenkinsIsAway,
         Self::EventSourcesAreOff,
         Self::SweepIsOff,
         Self::ImageIsMissing,
+        Self::GroupIsAtMaximum,
         Self::BadMessage,
         Self::TargetBusRefuses,
     ];
@@ -102,6 +104,7 @@ impl Outage {
             // CloudWatch looks two minutes further back before it finds that there are no data.
             Self::SweepIsOff => &[("WaitingUnreadAlarm", 20), ("SweepAlarm", 13)],
             Self::ImageIsMissing => &[("AgentsFailAlarm", 20)],
+            Self::GroupIsAtMaximum => &[("AgentsWaitAlarm", 15)],
             Self::BadMessage => &[("RejectedAlarm", 10)],
             Self::TargetBusRefuses => &[("DeadLettersAlarm", 10)],
         }
@@ -131,6 +134,10 @@ impl Outage {
                 course.is_off = ["sweep"].into();
             }
             Self::ImageIsMissing => stack.aws().ecs.behave("jenkins-node", Behaviour::ImageMissing),
+            Self::GroupIsAtMaximum => {
+                stack.aws().ecs.group_mut(GROUP).unwrap().maximum = 1;
+                stack.ask(json!({"requestId": "no-room", "label": "maven", "count": 4}));
+            }
             Self::BadMessage => drop(stack.send("requests", "no JSON")),
             // EventBridge sends an event that its target does not accept to the dead-letter queue.
             Self::TargetBusRefuses => {
@@ -207,6 +214,11 @@ async fn an_image_that_does_not_exist() {
 }
 
 #[tokio::test]
+async fn a_group_at_its_maximum() {
+    assert_fires(Outage::GroupIsAtMaximum).await;
+}
+
+#[tokio::test]
 async fn a_message_that_can_never_work() {
     assert_fires(Outage::BadMessage).await;
 }
@@ -247,6 +259,16 @@ async fn a_new_stack_that_nobody_uses_raises_no_alarm() {
     for (id, alarm) in alarms() {
         assert_eq!(cloudwatch::fires(&alarm, &Metrics::default(), 60), None, "{id}");
     }
+}
+
+/// A request's wait, with its times put back by a minute.
+fn a_minute_earlier(wait: &str) -> String {
+    let mut wait: Value = serde_json::from_str(wait).unwrap();
+    for time in ["requestedAt", "since"] {
+        let was: Timestamp = wait[time].as_str().unwrap().parse().unwrap();
+        wait[time] = (was - SignedDuration::from_mins(1)).to_string().into();
+    }
+    wait.to_string()
 }
 
 // --- A course ---
@@ -328,6 +350,10 @@ impl Course {
         for queue in self.stack.aws().sqs.queues.values_mut() {
             for message in &mut queue.messages {
                 message.visible_at -= SignedDuration::from_mins(1);
+                message.sent_at -= SignedDuration::from_mins(1);
+                if let Some(wait) = message.attributes.get_mut("wait") {
+                    *wait = a_minute_earlier(wait);
+                }
             }
         }
         let (due, later) = std::mem::take(&mut self.again).into_iter().partition(|(minute, ..)| *minute <= self.minute);

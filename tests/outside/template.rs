@@ -149,8 +149,11 @@ fn without_metrics_there_is_no_alarm_on_them_either() {
     for (metrics, is_there) in [("none", false), ("stack", true), ("templates", true)] {
         let stack = stack(&[("Metrics", metrics)]).unwrap();
         let alarms = stack.of_type("AWS::CloudWatch::Alarm").unwrap();
-        assert_eq!(alarms.contains(&"AgentsFailAlarm"), is_there, "{metrics}");
-        assert_eq!(Value::from(widgets_of(&stack)).to_string().contains("AgentsFailAlarm"), is_there, "{metrics}");
+        let widgets = Value::from(widgets_of(&stack)).to_string();
+        for alarm in ["AgentsFailAlarm", "AgentsWaitAlarm"] {
+            assert_eq!(alarms.contains(&alarm), is_there, "{alarm}: {metrics}");
+            assert_eq!(widgets.contains(alarm), is_there, "{alarm}: {metrics}");
+        }
     }
     let template = local::cloudformation::parse(TEMPLATE).unwrap();
     let variables = &template["Globals"]["Function"]["Environment"]["Variables"];

@@ -84,10 +84,11 @@ pub(super) fn packaged(template: &str) -> String {
         if let Some(name) = line.strip_prefix("  ").filter(|rest| !rest.starts_with([' ', '#'])) {
             resource = name.trim_end_matches(':');
         }
-        let on_dashboard = |alarm: &&str| line.contains(&format!("${{{alarm}.Arn}}"));
-        if LEFT_OUT.contains(&resource) || LEFT_OUT.iter().any(on_dashboard) {
+        if LEFT_OUT.contains(&resource) {
             continue;
         }
+        // Nor are they on the dashboard.
+        let line = LEFT_OUT.iter().fold(line.to_owned(), |line, id| line.replace(&format!("\"${{{id}.Arn}}\","), ""));
         let binary = FUNCTIONS.iter().find(|(id, _)| *id == resource).map(|(_, name)| name);
         match (line.trim_start().starts_with("CodeUri:"), binary) {
             (true, Some(name)) => lines.push(format!("      CodeUri: s3://{BUCKET}/{name}.zip")),

@@ -14,9 +14,9 @@ const PLACES: [&str; 4] = ["cloud", "group", "container_instance.arn", "ec2.inst
 const OF_NOTHING: [&str; 10] = [
     "event ignored",
     "event of ECS not understood; the sweep makes up for it",
-    "invocation counted",
+    "counts of the invocation",
     "the invocation failed",
-    "no waiting request woken; the next sweep does it",
+    "waiting requests not woken; the next sweep wakes them",
     "not all waiting requests were read; later looks read the others",
     "waiting requests not counted; the sweep raises the group for them",
     "waiting requests stay hidden from other functions for up to 90 s",
@@ -40,6 +40,11 @@ const OF_NAMED_TASKS: [&str; 3] =
 
 /// The fields by which faults differ, besides the ids.
 const FAULT: [&str; 5] = ["aws.request_id", "message.id", "notice.id", "notice.to", "error"];
+
+/// All messages for which there are exceptions.
+pub fn exceptions() -> impl Iterator<Item = &'static str> {
+    OF_NOTHING.into_iter().chain(OF_UNREADABLE).chain(OF_NAMED_TASKS)
+}
 
 /// The violations of the rules in the output of processes. No line may contain one of the `secrets`.
 pub fn violations(outputs: &[String], secrets: &[String]) -> Vec<String> {

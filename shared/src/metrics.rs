@@ -98,7 +98,7 @@ pub fn flush() {
             metric.messages_rejected = MESSAGES_REJECTED.take(),
             metric.notices_undelivered = NOTICES_UNDELIVERED.take(),
             metric.requests_woken = REQUESTS_WOKEN.take(),
-            "invocation counted"
+            "counts of the invocation"
         );
     }
 }

@@ -128,3 +128,11 @@ async fn a_fault_is_logged_with_its_record() {
     assert!(faults.iter().all(|line| line["request.id"] == "unlucky"), "{faults:#?}");
     assert!(faults.len() >= 2, "a fault of ECS and one of Jenkins: {lines:#?}");
 }
+
+#[test]
+fn the_exceptions_from_the_rules_are_messages_that_are_logged() {
+    let sources = crate::template::sources();
+    for message in log_rules::exceptions() {
+        assert!(sources.contains(&format!("\"{message}\"")), "nobody logs {message:?}");
+    }
+}

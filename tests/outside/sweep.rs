@@ -665,7 +665,7 @@ async fn five_thousand_tasks_and_five_hundred_instances_fit_into_a_sweep() {
         "and as many idle instances are marked as leaves the records of agents their quota"
     );
     assert!(stack.aws().ecs.instance(&busy).unwrap().tags.is_empty(), "what is no longer idle comes first");
-    let throttled = "not done; the next sweep does it";
+    let throttled = "step not done; the next sweep repeats it";
     assert!(!stack.output().contains(throttled), "slowly enough not to be throttled");
     stack.sweep_at(Timestamp::now()).await.unwrap();
     assert_eq!(unmarked(&stack), 401, "the next sweeps mark the rest");

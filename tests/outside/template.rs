@@ -116,7 +116,7 @@ fn the_functions_may_send_traces_only_where_they_are_traced() {
 // --- The dashboard ---
 
 /// All sources of the functions.
-fn sources() -> String {
+pub(crate) fn sources() -> String {
     fn read(folder: &std::path::Path, all: &mut String) {
         for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
             match entry.extension() {

@@ -39,7 +39,7 @@ pub async fn handle(app: &App, invocation: &Invocation, event: Value) -> Result<
                 let reported = Box::pin(report(app, invocation, agent, &task)).instrument(span.clone()).await;
                 // Outside the span of this agent: the woken request belongs to another.
                 if let Err(fault) = agent_ended(app, invocation, agent, &task).await {
-                    span.in_scope(|| log_fault!(&fault, "no waiting request woken; the next sweep does it"));
+                    span.in_scope(|| log_fault!(&fault, "waiting requests not woken; the next sweep wakes them"));
                 }
                 reported.map(|()| Value::Null)
             }
@@ -47,7 +47,7 @@ pub async fn handle(app: &App, invocation: &Invocation, event: Value) -> Result<
         Event::Instance(instance) => match guarded(invocation, room(app, &instance)).await {
             Ok(()) => Ok(Value::Null),
             Err(fault) if fault.is_final() => {
-                log_fault!(&fault, "no waiting request woken; the next sweep does it");
+                log_fault!(&fault, "waiting requests not woken; the next sweep wakes them");
                 Ok(Value::Null)
             }
             Err(fault) => Err(fault.into()),

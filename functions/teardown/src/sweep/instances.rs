@@ -56,7 +56,7 @@ pub(super) async fn sweep(
                 continue;
             }
             Err(fault) => {
-                log_fault!(&fault, cloud = cloud.name(), "idle instances not given back; the next sweep does it");
+                log_fault!(&fault, cloud = cloud.name(), "idle instances not given back; the next sweep tries again");
                 continue;
             }
         };

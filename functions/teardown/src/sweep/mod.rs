@@ -108,7 +108,7 @@ where
         .map(|one| {
             let result = async move {
                 if let Err(fault) = guarded(invocation, work(one)).await {
-                    log_fault!(&fault, "not done; the next sweep does it");
+                    log_fault!(&fault, "step not done; the next sweep repeats it");
                 }
             };
             result.instrument(one.span())

@@ -345,6 +345,29 @@ async fn two_stacks_in_one_cluster_have_two_prefixes() {
 }
 
 #[tokio::test]
+async fn a_prefix_has_up_to_32_characters() {
+    let prefix = format!("ecs-{}", "p".repeat(28));
+    let mut stack = Stack::with(|config| config["clouds"][1]["templates"][0]["name"] = "t".repeat(64).into()).await;
+    stack.set_env("AGENT_NAME_PREFIX", Some(&prefix));
+    let url = stack.agent("long", "node").await;
+    let task = stack.tasks().remove(0);
+    assert!(task.started_by.starts_with(&format!("{prefix}tttt")), "{}", task.started_by);
+    assert_eq!((task.started_by.len(), stack.nodes()), (32 + 64 + 1 + 12, vec![task.started_by.clone()]));
+    stack.sweep().await;
+    stack.complete(json!({"agent": task.started_by}));
+    stack.settle().await;
+    assert_eq!((stack.received(&url), stack.active_tasks().len()), (vec!["agent.ready".to_owned()], 0));
+    assert_eq!(stack.all_received(), ["agent.ready", "agent.stopped"]);
+    assert!(stack.nodes().is_empty());
+    stack.set_env("AGENT_NAME_PREFIX", Some(&format!("{prefix}p")));
+    for binary in Binary::ALL {
+        stack.kill(binary);
+        let said = failed_start(&mut stack, binary).await;
+        assert!(said.contains("AGENT_NAME_PREFIX") && said.contains("1 to 32"), "{said}");
+    }
+}
+
+#[tokio::test]
 async fn several_regions_and_accounts_stand_side_by_side() {
     let mut stack = Stack::with(|config| {
         config["clouds"][1]["region"] = "us-east-1".into();

@@ -136,3 +136,28 @@ fn the_exceptions_from_the_rules_are_messages_that_are_logged() {
         assert!(sources.contains(&format!("\"{message}\"")), "nobody logs {message:?}");
     }
 }
+
+#[tokio::test]
+async fn a_level_leaves_out_the_lines_below_it() {
+    for (level, logged) in [("WARN", &["ERROR", "WARN"][..]), ("ERROR", &["ERROR"])] {
+        let mut stack = Stack::start().await;
+        stack.set_env("AWS_LAMBDA_LOG_LEVEL", Some(level));
+        stack.agent("well", "node").await;
+        stack.complete(json!({"requestId": "well"}));
+        stack.settle().await;
+        stack.sweep().await;
+        assert_eq!(stack.output(), "", "{level}: nobody has to look at a build that is well");
+        for (id, fault) in [("unlucky", Fault::server()), ("denied", Fault::denied())] {
+            stack.aws().faults.always("ecs", "RunTask", Some(fault));
+            stack.agent(id, "node").await;
+        }
+        let lines = log_rules::lines(&stack.output());
+        let levels: BTreeSet<_> = lines.iter().map(|line| text(line, "level")).collect();
+        assert_eq!(levels, logged.iter().copied().collect(), "{lines:#?}");
+        // The spans are there at every level.
+        for line in &lines {
+            assert!(["unlucky", "denied"].contains(&text(line, "request.id")), "{line}");
+            assert!(!text(line, "agent.name").is_empty(), "{line}");
+        }
+    }
+}

@@ -132,6 +132,50 @@ async fn no_agent_outlives_its_lifetime() {
 }
 
 #[tokio::test]
+async fn neither_a_build_nor_jenkins_absence_extends_a_lifetime() {
+    for is_away in [false, true] {
+        let mut stack = Stack::start().await;
+        let url = stack.agent("busy", "node").await;
+        let task = stack.tasks().remove(0);
+        stack.jenkins().connect_ssh(&task.started_by);
+        assert!(stack.jenkins().start_build_on(&task.started_by, "app/main #1"));
+        age(&stack, &task.arn, SignedDuration::from_hours(23));
+        stack.sweep().await;
+        assert_eq!(stack.active_tasks().len(), 1);
+        if is_away {
+            stack.jenkins_goes_down();
+        }
+        age(&stack, &task.arn, SignedDuration::from_hours(2));
+        stack.sweep().await;
+        assert!(stack.active_tasks().is_empty(), "{is_away}");
+        if is_away {
+            stack.jenkins_comes_back().await;
+            stack.unhide("undelivered");
+            stack.settle().await;
+        }
+        assert_eq!(stack.received(&url), ["agent.ready"], "{is_away}");
+        assert_eq!(stack.all_received(), ["agent.ready", "agent.stopped LIFETIME_EXCEEDED"], "{is_away}");
+        assert!(stack.nodes().is_empty(), "{is_away}");
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_jenkins_was_never_there_for_fails_at_the_end_of_its_lifetime() {
+    let mut stack = Stack::start().await;
+    stack.jenkins_goes_down();
+    let url = stack.agent("unheard", "node").await;
+    let arn = stack.tasks()[0].arn.clone();
+    age(&stack, &arn, SignedDuration::from_hours(25));
+    stack.sweep().await;
+    assert!(stack.active_tasks().is_empty());
+    stack.jenkins_comes_back().await;
+    stack.unhide("undelivered");
+    stack.settle().await;
+    assert_eq!(stack.received(&url), ["agent.failed LIFETIME_EXCEEDED"]);
+    assert!(stack.nodes().is_empty());
+}
+
+#[tokio::test]
 async fn an_idle_agent_is_stopped_and_a_busy_one_is_not() {
     let mut stack = Stack::start().await;
     stack.agent("idle", "node").await;
@@ -712,18 +756,27 @@ async fn never_stops_foreign_tasks() {
     assert!(active.iter().all(|task| task.started_by != stack.inputs("RunTask")[0]["startedBy"].as_str().unwrap()));
 }
 
-/// Puts requests into the waiting queue that have waited since then.
-fn wait(stack: &Stack, ids: impl Iterator<Item = String>, template: &str, waits_for: &str, since: Timestamp) {
+/// Puts requests of a cloud's template into the waiting queue that have waited since then.
+pub(crate) fn wait(
+    stack: &Stack,
+    ids: impl Iterator<Item = String>,
+    (cloud, template): (&str, &str),
+    waits_for: &str,
+    since: Timestamp,
+) {
     let mut aws = stack.aws();
     for id in ids {
         let wait = json!({"requestId": id, "requestedAt": since, "since": since, "attempt": 1, "agents": [0],
-            "cloud": "linux", "template": template, "size": {"cpu": 1024, "memory": 2048}, "waitsFor": waits_for,
+            "cloud": cloud, "template": template, "size": {"cpu": 1024, "memory": 2048}, "waitsFor": waits_for,
             "reason": "RESOURCE:MEMORY"});
         aws.sqs.send("waiting", &json!({"version": 1, "requestId": id, "label": template}).to_string(), since);
         let message = aws.sqs.queues.get_mut("waiting").unwrap().messages.last_mut().unwrap();
         message.attributes.insert("wait".to_owned(), wait.to_string());
     }
 }
+
+const MAVEN: (&str, &str) = ("linux", "maven");
+const DIAL: (&str, &str) = ("linux", "dial");
 
 #[tokio::test]
 async fn wakes_every_request_that_fits() {
@@ -734,11 +787,11 @@ async fn wakes_every_request_that_fits() {
     wait(
         &stack,
         (0..1500).map(|number| format!("limited-{number}")),
-        "maven",
+        MAVEN,
         "maxAgents",
         now - Duration::from_secs(60),
     );
-    wait(&stack, (0..5).map(|number| format!("fits-{number}")), "dial", "instance", now - Duration::from_secs(30));
+    wait(&stack, (0..5).map(|number| format!("fits-{number}")), DIAL, "instance", now - Duration::from_secs(30));
     stack.sweep_at(now).await.unwrap();
     let woken = stack.bodies("requests");
     assert_eq!(woken.len(), 5, "{woken:?}");
@@ -752,11 +805,11 @@ async fn wakes_every_request_that_fits() {
 async fn one_sweep_fails_two_thousand_overdue_requests_once_each() {
     let mut stack = Stack::start().await;
     let long_ago = Timestamp::now() - Duration::from_secs(3600);
-    wait(&stack, (0..2000).map(|number| format!("late-{number}")), "maven", "maxAgents", long_ago);
+    wait(&stack, (0..2000).map(|number| format!("late-{number}")), MAVEN, "maxAgents", long_ago);
     // A copy of one, and one whose other copy has found room.
-    wait(&stack, std::iter::once("late-7".to_owned()), "maven", "maxAgents", long_ago);
+    wait(&stack, std::iter::once("late-7".to_owned()), MAVEN, "maxAgents", long_ago);
     stack.agent("placed", "maven").await;
-    wait(&stack, std::iter::once("placed".to_owned()), "maven", "maxAgents", long_ago);
+    wait(&stack, std::iter::once("placed".to_owned()), MAVEN, "maxAgents", long_ago);
     for _ in 0..2 {
         stack.sweep_at(Timestamp::now()).await.unwrap();
         assert!(stack.bodies("waiting").is_empty(), "{} are left", stack.bodies("waiting").len());
@@ -785,11 +838,11 @@ async fn a_failed_request_says_why_its_group_got_no_instance() {
     let mut stack = Stack::start().await;
     stack.aws().ecs.group_mut(GROUP).unwrap().lacks_capacity();
     let now = Timestamp::now();
-    wait(&stack, std::iter::once("young".to_owned()), "maven", "instance", now);
+    wait(&stack, std::iter::once("young".to_owned()), MAVEN, "instance", now);
     stack.aws().ecs.fill_group(GROUP, 3, now);
     stack.sweep_at(now).await.unwrap();
     assert_eq!(stack.count("autoscaling:DescribeScalingActivities"), 0, "only where a request fails");
-    wait(&stack, (0..3).map(|number| format!("late-{number}")), "maven", "instance", now - Duration::from_secs(3600));
+    wait(&stack, (0..3).map(|number| format!("late-{number}")), MAVEN, "instance", now - Duration::from_secs(3600));
     stack.sweep_at(now).await.unwrap();
     let notices = stack.all_notices();
     let failed: Vec<_> = notices.iter().filter(|notice| notice.code() == "CAPACITY_TIMEOUT").collect();

@@ -744,25 +744,43 @@ async fn the_node_of_the_younger_becomes_the_elders() {
 }
 
 #[tokio::test]
-async fn a_notice_is_kept_for_a_day_at_least() {
-    let mut stack = Stack::start().await;
-    let url = stack.webhook();
-    stack.jenkins_goes_down();
-    stack.ask(json!({"requestId": "a-day", "label": "node", "webhookUrl": url}));
-    stack.settle().await;
-    for hours in [12, 23] {
-        for message in &mut stack.aws().sqs.queues.get_mut("undelivered").unwrap().messages {
-            message.sent_at = Timestamp::now() - SignedDuration::from_hours(hours);
-            message.receives = 100;
-        }
-        stack.unhide("undelivered");
+async fn a_notice_is_kept_for_a_day_and_then_rejected() {
+    for returns_in_time in [true, false] {
+        let mut stack = Stack::start().await;
+        let url = stack.webhook();
+        stack.ask(json!({"requestId": "a-day", "label": "nothing", "webhookUrl": url}));
+        stack.jenkins_goes_down();
         stack.settle().await;
-        assert!(!stack.bodies("undelivered").is_empty(), "after {hours} hours");
+        let rejected = stack.rejected().len();
+        for hours in [12, 24] {
+            kept_since(&stack, hours);
+            stack.settle().await;
+            assert!(!stack.bodies("undelivered").is_empty(), "after {hours} hours");
+        }
+        if returns_in_time {
+            stack.jenkins_comes_back().await;
+            stack.unhide("undelivered");
+        } else {
+            kept_since(&stack, 26);
+        }
+        stack.settle().await;
+        assert!(stack.bodies("undelivered").is_empty());
+        let given_up = stack.rejected().split_off(rejected);
+        assert!(given_up.iter().all(|(_, reason)| reason.contains("given up after a day")), "{given_up:?}");
+        let expected = if returns_in_time { (vec!["agent.failed NO_TEMPLATE".to_owned()], 0) } else { (Vec::new(), 1) };
+        assert_eq!((stack.received(&url), given_up.len()), expected);
     }
-    stack.jenkins_comes_back().await;
+}
+
+/// Undelivered messages that were first tried so many hours ago, and often since.
+fn kept_since(stack: &Stack, hours: i64) {
+    for message in &mut stack.aws().sqs.queues.get_mut("undelivered").unwrap().messages {
+        let mut body: Value = serde_json::from_str(&message.body).unwrap();
+        body["since"] = (Timestamp::now() - SignedDuration::from_hours(hours)).to_string().into();
+        message.body = body.to_string();
+        message.receives = 100;
+    }
     stack.unhide("undelivered");
-    stack.settle().await;
-    assert_eq!(stack.received(&url), ["agent.ready"]);
 }
 
 #[tokio::test]

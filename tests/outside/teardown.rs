@@ -554,3 +554,23 @@ async fn ignores_an_implausible_send_time() {
     let took = stack.all_notices()[0].body["timings"]["totalMs"].as_i64().unwrap();
     assert!((0..60_000).contains(&took), "{took} ms");
 }
+
+/// Even if its request may wait for ever.
+#[tokio::test]
+async fn a_completion_of_nothing_is_kept_for_a_day_at_most() {
+    for is_throttled in [false, true] {
+        let mut stack = Stack::with(|config| config["clouds"][0]["instanceLaunchTimeout"] = "never".into()).await;
+        if is_throttled {
+            stack.aws().faults.always("ecs", "ListTasks", Some(Fault::throttled()));
+        }
+        stack.complete(json!({"requestId": "never-was"}));
+        for (hours, kept) in [(23, 1), (1, 0)] {
+            stack.aws().sqs.queues.get_mut("completions").unwrap().messages[0].sent_at -=
+                SignedDuration::from_hours(hours);
+            stack.unhide("completions");
+            stack.poll(Binary::Teardown, "completions").await;
+            assert_eq!(stack.bodies("completions").len(), kept, "{is_throttled}");
+        }
+        assert!(stack.rejected().is_empty() && stack.bodies("completions-dead-letters").is_empty());
+    }
+}

@@ -49,6 +49,7 @@ fn parameters_accept_valid_values_and_explain_refusals() {
         ("TaskDefinitionArns", "arn:aws:ecs:eu-west-1:111122223333:task-definition/maven:*"),
         ("TaskDefinitionArns", "arn:aws:ecs:eu-west-1:111122223333:task-definition/*"),
         ("ConfigParameter", "clouds/linux"),
+        ("AgentNamePrefix", "ecs-16characters"),
     ] {
         assert!(stack(&[(name, value)]).is_ok(), "{name}={value}: {:?}", stack(&[(name, value)]).err());
     }
@@ -70,7 +71,9 @@ fn parameters_accept_valid_values_and_explain_refusals() {
         ("ParameterPrefix", "/jenkins/", "does not end with one"),
         ("AlarmTopicArn", "alarms", "ARN of a topic"),
         ("SubnetIds", "subnet-1", "SubnetIds needs SecurityGroupIds"),
+        ("AgentNamePrefix", "ecs-17-characters", "AgentNamePrefix"),
         ("MaximumConcurrency", "1", "MaximumConcurrency"),
+        ("LogLevel", "FATAL", "LogLevel"),
         ("Architecture", "arm", "Architecture"),
     ] {
         let refused = stack(&[(name, value)]).err().unwrap_or_else(|| panic!("{name}={value} is taken"));

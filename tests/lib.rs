@@ -64,6 +64,11 @@ impl Binary {
         }
     }
 
+    /// The template's Timeout.
+    fn timeout(self) -> Duration {
+        Duration::from_secs(if self == Self::Teardown { 60 } else { 30 })
+    }
+
     /// The binary that cargo built, next to the test's own.
     ///
     /// # Errors
@@ -354,7 +359,7 @@ impl Stack {
     /// # Errors
     /// When it did.
     pub async fn try_invoke(&mut self, binary: Binary, event: Value) -> Result<Outcome> {
-        self.try_function(binary).await?.invoke(event).await
+        self.try_function(binary).await?.invoke_within(event, binary.timeout()).await
     }
 
     /// Invokes a function once with the messages of a queue that are visible, at most ten.

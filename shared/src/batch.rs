@@ -54,7 +54,12 @@ impl Invocation {
 
     /// Whether it is too late to begin anything new.
     pub fn is_over(&self) -> bool {
-        Instant::now() >= self.deadline
+        self.ends_within(Duration::ZERO)
+    }
+
+    /// Whether it is too late to begin something that takes so long.
+    pub fn ends_within(&self, duration: Duration) -> bool {
+        Instant::now() + duration >= self.deadline
     }
 }
 

@@ -8,6 +8,7 @@ use futures::future::join_all;
 use jiff::Timestamp;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
+use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use crate::aws::ecs::{Instance, MOST_PORTS};
@@ -32,6 +33,9 @@ const LOOK_AT_ALL: usize = 10_000;
 
 /// The most bytes of messages that are held at a time, of a function's 256 MiB.
 const LOOK_BYTES: usize = 32 * 1024 * 1024;
+
+/// The longest time that a read may take: what was read has to be processed within the same invocation.
+const LOOK_TIME: Duration = Duration::from_secs(10);
 
 /// Concurrent receives.
 const READERS: usize = 10;
@@ -168,10 +172,11 @@ pub async fn look_at_all(queues: &Queues) -> Result<Vec<Waiting>, Fault> {
 }
 
 async fn look_at(queues: &Queues, most: usize) -> Result<Vec<Waiting>, Fault> {
+    let end = Instant::now() + LOOK_TIME;
     let mut waiting = receive(queues).await?;
     if !waiting.is_empty() {
         let rest = Mutex::new(waiting);
-        join_all((0..READERS).map(|_| read(queues, most, &rest))).await;
+        join_all((0..READERS).map(|_| read(queues, (most, end), &rest))).await;
         waiting = rest.into_inner().unwrap_or_else(PoisonError::into_inner);
     }
     waiting.sort_by_key(|message| message.wait.as_ref().map(|wait| wait.since));
@@ -186,12 +191,12 @@ async fn look_at(queues: &Queues, most: usize) -> Result<Vec<Waiting>, Fault> {
     Ok(waiting)
 }
 
-/// Receives until nothing more comes, or enough was read. After a fault, what was read is used.
-async fn read(queues: &Queues, most: usize, waiting: &Mutex<Vec<Waiting>>) {
+/// Receives until nothing more comes, or enough was read, or it is time to end. After a fault, what was read is used.
+async fn read(queues: &Queues, (most, end): (usize, Instant), waiting: &Mutex<Vec<Waiting>>) {
     let is_enough = || {
         let waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes: usize = waiting.iter().map(|message| message.body.len()).sum();
-        waiting.len() >= most || bytes >= LOOK_BYTES
+        waiting.len() >= most || bytes >= LOOK_BYTES || Instant::now() >= end
     };
     while !is_enough() {
         match receive(queues).await {

@@ -824,6 +824,51 @@ async fn one_sweep_fails_two_thousand_overdue_requests_once_each() {
 }
 
 #[tokio::test]
+async fn more_than_ten_thousand_waiting_requests_have_their_turn_over_several_sweeps() {
+    let mut stack = Stack::with(|config| config["clouds"][0]["templates"][0]["maxAgents"] = 1.into()).await;
+    stack.agent("one", "maven").await;
+    stack.aws().ecs.fill_group(GROUP, 3, Timestamp::now());
+    stack.aws().sqs.scattered = true;
+    let now = Timestamp::now();
+    let read = |stack: &Stack| stack.aws().sqs.queues["waiting"].counts.received;
+    wait(&stack, (0..11_000).map(|number| format!("limited-{number}")), MAVEN, "maxAgents", now);
+    wait(&stack, (0..8).map(|number| format!("fits-{number}")), DIAL, "instance", now);
+    for _ in 0..40 {
+        let before = read(&stack);
+        stack.unhide("waiting");
+        stack.sweep_at(now).await.unwrap();
+        // Each of ten readers may have been about to read ten more.
+        assert!(read(&stack) - before < 10_100);
+        if stack.bodies("requests").len() == 8 {
+            break;
+        }
+    }
+    let woken = stack.bodies("requests");
+    assert!(woken.len() == 8 && woken.iter().all(|body| body.contains("fits-")), "{woken:?}");
+    assert_eq!(stack.bodies("waiting").len(), 11_000);
+}
+
+#[tokio::test]
+async fn a_sweep_without_enough_time_repeats_nothing() {
+    let mut stack = Stack::start().await;
+    let long_ago = Timestamp::now() - Duration::from_secs(3600);
+    wait(&stack, (0..150).map(|number| format!("late-{number}")), MAVEN, "maxAgents", long_ago);
+    stack.jenkins_is_slow("notices", Duration::from_millis(300));
+    let mut sweeps = 0;
+    while !stack.bodies("waiting").is_empty() && sweeps < 50 {
+        stack.unhide("waiting");
+        let event = tests::sweep_event(Timestamp::now());
+        let function = stack.function(Binary::Teardown).await;
+        function.invoke_within(event, Duration::from_secs(5)).await.unwrap().unwrap();
+        sweeps += 1;
+    }
+    let notices = stack.all_notices();
+    let ids: std::collections::BTreeSet<_> = notices.iter().map(|notice| notice.body["id"].to_string()).collect();
+    assert_eq!((notices.len(), ids.len()), (150, 150), "after {sweeps} sweeps");
+    assert!(sweeps > 1 && stack.output().contains("the next sweep does the rest"));
+}
+
+#[tokio::test]
 async fn messages_stay_hidden_for_longer_than_a_sweep_takes() {
     let mut stack = Stack::start().await;
     stack.sweep_at(Timestamp::now()).await.unwrap();

@@ -7,7 +7,9 @@ mod tasks;
 mod waiting;
 
 use std::collections::HashSet;
+use std::time::Duration;
 
+use futures::future;
 use futures::stream::{self, StreamExt as _};
 use jiff::Timestamp;
 use shared::app::App;
@@ -98,13 +100,19 @@ fn log_counts(app: &App, messages: &[Waiting], agents: &Agents, now: Timestamp) 
     }
 }
 
-/// Processes each item in its own span, several at once, until the time is over; what fails is left to the next sweep.
+/// Items that take longer than this are rare. None is begun so late that the deadline may cut it off, since the next sweep
+/// would then repeat it.
+const ITEM: Duration = Duration::from_secs(2);
+
+/// Processes each item in its own span, several at once, until the time is nearly over; what fails is left to the next
+/// sweep.
 async fn each<'a, T: Item, F>(invocation: &Invocation, at_once: usize, all: &'a [T], work: impl Fn(&'a T) -> F)
 where
     F: Future<Output = Result<(), Fault>> + 'a,
 {
     let work = &work;
-    stream::iter(all)
+    let begun = stream::iter(all)
+        .take_while(|_| future::ready(!invocation.ends_within(ITEM)))
         .map(|one| {
             let result = async move {
                 if let Err(fault) = guarded(invocation, work(one)).await {
@@ -114,8 +122,11 @@ where
             result.instrument(one.span())
         })
         .buffer_unordered(at_once)
-        .collect::<()>()
+        .count()
         .await;
+    if begun < all.len() {
+        tracing::info!(left = all.len() - begun, "the sweep's time is nearly over; the next sweep does the rest");
+    }
 }
 
 /// An item that the sweep processes.

@@ -11,7 +11,7 @@ pub const IDS: [&str; 3] = ["request.id", "agent.name", "task.arn"];
 const PLACES: [&str; 4] = ["cloud", "group", "container_instance.arn", "ec2.instance"];
 
 /// Messages about no agent and none of these.
-const OF_NOTHING: [&str; 11] = [
+const OF_NOTHING: [&str; 12] = [
     "event ignored",
     "event of ECS not understood; the sweep makes up for it",
     "counts of the invocation",
@@ -22,6 +22,7 @@ const OF_NOTHING: [&str; 11] = [
     "waiting requests stay hidden from other functions for up to 90 s",
     "the waiting queue could not be read; no instance is given back",
     "the sweep's time is nearly over; the next sweep does the rest",
+    "whether records of notices are pending is not known; no notice is repeated",
     "Jenkins could not be asked for its nodes: no agent is stopped as idle",
 ];
 

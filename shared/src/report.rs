@@ -28,12 +28,14 @@ pub struct OurAgent<'a> {
     pub name: &'a AgentName,
     /// Its template, unless it is no longer configured.
     pub template: Option<&'a Template>,
+    /// Whether its notice may have been delivered without a record of that. Then it is not sent again.
+    pub may_be_notified: bool,
 }
 
 impl<'a> OurAgent<'a> {
     /// An agent, with the template that its name contains.
     pub fn new(app: &App, cloud: &'a Cloud, name: &'a AgentName) -> Self {
-        Self { cloud, name, template: cloud.template(app.template_name(name)) }
+        Self { cloud, name, template: cloud.template(app.template_name(name)), may_be_notified: false }
     }
 
     fn template_name(&self) -> Option<&str> {
@@ -53,6 +55,8 @@ impl<'a> OurAgent<'a> {
 pub enum Reported {
     /// Everyone who had to be notified was notified.
     Done,
+    /// Nobody was notified, because everyone may have been before.
+    MayBeDone,
     /// The task is not ready yet, for this reason.
     NotYet(String),
     /// Jenkins refuses to create the node.
@@ -66,7 +70,7 @@ impl Reported {
     /// When Jenkins refuses to create the node.
     pub fn done(self) -> Result<(), Fault> {
         match self {
-            Self::Done | Self::NotYet(_) => Ok(()),
+            Self::Done | Self::MayBeDone | Self::NotYet(_) => Ok(()),
             Self::Refused(fault) => Err(fault),
         }
     }
@@ -268,6 +272,10 @@ async fn notify_ready(
     notice: &Notice,
     record: &Record,
 ) -> Result<Reported, Fault> {
+    if agent.may_be_notified {
+        tracing::info!("the agent is ready, and the record of its notice may be in the undelivered queue");
+        return Ok(Reported::MayBeDone);
+    }
     let claim = app.memory.claim(&notice.id, app.now());
     let delivery = match (&record.webhook_url, &claim) {
         (_, Claim::Taken) => return Err(Fault::not_yet("the notice is on its way just now")),

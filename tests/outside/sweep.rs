@@ -342,24 +342,52 @@ async fn reports_tasks_whose_events_never_came() {
 
 #[tokio::test]
 async fn an_agent_that_was_reported_but_not_yet_recorded_is_not_reported_again() {
-    for (label, last) in [("maven", 3), ("dial", 1)] {
-        let mut stack = Stack::start().await;
+    for (label, registers) in [("maven", true), ("dial", true), ("node", false)] {
+        let mut stack = Stack::with(|config| {
+            config["jenkins"]["registerNodes"] = registers.into();
+            if !registers {
+                config["clouds"][0]["templates"].as_array_mut().unwrap().pop();
+            }
+        })
+        .await;
         stack.aws().faults.always("ecs", "TagResource", Some(Fault::server()));
         let url = stack.agent("notified", label).await;
-        for later in 1..=last {
+        // Jenkins forgets a webhook once it was called.
+        let path = url.strip_prefix(stack.jenkins_root()).unwrap().to_owned();
+        let gone = http::Response::builder().status(410).body(bytes::Bytes::new()).unwrap();
+        stack.jenkins().script(&path, std::iter::repeat_n(gone, 20));
+        for later in 1..=12 {
             sweep_in(&mut stack, later).await;
         }
-        assert_eq!(
-            (stack.received(&url), stack.all_received()),
-            (vec!["agent.ready".into()], vec!["agent.ready".into()]),
-            "{label}"
-        );
+        let received = |stack: &Stack| (stack.received(&url), stack.all_received());
+        let once = (vec!["agent.ready".to_owned()], vec!["agent.ready".to_owned()]);
+        assert_eq!((received(&stack), stack.active_tasks().len()), (once.clone(), 1), "{label}");
         stack.aws().faults.always("ecs", "TagResource", None);
         stack.unhide("undelivered");
         stack.settle().await;
+        sweep_in(&mut stack, 13).await;
         assert!(stack.tasks()[0].tags["jenkins-ecs-agents:reported"].starts_with("ready"), "{label}");
         assert!(stack.bodies("undelivered").is_empty(), "{label}");
-        assert_eq!(stack.all_received(), ["agent.ready"], "{label}");
+        assert_eq!((received(&stack), stack.active_tasks().len()), (once, 1), "{label}");
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_was_never_reported_is_reported_within_two_minutes_with_or_without_nodes() {
+    for (label, registers) in [("dial", true), ("node", false)] {
+        let mut stack = Stack::with(|config| {
+            config["jenkins"]["registerNodes"] = registers.into();
+            if !registers {
+                config["clouds"][0]["templates"].as_array_mut().unwrap().pop();
+            }
+        })
+        .await;
+        let url = stack.webhook();
+        stack.ask(json!({"requestId": "unheard", "label": label, "webhookUrl": url}));
+        stack.poll(Binary::Request, "requests").await;
+        stack.advance().clear();
+        sweep_in(&mut stack, 2).await;
+        assert_eq!(stack.received(&url), ["agent.ready"], "{label}");
     }
 }
 

@@ -119,6 +119,23 @@ fn event_wait(template: Option<&Template>, seen: Seen<'_>) -> Duration {
     }
 }
 
+/// How long the record of a notice may be missing while the undelivered queue has messages: the longest pause between two
+/// attempts, and a sweep.
+const RECORD_WAIT: Duration = Duration::from_secs(1000);
+
+/// Whether the notice of a task that runs may have been delivered without a record of that. `is_pending`: whether the
+/// undelivered queue has messages, of which one may be the record.
+pub fn may_be_notified(task: &Task, seen: Seen<'_>, is_pending: bool, now: Timestamp) -> bool {
+    // The node is created before the notice.
+    let may_be = is_pending && seen != Seen::Missing && lacks_record(task);
+    may_be && task.started_at.is_some_and(|started| elapsed(started, now) < RECORD_WAIT)
+}
+
+/// Whether a task has started, and no notice of it is recorded.
+pub fn lacks_record(task: &Task) -> bool {
+    task.started_at.is_some() && !task.reported() && !task.is_ending()
+}
+
 fn idle_step(task: &Task, template: Option<&Template>, seen: Seen<'_>, now: Timestamp) -> TaskStep {
     let (state, limit, text) = match seen {
         Seen::Unknown | Seen::Away => return TaskStep::Leave,
@@ -286,6 +303,19 @@ mod tests {
         let mut ending = task(true, &[]);
         ending.desired_status = "STOPPED".into();
         assert_eq!(step(&ending, Seen::Node(&idle), 300_000), TaskStep::Leave);
+    }
+
+    #[test]
+    fn a_notice_may_be_delivered_while_its_record_can_be_pending() {
+        let node = NodeState::default();
+        let may_be = |reported, seen, is_pending, now| may_be_notified(&task(reported, &[]), seen, is_pending, at(now));
+        for seen in [Seen::Unknown, Seen::Node(&node)] {
+            assert!(may_be(false, seen, true, 1009));
+            assert!(!may_be(false, seen, true, 1010), "not for ever");
+            assert!(!may_be(false, seen, false, 100), "no record is pending");
+            assert!(!may_be(true, seen, true, 100));
+        }
+        assert!(!may_be(false, Seen::Missing, true, 100), "an agent without a node was not reported");
     }
 
     #[test]

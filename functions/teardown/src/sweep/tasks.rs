@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use shared::app::App;
 use shared::aws::ecs::{DesiredStatus, IDLE_SINCE_TAG, KEEP_TAG, Task, TaskFilter};
-use shared::batch::Invocation;
+use shared::batch::{Invocation, guarded};
 use shared::cloud::Cloud;
 use shared::fault::Fault;
+use shared::log_fault;
 use shared::name::AgentName;
 use shared::observe;
 use shared::outcome;
@@ -75,28 +76,46 @@ pub(super) async fn sweep(app: &App, invocation: &Invocation, running: &[OurTask
         .into_iter()
         .map(|(task, stop)| (task.arn.as_str(), stop))
         .collect();
+    let is_pending = is_pending(app, invocation, running).await;
     each(invocation, CONCURRENCY, running, |ours| {
         let duplicate = duplicates.get(ours.task.arn.as_str()).filter(|_| !ours.task.tags.contains_key(KEEP_TAG));
         async move {
             match duplicate {
                 Some(stop) => report::stop(ours.agent(app), &ours.task, stop.clone()).await,
-                None => step(app, ours, nodes, now).await,
+                None => step(app, ours, nodes, is_pending, now).await,
             }
         }
     })
     .await;
 }
 
-async fn step(app: &App, ours: &OurTask<'_>, nodes: &Nodes, now: Timestamp) -> Result<(), Fault> {
-    let (task, agent, cluster) = (&ours.task, ours.agent(app), &ours.cloud.cluster);
-    match plan::task_step(task, agent.template, nodes.seen(&ours.name), now) {
+/// Whether the record of a notice that one of the tasks lacks may be in the undelivered queue.
+async fn is_pending(app: &App, invocation: &Invocation, running: &[OurTask<'_>]) -> bool {
+    if !running.iter().any(|ours| plan::lacks_record(&ours.task)) {
+        return false;
+    }
+    let depth = guarded(invocation, app.queues.depth(&app.queues.urls.undelivered)).await;
+    depth.map_or_else(
+        |fault| {
+            log_fault!(&fault, "whether records of notices are pending is not known; no notice is repeated");
+            true
+        },
+        |depth| depth > 0,
+    )
+}
+
+async fn step(app: &App, ours: &OurTask<'_>, nodes: &Nodes, is_pending: bool, now: Timestamp) -> Result<(), Fault> {
+    let (task, cluster, seen) = (&ours.task, &ours.cloud.cluster, nodes.seen(&ours.name));
+    let may_be_notified = plan::may_be_notified(task, seen, is_pending, now);
+    let agent = OurAgent { may_be_notified, ..ours.agent(app) };
+    match plan::task_step(task, agent.template, seen, now) {
         TaskStep::Leave => Ok(()),
         TaskStep::Stop(_) => stop_if_still_due(app, ours, nodes, now).await,
         TaskStep::Report => report::task(app, agent, &task.arn, None).await?.done(),
         TaskStep::AtWork => report::at_work(app, agent, task).await,
         TaskStep::ReportOrStop(mut stop) => {
             let why = match report::task(app, agent, &task.arn, None).await? {
-                Reported::Done => return Ok(()),
+                Reported::Done | Reported::MayBeDone => return Ok(()),
                 Reported::NotYet(why) => why,
                 Reported::Refused(fault) => fault.to_string(),
             };

@@ -7,6 +7,8 @@ use local::aws::Fault;
 use serde_json::{Value, json};
 use tests::{Binary, CLUSTER, GROUP, Stack};
 
+use crate::sweep::wait;
+
 /// A world whose new instances take longer than any test.
 async fn slow_boot(change: impl FnOnce(&mut Value)) -> Stack {
     let stack = Stack::with(change).await;
@@ -569,4 +571,34 @@ async fn a_maximum_that_was_lowered_meanwhile_fails_no_request() {
     stack.settle().await;
     assert_eq!((stack.bodies("waiting").len(), stack.bodies("requests").len()), (1, 0));
     assert_eq!((stack.received(&url).len(), stack.rejected().len(), desired(&stack)), (0, 0, 1));
+}
+
+/// With several groups, the depth of the queue does not show how many requests wait for which.
+#[tokio::test]
+async fn a_batch_raises_each_group_to_what_two_thousand_waiting_requests_need() {
+    let mut stack = slow_boot(|config| {
+        let mut another = config["clouds"][0].clone();
+        (another["name"], another["autoScalingGroup"]) = ("another".into(), "another".into());
+        another["instanceCapacity"] = json!({"cpu": 4096, "memory": 7680});
+        another["templates"].as_array_mut().unwrap().truncate(1);
+        (another["templates"][0]["name"], another["templates"][0]["labels"]) = ("other".into(), json!(["other"]));
+        config["clouds"].as_array_mut().unwrap().push(another);
+    })
+    .await;
+    stack.aws().ecs.create_group("another", CLUSTER, (0, 1000), (4096, 7680), Timestamp::now());
+    stack.aws().ecs.group_mut(GROUP).unwrap().maximum = 1000;
+    ask(&stack, "fill", 3);
+    stack.settle().await;
+    let since = Timestamp::now() - Duration::from_secs(60);
+    for number in 0..500 {
+        let ids = (0..3).map(|part| format!("linux-{number}-{part}"));
+        wait(&stack, ids, ("linux", "maven"), "instance", since);
+        wait(&stack, std::iter::once(format!("another-{number}")), ("another", "other"), "instance", since);
+    }
+    ask(&stack, "one-more", 1);
+    stack.ask(json!({"requestId": "another-one", "label": "other"}));
+    stack.poll(Binary::Request, "requests").await;
+    let raised = [GROUP, "another"].map(|group| stack.aws().ecs.group(group).unwrap().desired);
+    // Three agents on an instance, and one instance that is full.
+    assert!((502..=512).contains(&raised[0]) && (167..=172).contains(&raised[1]), "{raised:?}");
 }

@@ -63,21 +63,24 @@ impl Rooms {
 /// The requests that already wait, besides this batch.
 #[derive(Default)]
 struct Others {
-    /// SQS' count, which is approximate.
-    depth: u32,
-    /// The messages themselves, where the count does not show what they wait for.
+    /// The messages that were not read, from SQS' count, which is approximate.
+    unread: u32,
+    /// Those that were read, where the count does not show what they wait for.
     known: Vec<Waiting>,
 }
 
 impl Others {
     async fn ask(app: &App, invocation: &Invocation, counts: &HashMap<usize, Existing>) -> Self {
         let asked = async {
+            let depth = app.queues.depth(&app.queues.urls.waiting).await?;
             if room::depth_is_demand(app.config(), counts) {
-                return Ok(Self { depth: app.queues.depth(&app.queues.urls.waiting).await?, known: Vec::new() });
+                return Ok(Self { unread: depth, known: Vec::new() });
             }
             let known = wait::look(&app.queues).await?;
             wait::release(&app.queues, &known).await;
-            Ok(Self { depth: 0, known })
+            // If none could be read, nothing shows what the others wait for; the sweep raises the group for them.
+            let read = u32::try_from(known.len()).unwrap_or(u32::MAX);
+            Ok(Self { unread: if read > 0 { depth.saturating_sub(read) } else { 0 }, known })
         };
         guarded(invocation, asked).await.unwrap_or_else(|fault| {
             log_fault!(&fault, "waiting requests not counted; the sweep raises the group for them");
@@ -141,6 +144,7 @@ impl Room {
     async fn raise(&mut self, cloud: &Cloud, needs: &Needs<'_>, others: &Others) -> Result<(), Fault> {
         // Each agent counts once, however many copies of its request are in the batch.
         let mut agents = wait::demand(&cloud.config, others.known.iter(), &Placed::default());
+        let unread = room::unread_agents(others.unread, others.known.len(), agents.len());
         for (order, blocked) in needs.iter().filter(|(order, _)| order.scales()) {
             let need = self.need(order);
             let waits = |blocked: &&Blocked| {
@@ -153,7 +157,7 @@ impl Room {
         }
         agents.retain(|_, need| self.observed.too_large(need.size).is_none());
         let agents: Vec<Need> = agents.into_values().collect();
-        let demand = room::demand(&agents, others.depth);
+        let demand = room::demand(&agents, unread);
         self.plan = self.observed.plan(&demand);
         let (Some(desired), Some(group)) = (self.plan.raise_to, &self.observed.group) else { return Ok(()) };
         match cloud.raise(group, desired, demand.len()).await {

@@ -69,6 +69,13 @@ pub fn need(order: &Order<'_>, definition: &TaskDefinition) -> Need {
     Need { size: order.size(definition.size), gpus: definition.gpus(), exclusive }
 }
 
+/// How many agents of a cloud wait in messages that were not read: the same share as in those that were read, and one per
+/// message if none had to be read.
+pub fn unread_agents(unread: u32, read: usize, agents: usize) -> u32 {
+    let share = u64::from(unread) * agents as u64 / (read.max(1) as u64);
+    if read == 0 { unread } else { u32::try_from(share).unwrap_or(u32::MAX) }
+}
+
 /// The total demand: that of the batch, and for each message in the queue, by SQS' count, the average of the batch.
 pub fn demand(own: &[Need], waiting: u32) -> Vec<Need> {
     let Some(count) = u32::try_from(own.len()).ok().filter(|&count| count > 0) else { return Vec::new() };

@@ -164,8 +164,9 @@ pub fn waiting(
             plan.steps.push(if is_unknown { MessageStep::Keep } else { MessageStep::Fail(failure) });
             continue;
         }
-        wait.agents.iter().filter(|&&index| agents.exists(wait, index)).for_each(|&index| placed.note(wait, index));
-        if wait.agents.iter().all(|&index| agents.exists(wait, index)) {
+        let existing: Vec<u32> = wait.agents.iter().copied().filter(|&index| agents.exists(wait, index)).collect();
+        existing.iter().for_each(|&index| placed.note(wait, index));
+        if existing.len() == wait.agents.len() {
             // A copy of a request that was placed: it is answered, and needs no room.
             plan.steps.push(MessageStep::Wake);
             continue;

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use local::aws::ApiError;
 use serde_json::{Value, json};
-use tests::{ACCOUNT, Binary, CLUSTER, REGION, Stack};
+use tests::{ACCOUNT, Binary, CLUSTER, REGION, Stack, log_rules};
 
 fn template_of(started_by: &str) -> &str {
     started_by.strip_prefix("ecs-").unwrap().rsplit_once('-').unwrap().0
@@ -452,12 +452,17 @@ async fn a_queue_that_may_not_be_written_is_named_and_the_failure_is_logged_once
     for number in 0..4 {
         stack.ask(json!({"requestId": format!("r-{number}"), "label": "maven", "webhookUrl": stack.webhook()}));
     }
+    stack.ask(json!({"requestId": "nobody", "label": "solaris", "webhookUrl": stack.webhook()}));
     for _ in 0..4 {
         stack.unhide("requests");
         stack.settle().await;
     }
-    let lines: Vec<Value> = stack.output().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let failed: Vec<_> = lines.iter().filter(|line| line["message"] == "request failed").collect();
+    let lines = log_rules::lines(&stack.output());
+    let failed = |code: &str| -> Vec<&Value> {
+        lines.iter().filter(|line| line["message"] == "request failed" && line["code"] == code).collect()
+    };
+    assert_eq!(failed("NO_TEMPLATE").len(), 1, "{lines:#?}");
+    let failed = failed("LAUNCH_FAILED");
     assert_eq!(failed.len(), 1, "{failed:#?}");
     let error = failed[0]["error"].as_str().unwrap();
     assert!(error.contains("AccessDenied") && error.contains(": waiting: "), "{error}");

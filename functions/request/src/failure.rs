@@ -42,13 +42,10 @@ pub(crate) async fn end(
         FailureCode::CapacityTimeout => Ok(()),
         _ => copy(app, item, &failure).await,
     };
-    // Once, however often the message comes back since a part of this failed.
-    let what = format!("{} of {agents:?} logged", failure.code.as_str());
-    let logged = once(app, item, &what, async {
+    log_once(app, item, &format!("{} of {agents:?}", failure.code.as_str()), || {
         report::request_failed(Some(&order.cloud.name), Some(&order.template.name), &failure, agents.len());
-        Ok(())
-    });
-    logged.await.ok();
+    })
+    .await;
     let notified = agents.iter().map(|&index| {
         let name = order.name(&app.settings.agent_name_prefix, index);
         let mut notice = order.subject(&name).notice(NoticeType::Failed, app.now());
@@ -81,7 +78,7 @@ pub(crate) async fn refuse(app: &App, item: &Item, refused: &Refused) -> Result<
     if urls.is_empty() {
         urls.push((0, None));
     }
-    report::request_failed(None, None, &refused.failure, urls.len());
+    log_once(app, item, "refusal", || report::request_failed(None, None, &refused.failure, urls.len())).await;
     let notified = urls.into_iter().map(|(index, url)| notify(app, item, notice(index), url));
     join_all(notified).await.into_iter().chain([copied]).collect()
 }
@@ -96,6 +93,17 @@ async fn copy(app: &App, item: &Item, failure: &Failure) -> Result<(), Fault> {
 async fn notify(app: &App, item: &Item, notice: Notice, webhook_url: Option<&str>) -> Result<(), Fault> {
     let targets = app.notifier.everybody(webhook_url);
     once(app, item, &notice.id, app.notifier.notify_all(&notice, targets)).await
+}
+
+/// Logs a failure of a message once, however often that comes back because a part of its handling failed.
+async fn log_once(app: &App, item: &Item, what: &str, log: impl FnOnce()) {
+    let what = format!("log of {what}");
+    let log = async {
+        log();
+        Ok(())
+    };
+    // An error means that it is being logged.
+    once(app, item, &what, log).await.ok();
 }
 
 /// Does something for a message once, however often the message comes back to this process for another reason.

@@ -11,11 +11,11 @@ use shared::batch::{self, Invocation, Item, Source, guarded};
 use shared::cloud::Cloud;
 use shared::fault::Fault;
 use shared::log_fault;
-use shared::message::{Notice, NoticeType};
+use shared::message::Notice;
 use shared::notifier::{Target, Undelivered, Work, log_not_delivered};
 use shared::report::{self, OurAgent, Reported};
 use shared::span::Ids;
-use shared::wait::{self, WaitsFor};
+use shared::wait;
 use tracing::Instrument as _;
 
 use crate::plan::{self, Concern, Event, Instance};
@@ -96,22 +96,10 @@ async fn report(app: &App, invocation: &Invocation, agent: OurAgent<'_>, task: &
 
 /// An agent's end makes room for one that waits because of `maxAgents`.
 async fn agent_ended(app: &App, invocation: &Invocation, agent: OurAgent<'_>, task: &Task) -> Result<(), Fault> {
-    let (cloud, template) = (agent.cloud, app.template_name(agent.name));
-    let limit_of_cloud = cloud.config.max_agents;
-    let limit = limit_of_cloud.or_else(|| cloud.template(template)?.max_agents);
-    if limit.is_none() || !task.is_stopped() {
-        return Ok(());
-    }
+    let Some(freed) = plan::freed(task, &agent.cloud.config, app.template_name(agent.name)) else { return Ok(()) };
     guarded(invocation, async {
         let mut waiting = wait::look_at_all(&app.queues).await?;
-        let serves = |message: &wait::Waiting| {
-            message.wait.as_ref().is_some_and(|wait| {
-                wait.waits_for == WaitsFor::MaxAgents
-                    && wait.cloud == cloud.name()
-                    && (limit_of_cloud.is_some() || wait.template == template)
-            })
-        };
-        let next = waiting.iter().position(serves).map(|index| waiting.remove(index));
+        let next = freed.next(&waiting).map(|index| waiting.remove(index));
         wait::release(&app.queues, &waiting).await;
         match next {
             Some(message) => wait::wake(&app.queues, &message).await,
@@ -214,7 +202,7 @@ async fn work(app: &App, item: &Item, undelivered: &Undelivered) -> Result<(), F
                 None => reject(app, item, &format!("the cloud of task {arn} is no longer configured")).await,
             }
         }
-        Work::Notice { notice, .. } if !still_ready(app, notice).await? => {
+        Work::Notice { notice, .. } if is_outdated(app, notice).await? => {
             tracing::info!(notice.id = notice.id, "ready notice dropped: the agent has ended");
             Ok(())
         }
@@ -227,15 +215,18 @@ async fn work(app: &App, item: &Item, undelivered: &Undelivered) -> Result<(), F
 }
 
 /// Keeps a task that is not ready yet, to look at it again within seconds: no event reports a container's health, nor
-/// an address that comes late. After `containerStartTimeout` the sweep takes over.
+/// an address that comes late.
 async fn look_again(app: &App, agent: OurAgent<'_>, undelivered: &Undelivered, why: &str) -> Result<(), Fault> {
-    let now = app.now();
-    if agent.template.is_none_or(|template| template.container_start_timeout.is_over(undelivered.since, now)) {
-        tracing::info!(why, "agent not ready within containerStartTimeout; the sweep stops it");
-        return Ok(());
+    match plan::next_look(agent.template, undelivered.since, app.now()) {
+        Some(delay) => {
+            tracing::debug!(why, "agent still not ready");
+            app.notifier.keep_for(undelivered, delay).await
+        }
+        None => {
+            tracing::info!(why, "agent not ready within containerStartTimeout; the sweep stops it");
+            Ok(())
+        }
     }
-    tracing::debug!(why, "agent still not ready");
-    app.notifier.keep_for(undelivered, plan::next_look(undelivered.since, now)).await
 }
 
 /// Delivers a notice to each target that has not received it yet.
@@ -270,13 +261,11 @@ async fn reject(app: &App, item: &Item, reason: &str) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Whether a notice is still true: a ready agent may have ended since.
-async fn still_ready(app: &App, notice: &Notice) -> Result<bool, Fault> {
-    let (NoticeType::Ready, Some(agent), Some(task)) = (notice.kind, &notice.agent, &notice.task) else {
-        return Ok(true);
-    };
-    let Some(name) = app.agent_name(agent.name.as_str()) else { return Ok(true) };
-    let Some(cloud) = app.clouds.of_task(&task.cluster, &task.arn, app.template_name(&name)) else { return Ok(true) };
+/// Whether a notice that is delivered late is no longer true.
+async fn is_outdated(app: &App, notice: &Notice) -> Result<bool, Fault> {
+    let Some((agent, task)) = plan::must_still_run(notice) else { return Ok(false) };
+    let Some(name) = app.agent_name(agent.name.as_str()) else { return Ok(false) };
+    let Some(cloud) = app.clouds.of_task(&task.cluster, &task.arn, app.template_name(&name)) else { return Ok(false) };
     let described = cloud.cluster.describe_task(&task.arn).await?;
-    Ok(described.is_some_and(|task| !task.is_ending()))
+    Ok(described.is_none_or(|task| task.is_ending()))
 }

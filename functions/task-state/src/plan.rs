@@ -8,7 +8,8 @@ use serde_json::Value;
 use shared::aws::autoscaling::Membership;
 use shared::aws::ecs::{self, DesiredStatus, InstanceStatus, Resource, Resources, Task, TaskStatus};
 use shared::capacity::Exclusive;
-use shared::config::Cloud;
+use shared::config::{Cloud, Template};
+use shared::message::{self, Agent, Notice, NoticeType};
 use shared::stop::{Cause, Stop};
 use shared::wait::{Wait, Waiting, WaitsFor};
 
@@ -143,16 +144,53 @@ pub fn is_given_up(since: Timestamp, now: Timestamp) -> bool {
 }
 
 /// How long until a task that is not ready is looked at again: a tenth of the time that it has taken so far, so that
-/// many slow tasks do not exceed ECS' rate for reads.
-pub fn next_look(since: Timestamp, now: Timestamp) -> Duration {
+/// many slow tasks do not exceed ECS' rate for reads. `None` after `containerStartTimeout`, or if the template is gone: the
+/// sweep takes over.
+pub fn next_look(template: Option<&Template>, since: Timestamp, now: Timestamp) -> Option<Duration> {
+    template.filter(|template| !template.container_start_timeout.is_over(since, now))?;
     let taken = Duration::try_from(now.duration_since(since)).unwrap_or_default();
-    (taken / 10).clamp(Duration::from_secs(3), Duration::from_secs(15))
+    Some((taken / 10).clamp(Duration::from_secs(3), Duration::from_secs(15)))
+}
+
+/// The agent and task of a notice that is true only while they run.
+pub fn must_still_run(notice: &Notice) -> Option<(&Agent, &message::Task)> {
+    notice.agent.as_ref().zip(notice.task.as_ref()).filter(|_| notice.kind == NoticeType::Ready)
+}
+
+/// A place within `maxAgents` that an ended agent leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Freed<'a> {
+    cloud: &'a str,
+    /// The only template that it can serve; `None` if the limit is the cloud's.
+    template: Option<&'a str>,
+}
+
+/// The place that the end of a template's agent leaves; `None` while it has not ended, or if nothing limits its number.
+pub fn freed<'a>(task: &Task, cloud: &'a Cloud, template: &'a str) -> Option<Freed<'a>> {
+    let limit = || cloud.templates.iter().find(|it| it.name == template)?.max_agents;
+    let template = match cloud.max_agents {
+        Some(_) => None,
+        None => Some(limit().map(|_| template)?),
+    };
+    task.is_stopped().then_some(Freed { cloud: &cloud.name, template })
+}
+
+impl Freed<'_> {
+    /// The index of the first waiting request that the place may serve.
+    pub fn next(self, waiting: &[Waiting]) -> Option<usize> {
+        let serves = |wait: &Wait| {
+            wait.waits_for == WaitsFor::MaxAgents
+                && wait.cloud == self.cloud
+                && self.template.is_none_or(|template| wait.template == template)
+        };
+        waiting.iter().position(|message| message.wait.as_ref().is_some_and(serves))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use serde_json::json;
-    use shared::config::Size;
+    use shared::config::{Config, Size, from_yaml};
 
     use super::*;
 
@@ -201,13 +239,66 @@ mod tests {
         assert!(matches!(event(nulls), Event::Task(task) if task.arn == "arn"));
     }
 
+    /// Two templates, one of which limits its agents.
+    fn config() -> Config {
+        let yaml = "
+jenkins: {url: https://ci.example.com/, user: u, apiToken: {env: T}}
+clouds:
+  - name: linux
+    region: eu-west-1
+    cluster: ci
+    templates:
+      - {name: maven, labels: [maven], taskDefinition: maven, connect: ssh, containerStartTimeout: 1h}
+      - {name: node, labels: [node], taskDefinition: node, connect: ssh, maxAgents: 1}
+";
+        from_yaml(yaml).expect("a configuration")
+    }
+
     #[test]
     fn looks_at_an_unready_task_again_within_seconds() {
-        for (taken, expected) in [(-5, 3), (0, 3), (60, 6), (600, 15), (7200, 15)] {
-            let now = Timestamp::from_second(10_000 + taken).expect("a time");
-            let since = Timestamp::from_second(10_000).expect("a time");
-            assert_eq!(next_look(since, now), Duration::from_secs(expected), "{taken}");
+        let config = config();
+        let template = config.clouds[0].templates.first();
+        let since = Timestamp::from_second(10_000).expect("a time");
+        let at = |taken: i64| Timestamp::from_second(10_000 + taken).expect("a time");
+        for (taken, expected) in
+            [(-5, Some(3)), (0, Some(3)), (60, Some(6)), (600, Some(15)), (3599, Some(15)), (3600, None)]
+        {
+            assert_eq!(next_look(template, since, at(taken)), expected.map(Duration::from_secs), "{taken}");
         }
+        assert_eq!(next_look(None, since, at(0)), None, "its template is gone");
+    }
+
+    #[test]
+    fn an_end_frees_a_place_within_the_limit_that_it_counted_towards() {
+        let waiting = |waits_for: &str, cloud: &str, template: &str| {
+            let wait = json!({
+                "requestId": "a", "requestedAt": "2026-11-24T18:00:00Z", "since": "2026-11-24T18:00:00Z", "attempt": 1,
+                "agents": [0], "cloud": cloud, "template": template, "waitsFor": waits_for, "reason": "maxAgents"
+            });
+            let wait = Some(serde_json::from_value(wait).expect("a wait"));
+            Waiting { body: String::new(), wait, receipt: String::new() }
+        };
+        let all = [
+            Waiting { body: String::new(), wait: None, receipt: String::new() },
+            waiting("instance", "linux", "node"),
+            waiting("maxAgents", "other", "node"),
+            waiting("maxAgents", "linux", "maven"),
+            waiting("maxAgents", "linux", "node"),
+        ];
+        let limited_by_template = config().clouds.remove(0);
+        let limited_by_cloud = Cloud { max_agents: Some(3), ..limited_by_template.clone() };
+        let stopped = Task { last_status: TaskStatus::Stopped, ..Task::default() };
+        for (cloud, template, next) in [
+            (&limited_by_template, "maven", None),
+            (&limited_by_template, "node", Some(4)),
+            (&limited_by_template, "removed", None),
+            (&limited_by_cloud, "node", Some(3)),
+            (&limited_by_cloud, "removed", Some(3)),
+        ] {
+            let freed = freed(&stopped, cloud, template);
+            assert_eq!(freed.and_then(|freed| freed.next(&all)), next, "{template} of {:?}", cloud.max_agents);
+        }
+        assert_eq!(freed(&Task::default(), &limited_by_cloud, "node"), None, "it has not ended");
     }
 
     #[test]

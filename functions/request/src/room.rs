@@ -12,7 +12,7 @@ use shared::fault::{Fault, Placement};
 use shared::log_fault;
 use shared::message::NoticeType;
 use shared::observe;
-use shared::wait::{self, Placed, Waiting, WaitsFor};
+use shared::wait::{self, Placed, Wait, Waiting, WaitsFor};
 use tracing::Instrument as _;
 
 use crate::failure;
@@ -199,40 +199,8 @@ pub(crate) async fn wait(
     rooms: &Rooms,
 ) -> Result<(), Fault> {
     let mut waiting = Vec::new();
-    for mut blocked in room::merge(blocked) {
-        if blocked.waits_for == WaitsFor::Instance {
-            let room = rooms.of(order)?;
-            if let Some(refusal) = room.refusal(order, &blocked) {
-                failure::launch_failed(app, item, order, &blocked.agents, refusal).await?;
-                continue;
-            }
-            blocked.need = room.need(order);
-            blocked.reason = room::explain(&blocked, order, &room.observed, room.plan);
-        }
-        match order.next_wait(&blocked, app.now()) {
-            // As for any expired request: agents that already exist are reported as they are.
-            Err(failure) => {
-                let expired = order.expire(failure);
-                let agents = Split { placeable: blocked.agents, over_limit: Vec::new() };
-                placing::place(app, item, &expired, agents).await?;
-            }
-            Ok(wait) => {
-                app.memory.remember_wait(order.request_id.as_str(), app.now());
-                let handed_over = wait::hand_over(&app.queues, &item.body, &wait).await;
-                handed_over.map_err(|fault| fault.of("there is no room yet, and the request cannot be set to wait"))?;
-                tracing::info!(
-                    agents = ?wait.agents,
-                    attempt = wait.attempt,
-                    reason = wait.reason,
-                    cloud = wait.cloud,
-                    template = wait.template,
-                    waits_for = wait.waits_for.as_str(),
-                    metric.waits_begun = order.wait.is_none().then_some(wait.agents.len()),
-                    "request waits"
-                );
-                waiting.extend(wait.agents);
-            }
-        }
+    for blocked in room::merge(blocked) {
+        waiting.extend(wait_or_fail(app, item, order, blocked, rooms).await?);
     }
     if order.wait.is_none()
         && let Err(fault) = notify_waiting(app, order, waiting).await
@@ -240,6 +208,53 @@ pub(crate) async fn wait(
         log_fault!(&fault, "notice agent.waiting not sent");
     }
     Ok(())
+}
+
+/// Returns the agents that wait now.
+async fn wait_or_fail(
+    app: &App,
+    item: &Item,
+    order: &Order<'_>,
+    mut blocked: Blocked,
+    rooms: &Rooms,
+) -> Result<Vec<u32>, Fault> {
+    if blocked.waits_for == WaitsFor::Instance {
+        let room = rooms.of(order)?;
+        if let Some(refusal) = room.refusal(order, &blocked) {
+            failure::launch_failed(app, item, order, &blocked.agents, refusal).await?;
+            return Ok(Vec::new());
+        }
+        blocked.need = room.need(order);
+        blocked.reason = room::explain(&blocked, order, &room.observed, room.plan);
+    }
+    match order.next_wait(&blocked, app.now()) {
+        // As for any expired request: agents that already exist are reported as they are.
+        Err(failure) => {
+            let expired = order.expire(failure);
+            let agents = Split { placeable: blocked.agents, over_limit: Vec::new() };
+            placing::place(app, item, &expired, agents).await?;
+            Ok(Vec::new())
+        }
+        Ok(wait) => hand_over(app, item, order, wait).await,
+    }
+}
+
+/// Moves agents to the waiting queue, and returns them.
+async fn hand_over(app: &App, item: &Item, order: &Order<'_>, wait: Wait) -> Result<Vec<u32>, Fault> {
+    app.memory.remember_wait(order.request_id.as_str(), app.now());
+    let handed_over = wait::hand_over(&app.queues, &item.body, &wait).await;
+    handed_over.map_err(|fault| fault.of("there is no room yet, and the request cannot be set to wait"))?;
+    tracing::info!(
+        agents = ?wait.agents,
+        attempt = wait.attempt,
+        reason = wait.reason,
+        cloud = wait.cloud,
+        template = wait.template,
+        waits_for = wait.waits_for.as_str(),
+        metric.waits_begun = order.wait.is_none().then_some(wait.agents.len()),
+        "request waits"
+    );
+    Ok(wait.agents)
 }
 
 /// Notifies everyone but the request's own webhook, which accepts one outcome.

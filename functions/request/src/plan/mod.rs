@@ -117,27 +117,15 @@ fn order<'a>(
     for url in &request.webhook_urls {
         origin.allows(url).map_err(|reason| invalid(format!("webhookUrl: {reason}")))?;
     }
-    let request_id = match (request.request_id, envelope.wait) {
-        (Some(id), _) => id,
-        (None, Some(wait)) => wait.request_id.clone(),
-        (None, None) => envelope
-            .message_id
-            .parse()
-            .map_err(|_| invalid("there is no requestId, and the message's id is none either".into()))?,
-    };
+    let own_id = request.request_id.or_else(|| envelope.wait.map(|wait| wait.request_id.clone()));
+    let request_id = own_id
+        .or_else(|| envelope.message_id.parse().ok())
+        .ok_or_else(|| invalid("there is no requestId, and the message's id is none either".into()))?;
     let expired = request.expires_at.filter(|&expiry| expiry <= now).map(|expiry| {
         let message = format!("the request was not served before it expired at {expiry}");
         Failure::new(FailureCode::CapacityTimeout, message)
     });
-    let expression: LabelExpression =
-        request.label.parse().map_err(|error| invalid(format!("label {:?}: {error}", request.label)))?;
-    let (cloud_index, cloud, template) = config
-        .clouds
-        .iter()
-        .enumerate()
-        .flat_map(|(index, cloud)| cloud.templates.iter().map(move |template| (index, cloud, template)))
-        .find(|(_, _, template)| expression.matches(&template.labels))
-        .ok_or_else(|| Failure::new(FailureCode::NoTemplate, no_template(config, &request.label)))?;
+    let (cloud_index, cloud, template) = template_for(config, &request.label)?;
     let wait = envelope.wait.cloned();
     // A woken request carries the trace of whoever woke it; its own is the first.
     let trace = wait.as_ref().map_or_else(|| envelope.trace.cloned(), |wait| wait.trace.clone());
@@ -165,6 +153,18 @@ fn order<'a>(
         wait,
         trace,
     })
+}
+
+/// The first template that serves a label expression, with its cloud and the cloud's index.
+fn template_for<'a>(config: &'a Config, label: &str) -> Result<(usize, &'a Cloud, &'a Template), Failure> {
+    let expression: LabelExpression = label
+        .parse()
+        .map_err(|error| Failure::new(FailureCode::InvalidRequest, format!("label {label:?}: {error}")))?;
+    let clouds = config.clouds.iter().enumerate();
+    clouds
+        .flat_map(|(index, cloud)| cloud.templates.iter().map(move |template| (index, cloud, template)))
+        .find(|(_, _, template)| expression.matches(&template.labels))
+        .ok_or_else(|| Failure::new(FailureCode::NoTemplate, no_template(config, label)))
 }
 
 fn no_template(config: &Config, label: &str) -> String {

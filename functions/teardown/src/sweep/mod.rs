@@ -34,28 +34,10 @@ pub async fn sweep(app: &App, invocation: &Invocation, time: Timestamp) {
     // is placed meanwhile.
     let (nodes, messages) =
         tokio::join!(Nodes::fetch(app, invocation), guarded(invocation, wait::look_at_all(&app.queues)));
-    let mut found = Vec::new();
-    let mut on_instances = observe::Tasks::default();
-    let mut running = HashSet::<AgentName>::new();
     let mut agents = Agents::new(&app.settings.agent_name_prefix);
-    for cloud in app.clouds.distinct_clusters() {
-        match guarded(invocation, ClusterTasks::fetch(app, cloud, &mut on_instances)).await {
-            Err(fault) => {
-                agents
-                    .unknown
-                    .extend(app.clouds.iter().filter(|it| it.cluster_key() == cloud.cluster_key()).map(|it| it.index));
-                log_fault!(&fault, cloud = cloud.name(), "the cluster could not be queried; nothing is stopped there");
-            }
-            Ok(tasks) => {
-                for task in &tasks.running {
-                    running.insert(task.name.clone());
-                    agents.count(task.cloud.index, app.template_name(&task.name));
-                }
-                agents.names.extend(tasks.running.iter().chain(&tasks.stopped).map(|task| task.name.clone()));
-                found.push(tasks);
-            }
-        }
-    }
+    let mut on_instances = observe::Tasks::default();
+    let found = list_tasks(app, invocation, &mut agents, &mut on_instances).await;
+    let running: HashSet<AgentName> = found.iter().flat_map(|it| &it.running).map(|task| task.name.clone()).collect();
     let all_known = agents.unknown.is_empty();
     let ends = async {
         for tasks in &found {
@@ -84,6 +66,33 @@ pub async fn sweep(app: &App, invocation: &Invocation, time: Timestamp) {
         instances::sweep(app, invocation, &needed, &on_instances, time).await;
     };
     tokio::join!(ends, orphans, capacity);
+}
+
+/// Lists the tasks of each cluster that can be queried, and counts their agents.
+async fn list_tasks<'a>(
+    app: &'a App,
+    invocation: &Invocation,
+    agents: &mut Agents,
+    on_instances: &mut observe::Tasks,
+) -> Vec<ClusterTasks<'a>> {
+    let mut found = Vec::new();
+    for cloud in app.clouds.distinct_clusters() {
+        match guarded(invocation, ClusterTasks::fetch(app, cloud, on_instances)).await {
+            Err(fault) => {
+                let key = cloud.cluster_key();
+                agents.unknown.extend(app.clouds.iter().filter(|it| it.cluster_key() == key).map(|it| it.index));
+                log_fault!(&fault, cloud = cloud.name(), "the cluster could not be queried; nothing is stopped there");
+            }
+            Ok(tasks) => {
+                for task in &tasks.running {
+                    agents.count(task.cloud.index, app.template_name(&task.name));
+                }
+                agents.names.extend(tasks.running.iter().chain(&tasks.stopped).map(|task| task.name.clone()));
+                found.push(tasks);
+            }
+        }
+    }
+    found
 }
 
 /// Logs how many agents of each template there are.

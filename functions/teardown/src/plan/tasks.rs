@@ -235,6 +235,8 @@ pub fn is_unreported_end(task: &Task, now: Timestamp) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use shared::aws::ecs::REPORTED_TAG;
 
     use super::*;
@@ -255,54 +257,110 @@ mod tests {
         task
     }
 
+    static IDLE: LazyLock<NodeState> = LazyLock::new(|| NodeState { idle: Some(true), ..NodeState::default() });
+    static BUSY: LazyLock<NodeState> = LazyLock::new(|| NodeState { idle: Some(false), ..NodeState::default() });
+
+    /// The step for an agent of a template with `containerStartTimeout: 5m`, `idleTimeout: 10m` and `maxLifetime: 2h`; a
+    /// stop with its reason.
+    fn step(task: &Task, seen: Seen<'_>, now: i64) -> String {
+        match task_step(task, config().clouds[0].templates.first(), seen, at(now)) {
+            TaskStep::Stop(stop) => format!("stop: {stop}"),
+            TaskStep::ReportOrStop(stop) => format!("report or stop: {stop}"),
+            other => format!("{other:?}"),
+        }
+    }
+
     #[test]
-    fn stops_overdue_and_idle_tasks_and_none_on_a_guess() {
-        let config = config();
-        let template = config.clouds[0].templates.first();
-        let idle = NodeState { idle: Some(true), ..NodeState::default() };
-        let busy = NodeState { idle: Some(false), ..NodeState::default() };
-        let since = |seconds: i64| at(seconds).to_string();
-        let cause = |step: &TaskStep| match step {
-            TaskStep::Stop(stop) | TaskStep::ReportOrStop(stop) => Some(stop.cause),
-            _ => None,
-        };
-        let step = |task: &Task, seen: Seen<'_>, now: i64| task_step(task, template, seen, at(now));
-        for (seen, wait) in [(Seen::Missing, 30), (Seen::Unknown, 90)] {
-            assert_eq!(step(&task(false, &[]), seen, 9 + wait), TaskStep::Leave, "{seen:?}");
-            assert_eq!(step(&task(false, &[]), seen, 10 + wait), TaskStep::Report, "{seen:?}");
+    fn reports_a_started_task_once_its_event_had_time() {
+        let unreported = task(false, &[]);
+        for (seen, now, expected) in [
+            (Seen::Missing, 39, "Leave"),
+            (Seen::Missing, 40, "Report"),
+            (Seen::Unknown, 99, "Leave"),
+            (Seen::Unknown, 100, "Report"),
+            // The record is late, not the notice.
+            (Seen::Node(&IDLE), 299, "Leave"),
+            (Seen::Node(&BUSY), 299, "AtWork"),
+            (Seen::Away, 299, "Leave"),
+        ] {
+            assert_eq!(step(&unreported, seen, now), expected, "{seen:?} at {now}");
         }
-        assert_eq!(step(&task(false, &[]), Seen::Node(&idle), 299), TaskStep::Leave, "it is recorded later");
-        assert_eq!(cause(&step(&task(false, &[]), Seen::Unknown, 300)), Some(Cause::StartTimeout));
-        for age in [75, 300, 7199] {
-            assert_eq!(step(&task(false, &[]), Seen::Away, age), TaskStep::Leave, "it waits for Jenkins");
+        assert_eq!(step(&task(true, &[]), Seen::Unknown, 300), "Leave");
+    }
+
+    #[test]
+    fn stops_a_task_that_is_not_ready_in_time() {
+        let running = task(false, &[]);
+        let pending = Task { last_status: "PENDING".into(), ..running.clone() };
+        for (task, seen, now, expected) in [
+            (&running, Seen::Unknown, 300, "report or stop: START_TIMEOUT before ready: not ready within 5m"),
+            (&pending, Seen::Unknown, 299, "Leave"),
+            (
+                &pending,
+                Seen::Unknown,
+                300,
+                "stop: START_TIMEOUT before ready: not ready within 5m: the task is PENDING",
+            ),
+            // A pending task does not wait for Jenkins; a running one does.
+            (&pending, Seen::Away, 300, "stop: START_TIMEOUT before ready: not ready within 5m: the task is PENDING"),
+            (&running, Seen::Away, 300, "Leave"),
+            (&running, Seen::Away, 7199, "Leave"),
+            (&running, Seen::Node(&BUSY), 300, "AtWork"),
+        ] {
+            assert_eq!(step(task, seen, now), expected, "{} {seen:?} at {now}", task.last_status);
         }
-        assert_eq!(cause(&step(&task(false, &[]), Seen::Away, 7200)), Some(Cause::LifetimeExceeded));
-        let pending = Task { last_status: "PENDING".into(), ..task(false, &[]) };
-        let TaskStep::Stop(stop) = step(&pending, Seen::Away, 300) else { panic!("it waits for nobody") };
-        assert_eq!(stop.to_string(), "START_TIMEOUT before ready: not ready within 5m: the task is PENDING");
-        assert_eq!(step(&task(false, &[]), Seen::Node(&busy), 300), TaskStep::AtWork, "a build is at work there");
-        let TaskStep::Stop(stop) = step(&task(false, &[]), Seen::Node(&busy), 7200) else { panic!("it is too old") };
-        assert!(!stop.before_ready, "it was ready for its build");
-        assert_eq!(step(&task(false, &[(KEEP_TAG, "")]), Seen::Unknown, 300_000), TaskStep::Leave);
-        assert_eq!(step(&task(true, &[]), Seen::Unknown, 300), TaskStep::Leave);
-        assert_eq!(cause(&step(&task(true, &[]), Seen::Node(&busy), 7200)), Some(Cause::LifetimeExceeded));
-        assert_eq!(step(&task(true, &[]), Seen::Node(&busy), 7199), TaskStep::Leave);
-        assert_eq!(step(&task(true, &[]), Seen::Node(&idle), 400), TaskStep::MarkIdle(Idle::Idle));
-        let marked = task(true, &[(IDLE_SINCE_TAG, &since(400))]);
-        assert_eq!(step(&marked, Seen::Node(&idle), 999), TaskStep::Leave);
-        assert_eq!(cause(&step(&marked, Seen::Node(&idle), 1000)), Some(Cause::Idle));
-        assert_eq!(step(&marked, Seen::Node(&busy), 1000), TaskStep::MarkBusy);
-        assert_eq!(step(&marked, Seen::Away, 5000), TaskStep::Leave, "Jenkins could not be asked");
-        assert_eq!(step(&task(true, &[]), Seen::Missing, 460), TaskStep::MarkIdle(Idle::Missing));
-        assert_eq!(step(&marked, Seen::Missing, 900), TaskStep::MarkIdle(Idle::Missing), "idle until now, not missing");
+    }
+
+    #[test]
+    fn stops_an_agent_that_is_older_than_its_lifetime() {
+        let stop = "stop: LIFETIME_EXCEEDED: the agent is older than 2h";
+        let unready = "stop: LIFETIME_EXCEEDED before ready: the agent is older than 2h";
+        for (reported, seen, now, expected) in [
+            (true, Seen::Node(&BUSY), 7199, "Leave"),
+            (true, Seen::Node(&BUSY), 7200, stop),
+            (true, Seen::Away, 7200, stop),
+            (false, Seen::Away, 7200, unready),
+            // It was ready for its build.
+            (false, Seen::Node(&BUSY), 7200, stop),
+        ] {
+            assert_eq!(step(&task(reported, &[]), seen, now), expected, "{reported} {seen:?} at {now}");
+        }
+    }
+
+    #[test]
+    fn stops_an_agent_that_has_been_idle_for_too_long() {
+        let ready = task(true, &[]);
+        let idle = task(true, &[(IDLE_SINCE_TAG, &Idle::Idle.tag(at(400)))]);
         let missing = task(true, &[(IDLE_SINCE_TAG, &Idle::Missing.tag(at(400)))]);
-        assert_eq!(step(&missing, Seen::Missing, 454), TaskStep::Leave);
-        assert_eq!(cause(&step(&missing, Seen::Missing, 455)), Some(Cause::Idle), "seen twice a minute apart");
-        assert_eq!(step(&missing, Seen::Node(&idle), 5000), TaskStep::MarkIdle(Idle::Idle));
-        assert_eq!(step(&missing, Seen::Node(&busy), 5000), TaskStep::MarkBusy);
-        let mut ending = task(true, &[]);
-        ending.desired_status = "STOPPED".into();
-        assert_eq!(step(&ending, Seen::Node(&idle), 300_000), TaskStep::Leave);
+        for (task, seen, now, expected) in [
+            (&ready, Seen::Node(&IDLE), 400, "MarkIdle(Idle)"),
+            (&ready, Seen::Missing, 460, "MarkIdle(Missing)"),
+            (&idle, Seen::Node(&IDLE), 999, "Leave"),
+            (&idle, Seen::Node(&IDLE), 1000, "stop: IDLE: idle in Jenkins for 10m"),
+            (&idle, Seen::Node(&BUSY), 1000, "MarkBusy"),
+            (&idle, Seen::Away, 5000, "Leave"),
+            (&idle, Seen::Unknown, 5000, "Leave"),
+            // Idle until now, not missing.
+            (&idle, Seen::Missing, 900, "MarkIdle(Missing)"),
+            (&missing, Seen::Missing, 454, "Leave"),
+            // Seen twice, a minute apart.
+            (&missing, Seen::Missing, 455, "stop: IDLE: Jenkins no longer has its node"),
+            (&missing, Seen::Node(&IDLE), 5000, "MarkIdle(Idle)"),
+            (&missing, Seen::Node(&BUSY), 5000, "MarkBusy"),
+        ] {
+            assert_eq!(step(task, seen, now), expected, "{:?} {seen:?} at {now}", task.tags);
+        }
+    }
+
+    #[test]
+    fn leaves_a_task_that_people_keep_or_that_is_ending() {
+        let kept = task(false, &[(KEEP_TAG, "")]);
+        let ending = Task { desired_status: "STOPPED".into(), ..task(true, &[]) };
+        for task in [kept, ending] {
+            for seen in [Seen::Unknown, Seen::Away, Seen::Missing, Seen::Node(&IDLE), Seen::Node(&BUSY)] {
+                assert_eq!(step(&task, seen, 300_000), "Leave", "{seen:?}");
+            }
+        }
     }
 
     #[test]

@@ -103,7 +103,7 @@ fn period(alarm: &Value) -> u64 {
 /// An alarm's state at the end of a period.
 pub fn state(alarm: &Value, metrics: &Metrics, minute: u64) -> State {
     let periods = alarm["EvaluationPeriods"].as_u64().expect("EvaluationPeriods");
-    assert!(alarm["DatapointsToAlarm"].as_u64().is_none_or(|count| count == periods), "M out of N is not understood");
+    let to_alarm = alarm["DatapointsToAlarm"].as_u64().unwrap_or(periods);
     let period = period(alarm);
     let threshold = alarm["Threshold"].as_f64().expect("Threshold");
     let breaches = |value: f64| match alarm["ComparisonOperator"].as_str() {
@@ -116,20 +116,22 @@ pub fn state(alarm: &Value, metrics: &Metrics, minute: u64) -> State {
         value(alarm, metrics, end.checked_sub(period)?..end).map(breaches)
     };
     let points: Vec<_> = (0..periods + MORE_POINTS).map(point).collect();
-    evaluate(&points, periods as usize, alarm["TreatMissingData"].as_str().unwrap_or("missing"))
+    evaluate(&points, (to_alarm as usize, periods as usize), alarm["TreatMissingData"].as_str().unwrap_or("missing"))
 }
 
 /// The state that follows from data points, the newest first: whether each breaches the threshold, `None` if it is
-/// missing.
-fn evaluate(points: &[Option<bool>], periods: usize, missing: &str) -> State {
+/// missing. So many of so many periods have to breach it.
+fn evaluate(points: &[Option<bool>], (to_alarm, periods): (usize, usize), missing: &str) -> State {
     let real: Vec<bool> = points.iter().flatten().copied().take(periods).collect();
-    let all_breach = real.iter().all(|breaches| *breaches);
+    let breaching = real.iter().filter(|breaches| **breaches).count();
     let is_alarm = match (missing, real.len()) {
-        (_, count) if count == periods => all_breach,
-        ("notBreaching", _) => false,
+        (_, count) if count == periods => breaching >= to_alarm,
+        ("notBreaching", _) => breaching >= to_alarm,
         ("missing", 0) => return State::InsufficientData,
         // "Avoiding premature transitions to alarm state"
-        ("missing", _) => all_breach && points.iter().rposition(Option::is_some) >= Some(periods - 1),
+        ("missing", count) if to_alarm == periods => {
+            breaching == count && points.iter().rposition(Option::is_some) >= Some(periods - 1)
+        }
         (other, _) => panic!("{other} is not understood"),
     };
     if is_alarm { State::Alarm } else { State::Ok }
@@ -230,7 +232,7 @@ impl Math<'_> {
 mod tests {
     use super::*;
 
-    /// The rows of the guide's first table, the newest data point last: the state with missing data as `missing`, and as
+    /// The rows of the guide's two tables, the newest data point last: the state with missing data as `missing`, and as
     /// `notBreaching`.
     #[test]
     fn data_points_give_the_state_that_the_guide_shows() {
@@ -245,8 +247,13 @@ mod tests {
             ("----X", Ok, Ok),
         ] {
             let read: Vec<_> = points.chars().rev().map(|point| (point != '-').then_some(point == 'X')).collect();
-            assert_eq!(evaluate(&read, 3, "missing"), as_missing, "{points}");
-            assert_eq!(evaluate(&read, 3, "notBreaching"), as_good, "{points}");
+            assert_eq!(evaluate(&read, (3, 3), "missing"), as_missing, "{points}");
+            assert_eq!(evaluate(&read, (3, 3), "notBreaching"), as_good, "{points}");
+        }
+        // Two of three.
+        for (points, as_good) in [("0-X-X", Alarm), ("00X0X", Alarm), ("0-X--", Ok), ("----0", Ok), ("---X-", Ok)] {
+            let read: Vec<_> = points.chars().rev().map(|point| (point != '-').then_some(point == 'X')).collect();
+            assert_eq!(evaluate(&read, (2, 3), "notBreaching"), as_good, "{points}");
         }
     }
 }

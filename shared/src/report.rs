@@ -450,6 +450,8 @@ fn log_end(agent: OurAgent<'_>, notice: &Notice, task: &Task, level: Level) {
     let (cloud, template) = (agent.cloud.name(), agent.template_name());
     let count = |kind| (notice.kind == kind).then_some(1);
     let (failed, stopped) = (count(NoticeType::Failed), count(NoticeType::Stopped));
+    // Not if the build was aborted, or Spot capacity was lost: that is no error.
+    let to_fix = failed.filter(|_| level == Level::ERROR);
     match &notice.failure {
         Some(failure) => log_at!(
             level,
@@ -458,6 +460,7 @@ fn log_end(agent: OurAgent<'_>, notice: &Notice, task: &Task, level: Level) {
             code = failure.code.as_str(),
             error = failure.message,
             metric.agents_failed = failed,
+            metric.starts_failed = to_fix,
             metric.agents_stopped = stopped,
             "agent ended"
         ),

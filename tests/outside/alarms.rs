@@ -63,19 +63,21 @@ enum Outage {
     EventSourcesAreOff,
     SweepIsOff,
     ImageIsMissing,
+    OneImageIsMissing,
     GroupIsAtMaximum,
     BadMessage,
     TargetBusRefuses,
 }
 
 impl Outage {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::BrokenConfiguration,
         Self::NoConcurrency,
         Self::JenkinsIsAway,
         Self::EventSourcesAreOff,
         Self::SweepIsOff,
         Self::ImageIsMissing,
+        Self::OneImageIsMissing,
         Self::GroupIsAtMaximum,
         Self::BadMessage,
         Self::TargetBusRefuses,
@@ -103,7 +105,8 @@ impl Outage {
             }
             // CloudWatch looks two minutes further back before it finds that there are no data.
             Self::SweepIsOff => &[("WaitingUnreadAlarm", 20), ("SweepAlarm", 13)],
-            Self::ImageIsMissing => &[("AgentsFailAlarm", 20)],
+            Self::ImageIsMissing => &[("AgentsFailAlarm", 20), ("StartsFailAlarm", 10)],
+            Self::OneImageIsMissing => &[("StartsFailAlarm", 10)],
             Self::GroupIsAtMaximum => &[("AgentsWaitAlarm", 15)],
             Self::BadMessage => &[("RejectedAlarm", 10)],
             Self::TargetBusRefuses => &[("DeadLettersAlarm", 10)],
@@ -134,6 +137,7 @@ impl Outage {
                 course.is_off = ["sweep"].into();
             }
             Self::ImageIsMissing => stack.aws().ecs.behave("jenkins-node", Behaviour::ImageMissing),
+            Self::OneImageIsMissing => stack.aws().ecs.behave("jenkins-dial", Behaviour::ImageMissing),
             Self::GroupIsAtMaximum => {
                 stack.aws().ecs.group_mut(GROUP).unwrap().maximum = 1;
                 stack.ask(json!({"requestId": "no-room", "label": "maven", "count": 4}));
@@ -162,6 +166,9 @@ async fn fired(outage: Outage) -> BTreeMap<String, u64> {
     let most = outage.alarms().iter().map(|(_, within)| *within).max().unwrap();
     while course.minute < BEFORE + most {
         course.builds(outage != Outage::JenkinsIsAway);
+        if outage == Outage::OneImageIsMissing {
+            course.builds_of_two_templates();
+        }
         course.pass().await;
     }
     course.fired().into_iter().map(|(alarm, minute)| (alarm, minute - BEFORE)).collect()
@@ -214,6 +221,11 @@ async fn an_image_that_does_not_exist() {
 }
 
 #[tokio::test]
+async fn an_image_of_one_template_that_does_not_exist() {
+    assert_fires(Outage::OneImageIsMissing).await;
+}
+
+#[tokio::test]
 async fn a_group_at_its_maximum() {
     assert_fires(Outage::GroupIsAtMaximum).await;
 }
@@ -239,13 +251,27 @@ async fn builds_a_wait_and_a_restart_of_jenkins_are_no_outage() {
             12 => course.stack.aws().ecs.fill_group(GROUP, 2, Timestamp::now()),
             20 => course.stack.jenkins_goes_down(),
             40 => course.stack.jenkins_comes_back().await,
+            // Agents that fail to start: because of a fault, twice; because their build is aborted, or Spot capacity is lost.
+            42 => course.stack.aws().ecs.behave("jenkins-dial", Behaviour::ImageMissing),
+            43 | 45 => course.stack.ask(json!({"requestId": format!("broken-{}", course.minute), "label": "dial"})),
+            46 => course.stack.aws().ecs.behave("jenkins-dial", Behaviour::NeverRuns),
+            minute @ (47 | 49 | 51 | 53) => {
+                course.stack.ask(json!({"requestId": format!("cut-off-{minute}"), "label": "dial"}));
+            }
+            minute @ (48 | 50) => course.stack.complete(json!({"requestId": format!("cut-off-{}", minute - 1)})),
+            52 | 54 => {
+                let tasks = course.stack.active_tasks();
+                let task = tasks.iter().find(|task| task.started_at.is_none()).unwrap();
+                course.stack.aws().ecs.interrupt(&task.arn, Timestamp::now());
+            }
             _ => {}
         }
         course.pass().await;
     }
     assert_eq!(course.fired(), BTreeMap::new());
     let notices = course.stack.all_received();
-    assert!(notices.iter().filter(|notice| *notice == "agent.ready").count() > 20, "{notices:?}");
+    let count = |kind| notices.iter().filter(|notice| notice.starts_with(kind)).count();
+    assert!(count("agent.ready") > 20 && count("agent.failed") == 6, "{notices:?}");
 }
 
 #[tokio::test]
@@ -320,6 +346,19 @@ impl Course {
         }
         if let Some(begun) = self.minute.checked_sub(10) {
             self.stack.complete(json!({"requestId": format!("build-{begun}")}));
+        }
+    }
+
+    /// Each hour, 180 builds on one template and 20 on another.
+    fn builds_of_two_templates(&self) {
+        for number in 0..3 {
+            self.stack.ask(json!({"requestId": format!("many-{}-{number}", self.minute), "label": "node"}));
+            if let Some(begun) = self.minute.checked_sub(10) {
+                self.stack.complete(json!({"requestId": format!("many-{begun}-{number}")}));
+            }
+        }
+        if self.minute.is_multiple_of(3) {
+            self.stack.ask(json!({"requestId": format!("few-{}", self.minute), "label": "dial"}));
         }
     }
 

@@ -40,6 +40,10 @@ async fn the_metrics_of_a_run_match_its_events() {
     assert_eq!(total("agents_started"), tasks.len() as f64);
     assert_eq!(samples(&data, "ready_ms"), ready.len());
     assert_eq!(emf::by(&data, "agents_failed", "code"), by_code(&notices, "agent.failed"));
+    // Of the failed ones, the whole run aborts none before it is ready.
+    let mut unstarted = by_code(&notices, "agent.failed");
+    unstarted.retain(|code, _| code.starts_with("START_"));
+    assert_eq!(emf::by(&data, "starts_failed", "code"), unstarted);
     let mut stopped = by_code(&notices, "agent.stopped");
     assert_eq!(total("agents_stopped"), stopped.values().sum::<f64>());
     stopped.remove("");

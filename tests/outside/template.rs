@@ -153,7 +153,7 @@ fn without_metrics_there_is_no_alarm_on_them_either() {
         let stack = stack(&[("Metrics", metrics)]).unwrap();
         let alarms = stack.of_type("AWS::CloudWatch::Alarm").unwrap();
         let widgets = Value::from(widgets_of(&stack)).to_string();
-        for alarm in ["AgentsFailAlarm", "AgentsWaitAlarm"] {
+        for alarm in ["AgentsFailAlarm", "StartsFailAlarm", "AgentsWaitAlarm"] {
             assert_eq!(alarms.contains(&alarm), is_there, "{alarm}: {metrics}");
             assert_eq!(widgets.contains(alarm), is_there, "{alarm}: {metrics}");
         }

@@ -6,34 +6,13 @@ use jiff::Timestamp;
 
 use crate::aws::Lazy;
 use crate::aws::queues::Queues;
+use crate::clock::Clock;
 use crate::cloud::{Cloud, Clouds};
 use crate::config::{Config, Settings};
 use crate::jenkins::Jenkins;
 use crate::memory::Memory;
 use crate::name::AgentName;
 use crate::notifier::Notifier;
-
-/// The current time; the tests' clocks run faster.
-#[derive(Clone)]
-pub struct Clock(Arc<dyn Fn() -> Timestamp + Send + Sync>);
-
-impl Clock {
-    pub fn new(now: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
-        Self(Arc::new(now))
-    }
-
-    /// The system's clock, in milliseconds: the precision that Jenkins and people read.
-    pub fn system() -> Self {
-        Self::new(|| {
-            let now = Timestamp::now();
-            now.round(jiff::Unit::Millisecond).unwrap_or(now)
-        })
-    }
-
-    pub fn now(&self) -> Timestamp {
-        (self.0)()
-    }
-}
 
 /// Settings and clients.
 pub struct App {

@@ -10,9 +10,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-use crate::app::Clock;
 use crate::aws::bus::Bus;
 use crate::aws::queues::Queues;
+use crate::clock::Clock;
 use crate::fault::Fault;
 use crate::jenkins::{Jenkins, Receipt};
 use crate::log_fault;

@@ -15,9 +15,9 @@ use crate::message::{Failure, Notice, NoticeType, Record};
 use crate::name::AgentName;
 use crate::notifier::{Delivery, Fallback, Target, Undelivered, Work};
 use crate::outcome::{self, Running};
+use crate::segment;
 use crate::span::Ids;
 use crate::stop::{Cause, Stop};
-use crate::trace;
 use crate::{log_at, log_fault};
 
 /// One of our agents that has, or had, a task.
@@ -297,7 +297,7 @@ async fn notify_ready(
         delivery.done(app.now());
     }
     notify_listeners(app, notice).await?;
-    trace::send(app.settings.xray_daemon, record.trace.as_ref(), notice);
+    segment::send(app.settings.xray_daemon, record.trace.as_ref(), notice);
     record_or_keep(app, agent, task, outcome).await?;
     log_ready(agent, notice);
     Ok(Reported::Done)
@@ -420,7 +420,7 @@ async fn report_end(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<Optio
             let webhook_url = request.as_ref().and_then(|record| record.webhook_url.as_deref());
             let is_new = notify_once(app, &notice, webhook_url).await?;
             let trace = request.as_ref().and_then(|record| record.trace.as_ref());
-            trace::send(app.settings.xray_daemon, trace, &notice);
+            segment::send(app.settings.xray_daemon, trace, &notice);
             // ECS may accept no tag of a stopped task any more.
             if let Err(fault) = record(agent.cloud, &task.arn, &format!("failed {}", app.now())).await {
                 tracing::debug!(error = %fault, "stopped task takes no tag");

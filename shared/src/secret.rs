@@ -8,6 +8,7 @@ use aws_sdk_ssm::types::Parameter;
 use base64::Engine as _;
 
 use crate::aws::Lazy;
+use crate::config::environment::Environment;
 use crate::config::{Config, SecretRef};
 use crate::fault::Fault;
 use crate::http::authority;
@@ -96,9 +97,6 @@ impl Secrets {
         Ok(())
     }
 }
-
-/// Reads environment variables; only `config` does so for the process.
-pub type Environment = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
 
 /// Where the secrets are stored, and their values as last read.
 pub struct SecretStore {

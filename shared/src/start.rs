@@ -10,12 +10,14 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use tracing::Instrument as _;
 
-use crate::app::{App, Clock};
+use crate::app::App;
 use crate::aws::bus::Bus;
 use crate::aws::queues::Queues;
 use crate::aws::{self, Lazy};
 use crate::batch::Invocation;
+use crate::clock::Clock;
 use crate::cloud::Clouds;
+use crate::config::environment::Environment;
 use crate::config::settings::{self, SettingsFaults};
 use crate::fault::Fault;
 use crate::http::Http;
@@ -24,7 +26,6 @@ use crate::log_fault;
 use crate::memory::Memory;
 use crate::metrics;
 use crate::notifier::Notifier;
-use crate::secret::Environment;
 use crate::span;
 
 /// Starts a function. If settings are wrong, the start ends with one message that names all of them.

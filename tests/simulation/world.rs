@@ -12,8 +12,9 @@ use local::jenkins::{Jenkins, Launcher, Permission};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::{Value, json};
-use shared::app::{App, Clock};
+use shared::app::App;
 use shared::batch::Invocation;
+use shared::clock::Clock;
 use shared::http::Http;
 use tests::rule_matches;
 use tokio::task::spawn_local;
@@ -632,7 +633,7 @@ fn arrivals(plan: &Plan, random: &mut StdRng) -> Vec<Duration> {
     times
 }
 
-fn environment(config: &str) -> shared::secret::Environment {
+fn environment(config: &str) -> shared::config::environment::Environment {
     let mut values: HashMap<String, String> = ["requests", "waiting", "undelivered", "rejected", "completions"]
         .iter()
         .map(|queue| (format!("{}_QUEUE_URL", queue.to_uppercase()), format!("http://aws.test/{ACCOUNT}/{queue}")))

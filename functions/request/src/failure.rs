@@ -9,7 +9,7 @@ use shared::message::{Failure, FailureCode, Notice, NoticeType};
 use shared::report;
 use tracing::Instrument as _;
 
-use crate::placing;
+use crate::agent;
 use crate::plan::{Order, Refused};
 
 /// Fails agents for a reason that waiting cannot change; the message is kept for people.
@@ -50,7 +50,7 @@ pub(crate) async fn end(
         let name = order.name(&app.settings.agent_name_prefix, index);
         let mut notice = order.subject(&name).notice(NoticeType::Failed, app.now());
         notice.failure = Some(failure.clone());
-        let span = placing::span(order, &name);
+        let span = agent::span(order, &name);
         notify(app, item, notice, order.webhook_url(index)).instrument(span)
     });
     join_all(notified).await.into_iter().chain([copied]).collect()

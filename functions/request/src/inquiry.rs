@@ -9,7 +9,7 @@ use shared::fault::Fault;
 use shared::message::{Failure, FailureCode, Notice, NoticeType};
 use shared::outcome;
 
-use crate::placing::Agent;
+use crate::agent::Agent;
 use crate::plan;
 use crate::plan::inquiry::Answer;
 

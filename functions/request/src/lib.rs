@@ -2,6 +2,7 @@
 
 #![warn(clippy::too_many_lines)]
 
+mod agent;
 mod check;
 mod failure;
 pub mod handler;

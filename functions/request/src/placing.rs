@@ -14,34 +14,14 @@ use shared::fault::Fault;
 use shared::jenkins::{Launcher, Node};
 use shared::log_fault;
 use shared::message::Failure;
-use shared::name::AgentName;
 use shared::span::Ids;
-use tracing::{Instrument as _, Span};
+use tracing::Instrument as _;
 
+use crate::agent::{Agent, span};
 use crate::plan::agent::{Known, Step};
 use crate::plan::limits::Split;
 use crate::plan::{self, Blocked, Order};
 use crate::{failure, inquiry, launch};
-
-/// An agent that is being placed.
-#[derive(Clone, Copy)]
-pub(crate) struct Agent<'a> {
-    pub order: &'a Order<'a>,
-    /// Its index among the agents of the request.
-    pub index: u32,
-    pub name: &'a AgentName,
-    pub cloud: &'a Cloud,
-}
-
-/// The span of an agent within its request's span; the only agent of a request uses the request's span.
-pub(crate) fn span(order: &Order<'_>, name: &AgentName) -> Span {
-    let ids = Ids::of_agent(name);
-    if order.agents.len() > 1 {
-        return ids.span();
-    }
-    ids.record();
-    Span::none()
-}
 
 /// The result for a request's agents, before room is made.
 #[derive(Debug, Default)]

@@ -15,6 +15,7 @@ use shared::observe;
 use shared::wait::{self, Placed, Wait, Waiting, WaitsFor};
 use tracing::Instrument as _;
 
+use crate::agent;
 use crate::failure;
 use crate::placing;
 use crate::plan::limits::{Existing, Split};
@@ -266,7 +267,7 @@ async fn notify_waiting(app: &App, order: &Order<'_>, agents: Vec<u32>) -> Resul
     let notified = agents.into_iter().map(|index| {
         let name = order.name(&app.settings.agent_name_prefix, index);
         let notice = order.subject(&name).notice(NoticeType::Waiting, app.now());
-        let span = placing::span(order, &name);
+        let span = agent::span(order, &name);
         async move { app.notifier.notify_all(&notice, listeners.clone()).await }.instrument(span)
     });
     join_all(notified).await.into_iter().collect()

@@ -4,29 +4,9 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::access::Caller;
-use super::{Jenkins, Permission};
-
-/// Why a request fails.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Refusal {
-    /// `AccessDeniedException3`: 403.
-    Denied(Permission),
-    /// `hudson.model.Failure`: 400, with the message for people.
-    Failure(String),
-    /// Any other exception: 500, the page `oops`, which writes the reason only to the log.
-    Oops(String),
-    /// Not found: 404.
-    NotFound,
-    /// A method annotated `@RequirePOST`: 405.
-    PostOnly,
-    /// `HttpResponses.status`: only the status; it does not name Jenkins.
-    Plain(StatusCode),
-    /// `HttpServletResponse.sendError`: a page of Jetty's, which does not name Jenkins.
-    Jetty(StatusCode, &'static str),
-}
-
-pub(super) type Answered = Result<Response<Bytes>, Refusal>;
+use super::Jenkins;
+use super::refusal::Refusal;
+use super::users::{Caller, Permission};
 
 impl Jenkins {
     /// A page of Jenkins' own (`lib/layout/layout.jelly`).

@@ -6,11 +6,11 @@ use bytes::Bytes;
 use http::{Response, StatusCode, header};
 use serde_json::{Map, Value, json};
 
-use super::access::Caller;
-use super::answers::{Answered, Refusal, answer, encode, set};
-use super::computers::oops;
-use super::requests::Ask;
+use super::answers::{answer, encode, set};
+use super::ask::Ask;
+use super::refusal::{Answered, Refusal, oops};
 use super::tree::Tree;
+use super::users::Caller;
 use super::{ANONYMOUS, Jenkins, Launcher, Node, Permission};
 
 const SIMPLE_CAUSE: &str = "hudson.slaves.OfflineCause$SimpleOfflineCause";

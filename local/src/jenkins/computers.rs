@@ -3,11 +3,12 @@
 use http::{StatusCode, header};
 use serde_json::Value;
 
-use super::access::Caller;
-use super::answers::{Answered, Refusal, answer, encode, escape, plain};
+use super::answers::{answer, encode, escape, plain};
+use super::ask::Ask;
 use super::file::{Element, bind_xml};
-use super::form::{Reading, bind_form, blank};
-use super::requests::Ask;
+use super::form::{Reading, bind_form, blank, fix_empty_and_trim};
+use super::refusal::{Answered, Refusal, oops};
+use super::users::Caller;
 use super::{Jenkins, Launcher, OfflineCause, Permission, XML_SINCE};
 
 impl Jenkins {
@@ -191,13 +192,4 @@ fn check_good_name(name: &str) -> Result<(), Refusal> {
         return failure("A name cannot end with ‘.’".into());
     }
     Ok(())
-}
-
-/// `Util.fixEmptyAndTrim`.
-pub(super) fn fix_empty_and_trim(text: Option<&str>) -> Option<String> {
-    text.map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned)
-}
-
-pub(super) fn oops(what: &str, error: impl std::fmt::Display) -> Refusal {
-    Refusal::Oops(format!("{what}: {error}"))
 }

@@ -7,7 +7,6 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
-use super::computers::fix_empty_and_trim;
 use super::{HostKeyVerification, InboundLauncher, Launcher, Mode, Node, SshLauncher, WorkDir};
 
 pub(super) const SSH_LAUNCHER: &str = "hudson.plugins.sshslaves.SSHLauncher";
@@ -240,4 +239,9 @@ pub(super) fn number(fields: &Map<String, Value>, name: &str) -> Result<Option<i
 
 fn flag(fields: &Map<String, Value>, name: &str) -> Result<Option<bool>, String> {
     Ok(text(fields, name)?.map(|text| text.eq_ignore_ascii_case("true")))
+}
+
+/// `Util.fixEmptyAndTrim`.
+pub(super) fn fix_empty_and_trim(text: Option<&str>) -> Option<String> {
+    text.map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned)
 }

@@ -9,15 +9,18 @@
 
 mod access;
 mod answers;
+mod ask;
 mod beans;
 mod computers;
 mod file;
 mod form;
 mod nodes;
+mod refusal;
 mod requests;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod users;
 mod webhooks;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -27,12 +30,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::Response;
 
-pub use access::{Permission, User};
 pub use nodes::{
     Build, ConnectionRefused, HostKeyVerification, InboundLauncher, Launcher, Mode, Node, OfflineCause, SshLauncher,
     WorkDir,
 };
 pub use requests::Exchange;
+pub use users::{Permission, User};
 pub use webhooks::Arrival;
 
 use webhooks::Webhook;

@@ -5,8 +5,9 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use jiff::Timestamp;
 
 use super::Jenkins;
-use super::answers::{Answered, Refusal, plain};
-use super::requests::Ask;
+use super::answers::plain;
+use super::ask::Ask;
+use super::refusal::{Answered, Refusal};
 
 /// A POST that arrived at a webhook.
 #[derive(Debug, Clone)]

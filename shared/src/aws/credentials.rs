@@ -8,8 +8,8 @@ use aws_credential_types::provider::{self, ProvideCredentials, future};
 use tokio::sync::Mutex;
 
 use super::Lazy;
+use crate::config::environment::Environment;
 use crate::fault::Fault;
-use crate::secret::Environment;
 
 /// The session's name in the other account's CloudTrail.
 const SESSION: &str = "jenkins-ecs-agents";

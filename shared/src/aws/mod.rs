@@ -24,8 +24,8 @@ use aws_types::SdkConfig;
 use aws_types::region::Region;
 use aws_types::service_config::{LoadServiceConfig, ServiceConfigKey};
 
+use crate::config::environment::Environment;
 use crate::http::Http;
-use crate::secret::Environment;
 
 /// The SDK's configuration, from the variables that Lambda sets and the SDK's standard ones for endpoints.
 ///

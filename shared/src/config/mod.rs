@@ -1,5 +1,6 @@
 //! The configuration (the crate `config`), and the environment that says where it is stored.
 
+pub mod environment;
 pub mod settings;
 
 pub use config::*;

@@ -7,8 +7,9 @@ use aws_sdk_ssm::Client;
 
 use super::{Config, Document, from_documents, is_word};
 use crate::aws::Lazy;
+use crate::config::environment::Environment;
 use crate::fault::Fault;
-use crate::secret::{Environment, SecretStore};
+use crate::secret::SecretStore;
 use crate::trace;
 
 /// A function's settings, read from its environment and validated.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::nodes::{Launcher, Node};
+use super::node::{Launcher, Node};
 use crate::config::{HostKeyVerification, Limit, Ssh};
 
 const ALWAYS: &str = "hudson.slaves.RetentionStrategy$Always";

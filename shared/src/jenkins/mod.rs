@@ -5,6 +5,7 @@
 
 mod access;
 mod definition;
+mod node;
 mod nodes;
 mod webhook;
 
@@ -18,7 +19,8 @@ use http::{HeaderValue, Method, StatusCode, header};
 use url::Url;
 
 pub use access::WhoAmI;
-pub use nodes::{Created, Launcher, Node, NodeState};
+pub use node::{Launcher, Node};
+pub use nodes::{Created, NodeState};
 pub use webhook::Receipt;
 
 use crate::config;

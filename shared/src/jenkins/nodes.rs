@@ -1,51 +1,13 @@
 //! Nodes over Jenkins' REST API.
 
-use std::collections::BTreeMap;
-
 use http::StatusCode;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 
+use super::node::{Launcher, Node};
 use super::{Call, FORM, Jenkins, Version, definition, not_jenkins};
-use crate::config;
 use crate::fault::{Fault, Kind};
 use crate::secret::Secret;
-
-/// The node to create.
-#[derive(Debug, Clone)]
-pub struct Node {
-    /// Its name.
-    pub name: String,
-    /// Human-readable.
-    pub description: String,
-    /// Its labels.
-    pub labels: Vec<String>,
-    /// Its working directory.
-    pub workspace: String,
-    /// Number of executors.
-    pub executors: u32,
-    /// Environment variables of its builds.
-    pub environment: BTreeMap<String, String>,
-    /// How Jenkins and the agent connect.
-    pub launcher: Launcher,
-}
-
-/// How Jenkins and an agent connect.
-#[derive(Debug, Clone)]
-#[expect(clippy::large_enum_variant, reason = "one at a time, on its way into one call")]
-pub enum Launcher {
-    /// Jenkins logs in over SSH.
-    Ssh {
-        /// The host.
-        host: String,
-        /// SSH port.
-        port: u16,
-        /// The launcher's settings.
-        settings: config::Ssh,
-    },
-    /// The agent connects to Jenkins.
-    Inbound,
-}
 
 /// Whether a node was created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -337,6 +299,8 @@ pub(super) fn encode(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::tests::{answer, scripted};
+    use std::collections::BTreeMap;
+
     use super::*;
 
     fn node() -> Node {

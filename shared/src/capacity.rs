@@ -4,9 +4,13 @@
 //! The target is absolute and computed from what is observed, so two copies that run at the same time compute the
 //! same number; it is only ever a raise. It is in the group's own units: instances, or their weights.
 
+mod first_fit;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
+use std::iter::repeat_n;
 
+use first_fit::{Place, first_fit};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -138,23 +142,6 @@ pub struct Plan {
     pub at_maximum: bool,
     /// Whether nothing is raised because so many of the group's instances never registered.
     pub is_broken: bool,
-}
-
-/// A place for tasks: an instance that is registered, booting or still to be launched.
-#[derive(Clone)]
-struct Place {
-    room: Size,
-    gpus: u32,
-    slots: u32,
-    taken: BTreeSet<Exclusive>,
-}
-
-impl Place {
-    fn take(&mut self, need: &Need) -> bool {
-        let fits = self.slots > 0 && need.take_from(&mut self.room, &mut self.gpus, &mut self.taken);
-        self.slots -= u32::from(fits);
-        fits
-    }
 }
 
 impl Observed {
@@ -311,32 +298,12 @@ impl Observed {
             slots: new.slots.saturating_sub(self.agents_on(instance, daemons)),
             taken: instance.taken.clone(),
         });
-        let mut places: Vec<Place> = there.collect();
-        places.extend((0..booting).map(|_| new.clone()));
+        let mut places: Vec<Place> = there.chain(repeat_n(new.clone(), booting as usize)).collect();
         let before = places.len();
-        // The largest first: the usual way to need few places (first fit decreasing). Equal needs are consecutive:
-        // where one found no place, the next does not look again, so that each kind goes through the places once.
-        let mut demand: Vec<&Need> = demand.iter().collect();
-        demand.sort_unstable_by_key(|need| std::cmp::Reverse((need.size.memory, need.size.cpu, *need)));
-        let mut first = 0;
-        let mut previous: Option<&Need> = None;
-        for need in demand {
-            if previous != Some(need) {
-                first = 0;
-            }
-            previous = Some(need);
-            match places[first..].iter_mut().position(|place| place.take(need)) {
-                Some(offset) => first += offset,
-                None => {
-                    first = places.len();
-                    let mut place = new.clone();
-                    if place.take(need) {
-                        places.push(place);
-                    }
-                }
-            }
-        }
-        (places.len() - before) as u32
+        // No agent needs more than one new instance.
+        places.extend(repeat_n(new, demand.len()));
+        let used = first_fit(places, demand).into_iter().max().map_or(0, |last| last + 1);
+        used.saturating_sub(before) as u32
     }
 }
 

@@ -10,9 +10,8 @@ mod beside;
 mod callgrind;
 mod guard;
 mod planning;
+mod ready;
 mod world;
-
-use std::time::Instant;
 
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -48,6 +47,7 @@ async fn main() -> Result<()> {
         ["--guard", "--update"] => guard::update().await,
         [] => {
             functions().await?;
+            ready::table().await?;
             beside::table().await?;
             planning::measure()
         }
@@ -79,23 +79,7 @@ async fn functions() -> Result<()> {
     }
     let (start, warm) = instructions(Subject::Function(Binary::Request), true).await?;
     println!("| request, AWS over TLS | | {start} | | {warm} | | |\n");
-    let (placed, reported) = (warm_ms(Binary::Request).await?, warm_ms(Binary::TaskState).await?);
-    println!("our share of one agent, warm: {placed:.1} ms in request and {reported:.1} ms in task-state\n");
     Ok(())
-}
-
-/// Wall-clock time of a warm invocation with one message or event, in milliseconds.
-async fn warm_ms(function: Binary) -> Result<f64> {
-    let mut world = World::new(Subject::Function(function), WARM + 1, false).await?;
-    let mut process = world.start(None).await?;
-    world.invoke(&mut process, 1).await?;
-    let mut samples = Vec::new();
-    for _ in 0..WARM {
-        let began = Instant::now();
-        world.invoke(&mut process, 1).await?;
-        samples.push(began.elapsed().as_secs_f64() * 1e3);
-    }
-    Ok(median(samples.into_iter()))
 }
 
 /// One process: CPU time from its start to the first answer, that of a warm invocation, and the most memory it had.

@@ -150,28 +150,38 @@ class Settings:
         self.report.changed(f"{self.path}.{key}", how)
 
 
+class Resolved(str):
+    """A text with the value of a variable in it."""
+
+
 class Variables:
     """`${NAME}` and `${NAME:-default}`, as configuration as code reads them; `^${…}` stands for itself."""
 
     def __init__(self, environment):
         self.environment = environment
         self.missing = set()
+        self.lookups = set()
 
     def resolve(self, value):
         if isinstance(value, dict):
             return {key: self.resolve(inner) for key, inner in value.items()}
         if isinstance(value, list):
             return [self.resolve(inner) for inner in value]
-        return re.sub(r"(\^?)\$\{([^}]*)\}", self._replace, value) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        text = re.sub(r"(\^?)\$\{([^}]*)\}", self._replace, value)
+        return Resolved(text) if re.search(r"(?<!\^)\$\{", value) else text
 
     def _replace(self, match):
         escaped, name = match.groups()
         if escaped:
             return match[0][1:]
-        name, _, default = name.partition(":-")
+        name, given, default = name.partition(":-")
         if name in self.environment:
             return self.environment[name]
-        if not default:
+        if ":" in name:
+            self.lookups.add(name.partition(":")[0])
+        elif not given:
             self.missing.add(name)
         return default
 
@@ -450,6 +460,11 @@ class Template:
         if settings.flag("enableExecuteCommand"):
             rest["enableExecuteCommand"] = True
         environment = settings.pairs("environments")
+        in_clear = ", ".join(one.text("name") for one in settings.entries("environments")
+                             if isinstance(one.values.get("value"), Resolved) and one.text("name") in environment)
+        if in_clear:
+            settings.change("environments", f"{in_clear}: the variable's value is written in clear; if it is a secret, "
+                            "move it to the task definition's Secrets")
         for name in sorted(set(environment) & RESERVED_VARIABLES):
             settings.lose("environments", f"{name} is set by the launch")
             del environment[name]
@@ -675,6 +690,9 @@ def read(files):
                 others.append(kind)
         location = (document.get("unclassified") or {}).get("location") or {}
         url = variables.resolve(location.get("url") or "") or url
+    if variables.lookups:
+        names = ", ".join("${%s:…}" % name for name in sorted(variables.lookups))
+        raise Fault(f"{names}: is evaluated only by Jenkins. Write the value in its place, in a copy of the file")
     if variables.missing:
         names = ", ".join(sorted(variables.missing))
         raise Fault(f"these variables are not set: {names}. "
@@ -687,7 +705,7 @@ def read(files):
 def convert(clouds, url, options):
     """agents.yaml, the templates by file name, and the report."""
     report, names = Report(), Names()
-    url = options.jenkins_url or url
+    url = str(options.jenkins_url or url)
     if not url and clouds[0].get("jenkinsUrl"):
         url = str(clouds[0]["jenkinsUrl"])
         report.fill_in("unclassified.location.url", f"is not set; jenkins.url is {url}, from jenkinsUrl of the first "

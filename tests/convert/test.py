@@ -141,8 +141,8 @@ class Names(unittest.TestCase):
 class Variables(unittest.TestCase):
     def test_come_from_the_environment_or_their_default(self):
         variables = convert.Variables({"A": "x", "B": ""})
-        values = {"v": ["${A}-${B}", "${C:-d}", "^${A}", 7]}
-        self.assertEqual(variables.resolve(values), {"v": ["x-", "d", "${A}", 7]})
+        values = {"v": ["${A}-${B}", "${C:-d}", "${C:-}", "^${A}", 7]}
+        self.assertEqual(variables.resolve(values), {"v": ["x-", "d", "", "${A}", 7]})
         self.assertEqual(variables.missing, set())
 
     def test_that_are_missing_are_all_named(self):
@@ -150,6 +150,19 @@ class Variables(unittest.TestCase):
             code, printed = run(file)
         self.assertEqual(code, 1)
         self.assertIn("NO_A, NO_B", printed)
+
+    def test_that_only_jenkins_can_look_up_are_not_asked_for(self):
+        with written("jenkins: {clouds: [{ecs: {name: '${readFile:/n}', cluster: '${base64:${C}}'}}]}") as file:
+            code, printed = run(file)
+        self.assertEqual(code, 1)
+        self.assertIn("${base64:…}, ${readFile:…}: is evaluated only by Jenkins", printed)
+
+    def test_of_the_builds_are_named_where_their_values_are_written(self):
+        variables = convert.Variables({"TOKEN": "hidden"})
+        entries = [{"name": name, "value": value} for name, value in (("A", "${TOKEN}"), ("B", "^${TOKEN}"), ("C", "c"))]
+        printed = converted(CLOUD, {**TEMPLATE, "environments": variables.resolve(entries)})
+        self.assertIn("A: hidden", printed)
+        self.assertRegex(printed, r"environments: A: the\s+variable''s\s+value is written in clear")
 
 
 class Url(unittest.TestCase):

@@ -5,6 +5,7 @@ scalable-amazon-ecs. docs/coming-from-amazon-ecs-plugin.md has a row for each of
 """
 
 import argparse
+import difflib
 import os
 import re
 import sys
@@ -64,40 +65,34 @@ class Fault(Exception):
 
 
 class Report:
-    """What became of each setting. A setting without a line was taken over unchanged."""
+    """What became of each setting. A setting without a line has the same effect as before."""
 
     def __init__(self):
-        self.lines = []
-        self.lost = 0
+        self.entries = []
 
-    def not_taken(self, path, why):
-        self.lost += 1
-        self.lines.append(f"NOT TAKEN OVER  {path}: {why}")
+    def add(self, kind, place, what, inherited_from=None):
+        """`inherited_from` is the place of the setting in the template that has it."""
+        self.entries.append((kind, place, what, inherited_from))
 
-    def not_needed(self, path, why):
-        self.lines.append(f"not needed      {path}: {why}")
-
-    def changed(self, path, how):
-        self.lines.append(f"changed         {path}: {how}")
-
-    def fill_in(self, path, what):
-        self.lost += 1
-        self.lines.append(f"FILL IN         {path}: {what}")
-
-    def consider(self, path, what):
-        self.lines.append(f"new here        {path}: {what}")
+    def read(self):
+        """Kinds and texts. What is reported for a setting is not repeated for the templates that inherit it."""
+        found = {(kind, place, what) for kind, place, what, _ in self.entries}
+        kept = [(kind, f"{place}: {what}") for kind, place, what, source in self.entries
+                if (kind, source, what) not in found]
+        return list(dict.fromkeys(kept))
 
 
 class Settings:
     """The settings of one cloud, template or entry. What the plugin treats as unset counts as absent."""
 
-    def __init__(self, values, path, known, report):
+    def __init__(self, values, path, known, report, inherited=None):
+        """`inherited` maps settings that another template has to that template's path."""
         if not isinstance(values, dict):
             raise Fault(f"{path}: must be a mapping")
-        self.values, self.path, self.report = values, path, report
+        self.values, self.path, self.report, self.inherited = values, path, report, inherited or {}
         for key in values:
             if key not in known:
-                self.lose(key, "is not a setting that this converter knows")
+                self.lose(key, "is not a setting that this converter knows" + similar(key, known))
 
     def has(self, key):
         return self.text(key) not in ("", "0", "false", "[]")
@@ -125,16 +120,25 @@ class Settings:
         if not isinstance(values, list):
             raise Fault(f"{self.path}.{key}: must be a list")
         known = ENTRY_SETTINGS[key]
-        paths = [f"{self.path}.{key}[{index}]" for index in range(len(values))]
-        return [Settings(value, path, known, self.report) for value, path in zip(values, paths)]
+        made = []
+        for index, value in enumerate(values):
+            entry = f"{key}[{index}]"
+            source = f"{self.inherited[key]}.{entry}" if key in self.inherited else None
+            inherited = dict.fromkeys(value, source) if source and isinstance(value, dict) else {}
+            made.append(Settings(value, f"{self.path}.{entry}", known, self.report, inherited))
+        return made
 
     def pairs(self, key):
         """Entries of a name and a value; the plugin ignores those that lack either."""
         found = {entry.text("name"): entry.text("value") for entry in self.entries(key)}
         return {name: value for name, value in found.items() if name and value}
 
+    def _report(self, kind, key, what):
+        source = f"{self.inherited[key]}.{key}" if key in self.inherited else None
+        self.report.add(kind, f"{self.path}.{key}", what, source)
+
     def lose(self, key, why):
-        self.report.not_taken(f"{self.path}.{key}", why)
+        self._report("NOT TAKEN OVER", key, why)
 
     def lose_if_set(self, why, *keys):
         for key in keys:
@@ -144,10 +148,23 @@ class Settings:
     def drop_if_set(self, why, *keys):
         for key in keys:
             if self.has(key):
-                self.report.not_needed(f"{self.path}.{key}", why)
+                self._report("not needed", key, why)
 
     def change(self, key, how):
-        self.report.changed(f"{self.path}.{key}", how)
+        self._report("changed", key, how)
+
+    def fill_in(self, key, what):
+        self._report("FILL IN", key, what)
+
+    def consider(self, key, what):
+        self._report("new here", key, what)
+
+
+def similar(key, known):
+    """The setting that was probably meant."""
+    by_lower_case = {name.lower(): name for name in known}
+    found = difflib.get_close_matches(key.lower(), by_lower_case, 1, 0.75)
+    return f"; did you mean {by_lower_case[found[0]]}?" if found else ""
 
 
 class Resolved(str):
@@ -207,18 +224,24 @@ class Names:
         return unique
 
 
+def template_title(template, index):
+    return (isinstance(template, dict) and (template.get("templateName") or template.get("label"))) or index
+
+
 def inherit(child, templates):
-    """A template merged with the one whose label it names in `inheritFrom`, as ECSTaskTemplate.merge does."""
+    """A template merged with the one whose label it names in `inheritFrom`, as ECSTaskTemplate.merge does: what the
+    parent itself inherits is left out. Returns the parent and what came from it, too."""
     wanted = str(child.get("inheritFrom") or "").split()
     parent = next((one for one in templates if set(str(one.get("label") or "").split()) & set(wanted)), None)
     if not wanted or parent is None or parent is child:
-        return dict(child), parent
+        return dict(child), parent, set()
     unset = (None, "", 0, False, "0", "false", [])
-    merged = {key: value for key, value in parent.items() if key not in NOT_INHERITED and value not in unset}
-    merged |= {key: value for key, value in child.items() if value not in unset}
+    inherited = {key: value for key, value in parent.items()
+                 if key in TEMPLATE_SETTINGS - NOT_INHERITED and value not in unset}
+    merged = inherited | {key: value for key, value in child.items() if value not in unset}
     if parent.get("tags") and child.get("tags"):
         merged["tags"] = [*parent["tags"], *child["tags"]]
-    return merged, parent
+    return merged, parent, {key for key in inherited if child.get(key) in unset}
 
 
 class Cloud:
@@ -253,8 +276,8 @@ class Cloud:
         self._lose_what_is_missing()
         cloud["templates"] = self._templates()
         if any(template["launch"].get("type") == "ec2" for template in cloud["templates"]):
-            self.report.consider(settings.path, "set autoScalingGroup to the cluster's Auto Scaling group, so that "
-                                 "it is scaled out when there is no room")
+            settings.consider("cluster", "set autoScalingGroup to its Auto Scaling group, so that it is scaled out when "
+                              "there is no room, and the stack's AutoScalingGroupArns")
         return cloud
 
     def _lose_what_is_missing(self):
@@ -266,20 +289,28 @@ class Cloud:
 
     def _templates(self):
         templates = self.settings.values.get("templates") or []
+        paths = [f"{self.settings.path}.templates[{template_title(one, index)}]" for index, one in enumerate(templates)]
         converted = []
-        for index, template in enumerate(templates):
-            path = f"{self.settings.path}.templates[{index}]"
-            merged, parent = inherit(template, templates)
-            settings = Settings(merged, path, TEMPLATE_SETTINGS, self.report)
+        for template, path in zip(templates, paths):
+            merged, parent, keys = inherit(template, templates)
+            inherited = dict.fromkeys(keys, paths[templates.index(parent)]) if keys else {}
+            settings = Settings(merged, path, TEMPLATE_SETTINGS, self.report, inherited)
             if settings.has("inheritFrom"):
-                found = "the inherited settings are written out, except jvmArgs and dnsSearchDomains, as in the plugin"
-                settings.change("inheritFrom", found if parent else "no template has that label; nothing is inherited")
+                self._report_inheritance(settings, parent)
             converted.append(Template(self, settings).convert())
         families = sorted({family(template["taskDefinition"]) for template in converted})
         for template in converted:
             if "taskDefinition" in template.get("allowedOverrides", []):
                 template["allowedTaskDefinitions"] = families
         return converted
+
+    def _report_inheritance(self, settings, parent):
+        if parent is None:
+            settings.change("inheritFrom", "no template has that label; nothing is inherited")
+            return
+        further = f", and without what {settings.text('inheritFrom')} inherits" if parent.get("inheritFrom") else ""
+        settings.change("inheritFrom", "the inherited settings are written out, except jvmArgs and dnsSearchDomains"
+                        f"{further}, as in the plugin")
 
     def overrides(self, on_fargate):
         """What a request may override."""
@@ -367,15 +398,15 @@ class Template:
         elif settings.has("remoteFSRoot"):
             template["workspace"] = settings.text("remoteFSRoot")
         template |= self._life() | {"launch": self.launch} | self._network() | self._placement() | self._rest()
-        settings.lose_if_set("each agent has its own file system; keep the workspace out of shared volumes",
+        settings.drop_if_set("each agent has its own file system; keep the workspace out of shared volumes",
                              "uniqueRemoteFSRoot")
         settings.drop_if_set("the plugin's own record", "dynamicTaskDefinition", "dynamicTaskDefinitionOverride")
         if not self.given:
             Definition(self, template).register()
         else:
             self._drop_what_the_definition_says()
-            settings.report.consider(f"{settings.path}.taskDefinitionOverride", "add its ARN, with a revision or :*, "
-                                     "to the main stack's TaskDefinitionArns, and its roles to TaskRoleArns")
+            settings.consider("taskDefinitionOverride", "add its ARN, with a revision or :*, to the main stack's "
+                              "TaskDefinitionArns, and its roles to TaskRoleArns")
         return template
 
     def _labels(self):
@@ -430,8 +461,8 @@ class Template:
             return {}
         network = {"subnets": settings.words("subnets", ",")}
         if not network["subnets"]:
-            network["subnets"] = ["subnet-fill-in"]
-            self.settings.report.fill_in(f"{settings.path}.subnets", "a task in network mode awsvpc needs subnets")
+            network["subnets"] = ["FILL IN"]
+            settings.fill_in("subnets", "a task in network mode awsvpc needs subnets")
         if settings.has("securityGroups"):
             network["securityGroups"] = settings.words("securityGroups", ",")
         if settings.flag("assignPublicIp") and self.on_fargate:
@@ -522,7 +553,7 @@ class Definition:
         settings = self.settings
         if not settings.has("image"):
             self.container["Image"] = "jenkins/inbound-agent:latest"
-            settings.report.fill_in(f"{settings.path}.image", "is not set; jenkins/inbound-agent is used")
+            settings.fill_in("image", "is not set; jenkins/inbound-agent is used")
         if "jnlp-" in settings.text("image"):
             settings.change("image", "old images of this name do not support WebSocket: use jenkins/inbound-agent 4.3 "
                             "or newer, or an image built on it")
@@ -536,17 +567,20 @@ class Definition:
         if self.on_fargate:
             self.properties["Cpu"], self.properties["Memory"] = str(cpu or 256), str(reserved or memory or 512)
             if not cpu or not (memory or reserved):
-                settings.report.fill_in(f"{settings.path}.cpu", "Fargate needs cpu and memory; the least is used")
+                settings.fill_in("cpu", "Fargate needs cpu and memory; the least is used")
         else:
             if not (memory or reserved):
                 reserved = 512
-                settings.report.fill_in(f"{settings.path}.memory", "a container needs memory; 512 MiB are used")
+                settings.fill_in("memory", "a container needs memory; 512 MiB are used")
             if cpu and "cpu" in allowed:
                 self.properties["Cpu"] = str(cpu)
             elif cpu:
                 self.container["Cpu"] = cpu
             if memory and "memory" in allowed:
                 self.properties["Memory"] = str(memory)
+                if reserved:
+                    settings.change("memoryReservation", f"the task reserves its whole memory, {memory} MiB: a request "
+                                    "may override it, and overrides apply to the task")
             elif memory:
                 self.container["Memory"] = memory
             if reserved:
@@ -708,8 +742,8 @@ def convert(clouds, url, options):
     url = str(options.jenkins_url or url)
     if not url and clouds[0].get("jenkinsUrl"):
         url = str(clouds[0]["jenkinsUrl"])
-        report.fill_in("unclassified.location.url", f"is not set; jenkins.url is {url}, from jenkinsUrl of the first "
-                       "cloud. It must be the Jenkins URL of Manage Jenkins > System, and the functions must reach it")
+        report.add("FILL IN", "unclassified.location.url", f"is not set; jenkins.url is {url}, from jenkinsUrl of the "
+                   "first cloud. It must be the Jenkins URL of Manage Jenkins > System, and the functions must reach it")
     if not url:
         raise Fault("unclassified.location.url is not set: name the controller's URL with --jenkins-url")
     agents = {
@@ -723,7 +757,8 @@ def convert(clouds, url, options):
     }
     stacks = {}
     for index, values in enumerate(clouds):
-        settings = Settings(values, f"clouds[{index}].ecs", CLOUD_SETTINGS, report)
+        title = (isinstance(values, dict) and values.get("name")) or index
+        settings = Settings(values, f"clouds[{title}]", CLOUD_SETTINGS, report)
         cloud = Cloud(settings, names, options)
         cloud.report_overrides()
         converted = cloud.convert(url)
@@ -762,8 +797,8 @@ def dump(value):
 def parse(arguments):
     parser = argparse.ArgumentParser(prog="./local/convert", description=(
         "Converts the ecs clouds of Jenkins configuration as code to agents.yaml and CloudFormation templates of the "
-        "task definitions, and reports what became of each setting. A setting that is not reported is taken over "
-        "unchanged. Variables of the configuration are read from the environment."))
+        "task definitions, and reports what became of each setting. A setting that is not reported has the same "
+        "effect as before. Variables of the configuration are read from the environment."))
     parser.add_argument("files", nargs="+", metavar="jenkins.yaml", help="the configuration, in one or several files")
     parser.add_argument("--out", default=".", metavar="FOLDER", help="where to write; default: the current folder")
     parser.add_argument("--force", action="store_true", help="overwrite existing files")
@@ -786,10 +821,13 @@ def main(arguments):
         return 1
     for kind in others:
         print(f"ignored         a cloud of the type {kind}")
-    print("\n".join(report.lines))
+    entries = report.read()
+    for kind, text in entries:
+        print(f"{kind:<14}  {text}")
     written = ", ".join(["agents.yaml", *stacks])
-    needs = "setting needs" if report.lost == 1 else "settings need"
-    print(f"\n{written} written to {out}; {report.lost} {needs} a decision.")
+    open_ones = sum(kind in ("NOT TAKEN OVER", "FILL IN") for kind, _ in entries)
+    needs = "setting needs" if open_ones == 1 else "settings need"
+    print(f"\n{written} written to {out}; {open_ones} {needs} a decision.")
     print("Next steps: docs/coming-from-amazon-ecs-plugin.md")
     return 0
 

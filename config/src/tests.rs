@@ -223,6 +223,8 @@ const WRONG: &[(Variant, &str)] = &[
     (template("network: {}"), "t.network.subnets: is missing"),
     (template("network: {subnets: []}"), "t.network.subnets: must have 1 to 16"),
     (template("network: {subnets: ['']}"), "t.network.subnets[0]: "),
+    // The converter's placeholder.
+    (template("network: {subnets: [FILL IN]}"), "t.network.subnets[0]: "),
     (
         template("network: {subnets: [s], securityGroups: [a, b, c, d, e, f]}"),
         "t.network.securityGroups: has 6 entries; the maximum is 5",

@@ -185,7 +185,8 @@ mod tests {
 
     #[test]
     fn the_simulator_registers_converted_task_definitions() -> Result<()> {
-        for case in ["fargate-by-variables", "instances-with-docker", "two-accounts-on-spot"] {
+        for case in ["fargate-by-variables", "inherited-and-misspelt", "instances-with-docker", "two-accounts-on-spot"]
+        {
             let imported = converted(case)?;
             let mut aws = Aws::new(REGION, super::super::ACCOUNT, "http://127.0.0.1:1");
             for definition in &imported.definitions {

@@ -251,7 +251,7 @@ impl Observed {
             let is_settled = registered.contains(member.id.as_str()) || self.never_registered.contains_key(&member.id);
             member.lifecycle.counts() && is_settled
         });
-        group.desired.saturating_sub(settled.map(|member| member.weight).sum())
+        group.desired.saturating_sub(settled.map(|member| member.weight).fold(0, u32::saturating_add))
     }
 
     /// An empty instance of this size.
@@ -298,7 +298,9 @@ impl Observed {
             slots: new.slots.saturating_sub(self.agents_on(instance, daemons)),
             taken: instance.taken.clone(),
         });
-        let mut places: Vec<Place> = there.chain(repeat_n(new.clone(), booting as usize)).collect();
+        // One booting instance for each agent is as good as any number of them.
+        let booting = demand.len().min(booting as usize);
+        let mut places: Vec<Place> = there.chain(repeat_n(new.clone(), booting)).collect();
         let before = places.len();
         // No agent needs more than one new instance.
         places.extend(repeat_n(new, demand.len()));

@@ -114,7 +114,7 @@ impl Group {
     /// Whether fewer instances are in service than desired.
     pub fn is_short(&self) -> bool {
         let in_service = self.instances.iter().filter(|member| member.lifecycle == Lifecycle::InService);
-        in_service.map(|member| member.weight).sum::<u32>() < self.desired
+        in_service.map(|member| member.weight).fold(0, u32::saturating_add) < self.desired
     }
 }
 

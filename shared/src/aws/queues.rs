@@ -160,7 +160,7 @@ impl Queues {
         let counts =
             [ApproximateNumberOfMessages, ApproximateNumberOfMessagesNotVisible, ApproximateNumberOfMessagesDelayed];
         let attributes = self.attributes(queue, &counts).await?;
-        Ok(attributes.values().filter_map(|number| number.parse::<u32>().ok()).sum())
+        Ok(attributes.values().filter_map(|number| number.parse().ok()).fold(0, u32::saturating_add))
     }
 
     /// The number of receives after which the queue moves a message to its dead-letter queue; `None` if it never does.

@@ -374,7 +374,6 @@ pub struct Blocked {
 
 /// When a request was sent first: when its first message was sent. None if that is implausible: SQS keeps a message for
 /// 14 days at most.
-/// days at most.
 pub fn asked_at(item: &Item, now: Timestamp) -> Option<Timestamp> {
     let asked = item.wait.as_ref().map(|wait| wait.requested_at).or(item.sent_at);
     asked.filter(|&asked| batch::may_be_in_a_queue(asked, now))

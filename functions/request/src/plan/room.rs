@@ -76,6 +76,9 @@ pub fn unread_agents(unread: u32, read: usize, agents: usize) -> u32 {
     if read == 0 { unread } else { u32::try_from(share).unwrap_or(u32::MAX) }
 }
 
+/// The most agents that are planned for besides those of the batch: more than any group has room for.
+const MOST_WAITING: usize = 100_000;
+
 /// The total demand: that of the batch, and for each message in the queue, by SQS' count, the average of the batch.
 pub fn demand(own: &[Need], waiting: u32) -> Vec<Need> {
     let Some(count) = u32::try_from(own.len()).ok().filter(|&count| count > 0) else { return Vec::new() };
@@ -87,7 +90,7 @@ pub fn demand(own: &[Need], waiting: u32) -> Vec<Need> {
     let is_alike = own.iter().all(|need| need.exclusive == own[0].exclusive);
     let exclusive = if is_alike { own[0].exclusive.clone() } else { BTreeSet::new() };
     let other = Need { size, gpus: average(|need| need.gpus), exclusive };
-    own.iter().cloned().chain(std::iter::repeat_n(other, waiting as usize)).collect()
+    own.iter().cloned().chain(std::iter::repeat_n(other, MOST_WAITING.min(waiting as usize))).collect()
 }
 
 /// Groups the agents that wait for the same thing.

@@ -72,8 +72,8 @@ impl Budget {
     /// Scale-in lowers the desired capacity of a group whose instances are all protected, and terminates none of them
     /// ("Use instance scale-in protection"): they exceed it until we terminate them.
     fn new(group: &Group) -> Self {
-        let living: u32 =
-            group.instances.iter().filter(|member| member.lifecycle.counts()).map(|member| member.weight).sum();
+        let living = group.instances.iter().filter(|member| member.lifecycle.counts());
+        let living = living.map(|member| member.weight).fold(0, u32::saturating_add);
         Self {
             beyond: if group.protects_new { living.saturating_sub(group.desired) } else { 0 },
             spare: group.desired.saturating_sub(group.minimum),

@@ -92,7 +92,7 @@ fn exclusive(definition: &sdk::TaskDefinition) -> BTreeSet<Exclusive> {
 
 impl TaskDefinition {
     pub fn gpus(&self) -> u32 {
-        self.containers.iter().map(|container| container.gpus).sum()
+        self.containers.iter().map(|container| container.gpus).fold(0, u32::saturating_add)
     }
 
     /// The agent's container where the template names none: the only essential one.
@@ -131,7 +131,7 @@ impl From<sdk::TaskDefinition> for TaskDefinition {
         let number = |text: Option<&str>| text.and_then(|text| text.parse::<u32>().ok()).filter(|&number| number > 0);
         let containers = definition.container_definitions();
         let sum = |of: fn(&sdk::ContainerDefinition) -> i32| {
-            u32::try_from(containers.iter().map(of).sum::<i32>()).unwrap_or_default()
+            u32::try_from(containers.iter().map(of).fold(0, i32::saturating_add)).unwrap_or_default()
         };
         Self {
             size: Size {
@@ -163,7 +163,7 @@ impl From<sdk::TaskDefinition> for TaskDefinition {
                         .iter()
                         .filter(|requirement| *requirement.r#type() == sdk::ResourceType::Gpu)
                         .filter_map(|requirement| requirement.value().parse::<u32>().ok())
-                        .sum(),
+                        .fold(0, u32::saturating_add),
                 })
                 .collect(),
             arn: definition.task_definition_arn.unwrap_or_default(),

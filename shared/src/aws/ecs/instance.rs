@@ -139,7 +139,8 @@ impl From<sdk::ContainerInstance> for Instance {
             reserved: registered.ports(),
             gpus: registered.gpus(),
             total: registered.size(),
-            tasks: u32::try_from(instance.running_tasks_count + instance.pending_tasks_count).unwrap_or_default(),
+            tasks: u32::try_from(instance.running_tasks_count.saturating_add(instance.pending_tasks_count))
+                .unwrap_or_default(),
             connected: instance.agent_connected,
             status: instance.status.unwrap_or_default().into(),
             registered_at: timestamp(instance.registered_at),

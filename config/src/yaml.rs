@@ -8,6 +8,9 @@ use serde_saphyr::options::DuplicateKeyPolicy;
 
 use crate::fault::{Fault, join};
 
+/// The most keys and values that aliases may repeat. A text of a kilobyte can repeat billions.
+const ALIASED: usize = 50_000;
+
 /// Parses one document. Duplicate keys of a mapping become faults, all at once; the first one counts.
 ///
 /// # Errors
@@ -18,6 +21,7 @@ pub(crate) fn parse(text: &str) -> Result<(Value, Vec<Fault>), String> {
         // YAML 1.2: `yes` and `on` are strings, as a label or a variable may be.
         strict_booleans: true,
         with_snippet: false,
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: ALIASED },
     };
     let mut twice = Vec::new();
     let node = Node { path: String::new(), twice: &mut twice };
@@ -148,5 +152,10 @@ mod tests {
         }
         let deep = "[".repeat(100_000);
         assert!(parse(&deep).is_err());
+        let list = |anchor: char, of: &str| format!("{anchor}: &{anchor} [{}]\n", [of; 9].join(", "));
+        let billions =
+            list('a', "x") + &('b'..'k').zip('a'..).map(|(to, of)| list(to, &format!("*{of}"))).collect::<String>();
+        let error = parse(&billions).expect_err("too many");
+        assert!(error.contains("alias") && error.contains("line "), "{error}");
     }
 }

@@ -56,6 +56,8 @@ RESERVED_VARIABLES = {
     "JENKINS_NAME", "JENKINS_TUNNEL", "JENKINS_DIRECT_CONNECTION", "JENKINS_INSTANCE_IDENTITY", "JENKINS_PROTOCOLS",
     "JENKINS_ECS_AGENTS_REQUEST",
 }
+# The default of slaveTimeoutInSeconds and of containerStartTimeout.
+DEFAULT_START_SECONDS = 900
 NOT_ON_FARGATE = "ECS does not support it on Fargate"
 ONLY_ON_FARGATE = "has no effect except on Fargate, as in the plugin"
 
@@ -275,9 +277,13 @@ class Cloud:
             settings.change("jenkinsUrl", "becomes agentUrl, which only the agents use")
         self._lose_what_is_missing()
         cloud["templates"] = self._templates()
+        for setting in ("slaveTimeoutInSeconds", "slaveTimoutInSeconds"):
+            if settings.number(setting) not in (0, DEFAULT_START_SECONDS):
+                settings.change(setting, "becomes containerStartTimeout, which begins when the task is started; before "
+                                "that, instanceLaunchTimeout limits the wait for room")
         if any(template["launch"].get("type") == "ec2" for template in cloud["templates"]):
-            settings.consider("cluster", "set autoScalingGroup to its Auto Scaling group, so that it is scaled out when "
-                              "there is no room, and the stack's AutoScalingGroupArns")
+            settings.consider("cluster", "set autoScalingGroup to its Auto Scaling group, so that it is scaled out "
+                              "when there is no room, and the stack's AutoScalingGroupArns")
         return cloud
 
     def _lose_what_is_missing(self):
@@ -297,6 +303,9 @@ class Cloud:
             settings = Settings(merged, path, TEMPLATE_SETTINGS, self.report, inherited)
             if settings.has("inheritFrom"):
                 self._report_inheritance(settings, parent)
+            if "template-default" in (settings.text("templateName"), *settings.words("label", r"\s+")):
+                settings.consider("label", "pipelines without inheritFrom inherit from this template; here, they name "
+                                  "it: ecsAgent(label: 'template-default')")
             converted.append(Template(self, settings).convert())
         families = sorted({family(template["taskDefinition"]) for template in converted})
         for template in converted:
@@ -339,13 +348,18 @@ class Cloud:
 
     def outputs(self):
         """The values of the main stack's parameters."""
-        arns = {"Fn::Sub": "arn:${AWS::Partition}:ecs:${AWS::Region}:${AWS::AccountId}:task-definition/"
-                + f"jenkins-{self.name}-*"}
-        outputs = {"TaskDefinitionArns": {"Description": "For the main stack's parameter of that name", "Value": arns}}
+        cluster = self.settings.text("cluster") or "default"
+        values = {
+            "ClusterArns": cluster if cluster.startswith("arn:") else ecs_arn(f"cluster/{cluster}"),
+            "TaskDefinitionArns": ecs_arn(f"task-definition/jenkins-{self.name}-*"),
+        }
         if self.roles:
-            roles = {"Fn::Join": [",", self.roles]}
-            outputs["TaskRoleArns"] = {"Description": "For the main stack's parameter of that name", "Value": roles}
-        return outputs
+            values["TaskRoleArns"] = {"Fn::Join": [",", self.roles]}
+        stacks = dict.fromkeys(values, "forwarding.yaml" if self.settings.has("assumedRoleArn") else "the main stack")
+        if self.settings.has("assumedRoleArn"):
+            stacks["ClusterArns"] = "the main stack and forwarding.yaml"
+        return {name: {"Description": f"For the parameter of that name of {stacks[name]}", "Value": value}
+                for name, value in values.items()}
 
     def role(self, text):
         arn = text
@@ -358,7 +372,8 @@ class Cloud:
     def stack(self):
         return {
             "AWSTemplateFormatVersion": "2010-09-09",
-            "Description": f"Task definitions of the agents in the cloud {self.name}, region {self.region}.",
+            "Description": f"Task definitions of the agents in the cloud {self.name}.",
+            "Metadata": {"Region": self.region},
             "Resources": self.resources,
             "Outputs": self.outputs(),
         }
@@ -426,7 +441,7 @@ class Template:
         start = cloud.number("slaveTimeoutInSeconds") or cloud.number("slaveTimoutInSeconds")
         if cloud.number("numExecutors") > 1:
             life["executors"] = cloud.number("numExecutors")
-        if start > 0 and start != 900:
+        if start > 0 and start != DEFAULT_START_SECONDS:
             life["containerStartTimeout"] = f"{start}s"
         if cloud.number("retentionTimeout") > 0:
             life["idleTimeout"] = f"{cloud.number('retentionTimeout')}m"
@@ -702,6 +717,10 @@ def family(definition):
     return definition.rsplit("/", 1)[-1].split(":")[0]
 
 
+def ecs_arn(resource):
+    return {"Fn::Sub": "arn:${AWS::Partition}:ecs:${AWS::Region}:${AWS::AccountId}:" + resource}
+
+
 def arn_region(text):
     return text.split(":")[3] if text.startswith("arn:") and text.count(":") >= 5 else ""
 
@@ -742,13 +761,15 @@ def convert(clouds, url, options):
     url = str(options.jenkins_url or url)
     if not url and clouds[0].get("jenkinsUrl"):
         url = str(clouds[0]["jenkinsUrl"])
-        report.add("FILL IN", "unclassified.location.url", f"is not set; jenkins.url is {url}, from jenkinsUrl of the "
-                   "first cloud. It must be the Jenkins URL of Manage Jenkins > System, and the functions must reach it")
+        report.add("FILL IN", "unclassified.location.url", f"is not set; jenkins.url is {url}, from jenkinsUrl of "
+                   "the first cloud. It must be the Jenkins URL of Manage Jenkins > System, and the functions must "
+                   "reach it")
     if not url:
         raise Fault("unclassified.location.url is not set: name the controller's URL with --jenkins-url")
     agents = {
         "jenkins": {
-            "url": url,
+            # Jenkins appends the slash, too (JenkinsLocationConfiguration.setUrl).
+            "url": url.rstrip("/") + "/",
             "user": "ecs-agents",
             "apiToken": {"ssm": "/jenkins/ecs-agents/api-token"},
             "webhook": {"authorization": {"ssm": "/jenkins/ecs-agents/webhook"}},
@@ -770,6 +791,10 @@ def convert(clouds, url, options):
             stacks[f"task-definitions-{cloud.name}.yaml"] = cloud.stack()
     if not agents["clouds"]:
         raise Fault("no cloud has a template; there is nothing to convert")
+    regions = sorted({cloud["region"] for cloud in agents["clouds"]})
+    if len(regions) > 1:
+        report.add("new here", "clouds", f"they are in {', '.join(regions)}: deploy forwarding.yaml in each of these "
+                   "regions except the stack's, so that events of its clusters reach the stack")
     return agents, stacks, report
 
 
@@ -828,8 +853,22 @@ def main(arguments):
     open_ones = sum(kind in ("NOT TAKEN OVER", "FILL IN") for kind, _ in entries)
     needs = "setting needs" if open_ones == 1 else "settings need"
     print(f"\n{written} written to {out}; {open_ones} {needs} a decision.")
+    print("For the label listener's ecs-agents.properties:")
+    for line in listener_properties(agents["clouds"]):
+        print(f"  {line}")
     print("Next steps: docs/coming-from-amazon-ecs-plugin.md")
     return 0
+
+
+def listener_properties(clouds):
+    """Settings that depend on the templates. The listener asks again once a request cannot be served any more."""
+    templates = [template for cloud in clouds for template in cloud["templates"]]
+    yield "templates = " + "; ".join(" ".join(template["labels"]) for template in templates)
+    # By default, a request waits 15 minutes for room, its task starts within 15, and the listener asks again after 35.
+    default = f"{DEFAULT_START_SECONDS}s"
+    longest = max(int(template.get("containerStartTimeout", default)[:-1]) for template in templates)
+    if longest > DEFAULT_START_SECONDS:
+        yield f"askAgainMinutes = {20 + -(-longest // 60)}"
 
 
 if __name__ == "__main__":

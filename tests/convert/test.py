@@ -105,16 +105,17 @@ class Settings(unittest.TestCase):
                 self.assertNotEqual(converted(base, TEMPLATE), converted(changed, TEMPLATE))
 
     def test_that_nobody_knows_are_named(self):
-        self.assertIn("clouds[c].templates[t].colour: is not a setting", converted(CLOUD, {**TEMPLATE, "colour": "red"}))
+        template = {**TEMPLATE, "colour": "red"}
+        self.assertIn("clouds[c].templates[t].colour: is not a setting", converted(CLOUD, template))
         self.assertIn("clouds[c].colour: is not a setting", converted({**CLOUD, "colour": "red"}, TEMPLATE))
         entry = {**TEMPLATE, "tags": [{"name": "a", "value": "b", "colour": "red"}]}
         self.assertIn("tags[0].colour: is not a setting", converted(CLOUD, entry))
         self.assertIn("converter knows; did you mean memory?", converted(CLOUD, {**TEMPLATE, "memmory": 1024}))
 
     def test_that_are_inherited_are_reported_once(self):
-        entries = {"environments": [{"name": "JENKINS_URL", "value": "u"}], "ulimits": [{"ulimitName": "nofile", "soft": 1}]}
-        parent = {**TEMPLATE, "label": "base", "launchType": "FARGATE", "cpu": 256, "subnets": "subnet-1", "colour": "red",
-                  "privileged": True, **entries}
+        parent = {**TEMPLATE, "label": "base", "launchType": "FARGATE", "cpu": 256, "subnets": "subnet-1",
+                  "colour": "red", "privileged": True, "environments": [{"name": "JENKINS_URL", "value": "u"}],
+                  "ulimits": [{"ulimitName": "nofile", "soft": 1}]}
         child = {"templateName": "child", "label": "child", "inheritFrom": "base"}
         for order in ((parent, child), (child, parent)):
             report = reported(CLOUD, *order)
@@ -131,7 +132,8 @@ class Settings(unittest.TestCase):
     def test_of_a_grandparent_are_not_inherited(self):
         report = reported(CLOUD, {**TEMPLATE, "label": "a"}, {**TEMPLATE, "label": "b", "inheritFrom": "a"},
                           {**TEMPLATE, "templateName": "c", "label": "c", "inheritFrom": "b"})
-        self.assertEqual(["without what b inherits" in line for line in report if "inheritFrom: " in line], [False, True])
+        found = ["without what b inherits" in line for line in report if "inheritFrom: " in line]
+        self.assertEqual(found, [False, True])
 
     def test_that_reserve_memory_change_with_the_override(self):
         for allowed in ("memory", "cpu"):
@@ -160,6 +162,31 @@ class Guide(unittest.TestCase):
         for file, quote in quotes:
             with self.subTest(file):
                 self.assertIn(quote, (ROOT / file).read_text())
+
+
+class WhatElseIsNeeded(unittest.TestCase):
+    def test_for_the_stack_are_the_arns_of_clusters(self):
+        for cluster, text in (("k", ":cluster/k"), ("arn:aws:ecs:eu-west-1:111122223333:cluster/k", "Value: arn:")):
+            _, stacks, _ = converter({**CLOUD, "cluster": cluster}, TEMPLATE)
+            outputs = stacks["task-definitions-c.yaml"]["Outputs"]
+            self.assertIn(text, convert.dump(outputs["ClusterArns"]))
+
+    def test_for_several_regions_is_forwarding(self):
+        for region, needed in (("eu-west-1", False), ("us-east-1", True)):
+            clouds = [{**CLOUD, "templates": [TEMPLATE]},
+                      {**CLOUD, "name": "d", "regionName": region, "templates": [TEMPLATE]}]
+            _, _, report = convert.convert(clouds, "https://ci.example.com/", convert.parse(["x"]))
+            self.assertEqual(any("forwarding.yaml" in text for _, text in report.read()), needed)
+
+    def test_for_the_label_listener_are_the_templates(self):
+        for timeout, more in ((900, []), (1201, ["askAgainMinutes = 41"])):
+            cloud = {**CLOUD, "slaveTimeoutInSeconds": timeout}
+            agents, _, _ = converter(cloud, TEMPLATE, {**TEMPLATE, "label": "a b"})
+            self.assertEqual(list(convert.listener_properties(agents["clouds"])), ["templates = l; a b", *more])
+
+    def test_for_pipelines_is_the_name_of_the_default_template(self):
+        self.assertTrue(any("label: pipelines without inheritFrom" in line
+                            for line in reported(CLOUD, {**TEMPLATE, "label": "template-default x"})))
 
 
 class Names(unittest.TestCase):
@@ -199,7 +226,8 @@ class Variables(unittest.TestCase):
 
     def test_of_the_builds_are_named_where_their_values_are_written(self):
         variables = convert.Variables({"TOKEN": "hidden"})
-        entries = [{"name": name, "value": value} for name, value in (("A", "${TOKEN}"), ("B", "^${TOKEN}"), ("C", "c"))]
+        given = {"A": "${TOKEN}", "B": "^${TOKEN}", "C": "c"}
+        entries = [{"name": name, "value": value} for name, value in given.items()]
         printed = converted(CLOUD, {**TEMPLATE, "environments": variables.resolve(entries)})
         self.assertIn("A: hidden", printed)
         self.assertIn("environments: A: the variable's value is written in clear", printed)

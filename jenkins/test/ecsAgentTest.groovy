@@ -524,14 +524,16 @@ test('all that is wrong with the parameters is said at once') {
 test('the words of the Amazon ECS plugin\'s step are taken where they mean the same') {
     def pipeline = newPipeline()
     pipeline.after(1) { pipeline.ready() }
-    pipeline.ecsAgent(inheritFrom: 'maven', cpu: 2048, memory: 4096, taskrole: 'arn:aws:iam::1:role/r', ephemeralStorageSizeInGiB: 30,
-        taskDefinitionOverride: 'jenkins-maven', environments: [[name: 'A', value: 'b']]) { }
+    pipeline.ecsAgent(inheritFrom: 'maven', cpu: 2048, memoryReservation: 4096, taskrole: 'arn:aws:iam::1:role/r',
+        ephemeralStorageSizeInGiB: 30, taskDefinitionOverride: 'jenkins-maven', environments: [[name: 'A', value: 'b']]) { }
     assert requests()[0].subMap('label', 'overrides') == [label: 'maven', overrides: [cpu: 2048, memory: 4096, ephemeralStorage: 30,
         environment: [A: 'b'], taskRole: 'arn:aws:iam::1:role/r', taskDefinition: 'jenkins-maven']]
     def e = Tests.thrown(AbortException) {
-        pipeline.ecsAgent(label: 'a', inheritFrom: 'b', overrides: [cpu: 1], cpu: 2, environments: 'A=b', image: 'x') { }
+        pipeline.ecsAgent(label: 'a', inheritFrom: 'b', overrides: [cpu: 1], cpu: 2, memory: 3, memoryReservation: 4,
+            environments: 'A=b', image: 'x') { }
     }
-    ['inheritFrom: is the same', 'cpu: is given in overrides, too', 'environments: has to be a list', 'unknown parameter image'].each {
+    ['inheritFrom: is the same', 'cpu: means the override cpu, which', 'memoryReservation: means the override memory, which',
+     'environments: has to be a list', 'unknown parameter image'].each {
         assert e.message.contains(it)
     }
 }

@@ -385,9 +385,9 @@ long now() {
 final class EcsAgentSettings {
     private static final Map NUMBERS = [count: 1, timeout: 20, askAgain: 5, connectTimeout: 5, retry: 0].asImmutable()
     /** The words of the Amazon ECS plugin's pipeline step that mean an override (ECSTaskTemplateStep). */
-    private static final Map WORDS = [cpu: 'cpu', memory: 'memory', ephemeralStorageSizeInGiB: 'ephemeralStorage',
-                                      environments: 'environment', taskrole: 'taskRole',
-                                      taskDefinitionOverride: 'taskDefinition'].asImmutable()
+    private static final Map WORDS = [cpu: 'cpu', memory: 'memory', memoryReservation: 'memory',
+                                      ephemeralStorageSizeInGiB: 'ephemeralStorage', environments: 'environment',
+                                      taskrole: 'taskRole', taskDefinitionOverride: 'taskDefinition'].asImmutable()
     private static final List OTHERS = ['label', 'inheritFrom', 'overrides', 'webhookCredentialsId', 'faults'].asImmutable()
 
     /** All that is wrong is said at once, under `faults`. */
@@ -447,7 +447,7 @@ final class EcsAgentSettings {
                 continue
             }
             if (overrides.containsKey(word.value)) {
-                faults << "${word.key}: is given in overrides, too".toString()
+                faults << "${word.key}: means the override ${word.value}, which is given, too".toString()
             }
             overrides[word.value] = word.key == 'environments' ? environment(value, faults) : value
         }

@@ -1,4 +1,4 @@
-//! CloudWatch's metrics and alarms, as far as the templates use them.
+//! CloudWatch's metrics, math expressions and alarms, as far as the templates use them.
 //!
 //! The rules are those of the CloudWatch user guide: "Alarm evaluation", "Configuring how CloudWatch alarms treat missing data"
 //! and "Using math expressions".
@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use jiff::Timestamp;
+use local::aws::{Counts, Sqs};
 use serde_json::Value;
 
 /// How many data points more than an alarm's evaluation periods CloudWatch looks at. It does not say how many; in the guide's
@@ -44,22 +46,69 @@ impl Metric {
 
 /// Reported values, by the minute.
 #[derive(Debug, Default)]
-pub struct Metrics(BTreeMap<Metric, BTreeMap<u64, Vec<f64>>>);
+pub struct Metrics {
+    values: BTreeMap<Metric, BTreeMap<u64, Vec<f64>>>,
+    /// What each queue had counted by the minute before.
+    counted: BTreeMap<String, Counts>,
+}
 
 impl Metrics {
     /// Reports a value.
     pub fn put(&mut self, metric: Metric, minute: u64, value: f64) {
-        self.0.entry(metric).or_default().entry(minute).or_default().push(value);
+        self.values.entry(metric).or_default().entry(minute).or_default().push(value);
+    }
+
+    /// Reports the metrics of SQS ("Available CloudWatch metrics for Amazon SQS"): most of them only if there is something to
+    /// count, and none of a queue that was never used.
+    pub fn put_queues(&mut self, sqs: &Sqs, minute: u64, now: Timestamp) {
+        for (name, queue) in &sqs.queues {
+            let before = self.counted.insert(name.clone(), queue.counts).unwrap_or_default();
+            let mut put = |metric: &str, value: usize| {
+                self.put(Metric::of("AWS/SQS", metric, ("QueueName", name)), minute, value as f64);
+            };
+            let hidden = queue.messages.iter().filter(|message| message.visible_at > now);
+            let (in_flight, delayed): (Vec<_>, Vec<_>) = hidden.partition(|message| message.receives > 0);
+            if queue.counts.receives > 0 || !queue.messages.is_empty() {
+                let visible = queue.messages.len() - in_flight.len() - delayed.len();
+                put("ApproximateNumberOfMessagesVisible", visible);
+            }
+            for (metric, count) in [
+                ("ApproximateNumberOfMessagesNotVisible", in_flight.len()),
+                ("ApproximateNumberOfMessagesDelayed", delayed.len()),
+                ("NumberOfMessagesDeleted", queue.counts.deleted - before.deleted),
+            ] {
+                if count > 0 {
+                    put(metric, count);
+                }
+            }
+            if queue.counts.receives > before.receives {
+                put("NumberOfMessagesReceived", queue.counts.received - before.received);
+            }
+        }
+    }
+
+    /// The metrics of a name that have exactly these dimensions, as a search expression finds them.
+    pub fn search(&self, namespace: &str, dimensions: &[&str], name: &str) -> impl Iterator<Item = &Metric> {
+        self.values.keys().filter(move |metric| {
+            let has = dimensions.iter().all(|dimension| metric.dimensions.contains_key(*dimension));
+            metric.namespace == namespace && metric.name == name && has && metric.dimensions.len() == dimensions.len()
+        })
     }
 
     /// One data point; `None` if nothing was reported.
-    fn statistic(&self, metric: &Metric, statistic: &str, minutes: Range<u64>) -> Option<f64> {
-        let values: Vec<f64> = self.0.get(metric)?.range(minutes).flat_map(|(_, values)| values).copied().collect();
+    pub fn statistic(&self, metric: &Metric, statistic: &str, minutes: Range<u64>) -> Option<f64> {
+        let mut values: Vec<f64> =
+            self.values.get(metric)?.range(minutes).flat_map(|(_, values)| values).copied().collect();
         let sum: f64 = values.iter().sum();
         let count = values.len() as f64;
         (!values.is_empty()).then(|| match statistic {
             "Sum" => sum,
             "SampleCount" => count,
+            "p50" | "p95" | "p99" => {
+                values.sort_by(f64::total_cmp);
+                let part: f64 = statistic[1..].parse().expect("a number");
+                values[((count * part / 100.0).ceil() as usize).saturating_sub(1)]
+            }
             "Average" => sum / count,
             "Minimum" => values.iter().copied().fold(f64::INFINITY, f64::min),
             "Maximum" => values.iter().copied().fold(f64::NEG_INFINITY, f64::max),
@@ -149,24 +198,30 @@ fn value(alarm: &Value, metrics: &Metrics, minutes: Range<u64>) -> Option<f64> {
     });
     let known = known.collect();
     let expression = queries.iter().find_map(|query| query["Expression"].as_str()).expect("an expression");
-    let mut math = Math { tokens: tokens(expression), at: 0, known };
+    math(expression, known, period(alarm) * 60)
+}
+
+/// A math expression over the values of one period of so many seconds.
+pub fn math(expression: &str, known: BTreeMap<&str, Option<f64>>, seconds: u64) -> Option<f64> {
+    let mut math = Math { tokens: tokens(expression), at: 0, known, seconds };
     let value = math.comparison();
     assert_eq!(math.at, math.tokens.len(), "{expression} is not understood");
     value
 }
 
 fn tokens(expression: &str) -> Vec<String> {
-    let spaced = ["(", ")", ",", "+", "==", ">"]
+    let spaced = ["(", ")", ",", "+", "*", "/", "==", ">"]
         .iter()
         .fold(expression.to_owned(), |text, sign| text.replace(sign, &format!(" {sign} ")));
     spaced.split_whitespace().map(str::to_owned).collect()
 }
 
-/// The part of CloudWatch's metric math that the alarms use. An operation on a missing data point has no result.
+/// The part of CloudWatch's metric math that the templates use. An operation on a missing data point has no result.
 struct Math<'a> {
     tokens: Vec<String>,
     at: usize,
     known: BTreeMap<&'a str, Option<f64>>,
+    seconds: u64,
 }
 
 impl Math<'_> {
@@ -193,11 +248,22 @@ impl Math<'_> {
     }
 
     fn sum(&mut self) -> Option<f64> {
-        let mut sum = self.atom();
+        let mut sum = self.product();
         while self.take("+") {
-            sum = sum.zip(self.atom()).map(|(a, b)| a + b);
+            sum = sum.zip(self.product()).map(|(a, b)| a + b);
         }
         sum
+    }
+
+    fn product(&mut self) -> Option<f64> {
+        let mut product = self.atom();
+        loop {
+            product = match (self.take("*"), self.take("/")) {
+                (true, _) => product.zip(self.atom()).map(|(a, b)| a * b),
+                (_, true) => product.zip(self.atom()).map(|(a, b)| a / b),
+                _ => return product,
+            };
+        }
     }
 
     fn arguments(&mut self) -> Vec<Option<f64>> {
@@ -215,6 +281,10 @@ impl Math<'_> {
             "IF" => {
                 let arguments = self.arguments();
                 if arguments[0]? == 0.0 { arguments[2] } else { arguments[1] }
+            }
+            "PERIOD" => {
+                self.arguments();
+                Some(self.seconds as f64)
             }
             "FILL" => {
                 let arguments = self.arguments();

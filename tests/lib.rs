@@ -7,6 +7,7 @@
 pub mod cloudwatch;
 pub mod edge;
 pub mod emf;
+pub mod insights;
 pub mod log_rules;
 
 use std::collections::BTreeMap;

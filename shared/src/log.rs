@@ -17,11 +17,29 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::metrics::{self, Metrics};
 
-/// Starts logging.
+/// Where lines go, and the clock that they show.
+#[derive(Debug, Clone, Copy)]
+pub struct Output {
+    pub now: fn() -> Timestamp,
+    pub write: fn(&str),
+}
+
+/// Starts logging to the standard output.
+pub fn init(environment: &dyn Fn(&str) -> Option<String>) {
+    // If the standard output is broken, there is nowhere to report it.
+    let write = |line: &str| drop(std::io::stdout().lock().write_all(line.as_bytes()));
+    // A second call, as in tests, changes nothing.
+    let _ = subscriber(environment, Output { now: Timestamp::now, write }).try_init();
+}
+
+/// Writes the log as the environment has it.
 ///
 /// Only our own events are logged. The SDK's errors come back as faults, and its DEBUG shows whole requests, including
 /// secrets; [`crate::start`] logs an invocation that failed with its id, so the runtime's own log is not needed.
-pub fn init(environment: &dyn Fn(&str) -> Option<String>) {
+pub fn subscriber(
+    environment: &dyn Fn(&str) -> Option<String>,
+    output: Output,
+) -> impl Subscriber + Send + Sync + use<> {
     let level = match environment("AWS_LAMBDA_LOG_LEVEL").unwrap_or_default().to_ascii_uppercase().as_str() {
         "TRACE" => LevelFilter::TRACE,
         "DEBUG" => LevelFilter::DEBUG,
@@ -39,8 +57,7 @@ pub fn init(environment: &dyn Fn(&str) -> Option<String>) {
         metrics::enable();
         Metrics { namespace, by_template: environment("METRICS_BY_TEMPLATE").as_deref() == Some("true") }
     });
-    // A second call, as in tests, changes nothing.
-    let _ = tracing_subscriber::registry().with(filter).with(Lines { format, metrics }).try_init();
+    tracing_subscriber::registry().with(filter).with(Lines { format, metrics, output })
 }
 
 /// Logs at a level that is only known at run time.
@@ -71,11 +88,12 @@ enum Format {
     Text,
 }
 
-/// Writes each event to the standard output, flat: its own fields, then those of its spans, innermost first.
+/// Writes each event, flat: its own fields, then those of its spans, innermost first.
 struct Lines {
     format: Format,
     /// `None` if lines carry no metrics.
     metrics: Option<Metrics>,
+    output: Output,
 }
 
 /// Fields in the order in which they became known, each name once.
@@ -150,21 +168,20 @@ impl<S: Subscriber + for<'span> LookupSpan<'span>> Layer<S> for Lines {
                 }
             }
         }
-        let (metrics, now) = (self.metrics.as_ref(), Timestamp::now().as_millisecond());
-        metrics::embed(metrics, &metrics::COUNTERS, &mut fields.0, own, now);
-        let line = self.format.line(event.metadata().level().as_str(), fields);
-        // If the standard output is broken, there is nowhere to report it.
-        let _ = std::io::stdout().lock().write_all(line.as_bytes());
+        let now = (self.output.now)();
+        metrics::embed(self.metrics.as_ref(), &metrics::COUNTERS, &mut fields.0, own, now.as_millisecond());
+        let line = self.format.line(now, event.metadata().level().as_str(), fields);
+        (self.output.write)(&line);
     }
 }
 
 impl Format {
-    fn line(self, level: &'static str, mut fields: Fields) -> String {
+    fn line(self, now: Timestamp, level: &'static str, mut fields: Fields) -> String {
         let message = fields.take("message").unwrap_or_default();
         let mut line = match self {
             Self::Json => {
                 // Lambda takes a line without a time for INFO.
-                let time = format!("{:.6}", Timestamp::now());
+                let time = format!("{now:.6}");
                 let head = [("timestamp", time.into()), ("level", level.into()), ("message", message)];
                 let mut line = Vec::with_capacity(1024);
                 // Strings and numbers in memory: serialising them cannot fail.
@@ -207,7 +224,7 @@ mod tests {
 
     #[test]
     fn a_line_of_json_is_flat_and_has_each_name_once() {
-        let line = Format::Json.line("INFO", fields());
+        let line = Format::Json.line(Timestamp::now(), "INFO", fields());
         let (head, rest) = line.split_once(r#","level""#).expect("a level");
         let time = head.strip_prefix(r#"{"timestamp":""#).and_then(|time| time.strip_suffix('"'));
         assert!(time.is_some_and(|time| time.ends_with('Z') && time.parse::<Timestamp>().is_ok()), "{head}");
@@ -219,6 +236,6 @@ mod tests {
     #[test]
     fn a_line_of_text_begins_with_its_level() {
         let expected = "INFO task started error=\"a \\\"b\\\"\\nc\" build.number=42 request.id=app-1\n";
-        assert_eq!(Format::Text.line("INFO", fields()), expected);
+        assert_eq!(Format::Text.line(Timestamp::now(), "INFO", fields()), expected);
     }
 }

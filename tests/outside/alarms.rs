@@ -312,8 +312,6 @@ struct Course {
     again: Vec<(u64, u32, Value)>,
     /// How much of each function's output was read.
     read: BTreeMap<Binary, usize>,
-    /// What each queue had counted by the minute before.
-    counted: BTreeMap<String, local::aws::Counts>,
 }
 
 const SOURCES: [(&str, Binary); 3] =
@@ -331,7 +329,6 @@ impl Course {
             is_throttled: false,
             again: Vec::new(),
             read: BTreeMap::new(),
-            counted: BTreeMap::new(),
         }
     }
 
@@ -413,7 +410,7 @@ impl Course {
             self.metrics.put(Metric::of("AWS/Events", "Invocations", rule), self.minute, 1.0);
             self.invoke(Binary::Teardown, tests::sweep_event(Timestamp::now())).await;
         }
-        self.report_queues();
+        self.metrics.put_queues(&self.stack.aws().sqs, self.minute, Timestamp::now());
         self.report_logs();
         self.minute += 1;
     }
@@ -472,38 +469,6 @@ impl Course {
         self.report_logs();
         self.stack.kill(binary);
         self.read.remove(&binary);
-    }
-
-    /// Reports the metrics of SQS ("Available CloudWatch metrics for Amazon SQS"): most of them only if there is something to
-    /// count, and none of a queue that was never used.
-    fn report_queues(&mut self) {
-        let now = Timestamp::now();
-        let aws = self.stack.aws();
-        for (name, queue) in &aws.sqs.queues {
-            let mut put = |metric: &str, value: usize| {
-                let metric = Metric::of("AWS/SQS", metric, ("QueueName", name));
-                self.metrics.put(metric, self.minute, value as f64);
-            };
-            let before = self.counted.insert(name.clone(), queue.counts).unwrap_or_default();
-            let hidden = queue.messages.iter().filter(|message| message.visible_at > now);
-            let (in_flight, delayed): (Vec<_>, Vec<_>) = hidden.partition(|message| message.receives > 0);
-            if queue.counts.receives > 0 || !queue.messages.is_empty() {
-                let visible = queue.messages.len() - in_flight.len() - delayed.len();
-                put("ApproximateNumberOfMessagesVisible", visible);
-            }
-            for (metric, count) in [
-                ("ApproximateNumberOfMessagesNotVisible", in_flight.len()),
-                ("ApproximateNumberOfMessagesDelayed", delayed.len()),
-                ("NumberOfMessagesDeleted", queue.counts.deleted - before.deleted),
-            ] {
-                if count > 0 {
-                    put(metric, count);
-                }
-            }
-            if queue.counts.receives > before.receives {
-                put("NumberOfMessagesReceived", queue.counts.received - before.received);
-            }
-        }
     }
 
     /// The metrics on the functions' new log lines.

@@ -38,9 +38,9 @@ impl Cost {
     }
 }
 
-/// A day of the real code: its cost, and the builds on instances, as (requested at, duration).
-fn day(faults: f64) -> (Cost, Vec<(f64, f64)>) {
-    let world = run(Plan {
+/// The day, with this probability of each fault.
+pub(crate) fn plan(faults: f64) -> Plan {
+    Plan {
         seed: 24,
         builds: 10_000,
         faults,
@@ -51,7 +51,12 @@ fn day(faults: f64) -> (Cost, Vec<(f64, f64)>) {
         bounds: (0, MAXIMUM as u32),
         boot: Duration::from_secs(100),
         traits: Vec::new(),
-    });
+    }
+}
+
+/// A day of the real code: its cost, and the builds on instances, as (requested at, duration).
+fn day(faults: f64) -> (Cost, Vec<(f64, f64)>) {
+    let world = run(plan(faults));
     let on_instances: Vec<_> =
         world.fates().into_iter().filter(|fate| fate.label == "ssh" && fate.waited.is_some()).collect();
     let cost = Cost {

@@ -68,22 +68,29 @@ fn plan(seed: u64, builds: u32, faults: f64) -> Plan {
     }
 }
 
-/// Runs a plan in paused time and checks the final state.
+/// Runs a plan in paused time, to its end or for as long as given.
+pub(crate) fn simulate(plan: Plan, span: Option<Duration>) -> World {
+    fastrand::seed(plan.seed);
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        let world = World::new(plan).await;
+        let span = span.unwrap_or(Duration::MAX);
+        // An error means that the span is over.
+        let _ = tokio::time::timeout(span, world.run()).await;
+        world
+    })
+}
+
+/// Runs a plan to its end and checks the final state.
 pub(crate) fn run(plan: Plan) -> World {
     let seed = plan.seed;
     let (faults, builds, traits) = (plan.faults, plan.builds, plan.traits.clone());
-    fastrand::seed(seed);
     if std::env::var_os("SIMULATION_LOG").is_some() {
         let log = tracing_subscriber::fmt().with_ansi(false).without_time().with_writer(std::io::stderr);
         let _ = log.try_init();
     }
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
-    let world = tokio::task::LocalSet::new().block_on(&runtime, async {
-        let world = World::new(plan).await;
-        world.run().await;
-        world
-    });
+    let world = simulate(plan, None);
     let mut wrong = Wrong::default();
     outcomes(&world, &mut wrong);
     remains(&world, &mut wrong);

@@ -1,5 +1,6 @@
 //! The world around the handlers: AWS' event sources, EventBridge, and a controller with its builds.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,6 +17,7 @@ use shared::app::App;
 use shared::batch::Invocation;
 use shared::clock::Clock;
 use shared::http::Http;
+use tests::cloudwatch::{Metric, Metrics};
 use tests::rule_matches;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, timeout};
@@ -24,6 +26,18 @@ use super::traits::Trait;
 
 const REGION: &str = "eu-west-1";
 const ACCOUNT: &str = "123456789012";
+/// The time at which each world begins.
+pub(crate) const EPOCH: &str = "2026-03-02T00:00:00Z";
+
+thread_local! {
+    static BEGIN: Cell<Option<(Timestamp, Instant)>> = const { Cell::new(None) };
+}
+
+/// The time in this thread's world, for its log.
+pub(crate) fn now_here() -> Timestamp {
+    let (epoch, start) = BEGIN.get().expect("a world");
+    epoch + SignedDuration::try_from(start.elapsed()).unwrap_or_default()
+}
 
 /// The parameters of a run.
 #[derive(Debug, Clone)]
@@ -107,6 +121,7 @@ pub(crate) struct World {
     idle: Arc<Mutex<HashMap<&'static str, Idle>>>,
     fates: Arc<Mutex<BTreeMap<u32, Fate>>>,
     instances: Arc<Mutex<Vec<usize>>>,
+    metrics: Arc<Mutex<Metrics>>,
 }
 
 /// Round-trip time to AWS and Jenkins.
@@ -116,8 +131,9 @@ const IDLE_PROCESS: Duration = Duration::from_secs(300);
 
 impl World {
     pub(crate) async fn new(plan: Plan) -> Self {
-        let epoch: Timestamp = "2026-03-02T00:00:00Z".parse().expect("a time");
+        let epoch: Timestamp = EPOCH.parse().expect("a time");
         let start = Instant::now();
+        BEGIN.set(Some((epoch, start)));
         let mut aws = Aws::new(REGION, ACCOUNT, "http://aws.test");
         aws.ecs.create_cluster("ci");
         let container = |name: &str, port: u16| {
@@ -183,6 +199,7 @@ impl World {
             idle: Arc::default(),
             fates: Arc::default(),
             instances: Arc::default(),
+            metrics: Arc::default(),
         }
     }
 
@@ -204,6 +221,15 @@ impl World {
     /// The parameters of the run.
     pub(crate) fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// The metrics of SQS, Lambda and EventBridge.
+    pub(crate) fn metrics(&self) -> MutexGuard<'_, Metrics> {
+        self.metrics.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn minute(&self) -> u64 {
+        self.start.elapsed().as_secs() / 60
     }
 
     /// The number of instances at each minute.
@@ -276,8 +302,20 @@ impl World {
         Duration::from_secs_f64(self.sim().random.random_range(from.as_secs_f64()..=to.as_secs_f64()))
     }
 
-    /// Invokes a function; occasionally it is killed halfway.
+    /// Invokes a function, and reports that to CloudWatch ("Types of metrics for Lambda functions").
     async fn invoke(&self, function: &'static str, event: Value) -> Option<Value> {
+        let minute = self.minute();
+        let answer = self.handle(function, event).await;
+        let mut metrics = self.metrics();
+        for (name, count) in [("Invocations", true), ("Errors", answer.is_none())] {
+            let metric = Metric::of("AWS/Lambda", name, ("FunctionName", function));
+            metrics.put(metric, minute, f64::from(u8::from(count)));
+        }
+        answer
+    }
+
+    /// Lets a process of a function handle an event; occasionally it is killed halfway.
+    async fn handle(&self, function: &'static str, event: Value) -> Option<Value> {
         let app = self.process(function).await;
         let invocation = Invocation {
             deadline: Instant::now() + Duration::from_secs(28),
@@ -394,6 +432,9 @@ impl World {
                 let count = self.sim().aws.ecs.group("ci").map_or(0, |group| group.members.len());
                 self.instances.lock().unwrap_or_else(PoisonError::into_inner).push(count);
             }
+            let rule = ("RuleName", "agents-TeardownFunctionSweep");
+            self.metrics().put(Metric::of("AWS/Events", "Invocations", rule), self.minute(), 1.0);
+            self.metrics().put_queues(&self.sim().aws.sqs, self.minute(), self.now());
             sleep(Duration::from_secs(60)).await;
             let event = json!({"version": "0", "detail-type": "Scheduled Event", "source": "aws.events",
                 "time": self.now(), "detail": {}});

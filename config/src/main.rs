@@ -5,13 +5,7 @@ use std::process::ExitCode;
 
 use config::{Document, from_documents};
 
-const HELP: &str = "\
-Usage: check-config FILE…
-
-Lists every fault in a configuration, as the functions would at their start. Calls neither AWS nor Jenkins, and reads no
-secret. The clouds of several files are joined in the order of the files' names, as with several SSM parameters.
-
-Exit code: 0 if the configuration is valid, 1 if it has faults, 2 if it could not be checked.";
+const HELP: &str = include_str!("usage.txt");
 
 /// The largest SSM parameter of the standard and the intelligent tier (Systems Manager quotas).
 const PARAMETER_BYTES: usize = 8192;
@@ -19,11 +13,11 @@ const PARAMETER_BYTES: usize = 8192;
 fn main() -> ExitCode {
     let mut paths: Vec<String> = std::env::args().skip(1).collect();
     if paths.iter().any(|path| path == "--help" || path == "-h") {
-        println!("{HELP}");
+        print!("{HELP}");
         return ExitCode::SUCCESS;
     }
     if paths.is_empty() || paths.iter().any(|path| path.starts_with('-')) {
-        eprintln!("{HELP}");
+        eprint!("{HELP}");
         return ExitCode::from(2);
     }
     paths.sort();

@@ -31,6 +31,9 @@ fn answer() -> Result<String> {
         return Ok(if stories.is_empty() { format!("no build in {folder} yet\n") } else { list() });
     };
     let found = story::find(&stories, &what);
+    if stories.is_empty() {
+        bail!("{what}: no build in {folder} yet");
+    }
     if found.is_empty() {
         bail!("{what}: no such request, build or agent in {folder}; there are:\n{}", list().trim_end());
     }

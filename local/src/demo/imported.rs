@@ -34,7 +34,9 @@ pub(super) struct Imported {
 impl Imported {
     /// Reads a folder.
     pub(super) fn read(folder: &Path) -> Result<Self> {
-        let mut agents = read(&folder.join("agents.yaml"))?;
+        let file = folder.join("agents.yaml");
+        ensure_valid(&file)?;
+        let mut agents = read(&file)?;
         let mut imported = Self {
             clouds: agents["clouds"].take(),
             clusters: BTreeSet::new(),
@@ -164,6 +166,15 @@ fn as_input(value: &Value) -> Value {
     }
 }
 
+/// With a faulty configuration, no function would start.
+fn ensure_valid(file: &Path) -> Result<()> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+    let (_, faults) = config::from_documents(&[config::Document { source: String::new(), text }]);
+    let list = faults.iter().map(|fault| format!("\n- {fault}")).collect::<String>();
+    ensure!(faults.is_empty(), "{} has faults:{list}", file.display());
+    Ok(())
+}
+
 fn read(file: &Path) -> Result<Value> {
     let text = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
     cloudformation::parse(&text).with_context(|| file.display().to_string())
@@ -209,6 +220,15 @@ mod tests {
             assert_eq!((&cloud["region"], &cloud["cluster"]), (&json!(REGION), &json!("ci")));
             assert!(cloud.get("assumeRoleArn").is_none(), "{cloud}");
         }
+        Ok(())
+    }
+
+    #[test]
+    fn a_faulty_configuration_is_refused_with_its_faults() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        std::fs::write(folder.path().join("agents.yaml"), "clouds: [{name: c, region: eu-west-1, templates: []}]")?;
+        let error = format!("{:#}", Imported::read(folder.path()).expect_err("no jenkins, no template"));
+        assert!(error.contains("\n- clouds[0].templates: ") && error.contains("\n- jenkins: "), "{error}");
         Ok(())
     }
 

@@ -276,7 +276,7 @@ async fn notify_ready(
         tracing::info!("the agent is ready, and the record of its notice may be in the undelivered queue");
         return Ok(Reported::MayBeDone);
     }
-    let claim = app.memory.claim(&notice.id, app.now());
+    let claim = app.memory.claim(&notice.id);
     let delivery = match (&record.webhook_url, &claim) {
         (_, Claim::Taken) => return Err(Fault::not_yet("the notice is on its way just now")),
         (Some(url), Claim::Mine(_)) => app.notifier.notify(notice, &Target::Request(url.clone())).await?,
@@ -294,7 +294,7 @@ async fn notify_ready(
         }
     };
     if let Claim::Mine(delivery) = claim {
-        delivery.done(app.now());
+        delivery.done();
     }
     notify_listeners(app, notice).await?;
     segment::send(app.settings.xray_daemon, record.trace.as_ref(), notice);
@@ -319,9 +319,9 @@ async fn is_at_work(app: &App, name: &AgentName) -> Result<bool, Fault> {
 /// Notifies everyone but the request's own webhook, once per process. This precedes the record: after it, nobody is
 /// notified again.
 async fn notify_listeners(app: &App, notice: &Notice) -> Result<bool, Fault> {
-    if let Claim::Mine(delivery) = app.memory.claim(&format!("{} to listeners", notice.id), app.now()) {
+    if let Claim::Mine(delivery) = app.memory.claim(&format!("{} to listeners", notice.id)) {
         app.notifier.notify_all(notice, app.notifier.listeners()).await?;
-        delivery.done(app.now());
+        delivery.done();
         return Ok(true);
     }
     Ok(false)
@@ -500,12 +500,12 @@ fn known_readiness(task: &Task) -> Option<bool> {
 
 /// Notifies the request's webhook of an outcome, then everyone else: once per process. Returns whether it did so now.
 async fn notify_once(app: &App, notice: &Notice, webhook_url: Option<&str>) -> Result<bool, Fault> {
-    match app.memory.claim(&notice.id, app.now()) {
+    match app.memory.claim(&notice.id) {
         Claim::Mine(delivery) => {
             if let Some(url) = webhook_url {
                 app.notifier.notify(notice, &Target::Request(url.to_owned())).await?;
             }
-            delivery.done(app.now());
+            delivery.done();
         }
         Claim::Taken => return Err(Fault::not_yet("the notice is on its way just now")),
         Claim::Delivered => {}

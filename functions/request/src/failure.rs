@@ -108,12 +108,12 @@ async fn log_once(app: &App, item: &Item, what: &str, log: impl FnOnce()) {
 
 /// Does something for a message once, however often the message comes back to this process for another reason.
 async fn once(app: &App, item: &Item, what: &str, work: impl Future<Output = Result<(), Fault>>) -> Result<(), Fault> {
-    match app.memory.claim(&format!("{what} of {}", item.id), app.now()) {
+    match app.memory.claim(&format!("{what} of {}", item.id)) {
         Claim::Delivered if !item.id.is_empty() => Ok(()),
         Claim::Taken if !item.id.is_empty() => Err(Fault::not_yet("it is in progress elsewhere in this process")),
         Claim::Mine(claim) => {
             work.await?;
-            claim.done(app.now());
+            claim.done();
             Ok(())
         }
         _ => work.await,

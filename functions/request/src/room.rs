@@ -242,7 +242,7 @@ async fn wait_or_fail(
 
 /// Moves agents to the waiting queue, and returns them.
 async fn hand_over(app: &App, item: &Item, order: &Order<'_>, wait: Wait) -> Result<Vec<u32>, Fault> {
-    app.memory.remember_wait(order.request_id.as_str(), app.now());
+    app.memory.remember_wait(order.request_id.as_str());
     let handed_over = wait::hand_over(&app.queues, &item.body, &wait).await;
     handed_over.map_err(|fault| fault.of("there is no room yet, and the request cannot be set to wait"))?;
     tracing::info!(

@@ -47,14 +47,15 @@ where
     let service = service_fn(|event: LambdaEvent<Box<RawValue>>| {
         let invocation = Invocation::new(&event.context);
         let (app, span) = (app.clone(), span::invocation(&event.context.request_id));
-        async move {
+        // Boxed: the runtime's layers would copy the future, of several KB, one after the other.
+        Box::pin(async move {
             let answer = match serde_json::from_str(event.payload.get()) {
                 Ok(event) => handle(app, invocation, event).await,
                 Err(error) => Err(anyhow::Error::new(error).context("the event cannot be read")),
             };
             metrics::flush();
             answer.inspect_err(log_failure).map_err(|error| format!("{error:#}"))
-        }
+        })
         .instrument(span)
     });
     match lambda_runtime::run(service).await {

@@ -1,6 +1,6 @@
 //! The sequence of an invocation: the check, or a batch of the requests queue.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use anyhow::{Context as _, Result};
 use aws_lambda_events::event::sqs::SqsBatchResponse;
@@ -39,9 +39,13 @@ pub async fn handle(app: &App, invocation: &Invocation, event: Value) -> Result<
 
 /// Processes every record on its own, except for what they share: the number of existing agents, and room.
 ///
-/// The futures of a record are boxed: they take 100 KB and more, and would be copied at each step.
+/// The futures of a record are boxed, and so are the rare ones in them: they take many KB, and would be copied at each
+/// step.
 async fn answer(app: &App, invocation: &Invocation, items: Vec<Item>) -> SqsBatchResponse {
-    let admitted: Vec<_> = items.iter().map(|item| admit(app, invocation, item)).collect();
+    // All messages of a batch come from one queue.
+    let queue_arn = items.first().map_or("", |item| &item.source_arn);
+    let own = arn::own_accounts(&invocation.function_arn, &app.queues.urls.requests, queue_arn);
+    let admitted: Vec<_> = items.iter().map(|item| admit(app, &own, item)).collect();
     let mut counts = count(app, invocation, &admitted).await;
     // Who may start under maxAgents is decided in order, before anything runs.
     let splits: Vec<_> = admitted.iter().map(|admitted| split(app, admitted.as_ref().ok(), &mut counts)).collect();
@@ -65,10 +69,10 @@ async fn answer(app: &App, invocation: &Invocation, items: Vec<Item>) -> SqsBatc
     let finished = items.iter().zip(&admitted).zip(placed).map(|((item, admitted), placed)| {
         let work = async move {
             let result = match (admitted, placed) {
-                (Ok(order), Ok(placed)) => {
+                (Ok(order), Ok(placed)) if !placed.blocked.is_empty() => {
                     guarded(invocation, Box::pin(room::wait(app, item, order, placed.blocked, rooms))).await
                 }
-                (Err(_), Ok(_)) => Ok(()),
+                (_, Ok(_)) => Ok(()),
                 (_, Err(fault)) => Err(fault),
             };
             let Err(fault) = result else { return Ok(()) };
@@ -83,12 +87,11 @@ async fn answer(app: &App, invocation: &Invocation, items: Vec<Item>) -> SqsBatc
     batch::answer(&app.queues, source, items.iter().cloned().zip(results).collect()).await
 }
 
-fn admit<'a>(app: &'a App, invocation: &Invocation, item: &Item) -> Result<Order<'a>, Box<Refused>> {
+fn admit<'a>(app: &'a App, own: &BTreeSet<String>, item: &Item) -> Result<Order<'a>, Box<Refused>> {
     let _span = item.span.enter();
-    let own = arn::own_accounts(&invocation.function_arn, &app.queues.urls.requests, &item.source_arn);
     let now = app.now();
     let (wait, trace) = (item.wait.as_ref(), item.trace.as_ref());
-    let envelope = Envelope { message_id: &item.id, sent_at: item.sent_at(now), wait, trace, own_accounts: &own };
+    let envelope = Envelope { message_id: &item.id, sent_at: item.sent_at(now), wait, trace, own_accounts: own };
     let admitted = plan::admit(app.config(), app.jenkins.origin(), &item.body, envelope, now);
     let (request, build) = match &admitted {
         Ok(order) => (Some(&order.request_id), order.build.as_ref()),

@@ -46,7 +46,7 @@ pub(crate) async fn place(app: &App, item: &Item, order: &Order<'_>, split: Spli
     let container = match container(app, cloud, order).await {
         Ok(container) => container,
         Err(fault) if fault.is_final() => {
-            failure::launch_failed(app, item, order, &order.agents, fault.to_string()).await?;
+            Box::pin(failure::launch_failed(app, item, order, &order.agents, fault.to_string())).await?;
             return Ok(Placed::default());
         }
         Err(fault) => return Err(fault),
@@ -71,7 +71,7 @@ pub(crate) async fn place(app: &App, item: &Item, order: &Order<'_>, split: Spli
         }
     }
     for (failure, agents) in failed.into_values().flat_map(BTreeMap::into_values) {
-        failure::end(app, item, order, &agents, failure).await?;
+        Box::pin(failure::end(app, item, order, &agents, failure)).await?;
     }
     placed.blocked.extend((!split.over_limit.is_empty()).then(|| order.over_limit(split.over_limit)));
     Ok(placed)
@@ -84,7 +84,7 @@ async fn container(app: &App, cloud: &Cloud, order: &Order<'_>) -> Result<String
         _ if order.expired.is_some() => Ok(String::new()),
         Some(name) if order.overrides.task_definition.is_none() => Ok(name.clone()),
         _ => {
-            let definition = app.memory.task_definition(cloud, order.task_definition()).await?;
+            let definition = Box::pin(app.memory.task_definition(cloud, order.task_definition())).await?;
             order.container(&definition).map_err(Fault::permanent)
         }
     }
@@ -97,7 +97,8 @@ async fn renamed_container(app: &App, agent: Agent<'_>, container: &str) -> Opti
     if order.template.container.is_some() || is_pinned(order.task_definition()) {
         return None;
     }
-    let definition = app.memory.refresh_task_definition(agent.cloud, order.task_definition()).await.ok()?;
+    let refreshed = app.memory.refresh_task_definition(agent.cloud, order.task_definition());
+    let definition = Box::pin(refreshed).await.ok()?;
     order.container(&definition).ok().filter(|name| name != container)
 }
 
@@ -117,7 +118,9 @@ async fn start(app: &App, item: &Item, agent: Agent<'_>, container: &str) -> Res
     };
     loop {
         match plan::agent::next(order, &known, asked) {
-            Step::LookForTask => known.found = Some(agent.cloud.cluster.tasks_named(agent.name.as_str()).await),
+            Step::LookForTask => {
+                known.found = Some(Box::pin(agent.cloud.cluster.tasks_named(agent.name.as_str())).await);
+            }
             Step::CreateNode => known.inbound = Some(inbound(app, agent).await),
             Step::RunTask => {
                 known.found = None;
@@ -132,7 +135,9 @@ async fn start(app: &App, item: &Item, agent: Agent<'_>, container: &str) -> Res
                 }
                 known.outcome = Some(outcome);
             }
-            Step::Answer(arns) => return inquiry::answer(app, item, agent, &arns).await.map(|()| End::Done),
+            Step::Answer(arns) => {
+                return Box::pin(inquiry::answer(app, item, agent, &arns)).await.map(|()| End::Done);
+            }
             Step::Started => return Ok(End::Done),
             Step::Wait { reason, failures } => {
                 delete_node(app, agent).await;

@@ -5,6 +5,7 @@ use std::io::Write as _;
 
 use jiff::Timestamp;
 use serde::Serializer as _;
+use serde::ser::SerializeMap as _;
 use serde_json::Value;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -15,7 +16,7 @@ use tracing_subscriber::layer::{Context, SubscriberExt as _};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use crate::metrics::{self, Metrics};
+use crate::metrics::{self, Description, Metrics};
 
 /// Where lines go, and the clock that they show.
 #[derive(Debug, Clone, Copy)]
@@ -169,24 +170,23 @@ impl<S: Subscriber + for<'span> LookupSpan<'span>> Layer<S> for Lines {
             }
         }
         let now = (self.output.now)();
-        metrics::embed(self.metrics.as_ref(), &metrics::COUNTERS, &mut fields.0, own, now.as_millisecond());
-        let line = self.format.line(now, event.metadata().level().as_str(), fields);
+        let described =
+            metrics::embed(self.metrics.as_ref(), &metrics::COUNTERS, &mut fields.0, own, now.as_millisecond());
+        let line = self.format.line(now, event.metadata().level().as_str(), fields, described);
         (self.output.write)(&line);
     }
 }
 
 impl Format {
-    fn line(self, now: Timestamp, level: &'static str, mut fields: Fields) -> String {
+    fn line(self, now: Timestamp, level: &'static str, mut fields: Fields, metrics: Option<Description<'_>>) -> String {
         let message = fields.take("message").unwrap_or_default();
         let mut line = match self {
             Self::Json => {
                 // Lambda takes a line without a time for INFO.
                 let time = format!("{now:.6}");
                 let head = [("timestamp", time.into()), ("level", level.into()), ("message", message)];
-                let mut line = Vec::with_capacity(1024);
                 // Strings and numbers in memory: serialising them cannot fail.
-                let _ = serde_json::Serializer::new(&mut line).collect_map(head.into_iter().chain(fields.0));
-                String::from_utf8(line).unwrap_or_default()
+                json(head.into_iter().chain(fields.0), metrics).unwrap_or_default()
             }
             Self::Text => {
                 let mut line = format!("{level} {}", message.as_str().unwrap_or_default());
@@ -202,6 +202,23 @@ impl Format {
         line.push('\n');
         line
     }
+}
+
+fn json(
+    fields: impl Iterator<Item = (&'static str, Value)>,
+    metrics: Option<Description<'_>>,
+) -> serde_json::Result<String> {
+    let mut line = Vec::with_capacity(1024);
+    let mut serializer = serde_json::Serializer::new(&mut line);
+    let mut map = serializer.serialize_map(None)?;
+    for (name, value) in fields {
+        map.serialize_entry(name, &value)?;
+    }
+    if let Some(metrics) = metrics {
+        map.serialize_entry("_aws", &metrics)?;
+    }
+    map.end()?;
+    Ok(String::from_utf8(line).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -224,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_line_of_json_is_flat_and_has_each_name_once() {
-        let line = Format::Json.line(Timestamp::now(), "INFO", fields());
+        let line = Format::Json.line(Timestamp::now(), "INFO", fields(), None);
         let (head, rest) = line.split_once(r#","level""#).expect("a level");
         let time = head.strip_prefix(r#"{"timestamp":""#).and_then(|time| time.strip_suffix('"'));
         assert!(time.is_some_and(|time| time.ends_with('Z') && time.parse::<Timestamp>().is_ok()), "{head}");
@@ -236,6 +253,6 @@ mod tests {
     #[test]
     fn a_line_of_text_begins_with_its_level() {
         let expected = "INFO task started error=\"a \\\"b\\\"\\nc\" build.number=42 request.id=app-1\n";
-        assert_eq!(Format::Text.line(Timestamp::now(), "INFO", fields()), expected);
+        assert_eq!(Format::Text.line(Timestamp::now(), "INFO", fields(), None), expected);
     }
 }

@@ -6,7 +6,8 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
 
 /// The prefix of fields that are metrics.
 pub const PREFIX: &str = "metric.";
@@ -53,13 +54,37 @@ impl Metrics {
         self.by_template || name == "code"
     }
 
-    fn directive(&self, dimensions: &[Vec<&str>], mut names: Vec<&str>) -> Option<Value> {
-        names.retain(|name| self.reports(name));
+    fn directive(&self, dimensions: Vec<Vec<&'static str>>, names: Vec<&'static str>) -> Option<Directive<'_>> {
         let unit = |name: &str| if name.ends_with("_ms") { "Milliseconds" } else { "Count" };
-        let metrics: Vec<_> = names.iter().map(|name| json!({"Name": name, "Unit": unit(name)})).collect();
-        let directive = json!({"Namespace": self.namespace, "Dimensions": dimensions, "Metrics": metrics});
-        (!names.is_empty()).then_some(directive)
+        let names = names.into_iter().filter(|name| self.reports(name));
+        let metrics: Vec<_> = names.map(|name| Metric { name, unit: unit(name) }).collect();
+        let is_empty = metrics.is_empty();
+        (!is_empty).then_some(Directive { namespace: &self.namespace, dimensions, metrics })
     }
+}
+
+/// The member `_aws` of a line, which describes its metrics.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Description<'a> {
+    /// In ms since 1970.
+    timestamp: i64,
+    cloud_watch_metrics: Vec<Directive<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Directive<'a> {
+    namespace: &'a str,
+    dimensions: Vec<Vec<&'static str>>,
+    metrics: Vec<Metric>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Metric {
+    name: &'static str,
+    unit: &'static str,
 }
 
 /// Counts what has no line of its own, until the next line with metrics includes it.
@@ -105,13 +130,13 @@ pub fn flush() {
 
 /// Renames the metrics among an event's own fields, the first `own`, to their plain names. With `metrics`, a line that has any
 /// becomes one of the embedded metric format: it includes the counters, and describes those that are reported.
-pub(crate) fn embed(
-    metrics: Option<&Metrics>,
+pub(crate) fn embed<'a>(
+    metrics: Option<&'a Metrics>,
     counters: &[&Counter],
     fields: &mut Vec<(&'static str, Value)>,
     own: usize,
     now_ms: i64,
-) {
+) -> Option<Description<'a>> {
     let mut names = Vec::new();
     for (name, _) in &mut fields[..own] {
         if let Some(metric) = name.strip_prefix(PREFIX) {
@@ -119,7 +144,7 @@ pub(crate) fn embed(
             names.push(metric);
         }
     }
-    let Some(metrics) = metrics.filter(|_| !names.is_empty()) else { return };
+    let metrics = metrics.filter(|_| !names.is_empty())?;
     let named = |name: &str| fields[..own].iter().any(|(known, value)| *known == name && value.is_string());
     let dimensions = DIMENSIONS.into_iter().filter(|name| metrics.has_dimension(name) && named(name));
     let dimensions: Vec<_> = dimensions.collect();
@@ -130,16 +155,17 @@ pub(crate) fn embed(
     let counters = counted.iter().map(|(name, _)| *name).collect();
     let directives: Vec<_> = [(sets, names), (vec![Vec::new()], counters)]
         .into_iter()
-        .filter_map(|(sets, names)| metrics.directive(&sets, names))
+        .filter_map(|(sets, names)| metrics.directive(sets, names))
         .collect();
     fields.extend(counted);
-    if !directives.is_empty() {
-        fields.push(("_aws", json!({"Timestamp": now_ms, "CloudWatchMetrics": directives})));
-    }
+    let is_empty = directives.is_empty();
+    (!is_empty).then_some(Description { timestamp: now_ms, cloud_watch_metrics: directives })
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -157,7 +183,8 @@ mod tests {
                 ("template", "maven".into()),
             ];
             calls.increment();
-            embed(metrics.as_ref(), &[&calls], &mut fields, 4, 1_800_000_000_123);
+            let description = embed(metrics.as_ref(), &[&calls], &mut fields, 4, 1_800_000_000_123);
+            fields.extend(description.map(|description| ("_aws", json!(description))));
             fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect::<serde_json::Map<_, _>>()
         };
         let plain = line(None);
@@ -176,7 +203,7 @@ mod tests {
         assert_eq!((&found["_aws"]["CloudWatchMetrics"], &found["aws_calls"]), (&metrics, &json!(1)));
         for fields in [vec![("code", Value::from("IDLE"))], vec![("metric.aws_calls", Value::from(7))]] {
             let mut line = fields;
-            embed(Some(&by(false)), &[&calls], &mut line, 1, 0);
+            assert!(embed(Some(&by(false)), &[&calls], &mut line, 1, 0).is_none());
             assert_eq!(line.len(), 1, "{line:?}");
         }
     }

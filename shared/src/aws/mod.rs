@@ -18,6 +18,7 @@ use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_smithy_async::rt::sleep::default_async_sleep;
 use aws_smithy_async::time::SystemTimeSource;
 use aws_smithy_runtime_api::client::behavior_version::BehaviorVersion;
+use aws_smithy_runtime_api::client::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
 use aws_types::SdkConfig;
@@ -41,6 +42,8 @@ pub fn sdk_config(environment: &Environment, http: &Http) -> SdkConfig {
         .http_client(http.client())
         .retry_config(retry)
         .timeout_config(timeout)
+        // It ends a call that transfers nothing, but later than the timeout does.
+        .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
         .time_source(SystemTimeSource::new())
         .service_config(Endpoints(environment.clone()));
     sdk.set_credentials_provider(credentials::of_environment(environment).map(SharedCredentialsProvider::new));

@@ -1,5 +1,7 @@
 //! The only origin that notices and API calls may go to.
 
+use std::borrow::Cow;
+
 use percent_encoding::percent_decode_str;
 use url::Url;
 
@@ -80,13 +82,10 @@ impl Origin {
 /// Without any layer of percent-encoding, if all of it is UTF-8.
 fn decoded(raw: &str) -> Option<String> {
     let mut text = raw.to_owned();
-    loop {
-        let next = percent_decode_str(&text).decode_utf8().ok()?.into_owned();
-        if next == text {
-            return Some(text);
-        }
+    while let Cow::Owned(next) = percent_decode_str(&text).decode_utf8().ok()? {
         text = next;
     }
+    Some(text)
 }
 
 #[cfg(test)]

@@ -98,22 +98,20 @@ impl Item {
 
     /// Reads a record. A malformed part counts as missing: one odd record must not fail the batch.
     fn read(record: &Value) -> Self {
-        let text = |path: &str| record.pointer(path).and_then(Value::as_str);
-        let number = |path: &str| text(path).and_then(|number| number.parse::<i64>().ok());
-        let wait = text(&format!("/messageAttributes/{}/stringValue", wait::ATTRIBUTE));
-        let owned = |path: &str| text(path).unwrap_or_default().to_owned();
+        let owned = |name: &str| record[name].as_str().unwrap_or_default().to_owned();
+        let attribute = |name: &str| record["attributes"][name].as_str();
+        let number = |name: &str| attribute(name).and_then(|number| number.parse::<i64>().ok());
+        let wait = record["messageAttributes"][wait::ATTRIBUTE]["stringValue"].as_str();
         Self {
-            span: Ids { message: text("/messageId"), ..Ids::default() }.span(),
-            id: owned("/messageId"),
-            body: owned("/body"),
-            receipt: owned("/receiptHandle"),
-            receives: number("/attributes/ApproximateReceiveCount")
-                .and_then(|count| u32::try_from(count).ok())
-                .unwrap_or(1),
-            sent_at: number("/attributes/SentTimestamp").and_then(|time| Timestamp::from_millisecond(time).ok()),
-            trace: text("/attributes/AWSTraceHeader").and_then(Trace::parse),
+            span: Ids { message: record["messageId"].as_str(), ..Ids::default() }.span(),
+            id: owned("messageId"),
+            body: owned("body"),
+            receipt: owned("receiptHandle"),
+            receives: number("ApproximateReceiveCount").and_then(|count| u32::try_from(count).ok()).unwrap_or(1),
+            sent_at: number("SentTimestamp").and_then(|time| Timestamp::from_millisecond(time).ok()),
+            trace: attribute("AWSTraceHeader").and_then(Trace::parse),
             wait: wait.and_then(|json| serde_json::from_str(json).ok()),
-            source_arn: owned("/eventSourceARN"),
+            source_arn: owned("eventSourceARN"),
         }
     }
 }

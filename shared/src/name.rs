@@ -19,12 +19,7 @@ impl AgentName {
     /// The name of the agent with this index among those of the request.
     pub fn new(prefix: &str, template: &str, request_id: &str, index: u32) -> Self {
         let digest = Sha256::digest(format!("{request_id}\n{index}"));
-        let mut hash = String::with_capacity(HASH_DIGITS);
-        for byte in &digest[..HASH_DIGITS / 2] {
-            use fmt::Write as _;
-            let _ = write!(hash, "{byte:02x}");
-        }
-        Self(format!("{prefix}{template}-{hash}"))
+        Self(format!("{prefix}{template}-{}", hex(&digest[..HASH_DIGITS / 2])))
     }
 
     /// Parses a name: it is ours only if it has exactly this form, with this prefix.
@@ -62,7 +57,16 @@ pub fn digest(parts: &[&str]) -> String {
         hash.update((part.len() as u64).to_be_bytes());
         hash.update(part.as_bytes());
     }
-    hash.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&hash.finalize()[..16])
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use fmt::Write as _;
+
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
 }
 
 #[cfg(test)]

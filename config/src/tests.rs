@@ -397,6 +397,16 @@ fn names_are_unique_where_agents_could_be_mixed_up() {
             "clouds[2].templates[1].name: \"xa\" is the name of clouds[2].templates[0] too, in the same cluster",
         ]
     );
+    // Whatever else is wrong with their cloud.
+    assert_eq!(
+        found(&[cloud("a", "region: mars-1", "xa"), cloud("b", "region: mars-1", "xb")]),
+        [
+            "clouds[0].region: must be a region of an AWS partition, as eu-west-1",
+            "clouds[0].templates[1].name: \"xa\" is the name of clouds[0].templates[0] too, in the same cluster",
+            "clouds[1].region: must be a region of an AWS partition, as eu-west-1",
+            "clouds[1].templates[1].name: \"xb\" is the name of clouds[1].templates[0] too, in the same cluster",
+        ]
+    );
     let apart = [
         cloud("a", "region: eu-west-1", "t"),
         cloud("b", "region: eu-west-2", "t"),

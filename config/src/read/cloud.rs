@@ -22,16 +22,16 @@ pub(super) fn cloud(fields: &mut Fields<'_>, around: &mut Around) -> Option<Clou
     let registration = fields.optional("instanceRegistrationTimeout", duration);
     let idle = fields.optional("idleInstanceTimeout", duration);
     needs_group(fields, &group, &registration, &idle);
-    let is_at = match (region.as_ref(), cluster.effective(&default_cluster()), &role) {
-        (_, _, Field::Wrong) => None,
-        (Some(region), Some(cluster), role) => {
-            Some((region.clone(), cluster_name(cluster).to_owned(), role.as_ref().cloned()))
+    let cluster_key = match (region.as_ref(), cluster.effective(&default_cluster()), &role) {
+        (Some(region), Some(cluster), Field::Absent | Field::Read(_)) => {
+            (region.clone(), cluster_name(cluster).to_owned(), role.as_ref().cloned())
         }
-        _ => None,
+        // Where its cluster is not known, its templates are compared among themselves.
+        _ => (fields.path().to_owned(), String::new(), None),
     };
     let templates = fields.required("templates", |place: Place<'_>| {
         not_empty(&place, "must have at least one template");
-        place.list(|place| place.mapping(|fields| template(fields, is_at.as_ref(), around)))
+        place.list(|place| place.mapping(|fields| template(fields, &cluster_key, around)))
     });
     Some(Cloud {
         cluster: cluster.or(default_cluster()),

@@ -12,10 +12,10 @@ use crate::types::{
 };
 use crate::variables;
 
-pub(super) fn template(fields: &mut Fields<'_>, is_at: Option<&ClusterKey>, around: &mut Around) -> Option<Template> {
+pub(super) fn template(fields: &mut Fields<'_>, cluster_key: &ClusterKey, around: &mut Around) -> Option<Template> {
     let name = fields.required("name", |place| place.text_that(is_name, NAME));
-    if let (Some(is_at), Some(name)) = (is_at, name.as_ref())
-        && let Some(first) = around.template_names.insert((is_at.clone(), name.clone()), fields.path().to_owned())
+    if let Some(name) = name.as_ref()
+        && let Some(first) = around.template_names.insert((cluster_key.clone(), name.clone()), fields.path().to_owned())
     {
         fields.fault("name", format!("{name:?} is the name of {first} too, in the same cluster"));
     }

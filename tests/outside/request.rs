@@ -656,6 +656,7 @@ async fn waits_for_room_after_every_failure_that_room_resolves() {
         failures_alone(&["ATTRIBUTE"]),
         failures_alone(&["MemberOf placement constraint unsatisfied."]),
         failures_alone(&["LOCATION"]),
+        failures_alone(&["No Container Instances were found in your cluster."]),
         client_error("InvalidParameterException", "No Container Instances were found in your cluster."),
         client_error("ClientException", "No Container Instances were found in your capacity provider."),
     ];

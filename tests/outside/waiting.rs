@@ -20,7 +20,7 @@ async fn slow_boot(change: impl FnOnce(&mut Value)) -> Stack {
 fn empty_the_group(stack: &mut Stack) {
     stack.aws().ecs.fill_group(GROUP, 0, Timestamp::now());
     stack.advance().clear();
-    assert_eq!(stack.aws().ecs.instances().count(), 0);
+    assert!(stack.aws().ecs.group(GROUP).unwrap().members.is_empty());
 }
 
 fn desired(stack: &Stack) -> u32 {
@@ -172,6 +172,30 @@ async fn fargate_without_capacity_is_waited_for() {
     stack.unhide("requests");
     stack.settle().await;
     assert_eq!(stack.received(&url), ["agent.ready"]);
+}
+
+#[tokio::test]
+async fn fargate_of_the_clusters_default_strategy_is_waited_for_like_any_other() {
+    for is_an_error in [false, true] {
+        let mut stack =
+            Stack::with(|config| config["clouds"][1]["templates"][0]["launch"] = json!({"type": "default"})).await;
+        // No instance can hold the task, nor has it to.
+        stack.aws().ecs.create_group("small", CLUSTER, (1, 1), (256, 512), Timestamp::now());
+        stack.aws().ecs.fill_group("small", 1, Timestamp::now());
+        empty_the_group(&mut stack);
+        {
+            let mut aws = stack.aws();
+            aws.ecs.set_default_strategy(CLUSTER, &[json!({"capacityProvider": "FARGATE", "weight": 1})]);
+            aws.ecs.settings().fargate_has_capacity = false;
+            aws.ecs.settings().lack_of_fargate_is_an_error = is_an_error;
+        }
+        let url = stack.agent("default", "node").await;
+        assert_eq!((stack.bodies("waiting").len(), stack.received(&url)), (1, vec![]), "{is_an_error}");
+        stack.aws().ecs.settings().fargate_has_capacity = true;
+        stack.unhide("waiting");
+        stack.sweep().await;
+        assert_eq!(stack.received(&url), ["agent.ready"], "{is_an_error}");
+    }
 }
 
 #[tokio::test]

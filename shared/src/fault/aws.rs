@@ -36,7 +36,7 @@ impl Fault {
 }
 
 /// Words that ECS puts into the message of a client error that has no code of its own (API_RunTask).
-const NO_ROOM: &[&str] = &["no container instances", "capacity is unavailable", super::placement::LIMIT_REACHED];
+const NO_ROOM: &[&str] = &[super::placement::NO_INSTANCES, "capacity is unavailable", super::placement::LIMIT_REACHED];
 
 /// Errors that ECS got from EC2 are client errors, too: `Error retrieving security group information for [sg-…]:
 /// Request limit exceeded. (ErrorCode: RequestLimitExceeded)`.

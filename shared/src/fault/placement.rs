@@ -8,7 +8,7 @@ pub enum Placement {
     /// The instance's tasks have used up something that each task takes: a port or a network interface.
     Slots,
     /// The instance cannot take the task now, whatever it has left: its container agent is disconnected, or it already
-    /// has a task of the same kind.
+    /// has a task of the same kind. Or there is no instance.
     Unavailable,
     /// Fargate or a capacity provider has no capacity left, or a quota is used up.
     NoCapacity,
@@ -24,7 +24,10 @@ pub enum Placement {
 /// tasks you can run concurrently".
 pub(super) const LIMIT_REACHED: &str = "reached the limit on the number of";
 
-/// Classifies the reason of one failure.
+/// In an error's message or a failure's reason: "No Container Instances were found in your cluster."
+pub(super) const NO_INSTANCES: &str = "no container instances";
+
+/// Classifies the reason of one failure, or the message of an error that means the same.
 pub fn classify_placement(reason: &str) -> Placement {
     let upper = reason.to_ascii_uppercase();
     let lower = reason.to_ascii_lowercase();
@@ -32,7 +35,7 @@ pub fn classify_placement(reason: &str) -> Placement {
     match reason {
         "RESOURCE:CPU" | "RESOURCE:MEMORY" | "RESOURCE:GPU" => Placement::Size,
         _ if begins(&["RESOURCE"]) => Placement::Slots,
-        _ if begins(&["AGENT", "DISTINCTINSTANCE"]) => Placement::Unavailable,
+        _ if begins(&["AGENT", "DISTINCTINSTANCE"]) || lower.contains(NO_INSTANCES) => Placement::Unavailable,
         _ if lower.contains("capacity") || lower.contains(LIMIT_REACHED) => Placement::NoCapacity,
         _ if begins(&["ATTRIBUTE", "MEMBEROF", "LOCATION"]) => Placement::Unsuitable,
         _ if begins(&["MISSING", "INACTIVE", "BLOCKED", "INVALID", "UNSUPPORTED"]) => Placement::Never,

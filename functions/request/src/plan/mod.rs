@@ -14,6 +14,7 @@ use shared::aws::ecs::{CONTROLLER_TAG, PlacementFailure, TaskDefinition};
 use shared::batch::{self, Item};
 use shared::capacity::Need;
 use shared::config::{Cloud, Config, Connect, Size, Template};
+use shared::fault::{Placement, classify_placement};
 use shared::label::LabelExpression;
 use shared::message::{AgentRequest, Build, Failure, FailureCode, MOST_AGENTS, Overrides, Record, RequestId, Salvage};
 use shared::name::{AgentName, digest};
@@ -303,7 +304,12 @@ impl<'a> Order<'a> {
 
     /// An agent that ECS has no room for.
     pub fn no_room(&self, index: u32, reason: String, failures: Vec<PlacementFailure>) -> Blocked {
-        let waits_for = if self.template.on_fargate() { WaitsFor::Fargate } else { WaitsFor::Instance };
+        // Only the answer shows that the cluster's default strategy, or a capacity provider, is Fargate's.
+        let of_error = failures.is_empty().then(|| classify_placement(&reason));
+        let mut placements = failures.iter().map(|failure| failure.placement).chain(of_error);
+        let lacks_capacity = placements.any(|placement| placement == Placement::NoCapacity);
+        let is_fargate = self.template.on_fargate() || (self.template.launch.may_be_fargate() && lacks_capacity);
+        let waits_for = if is_fargate { WaitsFor::Fargate } else { WaitsFor::Instance };
         Blocked { agents: vec![index], waits_for, reason, need: Need::default(), failures }
     }
 

@@ -965,6 +965,26 @@ async fn an_instance_that_cannot_be_ended_takes_tasks_again_and_the_others_go() 
 }
 
 #[tokio::test]
+async fn an_instance_that_ecs_does_not_drain_is_not_terminated() {
+    let mut stack = idle_instances(2).await;
+    sweep_in(&mut stack, 0).await;
+    // API_UpdateContainerInstancesState: 200, with the instance among the failures.
+    let failures =
+        json!([{"arn": "arn:aws:ecs:eu-west-1:123456789012:container-instance/jenkins/1", "reason": "INACTIVE"}]);
+    let refusal = local::aws::ApiError {
+        status: 200,
+        extra: json!({"containerInstances": [], "failures": failures}),
+        ..local::aws::ApiError::new("", "")
+    };
+    stack.aws().faults.always("ecs", "UpdateContainerInstancesState", Some(Fault::Error(refusal)));
+    sweep_in(&mut stack, 11).await;
+    assert_eq!((members(&stack).len(), stack.count("autoscaling:TerminateInstanceInAutoScalingGroup")), (2, 0));
+    stack.aws().faults.always("ecs", "UpdateContainerInstancesState", None);
+    sweep_in(&mut stack, 12).await;
+    assert_eq!(members(&stack).len(), 0, "the next sweep tries again");
+}
+
+#[tokio::test]
 async fn daemons_keep_no_idle_instance() {
     let mut stack = idle_instances(2).await;
     stack.aws().ecs.create_daemon(CLUSTER, "logs", "jenkins-dial", Timestamp::now()).unwrap();

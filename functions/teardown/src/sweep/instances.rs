@@ -116,7 +116,8 @@ async fn give_back(cloud: &Cloud, invocation: &Invocation, plan: InstancePlan, d
         let ended = wave.iter().map(|(due, lowers)| guarded(invocation, end(cloud, due, *lowers, daemons)));
         for ((due, lowers), ended) in wave.iter().zip(join_all(ended).await) {
             let is_gone = ended.unwrap_or_else(|fault| {
-                log_fault!(&fault, cloud = cloud.name(), "an instance is given back by a later sweep");
+                let cloud = cloud.name();
+                log_fault!(&fault, cloud, ec2.instance = due.id, "an instance is given back by a later sweep");
                 false
             });
             if !is_gone {

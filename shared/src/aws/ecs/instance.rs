@@ -190,10 +190,18 @@ impl Cluster {
     /// Drains a container instance, or makes it accept tasks again.
     ///
     /// # Errors
-    /// When the call failed.
+    /// When the call failed, or ECS answered 200 but refused the instance.
     pub async fn set_instance_status(&self, arn: &str, status: InstanceStatus) -> Result<(), Fault> {
+        const ACTION: &str = "ecs:UpdateContainerInstancesState";
         let call = self.client.update_container_instances_state().cluster(&self.name).container_instances(arn);
-        let answer = call.status(status.as_str().into()).send().await;
-        answer.map(drop).map_err(|error| Fault::from_sdk("ecs:UpdateContainerInstancesState", error))
+        let answer =
+            call.status(status.as_str().into()).send().await.map_err(|error| Fault::from_sdk(ACTION, error))?;
+        match answer.failures().first() {
+            Some(failure) => {
+                let detail = failure.detail().unwrap_or("no detail").to_owned();
+                Err(Fault::from_aws(ACTION, failure.reason().map(str::to_owned), detail))
+            }
+            None => Ok(()),
+        }
     }
 }

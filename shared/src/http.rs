@@ -16,6 +16,7 @@ use hyper_util::client::legacy::{Client, connect::HttpConnector as Tcp};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use rustls::{ClientConfig, RootCertStore, crypto};
+use tokio::time::{Instant, timeout_at};
 
 use crate::metrics;
 
@@ -38,6 +39,13 @@ pub enum HttpFault {
         host: String,
         /// In the words of the HTTP client.
         reason: String,
+    },
+    /// The answer broke off, or its end did not come in time.
+    #[error("{fault}")]
+    Incomplete {
+        /// What came of it.
+        answer: Box<http::Response<Bytes>>,
+        fault: Box<HttpFault>,
     },
 }
 
@@ -93,23 +101,27 @@ impl Http {
     ) -> Result<http::Response<Bytes>, HttpFault> {
         let host = request.uri().host().unwrap_or("?").to_owned();
         let unreachable = |reason: String| HttpFault::Unreachable { host: host.clone(), reason };
+        let late = |_| HttpFault::Timeout { host: host.clone(), timeout };
+        let deadline = Instant::now() + timeout;
         let request = Request::try_from(request.map(SdkBody::from)).map_err(|error| unreachable(error.to_string()))?;
-        let exchange = async {
-            let response = self.0.call(request).await.map_err(|error| unreachable(root_cause(&error)))?;
-            let (parts, mut rest) =
-                response.try_into_http1x().map_err(|error| unreachable(error.to_string()))?.into_parts();
-            let mut body = BytesMut::new();
+        let response = timeout_at(deadline, self.0.call(request)).await.map_err(late)?;
+        let response = response.map_err(|error| unreachable(root_cause(&error)))?.try_into_http1x();
+        let (parts, mut rest) = response.map_err(|error| unreachable(error.to_string()))?.into_parts();
+        let mut body = BytesMut::new();
+        let read = timeout_at(deadline, async {
             while body.len() < limit
                 && let Some(frame) = rest.frame().await
             {
                 let frame = frame.map_err(|error| unreachable(error.to_string()))?;
                 body.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
             }
-            Ok(http::Response::from_parts(parts, body.freeze()))
-        };
-        match tokio::time::timeout(timeout, exchange).await {
-            Ok(answer) => answer,
-            Err(_) => Err(HttpFault::Timeout { host: host.clone(), timeout }),
+            Ok(())
+        });
+        let read = read.await.map_err(late).flatten();
+        let answer = http::Response::from_parts(parts, body.freeze());
+        match read {
+            Ok(()) => Ok(answer),
+            Err(fault) => Err(HttpFault::Incomplete { answer: Box::new(answer), fault: Box::new(fault) }),
         }
     }
 }

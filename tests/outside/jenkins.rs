@@ -9,6 +9,7 @@ use http::{Request, Response};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 use tests::{Binary, Stack};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 
 /// One agent that Jenkins has connected to.
 async fn connected(stack: &mut Stack) -> String {
@@ -141,6 +142,51 @@ async fn a_webhooks_answer_is_read_no_further_than_it_is_of_use() {
     stack.settle().await;
     assert_eq!(count(&stack, &path), 1, "delivered, whatever else is said");
     assert!(stack.bodies("undelivered").is_empty());
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_after_its_status_is_an_answer() {
+    let mut stack = Stack::with(|config| {
+        config["jenkins"]["registerNodes"] = false.into();
+        config["clouds"][0]["templates"].as_array_mut().unwrap().pop();
+    })
+    .await;
+    let url = stack.webhook();
+    let address = stack.jenkins_root().trim_start_matches("http://").trim_end_matches("/ci/").to_owned();
+    stack.jenkins_goes_down();
+    let listener = broken_jenkins(&address).await;
+    let (heard, mut posts) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let mut stream = tokio::io::BufReader::new(stream);
+            let mut line = String::new();
+            stream.read_line(&mut line).await.unwrap();
+            heard.send(line).unwrap();
+            // The rest of the request stays unread until the answer is out.
+            stream.write_all(b"HTTP/1.1 202 Accepted\r\ncontent-length: 100\r\n\r\nhalf").await.unwrap();
+            stream.shutdown().await.unwrap();
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        }
+    });
+    stack.ask(json!({"requestId": "half", "label": "node", "webhookUrl": url}));
+    stack.settle().await;
+    let mut heard = Vec::new();
+    while let Ok(line) = posts.try_recv() {
+        heard.push(line);
+    }
+    let path = url.rsplit_once("/ci/").unwrap().1;
+    assert_eq!(heard.iter().filter(|line| line.contains(path)).count(), 1, "{heard:?}");
+    assert!(stack.bodies("undelivered").is_empty());
+}
+
+/// The old listener ends when its task does.
+async fn broken_jenkins(address: &str) -> tokio::net::TcpListener {
+    loop {
+        match tokio::net::TcpListener::bind(address).await {
+            Ok(listener) => return listener,
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
 }
 
 #[tokio::test]

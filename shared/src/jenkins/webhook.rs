@@ -11,6 +11,7 @@ use sha2::Sha256;
 
 use super::{Jenkins, USER_AGENT, is_refusal};
 use crate::fault::{Fault, Kind};
+use crate::http::HttpFault;
 use crate::secret::{Secrets, SigningKey};
 
 /// Timeout of one notice: longer than that of an API call, since a controller under load takes seconds to resume a
@@ -58,7 +59,11 @@ impl Jenkins {
     ) -> Result<http::Response<Bytes>, Fault> {
         let request = request(url, id, body, now, &self.secrets.current());
         let request = request.map_err(|text| Fault::jenkins(Kind::Setting, text))?;
-        Ok(self.send(request, TIMEOUT, LIMIT).await?)
+        match self.send(request, TIMEOUT, LIMIT).await {
+            // The status has come, and says it all. A notice that was delivered must not be sent again.
+            Err(HttpFault::Incomplete { answer, .. }) => Ok(*answer),
+            answer => Ok(answer?),
+        }
     }
 
     /// Classifies an answer.

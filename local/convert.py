@@ -629,8 +629,12 @@ class Definition:
             settings.lose_if_set(NOT_ON_FARGATE, "privileged", "sharedMemorySize", "dnsSearchDomains")
         else:
             self._host_process()
-        if settings.has("kernelCapabilities"):
-            self.linux["Capabilities"] = {"Add": settings.words("kernelCapabilities", ",")}
+        capabilities = settings.words("kernelCapabilities", ",")
+        refused = [name for name in capabilities if self.on_fargate and name != "SYS_PTRACE"]
+        if refused:
+            settings.lose("kernelCapabilities", f"{', '.join(refused)}: Fargate supports only SYS_PTRACE")
+        if len(capabilities) > len(refused):
+            self.linux["Capabilities"] = {"Add": [name for name in capabilities if name not in refused]}
 
     def _host_process(self):
         settings = self.settings

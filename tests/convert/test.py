@@ -135,6 +135,15 @@ class Settings(unittest.TestCase):
         found = ["without what b inherits" in line for line in report if "inheritFrom: " in line]
         self.assertEqual(found, [False, True])
 
+    def test_that_fargate_refuses_are_left_out(self):
+        for launch, added in (("EC2", ["SYS_PTRACE", "SYS_ADMIN"]), ("FARGATE", ["SYS_PTRACE"])):
+            template = {**TEMPLATE, "launchType": launch, "cpu": 256, "kernelCapabilities": "SYS_PTRACE, SYS_ADMIN"}
+            _, stacks, report = converter(CLOUD, {**template, "subnets": "subnet-1"})
+            resource, = stacks["task-definitions-c.yaml"]["Resources"].values()
+            linux = resource["Properties"]["ContainerDefinitions"][0]["LinuxParameters"]
+            self.assertEqual(linux["Capabilities"]["Add"], added)
+            self.assertEqual(any("kernelCapabilities: SYS_ADMIN" in line for line in report), launch == "FARGATE")
+
     def test_that_reserve_memory_change_with_the_override(self):
         for allowed in ("memory", "cpu"):
             report = reported({**CLOUD, "allowedOverrides": allowed}, {**TEMPLATE, "memoryReservation": 256})

@@ -307,7 +307,7 @@ pub fn too_long(
 pub struct Placed(HashSet<(RequestId, u32)>);
 
 impl Placed {
-    /// Records an agent that needs no room any more.
+    /// Records an agent that exists, or whose request is woken.
     pub fn note(&mut self, wait: &Wait, index: u32) {
         self.0.insert((wait.request_id.clone(), index));
     }

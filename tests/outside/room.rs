@@ -282,6 +282,26 @@ async fn copies_of_a_request_are_given_room_once() {
 }
 
 #[tokio::test]
+async fn the_sweep_wakes_one_copy_of_a_request_at_a_time() {
+    for waits_for in ["fargate", "maxAgents"] {
+        let mut stack = Stack::with(|config| config["clouds"][1]["maxAgents"] = 2.into()).await;
+        wait(&stack, ["copied", "copied", "single"].map(str::to_owned).into_iter(), |wait| {
+            wait["cloud"] = "fargate".into();
+            wait["template"] = "node".into();
+            wait["waitsFor"] = waits_for.into();
+        });
+        stack.sweep_at(Timestamp::now()).await.unwrap();
+        let mut woken = stack.bodies("requests");
+        woken.sort();
+        assert!(woken.len() == 2 && woken[0].contains("copied") && woken[1].contains("single"), "{woken:?}");
+        stack.settle().await;
+        stack.unhide("waiting");
+        stack.sweep().await;
+        assert!(stack.bodies("waiting").is_empty() && stack.active_tasks().len() == 2, "the other copy is answered");
+    }
+}
+
+#[tokio::test]
 async fn the_sweep_gives_no_room_to_copies_of_what_was_placed() {
     let mut stack = full(|_| {}).await;
     wait(&stack, ["fill", "fill", "waits"].map(str::to_owned).into_iter(), |_| {});

@@ -164,11 +164,8 @@ pub fn waiting(
             plan.steps.push(if is_unknown { MessageStep::Keep } else { MessageStep::Fail(failure) });
             continue;
         }
-        let existing: Vec<u32> = wait.agents.iter().copied().filter(|&index| agents.exists(wait, index)).collect();
-        existing.iter().for_each(|&index| placed.note(wait, index));
-        if existing.len() == wait.agents.len() {
-            // A copy of a request that was placed: it is answered, and needs no room.
-            plan.steps.push(MessageStep::Wake);
+        if let Some(step) = copy_step(wait, &agents, &mut placed) {
+            plan.steps.push(step);
             continue;
         }
         let is_free = match wait.waits_for {
@@ -184,6 +181,9 @@ pub fn waiting(
                 has_room
             }
         };
+        if is_free && wait.waits_for != WaitsFor::Instance {
+            wait.agents.iter().for_each(|&index| placed.note(wait, index));
+        }
         if needs_instance(cloud, wait, is_free) {
             plan.needed.insert(index);
         }
@@ -197,6 +197,18 @@ pub fn waiting(
         })
         .collect();
     plan
+}
+
+/// The step for a copy of a request whose agents all exist or are placed already; none for any other message. Copies that
+/// are woken at the same time could run two tasks (docs/adr/0008).
+fn copy_step(wait: &Wait, agents: &Agents, placed: &mut Placed) -> Option<MessageStep> {
+    let existing: Vec<u32> = wait.agents.iter().copied().filter(|&index| agents.exists(wait, index)).collect();
+    existing.iter().for_each(|&index| placed.note(wait, index));
+    if existing.len() == wait.agents.len() {
+        // It is answered, and needs no room.
+        return Some(MessageStep::Wake);
+    }
+    wait.agents.iter().all(|&index| placed.has(wait, index)).then_some(MessageStep::Keep)
 }
 
 /// The clouds, by their index in the configuration, in which a request has waited too long for an instance.

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
-use local::aws::Aws;
 use local::aws::ecs::Task;
+use local::aws::{Aws, Message};
 use local::jenkins::{Jenkins, Launcher, Permission};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -105,6 +105,27 @@ pub(crate) struct Sim {
     pub(crate) processes: BTreeMap<&'static str, usize>,
     /// The agents whose instance was terminated before they had ended.
     pub(crate) lost: HashSet<String>,
+    /// The requests of which there was more than one message: sent again, or twice at once in the queues.
+    pub(crate) copied: HashSet<String>,
+    /// The requests of which a message was processed that ECS had refused before.
+    pub(crate) refused: HashSet<String>,
+}
+
+impl Sim {
+    /// Notes what is to be known of the copies of a received request.
+    fn note_received(&mut self, message: &Message) {
+        let body: Value = serde_json::from_str(&message.body).unwrap_or_default();
+        let request = body["requestId"].as_str().unwrap_or_default().to_owned();
+        let id = format!(r#""requestId":"{request}""#);
+        let queued = ["requests", "waiting"].into_iter().flat_map(|queue| self.aws.sqs.messages(queue));
+        if queued.filter(|other| other.body.contains(&id)).count() > 1 {
+            self.copied.insert(request.clone());
+        }
+        let wait = message.attributes.get("wait").and_then(|wait| serde_json::from_str::<Value>(wait).ok());
+        if wait.is_some_and(|wait| wait["attempt"] != 0) {
+            self.refused.insert(request);
+        }
+    }
 }
 
 /// Idle processes, with the time since when.
@@ -190,6 +211,8 @@ impl World {
             calls: BTreeMap::new(),
             processes: BTreeMap::new(),
             lost: HashSet::new(),
+            copied: HashSet::new(),
+            refused: HashSet::new(),
         }));
         Self {
             sim,
@@ -366,6 +389,7 @@ impl World {
                 let mut sim = self.sim();
                 let batch = sim.aws.sqs.receive(queue, 10, None, now);
                 let event = sim.aws.sqs.event(queue, &batch);
+                batch.iter().filter(|_| queue == "requests").for_each(|message| sim.note_received(message));
                 (batch, event)
             };
             if batch.is_empty() {
@@ -537,6 +561,9 @@ impl World {
         let mut fate = Fate { request: request.clone(), label, asked_at, takes, ..Fate::default() };
         let mut urls = Vec::new();
         let outcome = loop {
+            if !urls.is_empty() {
+                self.sim().copied.insert(request.clone());
+            }
             urls.push(self.ask(&request, label, number));
             let patience = Duration::from_secs(300);
             let left = aborts.map_or(patience, |at| at.saturating_sub(asked.elapsed()).min(patience));

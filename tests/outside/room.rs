@@ -314,6 +314,26 @@ async fn the_sweep_gives_no_room_to_copies_of_what_was_placed() {
 }
 
 #[tokio::test]
+async fn an_expired_copy_is_answered_if_its_agent_exists() {
+    let mut stack = Stack::start().await;
+    stack.agent("asked", "node").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (url, now) = (stack.webhook(), Timestamp::now());
+    let expired = now - Duration::from_secs(5);
+    wait(&stack, one("asked"), |wait| {
+        wait["cloud"] = "fargate".into();
+        wait["template"] = "node".into();
+        wait["waitsFor"] = "fargate".into();
+        wait["requestedAt"] = now.to_string().into();
+    });
+    let body = json!({"version": 1, "requestId": "asked", "label": "node", "webhookUrl": url, "expiresAt": expired});
+    stack.aws().sqs.queues.get_mut("waiting").unwrap().messages[0].body = body.to_string();
+    stack.sweep_at(Timestamp::now()).await.unwrap();
+    stack.settle().await;
+    assert_eq!(stack.received(&url), ["agent.ready"]);
+}
+
+#[tokio::test]
 async fn a_copy_fails_with_the_reason_of_the_first_message() {
     let mut stack = full(|config| config["clouds"][0]["instanceLaunchTimeout"] = "1s".into()).await;
     let urls = ["RESOURCE:PORTS", "another copy of the request found no room"].map(|reason| {

@@ -158,14 +158,20 @@ pub fn waiting(
             plan.steps.push(failure.map_or(MessageStep::Wake, MessageStep::Fail));
             continue;
         };
+        if all_exist(wait, &agents, &mut placed) {
+            // It is answered, and needs no room.
+            plan.steps.push(MessageStep::Wake);
+            continue;
+        }
         if let Some(failure) = time_is_up(message, Some(cloud), &reason(wait, observed.get(&index)), now) {
             // Whether it was placed is unknown until its cluster answers.
             let is_unknown = agents.unknown.contains(&index);
             plan.steps.push(if is_unknown { MessageStep::Keep } else { MessageStep::Fail(failure) });
             continue;
         }
-        if let Some(step) = copy_step(wait, &agents, &mut placed) {
-            plan.steps.push(step);
+        if wait.agents.iter().all(|&index| placed.has(wait, index)) {
+            // Copies that are woken at the same time could run two tasks (docs/adr/0008).
+            plan.steps.push(MessageStep::Keep);
             continue;
         }
         let is_free = match wait.waits_for {
@@ -199,16 +205,10 @@ pub fn waiting(
     plan
 }
 
-/// The step for a copy of a request whose agents all exist or are placed already; none for any other message. Copies that
-/// are woken at the same time could run two tasks (docs/adr/0008).
-fn copy_step(wait: &Wait, agents: &Agents, placed: &mut Placed) -> Option<MessageStep> {
-    let existing: Vec<u32> = wait.agents.iter().copied().filter(|&index| agents.exists(wait, index)).collect();
-    existing.iter().for_each(|&index| placed.note(wait, index));
-    if existing.len() == wait.agents.len() {
-        // It is answered, and needs no room.
-        return Some(MessageStep::Wake);
-    }
-    wait.agents.iter().all(|&index| placed.has(wait, index)).then_some(MessageStep::Keep)
+/// Whether all agents of a request exist, so that its message is a copy. Those that exist need no room.
+fn all_exist(wait: &Wait, agents: &Agents, placed: &mut Placed) -> bool {
+    let existing = wait.agents.iter().filter(|&&index| agents.exists(wait, index));
+    existing.inspect(|&&index| placed.note(wait, index)).count() == wait.agents.len()
 }
 
 /// The clouds, by their index in the configuration, in which a request has waited too long for an instance.

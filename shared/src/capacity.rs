@@ -214,6 +214,13 @@ impl Observed {
         }
     }
 
+    /// Whether an instance would hold an agent if nothing but its daemons ran on it, as far as is known.
+    pub fn would_hold(&self, instance: &Instance, need: &Need) -> bool {
+        let (daemons, _) = self.daemons.taken.get(&instance.arn).copied().unwrap_or_default();
+        let fits = instance.total.memory == 0 || need.size.fits(instance.total.without(daemons));
+        fits && need.gpus <= instance.gpus && need.exclusive.is_disjoint(&instance.reserved)
+    }
+
     /// The desired capacity that gives every agent of `demand` a place.
     pub fn plan(&self, demand: &[Need]) -> Plan {
         let Some(group) = &self.group else { return Plan::default() };

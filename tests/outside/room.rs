@@ -334,6 +334,24 @@ async fn an_expired_copy_is_answered_if_its_agent_exists() {
 }
 
 #[tokio::test]
+async fn an_idle_instance_stays_only_for_a_request_that_it_would_hold() {
+    for (memory, gone) in [(7680, 0), (7681, 1)] {
+        let mut stack = Stack::with(|config| {
+            config["clouds"][0]["idleInstanceTimeout"] = "10m".into();
+            config["clouds"][0]["instanceCapacity"] = json!({"cpu": 8192, "memory": 16384});
+        })
+        .await;
+        stack.aws().ecs.settings().boot = Duration::from_secs(3600);
+        let now = Timestamp::now();
+        stack.sweep_at(now).await.unwrap();
+        wait(&stack, one("large"), |wait| wait["size"] = json!({"cpu": 1024, "memory": memory}));
+        stack.sweep_at(now + Duration::from_secs(660)).await.unwrap();
+        let ended = stack.count("autoscaling:TerminateInstanceInAutoScalingGroup");
+        assert_eq!(ended, gone, "beside a request for {memory} MiB");
+    }
+}
+
+#[tokio::test]
 async fn a_copy_fails_with_the_reason_of_the_first_message() {
     let mut stack = full(|config| config["clouds"][0]["instanceLaunchTimeout"] = "1s".into()).await;
     let urls = ["RESOURCE:PORTS", "another copy of the request found no room"].map(|reason| {

@@ -1,11 +1,11 @@
 //! Decides which container instances the sweep gives back.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jiff::Timestamp;
 use shared::aws::autoscaling::{Group, GroupInstance, Lifecycle};
 use shared::aws::ecs::{IDLE_SINCE_TAG, Instance, InstanceStatus, KEEP_TAG};
-use shared::capacity::Observed;
+use shared::capacity::{Need, Observed};
 use shared::config::{Cloud, Limit};
 
 /// What the sweep does to a container instance that stays.
@@ -97,9 +97,9 @@ impl Budget {
     }
 }
 
-/// Plans which instances of a group are given back. `is_needed` says that requests wait, in which case nothing that
-/// could serve them goes. Only instances in service go.
-pub fn plan(cloud: &Cloud, observed: &Observed, is_needed: bool, now: Timestamp) -> InstancePlan {
+/// Plans which instances of a group are given back: none that would hold an agent that is `needed`. Only instances in
+/// service go.
+pub fn plan(cloud: &Cloud, observed: &Observed, needed: Option<&BTreeSet<Need>>, now: Timestamp) -> InstancePlan {
     let limit = cloud.idle_instance_timeout;
     let Some(group) = observed.group.as_ref().filter(|_| limit != Limit::NEVER) else { return InstancePlan::default() };
     let mut plan = InstancePlan { budget: Budget::new(group), ..InstancePlan::default() };
@@ -109,6 +109,7 @@ pub fn plan(cloud: &Cloud, observed: &Observed, is_needed: bool, now: Timestamp)
     for instance in &observed.instances {
         let Some(member) = instance.ec2_id.as_deref().and_then(in_service) else { continue };
         let daemons = observed.daemons.taken.get(&instance.arn).map_or(0, |(_, count)| *count);
+        let is_needed = needed.into_iter().flatten().any(|need| observed.would_hold(instance, need));
         let is_busy = instance.tasks > daemons || is_needed;
         match registered(instance, is_busy, limit, now) {
             Some(Registered::Step(step)) => drop(plan.steps.insert(instance.arn.clone(), step)),
@@ -213,7 +214,12 @@ mod tests {
     /// The plan for these instances, whose tasks are all agents, at 1000.
     fn planned(group: Group, instances: &[Instance], is_needed: bool) -> InstancePlan {
         let observed = Observed { group: Some(group), instances: instances.to_vec(), ..Observed::default() };
-        plan(&config().clouds[0], &observed, is_needed, at(1000))
+        plan(&config().clouds[0], &observed, anything(is_needed).as_ref(), at(1000))
+    }
+
+    /// An agent of unknown size that is needed, if any is.
+    fn anything(is_needed: bool) -> Option<BTreeSet<Need>> {
+        is_needed.then(|| BTreeSet::from([Need::default()]))
     }
 
     /// The ids of those that go if no call fails, each with whether it lowers the desired capacity.
@@ -248,6 +254,24 @@ mod tests {
     }
 
     #[test]
+    fn only_instances_that_would_hold_an_agent_that_waits_are_needed() {
+        let instances = [instance(0, 2, "ACTIVE", Some(100))];
+        let observed = Observed {
+            group: Some(group(&instances, 0)),
+            instances: instances.to_vec(),
+            daemons: Daemons {
+                taken: [("arn-0".into(), (Size { cpu: 64, memory: 512 }, 2))].into(),
+                ..Daemons::default()
+            },
+            ..Observed::default()
+        };
+        let stays = |need: Need| plan(&config().clouds[0], &observed, Some(&[need].into()), at(1000)).due.is_empty();
+        assert!(stays(Size { cpu: 4032, memory: 7680 }.into()));
+        assert!(!stays(Size { cpu: 4033, memory: 7680 }.into()), "beside its daemons");
+        assert!(!stays(Need { gpus: 1, ..Need::default() }));
+    }
+
+    #[test]
     fn only_instances_in_service_are_given_back() {
         for lifecycle in ["Standby", "Pending:Wait", "Terminating:Wait", "Warmed:Running", "Detaching", "Anything"] {
             let instances = [instance(0, 0, "ACTIVE", Some(100))];
@@ -267,7 +291,7 @@ mod tests {
             daemons: Daemons { taken: taken.into(), ..Daemons::default() },
             ..Observed::default()
         };
-        assert_eq!(ids(plan(&config().clouds[0], &observed, false, at(1000))), ["i-0"]);
+        assert_eq!(ids(plan(&config().clouds[0], &observed, None, at(1000))), ["i-0"]);
     }
 
     #[test]
@@ -277,7 +301,7 @@ mod tests {
         let after = |seconds: i64, is_needed| {
             let never_registered = BTreeMap::from([("i-lost".to_owned(), at(1000 - seconds))]);
             let observed = Observed { group: Some(group.clone()), never_registered, ..Observed::default() };
-            ids(plan(&config().clouds[0], &observed, is_needed, at(1000)))
+            ids(plan(&config().clouds[0], &observed, anything(is_needed).as_ref(), at(1000)))
         };
         assert_eq!(after(599, false), [""; 0]);
         assert_eq!(after(600, false), ["i-lost"]);

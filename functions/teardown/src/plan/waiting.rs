@@ -34,14 +34,18 @@ pub struct Raise {
     pub agents: usize,
 }
 
+/// Needs by the index of a cloud.
+pub type Needed = BTreeMap<usize, BTreeSet<Need>>;
+
 /// The sweep's plan for all waiting requests.
 #[derive(Debug, Default, PartialEq)]
 pub struct WaitingPlan {
     /// One for each message, in the order of the messages.
     pub steps: Vec<MessageStep>,
     pub raises: Vec<Raise>,
-    /// The clouds, by their index in the configuration, whose instances are needed: none of them is given back.
-    pub needed: BTreeSet<usize>,
+    /// What those need that may be placed on an instance, by their cloud's index in the configuration: an idle instance
+    /// that would hold one of them is not given back.
+    pub needed: Needed,
 }
 
 /// The existing agents, and how many of each cloud and each of its templates.
@@ -191,7 +195,7 @@ pub fn waiting(
             wait.agents.iter().for_each(|&index| placed.note(wait, index));
         }
         if needs_instance(cloud, wait, is_free) {
-            plan.needed.insert(index);
+            plan.needed.entry(index).or_default().insert(wait.need());
         }
         plan.steps.push(if is_free { MessageStep::Wake } else { MessageStep::Keep });
     }
@@ -243,12 +247,13 @@ fn reason(wait: &Wait, observation: Option<&Observation>) -> String {
     }
 }
 
-/// Whether an instance of the cloud's group has to stay for a request: one that is sent back, or one that waits for it.
+/// Whether an instance of the cloud's group may serve a request: one that is sent back, or one that waits for it.
 fn needs_instance(cloud: &Cloud, wait: &Wait, is_free: bool) -> bool {
+    let template = template_of(cloud, &wait.template);
     match wait.waits_for {
         WaitsFor::Fargate => false,
-        WaitsFor::Instance => true,
-        WaitsFor::MaxAgents => is_free && template_of(cloud, &wait.template).is_some_and(|it| !it.on_fargate()),
+        WaitsFor::Instance => template.is_none_or(|it| !it.is_external()),
+        WaitsFor::MaxAgents => is_free && template.is_some_and(|it| !it.on_fargate() && !it.is_external()),
     }
 }
 
@@ -348,7 +353,7 @@ mod tests {
         use MessageStep::{Keep, Wake};
         assert_eq!(plan.steps, [Wake, Wake, Keep, Keep]);
         assert_eq!(plan.raises.iter().map(|raise| (raise.desired, raise.agents)).collect::<Vec<_>>(), [(2, 2)]);
-        assert_eq!(plan.needed, BTreeSet::from([0]));
+        assert_eq!(plan.needed, Needed::from([(0, BTreeSet::from([SIZE.into()]))]));
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! Gives back container instances that have been idle for long enough.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -18,6 +17,7 @@ use tracing::Span;
 
 use super::{CONCURRENCY, Item, each};
 use crate::plan::instances::{self as plan, Due, InstancePlan, InstanceStep};
+use crate::plan::waiting::Needed;
 
 /// Tags that a sweep sets or removes per second. ECS allows an account 10 a second and 20 at once (ECS developer guide,
 /// "Request throttling"), and the rest is for the records of ready agents.
@@ -32,14 +32,8 @@ impl Item for (String, InstanceStep) {
     }
 }
 
-/// Gives back idle instances, except in the clouds whose instances are `needed`.
-pub(super) async fn sweep(
-    app: &App,
-    invocation: &Invocation,
-    needed: &BTreeSet<usize>,
-    tasks: &observe::Tasks,
-    now: Timestamp,
-) {
+/// Gives back idle instances, except those that would hold what is `needed`.
+pub(super) async fn sweep(app: &App, invocation: &Invocation, needed: &Needed, tasks: &observe::Tasks, now: Timestamp) {
     let mut marks_left = MARKS;
     for cloud in app.clouds.iter().filter(|cloud| cloud.config.idle_instance_timeout != Limit::NEVER) {
         let Some(name) = &cloud.config.auto_scaling_group else { continue };
@@ -60,7 +54,7 @@ pub(super) async fn sweep(
                 continue;
             }
         };
-        let mut plan = plan::plan(&cloud.config, &observed, needed.contains(&cloud.index), now);
+        let mut plan = plan::plan(&cloud.config, &observed, needed.get(&cloud.index), now);
         let steps = std::mem::take(&mut plan.steps).into_iter();
         let (undrains, mut marks): (Vec<_>, Vec<_>) = steps.partition(|(_, step)| *step == InstanceStep::Undrain);
         each(invocation, CONCURRENCY, &undrains, |(arn, step)| carry_out(cloud, arn, *step, now)).await;

@@ -6,7 +6,7 @@ mod nodes;
 mod tasks;
 mod waiting;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 
 use futures::future;
@@ -14,6 +14,7 @@ use futures::stream::{self, StreamExt as _};
 use jiff::Timestamp;
 use shared::app::App;
 use shared::batch::{Invocation, guarded};
+use shared::capacity::Need;
 use shared::fault::Fault;
 use shared::log_fault;
 use shared::name::AgentName;
@@ -60,7 +61,8 @@ pub async fn sweep(app: &App, invocation: &Invocation, time: Timestamp) {
             }
             Err(fault) => {
                 log_fault!(&fault, "the waiting queue could not be read; no instance is given back");
-                app.clouds.iter().map(|cloud| cloud.index).collect()
+                // Somebody may wait for any of them.
+                app.clouds.iter().map(|cloud| (cloud.index, BTreeSet::from([Need::default()]))).collect()
             }
         };
         instances::sweep(app, invocation, &needed, &on_instances, time).await;

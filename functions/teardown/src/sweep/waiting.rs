@@ -1,6 +1,6 @@
 //! Waiting requests: carries out [`crate::plan::waiting`].
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
@@ -19,20 +19,20 @@ use shared::{log_fault, report};
 use tracing::{Instrument as _, Span};
 
 use super::{CONCURRENCY, Item, each};
-use crate::plan::waiting::{self as plan, Agents, MessageStep, Observation};
+use crate::plan::waiting::{self as plan, Agents, MessageStep, Needed, Observation};
 
 /// Concurrent calls of SQS, which throttles nobody who stays below thousands a second.
 const QUEUE_CALLS: usize = 50;
 
 /// Fails requests that have waited too long, sends back those that have room, and raises the groups for the rest.
-/// Returns the clouds whose instances are needed.
+/// Returns what may be placed on the clouds' instances.
 pub(super) async fn sweep(
     app: &App,
     invocation: &Invocation,
     messages: Vec<Waiting>,
     (agents, tasks): (Agents, &observe::Tasks),
     now: Timestamp,
-) -> BTreeSet<usize> {
+) -> Needed {
     let names = agents.names.clone();
     let observed = observe_all(app, invocation, (&messages, tasks), now).await;
     let plan = plan::waiting(&app.config().clouds, &messages, observed, agents, now);

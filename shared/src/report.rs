@@ -14,7 +14,7 @@ use crate::memory::Claim;
 use crate::message::{Failure, Notice, NoticeType, Record};
 use crate::name::AgentName;
 use crate::notifier::{Delivery, Fallback, Target, Undelivered, Work};
-use crate::outcome::{self, Running};
+use crate::outcome::{self, Ended, Running};
 use crate::segment;
 use crate::span::Ids;
 use crate::stop::{Cause, Stop};
@@ -402,13 +402,10 @@ async fn report_end(app: &App, agent: OurAgent<'_>, task: &Task) -> Result<Optio
     let request = task.record();
     request.iter().for_each(|record| Ids::from(record).record());
     let container = request.as_ref().map(|record| record.container.as_str());
-    let Some(mut ended) = outcome::of_stopped(task, container, known_readiness(task)) else { return Ok(None) };
+    let Some(mut ended) = end(agent.cloud, task, container, known_readiness(task)).await? else { return Ok(None) };
     // The sweep may have found a start overdue at the moment in which the agent was reported ready.
     if app.memory.was_delivered(&Notice::new(NoticeType::Ready, agent.name.as_str(), app.now()).id) {
         ended.kind = NoticeType::Stopped;
-    }
-    if was_interrupted(agent, task).await? {
-        ended = outcome::interrupted(ended, task);
     }
     app.notifier.delete_node(agent.name).await?;
     let mut notice = agent.subject(request.as_ref()).notice_of_task(ended.kind, task, app.now());
@@ -472,11 +469,25 @@ fn log_end(agent: OurAgent<'_>, notice: &Notice, task: &Task, level: Level) {
     }
 }
 
+/// The outcome of a stopped task ([`outcome::of_stopped`]), with a look at the EC2 instance that it ended with.
+///
+/// # Errors
+/// When EC2 could not be queried.
+pub async fn end(
+    cloud: &Cloud,
+    task: &Task,
+    container: Option<&str>,
+    reported_ready: Option<bool>,
+) -> Result<Option<Ended>, Fault> {
+    let Some(ended) = outcome::of_stopped(task, container, reported_ready) else { return Ok(None) };
+    Ok(Some(if was_interrupted(cloud, task).await? { outcome::interrupted(ended, task) } else { ended }))
+}
+
 /// Whether a task ended with its EC2 instance because AWS took the Spot instance back ("Spot Instance interruption
 /// notices": the state reason's code).
-async fn was_interrupted(agent: OurAgent<'_>, task: &Task) -> Result<bool, Fault> {
+async fn was_interrupted(cloud: &Cloud, task: &Task) -> Result<bool, Fault> {
     let Some(id) = outcome::ended_host(task) else { return Ok(false) };
-    match agent.cloud.ec2.state_reason(id).await {
+    match cloud.ec2.state_reason(id).await {
         Ok(code) => Ok(code.as_deref() == Some("Server.SpotInstanceTermination")),
         Err(fault) if fault.is_final() => {
             log_fault!(

@@ -917,7 +917,10 @@ async fn the_container_that_ended_first_is_named() {
 
 #[tokio::test]
 async fn distinguishes_an_interrupted_spot_instance_from_a_failed_one() {
-    for (is_spot, expected) in [(true, "agent.stopped SPOT_INTERRUPTION"), (false, "agent.stopped")] {
+    for (is_spot, expected, repeated) in [
+        (true, "agent.stopped SPOT_INTERRUPTION", "agent.failed SPOT_INTERRUPTION"),
+        (false, "agent.stopped", "agent.failed START_FAILED"),
+    ] {
         let mut stack = Stack::start().await;
         stack.agent("host", "maven").await;
         {
@@ -927,6 +930,9 @@ async fn distinguishes_an_interrupted_spot_instance_from_a_failed_one() {
         }
         stack.settle().await;
         assert_eq!(stack.all_received(), ["agent.ready", expected]);
+        // The build asks again.
+        let url = stack.agent("host", "maven").await;
+        assert_eq!(stack.received(&url), [repeated]);
     }
 }
 

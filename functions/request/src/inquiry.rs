@@ -7,7 +7,7 @@ use shared::batch::Item;
 use shared::config::Connect;
 use shared::fault::Fault;
 use shared::message::{Failure, FailureCode, Notice, NoticeType};
-use shared::outcome;
+use shared::report;
 
 use crate::agent::Agent;
 use crate::plan;
@@ -30,7 +30,7 @@ pub(crate) async fn answer(app: &App, item: &Item, agent: Agent<'_>, arns: &[Str
         Answer::Ready(task) => ready_again(app, agent, task).await?,
         Answer::Ended(task) => {
             app.notifier.delete_node(agent.name).await?;
-            Some(ended(app, agent, task))
+            Some(ended(app, agent, task).await?)
         }
         Answer::Nothing => None,
     };
@@ -62,22 +62,22 @@ async fn ready_again(app: &App, agent: Agent<'_>, task: &Task) -> Result<Option<
     Ok(Some(subject.ready(endpoint, task, app.now())))
 }
 
-fn ended(app: &App, agent: Agent<'_>, task: Option<&Task>) -> Notice {
+async fn ended(app: &App, agent: Agent<'_>, task: Option<&Task>) -> Result<Notice, Fault> {
     let order = agent.order;
     let Some(task) = task else {
         let mut notice = order.subject(agent.name).notice(NoticeType::Failed, app.now());
         notice.failure = Some(Failure::new(FailureCode::StartFailed, already_ended("its task is gone")));
-        return notice;
+        return Ok(notice);
     };
     let record = task.record().unwrap_or_else(|| order.record(agent.index, ""));
     let subject = agents::Subject::of_record(agent.name, Some(order.template), Some(&record));
     let mut notice = subject.notice_of_task(NoticeType::Failed, task, app.now());
-    let end = outcome::of_stopped(task, Some(&record.container), None);
+    let end = report::end(agent.cloud, task, Some(&record.container), None).await?;
     let code = end.and_then(|end| end.failure).map_or(FailureCode::StartFailed, |failure| failure.code);
     let mut failure = Failure::new(code, already_ended(task.stopped_reason.as_deref().unwrap_or_default()));
     failure.stop_code = task.stop_code.clone();
     notice.failure = Some(failure);
-    notice
+    Ok(notice)
 }
 
 fn already_ended(reason: &str) -> String {

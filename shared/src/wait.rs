@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use crate::aws::ecs::{Instance, MOST_PORTS};
-use crate::aws::queues::Queues;
+use crate::aws::queues::{Queues, Received};
 use crate::capacity::{Exclusive, Need};
 use crate::config::{Cloud, Limit, Size};
 use crate::fault::Fault;
@@ -31,8 +31,11 @@ const LOOK: usize = 500;
 /// The most that the sweep and an event read; the next sweeps see the rest.
 const LOOK_AT_ALL: usize = 10_000;
 
-/// The most bytes of messages that are held at a time, of a function's 256 MiB.
+/// The most bytes of messages, with their attributes, that are held at a time, of a function's 256 MiB.
 const LOOK_BYTES: usize = 32 * 1024 * 1024;
+
+/// The most bytes of a reason that are believed.
+const LONGEST_REASON: usize = 2000;
 
 /// The longest time that a read may take: what was read has to be processed within the same invocation.
 const LOOK_TIME: Duration = Duration::from_secs(10);
@@ -71,6 +74,7 @@ pub struct Wait {
     /// What it waits for.
     pub waits_for: WaitsFor,
     /// The reason, in ECS' words.
+    #[serde(deserialize_with = "reason")]
     pub reason: String,
     /// The request's trace, if it is sampled.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "trace::optional")]
@@ -93,6 +97,13 @@ fn exclusive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeSet<Excl
         true => Ok(exclusive),
         false => Err(D::Error::custom(format!("{} ports of a task", exclusive.len()))),
     }
+}
+
+/// Nor a reason longer than ours are: all copies of the request take over that of the first.
+fn reason<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let mut reason = String::deserialize(deserializer)?;
+    reason.truncate(reason.floor_char_boundary(LONGEST_REASON));
+    Ok(reason)
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's form")]
@@ -173,12 +184,13 @@ pub async fn look_at_all(queues: &Queues) -> Result<Vec<Waiting>, Fault> {
 
 async fn look_at(queues: &Queues, most: usize) -> Result<Vec<Waiting>, Fault> {
     let end = Instant::now() + LOOK_TIME;
-    let mut waiting = receive(queues).await?;
-    if !waiting.is_empty() {
-        let rest = Mutex::new(waiting);
-        join_all((0..READERS).map(|_| read(queues, (most, end), &rest))).await;
-        waiting = rest.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut seen = receive(queues).await?;
+    if !seen.waiting.is_empty() {
+        let all = Mutex::new(seen);
+        join_all((0..READERS).map(|_| read(queues, (most, end), &all))).await;
+        seen = all.into_inner().unwrap_or_else(PoisonError::into_inner);
     }
+    let mut waiting = seen.waiting;
     waiting.sort_by_key(|message| message.wait.as_ref().map(|wait| wait.since));
     // All copies of a request have waited since the first of them began, and for its reason: that of a later one is often
     // only that an earlier one waits.
@@ -192,17 +204,13 @@ async fn look_at(queues: &Queues, most: usize) -> Result<Vec<Waiting>, Fault> {
 }
 
 /// Receives until nothing more comes, or enough was read, or it is time to end. After a fault, what was read is used.
-async fn read(queues: &Queues, (most, end): (usize, Instant), waiting: &Mutex<Vec<Waiting>>) {
-    let is_enough = || {
-        let waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let bytes: usize = waiting.iter().map(|message| message.body.len()).sum();
-        waiting.len() >= most || bytes >= LOOK_BYTES || Instant::now() >= end
-    };
-    while !is_enough() {
+async fn read(queues: &Queues, (most, end): (usize, Instant), all: &Mutex<Seen>) {
+    let all = || all.lock().unwrap_or_else(PoisonError::into_inner);
+    while Instant::now() < end && !all().is_enough(most) {
         match receive(queues).await {
             // A short page is not the end: SQS answers as soon as it has found a message (API_ReceiveMessage).
-            Ok(received) if received.is_empty() => return,
-            Ok(received) => waiting.lock().unwrap_or_else(PoisonError::into_inner).extend(received),
+            Ok(seen) if seen.waiting.is_empty() => return,
+            Ok(seen) => all().add(seen),
             Err(fault) => {
                 log_fault!(&fault, "not all waiting requests were read; later looks read the others");
                 return;
@@ -211,14 +219,37 @@ async fn read(queues: &Queues, (most, end): (usize, Instant), waiting: &Mutex<Ve
     }
 }
 
-async fn receive(queues: &Queues) -> Result<Vec<Waiting>, Fault> {
-    let received = queues.receive(&queues.urls.waiting, ATTRIBUTE, HIDDEN).await?;
-    let waiting = received.into_iter().map(|message| Waiting {
-        wait: message.attribute.as_deref().and_then(|json| serde_json::from_str(json).ok()),
-        body: message.body,
-        receipt: message.receipt,
-    });
-    Ok(waiting.collect())
+async fn receive(queues: &Queues) -> Result<Seen, Fault> {
+    queues.receive(&queues.urls.waiting, ATTRIBUTE, HIDDEN).await.map(Seen::new)
+}
+
+/// What a look has seen.
+struct Seen {
+    waiting: Vec<Waiting>,
+    /// What SQS sent for it: bodies and attributes.
+    bytes: usize,
+}
+
+impl Seen {
+    fn new(received: Vec<Received>) -> Self {
+        let size = |message: &Received| message.body.len() + message.attribute.as_ref().map_or(0, String::len);
+        let bytes = received.iter().map(size).sum();
+        let waiting = received.into_iter().map(|message| Waiting {
+            wait: message.attribute.as_deref().and_then(|json| serde_json::from_str(json).ok()),
+            body: message.body,
+            receipt: message.receipt,
+        });
+        Self { waiting: waiting.collect(), bytes }
+    }
+
+    fn is_enough(&self, most: usize) -> bool {
+        self.waiting.len() >= most || self.bytes >= LOOK_BYTES
+    }
+
+    fn add(&mut self, more: Self) {
+        self.bytes += more.bytes;
+        self.waiting.extend(more.waiting);
+    }
 }
 
 /// Puts a request into the waiting queue.
@@ -350,16 +381,37 @@ mod tests {
 
     #[test]
     fn believes_no_more_agents_than_a_request_can_have() {
-        let wait = |agents: &str| {
-            let json = format!(
-                r#"{{"requestId": "a", "requestedAt": "2026-11-24T18:00:00Z", "since": "2026-11-24T18:00:00Z", "attempt": 1,
-                    "agents": {agents}, "cloud": "linux", "template": "maven", "waitsFor": "instance", "reason": "AGENT"}}"#
-            );
-            serde_json::from_str::<Wait>(&json).is_ok()
+        assert!(read("[0, 9]", "AGENT").is_ok());
+        assert!(read("[10]", "AGENT").is_err());
+        assert!(read(&format!("[{}0]", "0,".repeat(10)), "AGENT").is_err());
+    }
+
+    #[test]
+    fn a_look_ends_at_so_many_bytes_of_bodies_and_attributes() {
+        let seen = |body: usize, attribute: usize| {
+            let message =
+                Received { body: "b".repeat(body), attribute: Some("a".repeat(attribute)), receipt: String::new() };
+            Seen::new(vec![message])
         };
-        assert!(wait("[0, 9]"));
-        assert!(!wait("[10]"));
-        assert!(!wait(&format!("[{}0]", "0,".repeat(10))));
+        assert!(!seen(LOOK_BYTES / 2, LOOK_BYTES / 2 - 1).is_enough(2));
+        assert!(seen(LOOK_BYTES / 2, LOOK_BYTES / 2).is_enough(2));
+        let mut two = seen(1, LOOK_BYTES - 2);
+        two.add(seen(0, 1));
+        assert!(two.is_enough(3));
+    }
+
+    #[test]
+    fn cuts_a_reason_that_is_longer_than_ours() {
+        let reason = |text: &str| read("[0]", text).expect("a wait").reason.len();
+        assert_eq!(reason(&"a".repeat(2000)), 2000);
+        assert_eq!(reason(&format!("a{}", "ä".repeat(1000))), 1999);
+    }
+
+    fn read(agents: &str, reason: &str) -> serde_json::Result<Wait> {
+        serde_json::from_str(&format!(
+            r#"{{"requestId": "a", "requestedAt": "2026-11-24T18:00:00Z", "since": "2026-11-24T18:00:00Z", "attempt": 1,
+                "agents": {agents}, "cloud": "linux", "template": "maven", "waitsFor": "instance", "reason": "{reason}"}}"#
+        ))
     }
 
     #[test]

@@ -208,10 +208,7 @@ impl Notifier {
     /// # Errors
     /// When a queue did not accept what has to be kept.
     pub async fn notify_all(&self, notice: &Notice, targets: Vec<Target>) -> Result<(), Fault> {
-        // All at once: one that does not answer does not delay the others.
-        let sent = join_all(targets.iter().map(|target| self.notify(notice, target))).await;
-        let failed = targets.into_iter().zip(sent).filter_map(|(target, sent)| Some((target, sent.err()?)));
-        let (later, mut faults): (Vec<_>, Vec<_>) = failed.unzip();
+        let (later, mut faults): (Vec<_>, Vec<_>) = self.notify_each(notice, targets).await.into_iter().unzip();
         if later.is_empty() {
             return Ok(());
         }
@@ -222,6 +219,13 @@ impl Notifier {
         }
         let work = Work::Notice { notice: Box::new(notice.clone()), to: later };
         self.keep(&Undelivered { since: self.clock.now(), work }).await
+    }
+
+    /// Notifies all targets at once: one that does not answer does not delay the others. Returns those that have to be
+    /// notified again.
+    pub async fn notify_each(&self, notice: &Notice, targets: Vec<Target>) -> Vec<(Target, Fault)> {
+        let sent = join_all(targets.iter().map(|target| self.notify(notice, target))).await;
+        targets.into_iter().zip(sent).filter_map(|(target, sent)| Some((target, sent.err()?))).collect()
     }
 
     /// Keeps work for when Jenkins is back.

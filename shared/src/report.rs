@@ -509,19 +509,17 @@ fn known_readiness(task: &Task) -> Option<bool> {
     (!is_ours && !lost_tags).then(|| task.reported_ready())
 }
 
-/// Notifies the request's webhook of an outcome, then everyone else: once per process. Returns whether it did so now.
+/// Notifies everyone of the end of a task, all at once: once per process. Returns whether it did so now.
 async fn notify_once(app: &App, notice: &Notice, webhook_url: Option<&str>) -> Result<bool, Fault> {
     match app.memory.claim(&notice.id) {
         Claim::Mine(delivery) => {
-            if let Some(url) = webhook_url {
-                app.notifier.notify(notice, &Target::Request(url.to_owned())).await?;
-            }
+            app.notifier.notify_all(notice, app.notifier.everybody(webhook_url)).await?;
             delivery.done();
+            Ok(true)
         }
-        Claim::Taken => return Err(Fault::not_yet("the notice is on its way just now")),
-        Claim::Delivered => {}
+        Claim::Taken => Err(Fault::not_yet("the notice is on its way just now")),
+        Claim::Delivered => Ok(false),
     }
-    notify_listeners(app, notice).await
 }
 
 /// Records on the task that its outcome was reported. If only that fails, only the record is kept for later: nobody is

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use local::aws::ecs::Behaviour;
 use local::aws::{ApiError, Fault};
 use local::lambda::Outcome;
 use serde_json::{Value, json};
@@ -290,6 +291,24 @@ async fn one_slow_webhook_does_not_hold_the_batch() {
         assert_eq!(stack.received(url), ["agent.failed NO_TEMPLATE"]);
     }
     assert!(!stack.bodies("undelivered").is_empty(), "the slow one is kept");
+}
+
+#[tokio::test]
+async fn a_webhook_that_does_not_answer_holds_up_no_other_recipient() {
+    let mut stack = Stack::start().await;
+    stack.aws().ecs.behave("jenkins-node", Behaviour::ImageMissing);
+    let slow = stack.webhook();
+    let token = slow.rsplit('/').next().unwrap().to_owned();
+    stack.jenkins_is_slow(&token, Duration::from_secs(60));
+    stack.ask(json!({"requestId": "slow", "label": "node", "webhookUrl": slow}));
+    stack.settle().await;
+    assert_eq!(stack.all_received(), ["agent.failed START_FAILED"]);
+    assert!(stack.received(&slow).is_empty() && stack.bodies("undelivered").len() == 1);
+    stack.jenkins_is_slow(&token, Duration::ZERO);
+    stack.unhide("undelivered");
+    stack.settle().await;
+    assert_eq!(stack.received(&slow), ["agent.failed START_FAILED"]);
+    assert_eq!(stack.all_received().len(), 1, "nobody else is notified again");
 }
 
 #[tokio::test]

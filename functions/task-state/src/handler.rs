@@ -231,15 +231,9 @@ async fn look_again(app: &App, agent: OurAgent<'_>, undelivered: &Undelivered, w
 
 /// Delivers a notice to each target that has not received it yet.
 async fn deliver(app: &App, undelivered: &Undelivered, notice: &Notice, to: &[Target]) -> Result<(), Fault> {
-    let mut left = Vec::new();
-    let mut last = None;
-    for target in to {
-        if let Err(fault) = app.notifier.notify(notice, target).await {
-            last = Some(fault);
-            left.push(target.clone());
-        }
-    }
-    match last {
+    let failed = app.notifier.notify_each(notice, to.to_vec()).await;
+    let (left, mut faults): (Vec<_>, Vec<_>) = failed.into_iter().unzip();
+    match faults.pop() {
         None => Ok(()),
         Some(fault) if left.len() == to.len() => Err(fault),
         // Targets that have received it are not notified again.

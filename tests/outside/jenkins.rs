@@ -179,6 +179,32 @@ async fn an_answer_that_breaks_off_after_its_status_is_an_answer() {
     assert!(stack.bodies("undelivered").is_empty());
 }
 
+#[tokio::test]
+async fn no_agent_is_late_while_a_proxy_answers_for_jenkins() {
+    let mut stack = Stack::start().await;
+    let url = stack.webhook();
+    let address = stack.jenkins_root().trim_start_matches("http://").trim_end_matches("/ci/").to_owned();
+    stack.jenkins_goes_down();
+    let listener = broken_jenkins(&address).await;
+    let proxy = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = stream.read(&mut [0; 64 * 1024]).await;
+            let answer = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            let _ = stream.write_all(answer).await;
+        }
+    });
+    stack.ask(json!({"requestId": "early", "label": "node", "webhookUrl": url}));
+    stack.settle().await;
+    // Past containerStartTimeout.
+    stack.sweep_at(Timestamp::now() + Duration::from_secs(1200)).await.unwrap();
+    assert_eq!(stack.active_tasks().len(), 1);
+    proxy.abort();
+    stack.jenkins_comes_back().await;
+    stack.unhide("undelivered");
+    stack.settle().await;
+    assert_eq!(stack.received(&url), ["agent.ready"]);
+}
+
 /// The old listener ends when its task does.
 async fn broken_jenkins(address: &str) -> tokio::net::TcpListener {
     loop {

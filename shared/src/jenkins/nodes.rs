@@ -186,8 +186,13 @@ impl Jenkins {
             let path = format!("computer/api/json?tree=computer[{FIELDS}]%7B{from},{}%7D", from + PAGE);
             let call = Call::get(&path);
             let answer = self.call(call).await?;
-            if answer.status() != StatusCode::OK {
-                return Err(self.unexpected(call, &answer));
+            match answer.status() {
+                StatusCode::OK => {}
+                // A proxy's page, in front of a Jenkins that is away.
+                StatusCode::NOT_FOUND if super::version(&answer).is_none() => {
+                    return Err(Fault { kind: Kind::Passing, ..self.unexpected(call, &answer) });
+                }
+                _ => return Err(self.unexpected(call, &answer)),
             }
             let Page { computer } = serde_json::from_slice(answer.body()).map_err(not_jenkins)?;
             let is_last = computer.len() < PAGE;

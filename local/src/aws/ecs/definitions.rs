@@ -140,6 +140,9 @@ impl TaskDefinition {
         if wants_fargate && !fits_fargate {
             return Err(no_fargate_size(cpu, memory));
         }
+        if let Some(setting) = not_on_fargate(input).filter(|_| wants_fargate) {
+            return Err(client(format!("Fargate compatible task definitions do not support {setting}")));
+        }
         let (mut containers, mut shown_containers) = (Vec::new(), Vec::new());
         for container in list(&input["containerDefinitions"]) {
             let definition = ContainerDefinition::read(container, network)?;
@@ -278,6 +281,26 @@ pub(super) fn amount(value: &Value, unit: &str) -> Result<Option<u32>, ApiError>
         (units > 0.0 && units <= 1_000_000.0).then_some(units as u32)
     };
     number(value).or_else(in_words).map(Some).ok_or_else(|| client(format!("Invalid setting: {value}")))
+}
+
+/// A setting that only container instances support (ECS developer guide, "Amazon ECS task definition differences for
+/// Fargate"), of those that the converter writes.
+fn not_on_fargate(input: &Value) -> Option<&'static str> {
+    let of_container = |container: &Value| {
+        let linux = &container["linuxParameters"];
+        let refused = |capability: &Value| capability != "SYS_PTRACE";
+        let settings = [
+            (container["privileged"] == true, "privileged"),
+            (!list(&container["dnsSearchDomains"]).is_empty(), "dnsSearchDomains"),
+            (!list(&container["extraHosts"]).is_empty(), "extraHosts"),
+            (linux["sharedMemorySize"].is_number(), "sharedMemorySize"),
+            (list(&linux["capabilities"]["add"]).iter().any(refused), "capabilities other than SYS_PTRACE"),
+        ];
+        settings.into_iter().find(|(is_set, _)| *is_set).map(|(_, name)| name)
+    };
+    let has_host_path = list(&input["volumes"]).iter().any(|volume| volume["host"]["sourcePath"].is_string());
+    let in_containers = list(&input["containerDefinitions"]).iter().find_map(of_container);
+    in_containers.or(has_host_path.then_some("sourcePath"))
 }
 
 /// "Task CPU and memory" for Fargate (ECS developer guide, "Amazon ECS task definition parameters for Fargate").

@@ -999,6 +999,31 @@ fn task_definitions_have_revisions() {
 }
 
 #[test]
+fn fargate_refuses_what_needs_an_instance() {
+    let mut ecs = world();
+    let definition = |kinds: Value, container: Value, volumes: Value| {
+        let container = with(&json!({"name": "a", "image": "b"}), container);
+        json!({"family": "a", "requiresCompatibilities": kinds, "networkMode": "awsvpc", "cpu": "256", "memory": "512",
+            "containerDefinitions": [container], "volumes": volumes})
+    };
+    let capability = |name: &str| json!({"linuxParameters": {"capabilities": {"add": [name]}}});
+    for (container, volumes, allowed) in [
+        (json!({"privileged": true}), json!([]), false),
+        (json!({"privileged": false}), json!([{"name": "v"}]), true),
+        (json!({"dnsSearchDomains": ["d"]}), json!([]), false),
+        (json!({"linuxParameters": {"sharedMemorySize": 64}}), json!([]), false),
+        (capability("SYS_ADMIN"), json!([]), false),
+        (capability("SYS_PTRACE"), json!([]), true),
+        (json!({}), json!([{"name": "v", "host": {"sourcePath": "/v"}}]), false),
+    ] {
+        let input = definition(json!(["FARGATE"]), container.clone(), volumes.clone());
+        let registered = ecs.call("RegisterTaskDefinition", &input, at(0));
+        assert_eq!(registered.is_ok(), allowed, "{input}");
+        ecs.call("RegisterTaskDefinition", &definition(json!(["EC2"]), container, volumes), at(0)).unwrap();
+    }
+}
+
+#[test]
 fn clusters_are_described_or_missing() {
     let mut ecs = world();
     run(&mut ecs, on_fargate(), at(0));

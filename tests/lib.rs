@@ -610,6 +610,18 @@ impl Stack {
         self.aws().calls("ecs", action).iter().map(|call| call.input.clone()).collect()
     }
 
+    /// Forgets all that grows with the number of invocations, for runs of any length. Nothing checks the logs until
+    /// then any more.
+    pub fn forget_the_past(&mut self) {
+        self.history.clear();
+        self.forget_calls();
+        lock(&self.outputs).iter().for_each(|output| lock(output).clear());
+        self.jenkins().forget_the_past();
+        let mut aws = self.aws();
+        let ends = aws.sqs.queues.iter_mut().filter(|(name, _)| *name == "rejected" || name.ends_with("-dead-letters"));
+        ends.for_each(|(_, queue)| queue.messages.clear());
+    }
+
     /// Clears the journal.
     pub fn forget_calls(&self) {
         self.aws().journal.clear();

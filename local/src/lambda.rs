@@ -181,6 +181,11 @@ impl Function {
         header.clone_into(&mut lock(&self.trace));
     }
 
+    /// The number of its invocations so far.
+    pub fn invocations(&self) -> u64 {
+        self.counter
+    }
+
     /// Its process, while it runs.
     pub fn id(&self) -> Option<u32> {
         self.child.id()

@@ -16,6 +16,7 @@ mod request;
 mod room;
 mod secrets;
 mod simulator;
+mod soak;
 mod sweep;
 mod task_state;
 mod teardown;

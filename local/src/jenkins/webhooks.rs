@@ -84,6 +84,14 @@ impl Jenkins {
         &self.arrivals
     }
 
+    /// Forgets all exchanges, posts and webhooks that nobody waits for, for runs of any length.
+    pub fn forget_the_past(&mut self) {
+        self.exchanges.clear();
+        self.arrivals.clear();
+        self.webhooks.retain(|_, webhook| webhook.is_awaited);
+        self.clear_scripts();
+    }
+
     /// `WebhookRootAction.doDynamic`: 500 without a token; 403 to a wrong `Authorization`; 200 if a pipeline waits;
     /// else 202, whether anybody will ever ask for it or not: an unknown token is kept as well, and a later POST
     /// replaces an earlier one. A secret that nobody requires is only logged.

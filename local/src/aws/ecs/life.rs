@@ -239,8 +239,7 @@ impl Ecs {
             }
         });
         self.release(arn, now);
-        // "Currently, stopped tasks appear in the returned results for at least one hour." (API_DescribeTasks)
-        self.later(now, Duration::from_secs(3600), Due::Forget(arn.to_owned()));
+        self.later(now, self.settings.remember_stopped, Due::Forget(arn.to_owned()));
     }
 
     /// Returns a task's resources to its instance.

@@ -27,6 +27,8 @@ pub struct Settings {
     pub stop: Duration,
     /// From ended containers until the network interface is gone.
     pub deprovision: Duration,
+    /// How long a stopped task is shown: at least one hour (API_DescribeTasks).
+    pub remember_stopped: Duration,
     /// From the first task without an instance until managed scaling raises the group of a capacity provider.
     pub managed_scaling: Duration,
     /// How long before a group retries a failed launch.
@@ -81,6 +83,7 @@ impl Default for Settings {
             stopping: Duration::from_millis(200),
             stop: Duration::from_secs(2),
             deprovision: Duration::from_secs(1),
+            remember_stopped: Duration::from_secs(3600),
             managed_scaling: Duration::from_secs(60),
             launch_retry: Duration::from_secs(60),
             spot_notice: Duration::from_secs(120),

@@ -4,9 +4,12 @@
 use std::collections::BTreeSet;
 
 use local::aws::Access;
+use local::iam::Role;
 use serde_json::json;
 use tests::roles::{Noted, Roles, Used};
 use tests::{ACCOUNT, Binary, CLUSTER, REGION, Stack};
+
+use crate::template;
 
 const KEY: &str = "arn:aws:kms:eu-west-1:123456789012:key/1234abcd";
 
@@ -91,6 +94,42 @@ const KEEPS: &str = "Lambda keeps events on which the function failed in all att
 const LOGS: &str = "Lambda writes a function's log in its role";
 const POLLS: &str = "Lambda polls an event source in the function's role";
 const POLLING: &str = "sqs:DeleteMessage sqs:GetQueueAttributes sqs:ReceiveMessage";
+
+/// Statements that the roles of the tests do not have: each with its actions and why nothing in the tests could use it.
+const LAMBDAS_OWN: [(&str, &str, &str); 2] = [
+    (
+        "Vpc",
+        "ec2:AssignPrivateIpAddresses ec2:CreateNetworkInterface ec2:DeleteNetworkInterface ec2:DescribeNetworkInterfaces \
+         ec2:DescribeSubnets ec2:UnassignPrivateIpAddresses",
+        "Lambda connects functions to a VPC in their role",
+    ),
+    (
+        "Traces",
+        "xray:PutTelemetryRecords xray:PutTraceSegments",
+        "Lambda's X-Ray daemon sends traces in the function's role",
+    ),
+];
+
+#[test]
+fn the_roles_of_the_tests_have_every_statement_that_a_function_uses() {
+    let mut config = tests::configuration("https://jenkins.example.com/", "https://jenkins.example.com/notices");
+    config["eventBus"] = "ci-agents".into();
+    config["clouds"][0]["assumeRoleArn"] = "arn:aws:iam::999999999999:role/agents".into();
+    config["clouds"][1]["autoScalingGroup"] = "another".into();
+    let permissions = Roles::deployed(&config, Some(KEY)).unwrap().permissions();
+    let tested: BTreeSet<_> = permissions.into_iter().map(|(role, sid, _)| (role, sid)).collect();
+    let all = template::stack(&template::POSSIBLE).unwrap();
+    for binary in Binary::ALL {
+        let statements = Role::of(&all, binary.role()).unwrap().statements;
+        let untested: BTreeSet<_> = statements
+            .iter()
+            .filter(|statement| !tested.contains(&(binary.role().to_owned(), statement.sid.clone())))
+            .map(|statement| (statement.sid.as_str(), statement.actions.join(" ")))
+            .collect();
+        let lambdas = LAMBDAS_OWN.iter().map(|&(sid, actions, _)| (sid, actions.to_owned())).collect();
+        assert_eq!(untested, lambdas, "{binary:?}");
+    }
+}
 
 /// Runs after all other tests, which have recorded what they used: `./local/test` does that.
 #[test]

@@ -14,7 +14,7 @@ const NEEDED: [(&str, &str); 3] = [
     ("ClusterArns", "arn:aws:ecs:eu-west-1:111122223333:cluster/jenkins"),
     ("TaskDefinitionArns", "arn:aws:ecs:eu-west-1:111122223333:task-definition/jenkins-*"),
 ];
-const POSSIBLE: [(&str, &str); 9] = [
+pub(crate) const POSSIBLE: [(&str, &str); 10] = [
     ("TaskRoleArns", "arn:aws:iam::111122223333:role/agent,arn:aws:iam::111122223333:role/ci/agent-*"),
     (
         "AutoScalingGroupArns",
@@ -25,11 +25,12 @@ const POSSIBLE: [(&str, &str); 9] = [
     ("KmsKeyArn", "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"),
     ("SubnetIds", "subnet-1,subnet-2"),
     ("SecurityGroupIds", "sg-1"),
+    ("Tracing", "Active"),
     ("Topics", "true"),
     ("AlarmTopicArn", "arn:aws:sns:eu-west-1:111122223333:alarms"),
 ];
 
-fn stack(parameters: &[(&str, &str)]) -> anyhow::Result<Stack> {
+pub(crate) fn stack(parameters: &[(&str, &str)]) -> anyhow::Result<Stack> {
     let others = NEEDED.iter().filter(|(name, _)| parameters.iter().all(|(given, _)| given != name));
     let given: Vec<_> = others.chain(parameters).copied().collect();
     Stack::new(TEMPLATE, PLACE, &given, &[])

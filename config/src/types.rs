@@ -230,7 +230,8 @@ pub struct Template {
     #[serde(default = "one")]
     #[schemars(range(min = 1))]
     pub executors: u32,
-    /// From RunTask until the agent must be ready. While Jenkins is down, agents that run are left alone.
+    /// From RunTask until the agent must be ready, without the time that its task waits for an instance of a capacity
+    /// provider. While Jenkins is down, agents that run are left alone.
     #[serde(default = "default_start_timeout")]
     pub container_start_timeout: Limit,
     /// Agents for a request without `count`; 1 to 10.
@@ -581,6 +582,11 @@ impl Template {
     /// Whether it runs on external instances, and on no others.
     pub fn is_external(&self) -> bool {
         self.launch == Launch::Type(LaunchType::External)
+    }
+
+    /// Whether its tasks may wait in ECS, in PROVISIONING, until a capacity provider has launched an instance.
+    pub fn waits_in_ecs(&self) -> bool {
+        !self.on_fargate() && !self.is_external() && !self.scales_group()
     }
 
     /// Whether the cloud's group may be raised for it: capacity providers scale on their own, and nothing scales

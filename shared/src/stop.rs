@@ -31,6 +31,8 @@ pub enum Cause {
     Unusable,
     /// An older task has its name.
     Duplicate,
+    /// ECS had no instance for it in time.
+    CapacityTimeout,
     /// It was not ready in time.
     StartTimeout,
     /// It is older than its lifetime.
@@ -46,6 +48,7 @@ impl Cause {
             Self::Unwanted => "UNWANTED",
             Self::Unusable => "UNUSABLE",
             Self::Duplicate => "DUPLICATE",
+            Self::CapacityTimeout => "CAPACITY_TIMEOUT",
             Self::StartTimeout => "START_TIMEOUT",
             Self::LifetimeExceeded => "LIFETIME_EXCEEDED",
             Self::Idle => "IDLE",
@@ -57,6 +60,7 @@ impl Cause {
         match self {
             Self::Completed | Self::Unwanted | Self::Duplicate => None,
             Self::Unusable => Some(FailureCode::StartFailed),
+            Self::CapacityTimeout => Some(FailureCode::CapacityTimeout),
             Self::StartTimeout => Some(FailureCode::StartTimeout),
             Self::LifetimeExceeded => Some(FailureCode::LifetimeExceeded),
             Self::Idle => Some(FailureCode::Idle),
@@ -68,7 +72,8 @@ const BEFORE_READY: &str = " before ready";
 
 impl Stop {
     pub fn new(cause: Cause, text: impl Into<String>) -> Self {
-        let before_ready = matches!(cause, Cause::Unusable | Cause::StartTimeout | Cause::Unwanted);
+        use Cause::{CapacityTimeout, StartTimeout, Unusable, Unwanted};
+        let before_ready = matches!(cause, CapacityTimeout | StartTimeout | Unusable | Unwanted);
         Self { cause, before_ready, text: text.into() }
     }
 
@@ -103,6 +108,7 @@ mod tests {
             Cause::Unwanted,
             Cause::Unusable,
             Cause::Duplicate,
+            Cause::CapacityTimeout,
             Cause::StartTimeout,
             Cause::LifetimeExceeded,
             Cause::Idle,

@@ -442,6 +442,50 @@ async fn with_managed_scaling_the_task_waits_in_ecs_and_the_group_is_not_ours_to
 }
 
 #[tokio::test]
+async fn the_time_in_provisioning_is_a_wait_for_room() {
+    let mut stack = slow_boot(|config| {
+        let cloud = &mut config["clouds"][0];
+        cloud["instanceLaunchTimeout"] = "10m".into();
+        cloud["templates"][0]["containerStartTimeout"] = "5m".into();
+        cloud["templates"][0]["launch"] = json!({"capacityProviders": [{"name": "managed", "weight": 1}]});
+    })
+    .await;
+    stack.aws().ecs.fill_group(GROUP, 0, Timestamp::now());
+    stack.aws().ecs.create_capacity_provider("managed", GROUP, true);
+    let url = stack.agent("managed", "maven").await;
+    assert_eq!(stack.tasks()[0].last_status.as_str(), "PROVISIONING");
+    for (minutes, expected) in [(9, &[][..]), (11, &["agent.failed CAPACITY_TIMEOUT".to_owned()])] {
+        stack.sweep_at(Timestamp::now() + jiff::SignedDuration::from_mins(minutes)).await.unwrap();
+        stack.settle().await;
+        assert_eq!(stack.received(&url), expected, "after {minutes} minutes");
+    }
+}
+
+#[tokio::test]
+async fn a_capacity_provider_without_instances_is_named_with_what_to_do() {
+    let mut stack = slow_boot(|config| {
+        config["clouds"][0]["instanceLaunchTimeout"] = "1s".into();
+        config["clouds"][0]["templates"][0]["launch"] = json!({"capacityProviders": [{"name": "own", "weight": 1}]});
+    })
+    .await;
+    {
+        let mut aws = stack.aws();
+        aws.ecs.fill_group(GROUP, 0, Timestamp::now());
+        aws.ecs.create_capacity_provider("own", GROUP, false);
+        // The cloud's group is at its maximum, which is not why the request waits.
+        aws.ecs.group_mut(GROUP).unwrap().maximum = 0;
+    }
+    let url = stack.agent("empty", "maven").await;
+    assert_eq!(stack.bodies("waiting").len(), 1);
+    stack.unhide("waiting");
+    stack.sweep_at(Timestamp::now() + Duration::from_secs(5)).await.unwrap();
+    let failure = stack.notices(Some(&url)).remove(0).body["failure"].clone();
+    let message = failure["message"].as_str().unwrap();
+    assert_eq!(failure["code"], "CAPACITY_TIMEOUT");
+    assert!(message.contains("EMPTY CAPACITY PROVIDER; ") && message.contains("managed scaling"), "{message}");
+}
+
+#[tokio::test]
 async fn an_inbound_agent_that_is_never_placed_leaves_no_node_behind() {
     for way in ["aborted", "timed out"] {
         let mut stack = slow_boot(|config| {

@@ -35,7 +35,9 @@ pub fn classify_placement(reason: &str) -> Placement {
     match reason {
         "RESOURCE:CPU" | "RESOURCE:MEMORY" | "RESOURCE:GPU" => Placement::Size,
         _ if begins(&["RESOURCE"]) => Placement::Slots,
-        _ if begins(&["AGENT", "DISTINCTINSTANCE"]) || lower.contains(NO_INSTANCES) => Placement::Unavailable,
+        _ if begins(&["AGENT", "DISTINCTINSTANCE", "EMPTY CAPACITY PROVIDER"]) || lower.contains(NO_INSTANCES) => {
+            Placement::Unavailable
+        }
         _ if lower.contains("capacity") || lower.contains(LIMIT_REACHED) => Placement::NoCapacity,
         _ if begins(&["ATTRIBUTE", "MEMBEROF", "LOCATION"]) => Placement::Unsuitable,
         _ if begins(&["MISSING", "INACTIVE", "BLOCKED", "INVALID", "UNSUPPORTED"]) => Placement::Never,

@@ -13,6 +13,11 @@ use super::{Blocked, Order};
 /// Adds the group's state to the reason of a wait.
 pub fn explain(blocked: &Blocked, order: &Order<'_>, observed: &Observed, plan: Plan) -> String {
     let reason = &blocked.reason;
+    if reason.contains("EMPTY CAPACITY PROVIDER") {
+        return format!(
+            "{reason}; the capacity provider has no container instance: turn on managed scaling, or launch instances in its Auto Scaling group"
+        );
+    }
     let Some(group) = &observed.group else {
         return match order.cloud.auto_scaling_group {
             None => format!("{reason}; cloud {} has no autoScalingGroup that could be raised", order.cloud.name),

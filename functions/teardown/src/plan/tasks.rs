@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use shared::aws::ecs::{IDLE_SINCE_TAG, KEEP_TAG, Task, TaskStatus};
 use shared::config::duration::elapsed;
-use shared::config::{Connect, Limit, Template};
+use shared::config::{Cloud, Connect, Limit, Template};
 use shared::jenkins::NodeState;
 use shared::stop::{Cause, Stop};
 
@@ -45,7 +45,7 @@ pub enum Seen<'a> {
 
 /// Decides what becomes of a task that ECS keeps running; the first rule that applies decides. Without a template, the
 /// defaults of a template apply.
-pub fn task_step(task: &Task, template: Option<&Template>, seen: Seen<'_>, now: Timestamp) -> TaskStep {
+pub fn task_step(task: &Task, cloud: &Cloud, template: Option<&Template>, seen: Seen<'_>, now: Timestamp) -> TaskStep {
     if task.tags.contains_key(KEEP_TAG) || task.is_ending() {
         return TaskStep::Leave;
     }
@@ -58,7 +58,7 @@ pub fn task_step(task: &Task, template: Option<&Template>, seen: Seen<'_>, now: 
     if !is_reported && is_busy && !is_outlived {
         return TaskStep::AtWork;
     }
-    if !is_reported && let Some(step) = start_step(task, template, seen, is_outlived, now) {
+    if !is_reported && let Some(step) = start_step(task, (cloud, template), seen, is_outlived, now) {
         return step;
     }
     if is_outlived {
@@ -75,15 +75,26 @@ pub fn task_step(task: &Task, template: Option<&Template>, seen: Seen<'_>, now: 
 /// What becomes of a task that is not ready in time.
 fn start_step(
     task: &Task,
-    template: Option<&Template>,
+    (cloud, template): (&Cloud, Option<&Template>),
     seen: Seen<'_>,
     is_outlived: bool,
     now: Timestamp,
 ) -> Option<TaskStep> {
     let limit = template.map_or(Limit::minutes(15), |template| template.container_start_timeout);
     let runs = task.last_status == TaskStatus::Running;
+    let mut begun = task.created_at?;
+    if template.is_some_and(Template::waits_in_ecs) {
+        let wait = cloud.instance_launch_timeout;
+        if task.last_status == TaskStatus::Provisioning {
+            let text = || format!("no room within {wait}: no instance of a capacity provider has taken the task");
+            return wait.is_over(begun, now).then(|| TaskStep::Stop(Stop::new(Cause::CapacityTimeout, text())));
+        }
+        // ECS does not report when a task got its instance: at the latest when the wait was over.
+        let at_the_latest = wait.0.and_then(|wait| begun.checked_add(wait).ok());
+        begun = task.pull_started_at.or(task.started_at).or(at_the_latest)?;
+    }
     // While Jenkins is away, it is not the agent that is late; but no agent outlives its lifetime.
-    if !limit.is_over(task.created_at?, now) || (runs && (seen == Seen::Away || is_outlived)) {
+    if !limit.is_over(begun, now) || (runs && (seen == Seen::Away || is_outlived)) {
         return None;
     }
     let overdue = |why: &str| Stop::new(Cause::StartTimeout, format!("not ready within {limit}{why}"));
@@ -238,6 +249,7 @@ mod tests {
     use std::sync::LazyLock;
 
     use shared::aws::ecs::REPORTED_TAG;
+    use shared::config::{Launch, LaunchType};
 
     use super::*;
     use crate::plan::tests::{at, config};
@@ -263,7 +275,12 @@ mod tests {
     /// The step for an agent of a template with `containerStartTimeout: 5m`, `idleTimeout: 10m` and `maxLifetime: 2h`; a
     /// stop with its reason.
     fn step(task: &Task, seen: Seen<'_>, now: i64) -> String {
-        match task_step(task, config().clouds[0].templates.first(), seen, at(now)) {
+        let cloud = &config().clouds[0];
+        described(task_step(task, cloud, cloud.templates.first(), seen, at(now)))
+    }
+
+    fn described(step: TaskStep) -> String {
+        match step {
             TaskStep::Stop(stop) => format!("stop: {stop}"),
             TaskStep::ReportOrStop(stop) => format!("report or stop: {stop}"),
             other => format!("{other:?}"),
@@ -308,6 +325,32 @@ mod tests {
             (&running, Seen::Node(&BUSY), 300, "AtWork"),
         ] {
             assert_eq!(step(task, seen, now), expected, "{} {seen:?} at {now}", task.last_status);
+        }
+    }
+
+    #[test]
+    fn a_task_that_waits_in_ecs_has_the_time_of_a_request_and_then_that_of_a_start() {
+        let mut cloud = config().clouds[0].clone();
+        cloud.templates[0].launch = Launch::Type(LaunchType::Default);
+        let waits = Task { last_status: "PROVISIONING".into(), started_at: None, ..task(false, &[]) };
+        let placed = Task { last_status: "PENDING".into(), ..waits.clone() };
+        let pulls = Task { pull_started_at: Some(at(600)), ..placed.clone() };
+        let runs = Task { last_status: "RUNNING".into(), started_at: Some(at(610)), ..pulls.clone() };
+        let no_room = "stop: CAPACITY_TIMEOUT before ready: no room within 15m: \
+            no instance of a capacity provider has taken the task";
+        let late = "START_TIMEOUT before ready: not ready within 5m";
+        for (task, now, expected) in [
+            (&waits, 899, "Leave"),
+            (&waits, 900, no_room),
+            (&placed, 1199, "Leave"),
+            (&placed, 1200, &format!("stop: {late}: the task is PENDING")),
+            (&pulls, 899, "Leave"),
+            (&pulls, 900, &format!("stop: {late}: the task is PENDING")),
+            (&runs, 899, "Report"),
+            (&runs, 900, &format!("report or stop: {late}")),
+        ] {
+            let step = task_step(task, &cloud, cloud.templates.first(), Seen::Unknown, at(now));
+            assert_eq!(described(step), expected, "{} at {now}", task.last_status);
         }
     }
 

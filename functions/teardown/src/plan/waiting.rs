@@ -167,7 +167,7 @@ pub fn waiting(
             plan.steps.push(MessageStep::Wake);
             continue;
         }
-        if let Some(failure) = time_is_up(message, Some(cloud), &reason(wait, observed.get(&index)), now) {
+        if let Some(failure) = time_is_up(message, Some(cloud), &reason(cloud, wait, observed.get(&index)), now) {
             // Whether it was placed is unknown until its cluster answers.
             let is_unknown = agents.unknown.contains(&index);
             plan.steps.push(if is_unknown { MessageStep::Keep } else { MessageStep::Fail(failure) });
@@ -232,9 +232,11 @@ fn time_is_up(message: &Waiting, cloud: Option<&Cloud>, reason: &str, now: Times
 }
 
 /// Why a request waits now: what prevents its group from providing an instance, or else what ECS said last.
-fn reason(wait: &Wait, observation: Option<&Observation>) -> String {
+fn reason(cloud: &Cloud, wait: &Wait, observation: Option<&Observation>) -> String {
     let said = || wait.reason.clone();
-    let Some(observation) = observation.filter(|_| wait.waits_for == WaitsFor::Instance) else { return said() };
+    let scales = template_of(cloud, &wait.template).is_none_or(Template::scales_group);
+    let is_for_group = wait.waits_for == WaitsFor::Instance && scales;
+    let Some(observation) = observation.filter(|_| is_for_group) else { return said() };
     let Some(group) = &observation.observed.group else { return said() };
     let name = &group.name;
     let unregistered = observation.observed.unregistered_text();

@@ -108,7 +108,7 @@ async fn step(app: &App, ours: &OurTask<'_>, nodes: &Nodes, is_pending: bool, no
     let (task, cluster, seen) = (&ours.task, &ours.cloud.cluster, nodes.seen(&ours.name));
     let may_be_notified = plan::may_be_notified(task, seen, is_pending, now);
     let agent = OurAgent { may_be_notified, ..ours.agent(app) };
-    match plan::task_step(task, agent.template, seen, now) {
+    match plan::task_step(task, &ours.cloud.config, agent.template, seen, now) {
         TaskStep::Leave => Ok(()),
         TaskStep::Stop(_) => stop_if_still_due(app, ours, nodes, now).await,
         TaskStep::Report => report::task(app, agent, &task.arn, None).await?.done(),
@@ -131,9 +131,8 @@ async fn step(app: &App, ours: &OurTask<'_>, nodes: &Nodes, is_pending: bool, no
 async fn stop_if_still_due(app: &App, ours: &OurTask<'_>, nodes: &Nodes, now: Timestamp) -> Result<(), Fault> {
     let agent = ours.agent(app);
     let Some(task) = ours.cloud.cluster.describe_task(&ours.task.arn).await? else { return Ok(()) };
-    let TaskStep::Stop(stop) = plan::task_step(&task, agent.template, nodes.seen(&ours.name), now) else {
-        return Ok(());
-    };
+    let step = plan::task_step(&task, &ours.cloud.config, agent.template, nodes.seen(&ours.name), now);
+    let TaskStep::Stop(stop) = step else { return Ok(()) };
     if stop.cause == Cause::Idle && !is_still_idle(app, &ours.name, &stop).await? {
         return Ok(());
     }

@@ -1,9 +1,13 @@
 //! Requests: what is placed, what is refused, and who is notified (docs/messages.md).
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use local::aws::ApiError;
 use serde_json::{Value, json};
 use tests::{ACCOUNT, Binary, CLUSTER, REGION, Stack, log_rules};
+
+use crate::teardown::thirty_templates_in_five_clouds;
 
 fn template_of(started_by: &str) -> &str {
     started_by.strip_prefix("ecs-").unwrap().rsplit_once('-').unwrap().0
@@ -1133,4 +1137,34 @@ async fn accepts_a_build_with_a_long_name() {
         stack.settle().await;
         assert!(stack.active_tasks().is_empty() && stack.rejected().is_empty(), "{environment}");
     }
+}
+
+/// The calls of AWS for a batch of ten requests, two to each of five clouds with six templates.
+async fn calls_of_a_batch_to_all_clouds(change: impl FnOnce(&mut Value)) -> BTreeMap<String, usize> {
+    let mut stack = thirty_templates_in_five_clouds(change).await;
+    for cloud in 0..5 {
+        for template in [4, 5] {
+            let label = format!("label-{cloud}-{template}");
+            stack.ask(json!({"requestId": format!("to-{label}"), "label": label}));
+        }
+    }
+    stack.forget_calls();
+    stack.poll(Binary::Request, "requests").await;
+    let mut calls = BTreeMap::new();
+    stack.calls().into_iter().for_each(|call| *calls.entry(call).or_default() += 1);
+    calls
+}
+
+#[tokio::test]
+async fn the_calls_for_a_batch_do_not_grow_with_the_templates() {
+    let placed = calls_of_a_batch_to_all_clouds(|_| {}).await;
+    assert_eq!(placed, BTreeMap::from([("ecs:RunTask".to_owned(), 10)]));
+    // Agents are counted once for each cloud.
+    let counted = calls_of_a_batch_to_all_clouds(|config| {
+        for cloud in config["clouds"].as_array_mut().unwrap() {
+            cloud["maxAgents"] = 10.into();
+        }
+    });
+    let expected = [("ecs:ListTasks".to_owned(), 5), ("ecs:RunTask".to_owned(), 10)];
+    assert_eq!(counted.await, BTreeMap::from(expected));
 }

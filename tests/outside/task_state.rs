@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 use sha2::Sha256;
 use tests::{AUTHORIZATION, Binary, CLUSTER, Stack};
 
+use crate::teardown::thirty_templates_in_five_clouds;
+
 const HOST_KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ1bFSTxVyKv0bSa6ykMTyCE9HzwYzbEK6kXVR4B4BaG";
 
 /// A scripted page of Jenkins.
@@ -1245,4 +1247,27 @@ async fn reports_an_end_though_ec2_has_forgotten_the_instance() {
     stack.settle().await;
     assert_eq!(stack.all_received(), ["agent.ready", "agent.stopped"]);
     assert!(stack.nodes().is_empty() && stack.bodies("undelivered").is_empty());
+}
+
+#[tokio::test]
+async fn the_calls_for_an_event_do_not_grow_with_the_templates() {
+    let mut stack = thirty_templates_in_five_clouds(|config| {
+        for cloud in config["clouds"].as_array_mut().unwrap() {
+            cloud["maxAgents"] = 1.into();
+        }
+    })
+    .await;
+    stack.agent("ready", "label-4-5").await;
+    assert_eq!(stack.count("ecs:DescribeTasks"), 1);
+    assert_eq!(stack.count("ecs:TagResource"), 1);
+    // Its end: the place within maxAgents is given to the one request that waits for it.
+    stack.agent("waits", "label-4-4").await;
+    let task = stack.active_tasks().remove(0);
+    stack.aws().ecs.exit(&task.arn, 0, Timestamp::now());
+    stack.forget_calls();
+    stack.unhide("waiting");
+    stack.deliver().await;
+    let of_ecs: Vec<_> = stack.calls().into_iter().filter(|call| call.starts_with("ecs:")).collect();
+    assert!(of_ecs.len() <= 2, "{of_ecs:?}");
+    assert_eq!(stack.bodies("requests").len(), 1, "the request that waited is woken");
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use local::aws::Fault;
-use serde_json::json;
+use serde_json::{Value, json};
 use tests::{ACCOUNT, Binary, CLUSTER, REGION, Stack};
 
 #[tokio::test]
@@ -352,7 +352,7 @@ async fn stop_task_is_tried_until_it_works() {
 }
 
 /// Thirty templates in five clouds, each with a cluster of its own but the first two, which share one.
-async fn thirty_templates_in_five_clouds() -> Stack {
+pub(crate) async fn thirty_templates_in_five_clouds(change: impl FnOnce(&mut Value)) -> Stack {
     let stack = Stack::with(|config| {
         let fargate = config["clouds"][1].clone();
         for cloud in 0..5 {
@@ -371,6 +371,7 @@ async fn thirty_templates_in_five_clouds() -> Stack {
                 templates.push(another);
             }
         }
+        change(config);
     })
     .await;
     for cluster in ["cluster-2", "cluster-3", "cluster-4"] {
@@ -381,7 +382,7 @@ async fn thirty_templates_in_five_clouds() -> Stack {
 
 #[tokio::test]
 async fn a_request_that_nobody_knows_costs_one_listing_of_each_cluster_for_the_whole_batch() {
-    let mut stack = thirty_templates_in_five_clouds().await;
+    let mut stack = thirty_templates_in_five_clouds(|_| {}).await;
     stack.forget_calls();
     for number in 0..10 {
         stack.complete(json!({"requestId": format!("unknown-{number}")}));
@@ -395,7 +396,7 @@ async fn a_request_that_nobody_knows_costs_one_listing_of_each_cluster_for_the_w
 
 #[tokio::test]
 async fn a_request_id_finds_its_agents_among_thirty_templates() {
-    let mut stack = thirty_templates_in_five_clouds().await;
+    let mut stack = thirty_templates_in_five_clouds(|_| {}).await;
     stack.ask(json!({"requestId": "many", "label": "label-1-5", "count": 3}));
     stack.agent("other", "node").await;
     assert_eq!(stack.active_tasks().len(), 4);

@@ -593,6 +593,40 @@ async fn instances_that_never_register_are_neither_booting_nor_raised_beyond_rea
 }
 
 #[tokio::test]
+async fn an_instance_that_a_lifecycle_hook_holds_is_booting() {
+    let mut stack =
+        Stack::with(|config| config["clouds"][0]["instanceCapacity"] = json!({"cpu": 4096, "memory": 7680})).await;
+    empty_the_group(&mut stack);
+    stack.aws().ecs.settings().register = Duration::from_secs(3600);
+    stack.aws().ecs.group_mut(GROUP).unwrap().launch_hook = Some(Duration::from_secs(3600));
+    for number in 0..3 {
+        ask(&stack, &format!("held-{number}"), 1);
+    }
+    stack.settle().await;
+    assert_eq!(desired(&stack), 1);
+    assert_eq!(stack.aws().ecs.group(GROUP).unwrap().members[0].lifecycle, "Pending:Wait");
+    stack.sweep().await;
+    assert_eq!(desired(&stack), 1, "three fit on the instance that is held");
+    ask(&stack, "more", 1);
+    stack.settle().await;
+    assert_eq!(desired(&stack), 2);
+}
+
+#[tokio::test]
+async fn instances_of_a_warm_pool_are_neither_room_nor_booting() {
+    for lifecycle in ["Warmed:Stopped", "Warmed:Hibernated", "Warmed:Running"] {
+        let mut stack = slow_boot(|_| {}).await;
+        ask(&stack, "fill", 3);
+        stack.settle().await;
+        stack.aws().ecs.fill_warm_pool(GROUP, 2, lifecycle, Timestamp::now());
+        ask(&stack, "waits", 3);
+        stack.settle().await;
+        stack.sweep().await;
+        assert_eq!(desired(&stack), 2, "{lifecycle}: the one instance that is needed, and no more");
+    }
+}
+
+#[tokio::test]
 async fn a_request_that_found_no_room_again_is_woken_later() {
     let mut stack = slow_boot(|_| {}).await;
     ask(&stack, "fill", 3);

@@ -12,7 +12,7 @@ use shared::config::Size;
 const SIZES: [(u32, u32); 4] = [(256, 512), (512, 1024), (1024, 2048), (2048, 4096)];
 /// Planning ten times as much at once may take this many times as long as planning ten times: n log n takes 1.3 times, n
 /// squared ten times.
-const GROWTH: f64 = 5.0;
+const GROWTH: f64 = 7.0;
 
 /// Plans 1,000 requests over 500 instances, and ten times both. Only the growth has a limit: the time of one plan depends
 /// on the machine, and on what else it does.

@@ -597,6 +597,11 @@ impl Template {
 }
 
 impl Cloud {
+    /// The template of this name.
+    pub fn template(&self, name: &str) -> Option<&Template> {
+        self.templates.iter().find(|template| template.name == name)
+    }
+
     /// How long after its launch an instance may take to register.
     pub fn registration_timeout(&self) -> Limit {
         self.instance_registration_timeout.unwrap_or(Limit::minutes(10))

@@ -74,7 +74,7 @@ impl Cloud {
     }
 
     pub fn template(&self, name: &str) -> Option<&Template> {
-        self.config.templates.iter().find(|template| template.name == name)
+        self.config.template(name)
     }
 }
 

@@ -299,7 +299,7 @@ pub fn demand<'a>(
     placed: &Placed,
 ) -> BTreeMap<(&'a str, u32), Need> {
     let scales = |wait: &&Wait| {
-        let template = cloud.templates.iter().find(|template| template.name == wait.template);
+        let template = cloud.template(&wait.template);
         wait.cloud == cloud.name
             && wait.waits_for == WaitsFor::Instance
             && template.is_some_and(|template| template.scales_group())

@@ -98,7 +98,7 @@ impl Instance {
 /// the instance relates to its group.
 pub fn serves(instance: &ecs::Instance, wait: &Wait, clouds: &[(&Cloud, Membership)]) -> bool {
     let Some((cloud, membership)) = clouds.iter().find(|(cloud, _)| cloud.name == wait.cloud) else { return false };
-    let template = cloud.templates.iter().find(|template| template.name == wait.template);
+    let template = cloud.template(&wait.template);
     // The event does not say which families have tasks on the instance; the sweep knows.
     let is_distinct = wait.exclusive.iter().any(|exclusive| matches!(exclusive, Exclusive::Family(_)));
     instance.serves(*membership, template) && !(is_distinct && instance.tasks > 0)
@@ -167,7 +167,7 @@ pub struct Freed<'a> {
 
 /// The place that the end of a template's agent leaves; `None` while it has not ended, or if nothing limits its number.
 pub fn freed<'a>(task: &Task, cloud: &'a Cloud, template: &'a str) -> Option<Freed<'a>> {
-    let limit = || cloud.templates.iter().find(|it| it.name == template)?.max_agents;
+    let limit = || cloud.template(template)?.max_agents;
     let template = match cloud.max_agents {
         Some(_) => None,
         None => Some(limit().map(|_| template)?),

@@ -77,7 +77,7 @@ pub fn placed(completion: &BuildCompleted, wait: &Wait, body: &str, clouds: &[Cl
     let asked = AgentRequest::parse(body).ok().and_then(|request| request.count);
     let of_template = || {
         let cloud = clouds.iter().find(|cloud| cloud.name == wait.cloud)?;
-        let template = cloud.templates.iter().find(|template| template.name == wait.template)?;
+        let template = cloud.template(&wait.template)?;
         Some(template.agents_per_request)
     };
     let count = asked.or_else(of_template).unwrap_or_default().min(MOST_AGENTS);

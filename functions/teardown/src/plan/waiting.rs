@@ -115,7 +115,7 @@ impl Agents {
     fn take(&mut self, index: usize, cloud: &Cloud, template: &str) -> bool {
         let below = |limit: Option<u32>, count: Option<&u32>| limit.is_none_or(|limit| *count.unwrap_or(&0) < limit);
         let of_template = self.templates.get(&(index, template.to_owned()));
-        let limit_of_template = template_of(cloud, template).and_then(|template| template.max_agents);
+        let limit_of_template = cloud.template(template).and_then(|template| template.max_agents);
         let is_free = !self.unknown.contains(&index)
             && below(cloud.max_agents, self.clouds.get(&index))
             && below(limit_of_template, of_template);
@@ -132,10 +132,6 @@ pub struct Observation {
     pub observed: Observed,
     /// Why its group's last launch failed, if that was asked.
     pub launch_failure: Option<String>,
-}
-
-fn template_of<'a>(cloud: &'a Cloud, name: &str) -> Option<&'a Template> {
-    cloud.templates.iter().find(|template| template.name == name)
 }
 
 /// Plans what becomes of the messages, which come oldest first. A cloud that is not among the observed could not be
@@ -234,7 +230,7 @@ fn time_is_up(message: &Waiting, cloud: Option<&Cloud>, reason: &str, now: Times
 /// Why a request waits now: what prevents its group from providing an instance, or else what ECS said last.
 fn reason(cloud: &Cloud, wait: &Wait, observation: Option<&Observation>) -> String {
     let said = || wait.reason.clone();
-    let scales = template_of(cloud, &wait.template).is_none_or(Template::scales_group);
+    let scales = cloud.template(&wait.template).is_none_or(Template::scales_group);
     let is_for_group = wait.waits_for == WaitsFor::Instance && scales;
     let Some(observation) = observation.filter(|_| is_for_group) else { return said() };
     let Some(group) = &observation.observed.group else { return said() };
@@ -251,7 +247,7 @@ fn reason(cloud: &Cloud, wait: &Wait, observation: Option<&Observation>) -> Stri
 
 /// Whether an instance of the cloud's group may serve a request: one that is sent back, or one that waits for it.
 fn needs_instance(cloud: &Cloud, wait: &Wait, is_free: bool) -> bool {
-    let template = template_of(cloud, &wait.template);
+    let template = cloud.template(&wait.template);
     match wait.waits_for {
         WaitsFor::Fargate => false,
         WaitsFor::Instance => template.is_none_or(|it| !it.is_external()),
@@ -266,7 +262,7 @@ fn serving<'a>(
     observed: &'a mut Observed,
     memberships: &'a [Membership],
 ) -> impl Iterator<Item = &'a mut Instance> {
-    let template = template_of(cloud, &wait.template);
+    let template = cloud.template(&wait.template);
     let there = observed.instances.iter_mut().zip(memberships);
     there.filter(move |(instance, membership)| instance.serves(**membership, template)).map(|(instance, _)| instance)
 }
